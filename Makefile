@@ -1,0 +1,36 @@
+# Every target sets up .venv first if it is missing or older than what it is made from.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test test-slow test-gpu lint format clean
+.DEFAULT_GOAL := quickstart
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kdbench needs Python 3.11 or newer; say which with: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+quickstart: .venv/ready  ## one teacher, three students, one table, on embedded data
+	$(BIN)/kdbench experiment=quickstart
+
+test: .venv/ready  ## the everyday suite, under three minutes on two cores
+	$(BIN)/pytest
+
+test-slow: .venv/ready  ## real trainings, the wheel, races: minutes
+	$(BIN)/pytest -m 'slow and not gpu'
+
+test-gpu: .venv/ready  ## what only a CUDA device can show
+	$(BIN)/pytest -m gpu
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv dist build

@@ -1,0 +1,111 @@
+"""The console command `kdbench`: a Hydra app. One call, one run; -m sweeps."""
+
+import logging
+import os
+import sys
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from kdbench import __version__
+from kdbench.config import CONF_DIR, parse, register_models
+from kdbench.errors import ConfigError, KdbenchError
+
+
+def main() -> None:
+    """Entry point. Exit code 0: done; 1: a run failed; 2: the config cannot run; 130: interrupted."""
+    sys.exit(command(sys.argv[1:]))
+
+
+def command(arguments: list[str]) -> int:
+    if "--version" in arguments:
+        print(f"kdbench {__version__} (torch {version('torch')}, torchvision {version('torchvision')})")
+        return 0
+    say_what_happens()
+    # Hydra would print its errors itself, in several lines, and exit with 1; so it hands them on, to be said below.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    config_dir = None
+    try:
+        config_dir = given_config_dir(arguments)
+        register_models(CONF_DIR, *([config_dir] if config_dir else []))
+        hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
+    except KdbenchError as error:
+        return refuse(error)
+    except Exception as error:  # jobs keep their own: this came up while Hydra composed
+        from kdbench.compose import explained
+
+        return refuse(explained(error, arguments, config_dir))
+    except KeyboardInterrupt:
+        print("kdbench: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def refuse(error: KdbenchError, where: str = "") -> int:
+    print(f"kdbench: error: {where}{error}", file=sys.stderr)
+    return error.exit_code
+
+
+def job(config: DictConfig) -> dict[str, Any]:
+    """One run of the app. In a sweep a failure is said and returned, so that the other jobs go on."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.RUN:
+        try:
+            return {"status": "complete", "run": str(carry_out(config))}
+        except KdbenchError as error:
+            sys.exit(refuse(error))  # past Hydra, which would add lines of its own
+        except Exception:  # a bug
+            traceback.print_exc()
+            sys.exit(1)
+    title = " ".join(hydra_config.overrides.task)
+    print(f"\njob {hydra_config.job.num + 1}: {title}", flush=True)
+    try:
+        return {"status": "complete", "run": str(carry_out(config))}
+    except KdbenchError as error:
+        refuse(error, where=f"{title}: ")
+        return {"status": "failed", "error": str(error)}
+    except Exception as error:  # a bug: said in full, and the other jobs still run
+        traceback.print_exc()
+        return {"status": "failed", "error": repr(error)}
+
+
+def carry_out(config: DictConfig) -> Path:
+    run = parse(config, HydraConfig.get().runtime.choices)
+    from kdbench.run import execute  # late: what --help needs must not import torchvision
+
+    return execute(run).path
+
+
+def given_config_dir(arguments: list[str]) -> Path | None:
+    """The value of Hydra's --config-dir, whose model/ folder is offered like the package's own.
+
+    Raises:
+        ConfigError: a flag that Hydra does not know.
+    """
+    parser = get_args_parser()
+    parser.error = unknown_flag  # argparse would print its whole usage first
+    given = parser.parse_args(arguments).config_dir
+    return Path(given) if given else None
+
+
+def unknown_flag(message: str) -> NoReturn:
+    raise ConfigError(f"{message}; see kdbench --help and kdbench --hydra-help")
+
+
+def say_what_happens() -> None:
+    """kdbench's own log goes to standard output, errors to standard error."""
+    package = logging.getLogger("kdbench")
+    package.setLevel(logging.DEBUG)
+    package.propagate = False
+    if not package.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setLevel(logging.INFO)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        package.addHandler(handler)

@@ -1,0 +1,76 @@
+"""What goes wrong while Hydra composes a config, in one line that says what to do."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kdbench.config import CONF_DIR, first_line
+from kdbench.errors import ConfigError, nearest
+
+
+def explained(error: Exception, overrides: Sequence[str], config_dir: Path | None = None) -> ConfigError:
+    """A composition error of Hydra or OmegaConf as an error for the user.
+
+    Args:
+        error: What was raised.
+        overrides: The command line's, to find the one that is wrong.
+        config_dir: The user's own, if one was given.
+    """
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            f"{error.override!r} cannot be read: {first_line(error)}; write key=value, and quote values that hold "
+            "spaces, commas or brackets"
+        )
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        if group:
+            return ConfigError(f"{group}={option} is no option; {nearest(option, error.options or [])}")
+        return ConfigError(f"there is no config named {option}")
+    unmatched = re.match(r"Could not (?:override|delete|append to config)[^']*'([^']+)'", str(error))
+    if unmatched:
+        return unknown_key(unmatched[1].partition("@")[0], overrides, config_dir)
+    if str(error).startswith("Ambiguous value"):
+        return ConfigError(f"{first_line(error)}: several values need -m, which makes one run of each")
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    key = getattr(cause, "full_key", None)
+    return ConfigError(f"{f'{key}: ' if key else ''}{first_line(cause)}")
+
+
+def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> ConfigError:
+    """The error for a key that no config has, with the keys that stand beside it."""
+    path, _, name = key.rpartition(".")
+    beside = OmegaConf.select(composed_without(key, overrides, config_dir), path) if path else None
+    if not path:
+        beside = composed_without(key, overrides, config_dir)
+        groups = {folder.name for folder in CONF_DIR.iterdir() if folder.is_dir()} - {"model"}
+        valid = {str(k) for k in beside} | groups
+    elif isinstance(beside, DictConfig):
+        valid = {str(k) for k in beside}
+    else:
+        return unknown_key(path, overrides, config_dir)
+    return ConfigError(f"{key} is no known key; {nearest(name, valid)}")
+
+
+def composed_without(key: str, overrides: Sequence[str], config_dir: Path | None) -> DictConfig:
+    """The config as it is without any override but choices of groups, as far as those can be composed."""
+    groups = {folder.name for folder in CONF_DIR.iterdir() if folder.is_dir()} | {"student", "teacher"}
+    choices = [o for o in overrides if o.partition("=")[0] in groups and "," not in o]
+    extra = [f"hydra.searchpath=[file://{config_dir.absolute()}]"] if config_dir else []
+    previous = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            try:
+                return compose("config", [*choices, *extra])
+            except (HydraException, OmegaConfBaseException):
+                return compose("config")
+    finally:
+        GlobalHydra.instance().clear()
+        if previous:
+            GlobalHydra.instance().hydra = previous

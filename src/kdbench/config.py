@@ -1,0 +1,340 @@
+"""The typed schema of a run and every check of it that needs neither data nor device.
+
+`parse` turns what Hydra composed (or a run directory's config.yaml) into a `RunConfig`; a config that gets past it
+has only known keys, right types, values in range, and fields that fit together. This module alone knows all groups.
+"""
+
+import dataclasses
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from kdbench.errors import ConfigError, nearest
+
+INSTALLED_CONF = Path(__file__).parent / "conf"
+# A wheel carries conf/ inside the package; a checkout has it at the top.
+CONF_DIR = INSTALLED_CONF if INSTALLED_CONF.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def ranged(allowed: Callable[[Any], bool], description: str) -> Any:
+    """A field without default (defaults live in YAML) whose value must satisfy `allowed`."""
+    return field(default=MISSING, metadata={"allowed": allowed, "description": description})
+
+
+def one_of(*options: str) -> Any:
+    return ranged(lambda value: value in options, " or ".join(options))
+
+
+def whole(low: int) -> Any:
+    return ranged(lambda value: value >= low, f"a whole number of at least {low}")
+
+
+def number(low: float, high: float = math.inf, *, above: bool = False) -> Any:
+    """A finite number in [low, high], or in (low, high] with `above`. NaN is in no range."""
+
+    def allowed(value: float) -> bool:
+        return math.isfinite(value) and (low < value if above else low <= value) and value <= high
+
+    bound = f"above {low:g}" if above else f"of at least {low:g}"
+    return ranged(allowed, f"a finite number {bound}" + (f" and at most {high:g}" if high < math.inf else ""))
+
+
+def optional(inner: Any) -> Any:
+    """The range of `inner`, or null."""
+    allowed = inner.metadata["allowed"]
+    return ranged(lambda value: value is None or allowed(value), f"{inner.metadata['description']}, or null")
+
+
+@dataclass
+class RecipeConfig:
+    epochs: int = whole(1)
+    batch_size: int = whole(2)
+    lr: float = number(0, above=True)
+    min_lr: float = number(0)
+    momentum: float = number(0, 1)
+    nesterov: bool = MISSING
+    weight_decay: float = number(0)
+    clip_norm: float | None = optional(number(0, above=True))
+    clip_projections: bool = MISSING
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING
+    root: str = MISSING
+    download: bool = MISSING
+    num_train: int = whole(1)
+    num_val: int = whole(1)
+    num_test: int = whole(1)
+    augment: bool = MISSING
+    mean: list[float] = ranged(lambda v: len(v) == 3 and all(map(math.isfinite, v)), "three finite numbers")
+    std: list[float] = ranged(lambda v: len(v) == 3 and all(0 < x < math.inf for x in v), "three numbers above 0")
+
+
+@dataclass
+class RuntimeConfig:
+    device: str = ranged(
+        lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None, "auto, cpu, cuda or cuda:0, cuda:1, ..."
+    )
+    precision: str = one_of("auto", "fp32", "bf16", "fp16")
+    channels_last: bool = MISSING
+    threads: Any = ranged(
+        lambda value: value == "auto" or (type(value) is int and value >= 1), "auto or a whole number of at least 1"
+    )
+    deterministic: bool = MISSING
+
+
+@dataclass
+class CheckpointConfig:
+    every_minutes: float = number(0)
+    keep_last: bool = MISSING
+
+
+@dataclass
+class ModelConfig:
+    """An architecture: what to call, with what, and which of its nodes are stages."""
+
+    name: str
+    target: str
+    stages: dict[str, str]
+    arguments: dict[str, Any]
+
+    @property
+    def stem(self) -> str | None:
+        return self.arguments.get("stem")
+
+    def node(self) -> dict[str, Any]:
+        return {"name": self.name, "_target_": self.target, **self.arguments, "stages": self.stages}
+
+
+@dataclass
+class MethodConfig:
+    """How the student learns. `params` is an instance of the method class's own `Config`."""
+
+    name: str
+    target: type[Any]
+    params: Any
+
+    def node(self) -> dict[str, Any]:
+        path = f"{self.target.__module__}.{self.target.__qualname__}"
+        return {"name": self.name, "_target_": path, **dataclasses.asdict(self.params)}
+
+
+@dataclass
+class TeacherConfig:
+    model: ModelConfig
+    seed: int
+    recipe: RecipeConfig
+    checkpoint: str | None
+
+    def node(self) -> dict[str, Any]:
+        return {
+            **self.model.node(),
+            "seed": self.seed,
+            "recipe": dataclasses.asdict(self.recipe),
+            "checkpoint": self.checkpoint,
+        }
+
+
+@dataclass
+class RunConfig:
+    student: ModelConfig
+    teacher: TeacherConfig | None
+    method: MethodConfig
+    data: DataConfig
+    recipe: RecipeConfig
+    runtime: RuntimeConfig
+    checkpoint: CheckpointConfig
+    seed: int
+    init_seed: int
+    data_seed: int
+    output_root: str
+    overwrite: bool
+
+    def node(self) -> dict[str, Any]:
+        """Plain data in the shape of the YAML it came from; `parse` reads it back."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name, value in plain.items():
+            if hasattr(value, "node"):
+                plain[name] = value.node()
+            elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+                plain[name] = dataclasses.asdict(value)
+        return plain | {"teacher": self.teacher.node() if self.teacher else {"name": "none"}}
+
+
+@dataclass
+class Document:
+    """The YAML tree's top: closed sections typed here, open ones (models, methods) checked by what they name."""
+
+    student: dict[str, Any] = MISSING
+    teacher: dict[str, Any] = MISSING
+    method: dict[str, Any] = MISSING
+    data: DataConfig = field(default_factory=DataConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    seed: int = whole(0)
+    init_seed: int = whole(0)
+    data_seed: int = whole(0)
+    output_root: str = MISSING
+    overwrite: bool = MISSING
+
+
+@dataclass
+class TeacherKeys:
+    seed: int = whole(0)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    checkpoint: str | None = MISSING
+
+
+def typed(schema: type[Any], values: Mapping[str, Any], path: str = "") -> Any:
+    """`values` as an instance of the dataclass `schema`; `path` is where in the config they stand.
+
+    Raises:
+        ConfigError: an unknown or missing key, a wrong type, or a value out of its field's range.
+    """
+    prefix = f"{path}." if path else ""
+    try:
+        section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{prefix}{error.full_key} has no value; give one, for example on the command line") from None
+    except ConfigKeyError as error:
+        valid = [f.name for f in dataclasses.fields(error.object_type or schema)]
+        raise ConfigError(f"{prefix}{error.full_key} is no known key; {nearest(str(error.key), valid)}") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{prefix}{error.full_key} is {given(values, error)!r}; {allowed_there(error)}") from None
+    check_ranges(section, prefix)
+    return section
+
+
+def given(values: Mapping[str, Any], error: OmegaConfBaseException) -> Any:
+    """The value that the error is about."""
+    return OmegaConf.select(OmegaConf.create(dict(values)), str(error.full_key))
+
+
+def allowed_there(error: OmegaConfBaseException) -> str:
+    """What the field may be whose type the given value does not have."""
+    for f in dataclasses.fields(error.object_type) if dataclasses.is_dataclass(error.object_type) else ():
+        if f.name == error.key and f.metadata:
+            return f"it may be {f.metadata['description']}"
+    return first_line(error)
+
+
+def check_ranges(section: Any, prefix: str) -> None:
+    for f in dataclasses.fields(section):
+        value = getattr(section, f.name)
+        if dataclasses.is_dataclass(value):
+            check_ranges(value, f"{prefix}{f.name}.")
+        elif "allowed" in f.metadata and not f.metadata["allowed"](value):
+            raise ConfigError(f"{prefix}{f.name} is {value!r}; it may be {f.metadata['description']}")
+
+
+def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, str] | None = None) -> RunConfig:
+    """A checked run from a composed config.
+
+    Args:
+        config: What Hydra composed, or the content of a run directory's config.yaml.
+        names: Chosen option per group (Hydra's `runtime.choices`); they name student, teacher and method.
+
+    Raises:
+        ConfigError: with one line that says which key, what it was, and what it may be.
+    """
+    try:
+        tree: Any = OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # type: ignore[arg-type]
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    for group in ("student", "teacher", "method"):
+        if isinstance(tree.get(group), dict) and names and names.get(group):
+            tree[group].setdefault("name", names[group])
+    document = typed(Document, tree)
+    method = parse_method(document.method)
+    run = RunConfig(
+        student=parse_model(document.student, "student"),
+        teacher=parse_teacher(document.teacher, method),
+        method=method,
+        **{f.name: getattr(document, f.name) for f in dataclasses.fields(Document)[3:]},
+    )
+    check_together(run)
+    return run
+
+
+def parse_model(node: Mapping[str, Any], path: str) -> ModelConfig:
+    arguments = dict(node)
+    name, target, stages = (arguments.pop(key, None) for key in ("name", "_target_", "stages"))
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ConfigError(f"{path}.name is {name!r}; it may hold letters, digits, dots, dashes and underscores")
+    if not isinstance(target, str):
+        raise ConfigError(f"{path}._target_ is {target!r}; it must be the import path of what builds the network")
+    if not isinstance(stages, dict) or not all(isinstance(n, str) for n in stages.values()):
+        raise ConfigError(f"{path}.stages is {stages!r}; it must map names of stages to nodes of the network")
+    return ModelConfig(name, target, {str(k): v for k, v in stages.items()}, arguments)
+
+
+def parse_method(node: Mapping[str, Any]) -> MethodConfig:
+    from kdbench.methods.method import Method
+
+    params = dict(node)
+    name, target = params.pop("name", None), params.pop("_target_", None)
+    try:
+        cls = hydra.utils.get_class(str(target))
+    except Exception as error:
+        raise ConfigError(f"method._target_ is {target!r}, which cannot be imported: {first_line(error)}") from None
+    if not issubclass(cls, Method) or inspect.isabstract(cls):
+        raise ConfigError(f"method._target_ is {target!r}; it must be a subclass of kdbench.methods.Method")
+    return MethodConfig(str(name), cls, typed(cls.Config, params, "method"))
+
+
+def parse_teacher(node: Mapping[str, Any], method: MethodConfig) -> TeacherConfig | None:
+    """The teacher, or None if the method uses none (then it is no part of the run's key either)."""
+    own = {f.name for f in dataclasses.fields(TeacherKeys)}
+    given = {key: value for key, value in node.items() if key in own}
+    model = {key: value for key, value in node.items() if key not in own}
+    if not method.target.needs_teacher:
+        return None
+    if "_target_" not in model:
+        raise ConfigError(
+            f"method={method.name} needs a teacher and teacher=none was given; "
+            "name one, for example teacher=resnet50, or use method=ce"
+        )
+    keys = typed(TeacherKeys, given, "teacher")
+    return TeacherConfig(parse_model(model, "teacher"), keys.seed, keys.recipe, keys.checkpoint)
+
+
+def check_together(run: RunConfig) -> None:
+    """Rules between fields."""
+    recipes = {"recipe": run.recipe} | ({"teacher.recipe": run.teacher.recipe} if run.teacher else {})
+    for path, recipe in recipes.items():
+        if run.data.num_train % recipe.batch_size == 1:
+            raise ConfigError(
+                f"{path}.batch_size is {recipe.batch_size}, which leaves one of data.num_train={run.data.num_train} "
+                "images alone in the last batch, where batch norm is undefined; change one of the two"
+            )
+        if recipe.min_lr > recipe.lr:
+            raise ConfigError(f"{path}.min_lr is {recipe.min_lr:g}; it may be at most {path}.lr, {recipe.lr:g}")
+        if recipe.nesterov and recipe.momentum == 0:
+            raise ConfigError(f"{path}.momentum is 0, which {path}.nesterov=true does not allow; use nesterov=false")
+
+
+def first_line(error: BaseException) -> str:
+    """An exception in one line: its type's name if it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def register_models(*config_dirs: Path) -> None:
+    """Offer every file of each folder's model/ as `student=NAME` and as `teacher=NAME`; later folders win."""
+    store = ConfigStore.instance()
+    store.store(group="teacher", name="none", node={})
+    for directory in config_dirs:
+        for file in sorted((directory / "model").glob("*.yaml")):
+            node = OmegaConf.load(file)
+            for group in ("student", "teacher"):
+                store.store(group=group, name=file.stem, node=node, provider=str(file))

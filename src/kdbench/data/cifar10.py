@@ -1,0 +1,58 @@
+"""CIFAR-10 from the official python batches (Krizhevsky 2009)."""
+
+from pathlib import Path
+
+import torch
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import check_integrity
+
+from kdbench.config import DataConfig, first_line
+from kdbench.data.source import Source
+from kdbench.errors import ConfigError
+
+FILES = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
+NUM_VAL = 5000
+
+
+def load_cifar10(config: DataConfig) -> Source:
+    """All 60,000 images. Every file's md5 is checked before it is opened.
+
+    Raises:
+        ConfigError: a file is missing or damaged and was not to be downloaded, or could not be.
+    """
+    root = Path(config.root).expanduser()
+    damage = describe_damage(root)
+    if damage and config.download:
+        try:
+            CIFAR10(root, download=True)
+        except Exception as error:
+            raise ConfigError(f"data.download=true failed: {first_line(error)}; {advice(root)}") from None
+    elif damage:
+        raise ConfigError(f"data=cifar10: {damage}; {advice(root)}, or set data.download=true")
+    train, test = CIFAR10(root, train=True), CIFAR10(root, train=False)
+    return Source(
+        torch.from_numpy(train.data),
+        torch.tensor(train.targets),
+        torch.from_numpy(test.data),
+        torch.tensor(test.targets),
+        NUM_VAL,
+    )
+
+
+def describe_damage(root: Path) -> str | None:
+    """What is wrong with the files under `root`, or None."""
+    folder = root / CIFAR10.base_folder
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    missing = [name for name, _ in FILES if not (folder / name).is_file()]
+    if missing:
+        return f"{folder} lacks {', '.join(missing)}"
+    damaged = [name for name, md5 in FILES if not check_integrity(str(folder / name), md5)]
+    return f"{folder} has damaged files (wrong md5): {', '.join(damaged)}" if damaged else None
+
+
+def advice(root: Path) -> str:
+    return (
+        f"unpack {CIFAR10.filename} (from the data set's home page) into {root}, so that it holds "
+        f"{CIFAR10.base_folder}/, or point data.root or KDBENCH_DATA to the folder that does"
+    )

@@ -1,0 +1,90 @@
+"""A data set as every run sees it: three splits of uint8 images on the device."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from kdbench.config import DataConfig
+from kdbench.data.cifar10 import load_cifar10
+from kdbench.data.embedded import load_shapes
+from kdbench.data.source import Source
+from kdbench.data.splits import balanced_subset, train_val_split
+from kdbench.errors import ConfigError, nearest
+
+LOADERS: dict[str, Callable[[DataConfig], Source]] = {"cifar10": load_cifar10, "shapes": load_shapes}
+NUM_CLASSES = 10
+IMAGE_SHAPE = (3, 32, 32)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some images of a set."""
+
+    images: Tensor
+    """[N, H, W, C] uint8."""
+    labels: Tensor
+    """[N] int64."""
+    indices: Tensor
+    """[N] int64: which images of the original set these are."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Train, validation and test images of one data set on one device, and how to normalise them."""
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    mean: Tensor
+    """[3] float32, of values in [0, 1]."""
+    std: Tensor
+    """[3] float32."""
+
+    def normalise(self, images_NCHW: Tensor) -> Tensor:
+        """uint8 [N, C, H, W] to float32 of about zero mean and unit variance, as ToTensor and Normalize compute it."""
+        values = images_NCHW.to(torch.float32).div_(255)
+        return values.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+
+
+_latest: tuple[object, Dataset] | None = None
+
+
+def load(config: DataConfig, device: str) -> Dataset:
+    """The data set on a device; the latest one is kept, so that a sweep in one process loads it once.
+
+    Raises:
+        ConfigError: an unknown set, files missing or damaged, or subset sizes that do not fit.
+    """
+    global _latest
+    wanted = (asdict(config), device)
+    if _latest is None or _latest[0] != wanted:
+        _latest = None  # freed before the next one is loaded
+        _latest = (wanted, load_fresh(config, device))
+    return _latest[1]
+
+
+def load_fresh(config: DataConfig, device: str) -> Dataset:
+    if config.name not in LOADERS:
+        raise ConfigError(f"data.name is {config.name!r}; {nearest(config.name, LOADERS)}")
+    source = LOADERS[config.name](config)
+    train, val = train_val_split(len(source.train_labels), source.num_val)
+    test = torch.arange(len(source.test_labels))
+
+    def split(images: Tensor, labels: Tensor, indices: Tensor, size: int, key: str) -> Split:
+        chosen = balanced_subset(indices, labels, size, key)
+        return Split(images[chosen].to(device), labels[chosen].to(device), chosen.to(device))
+
+    return Dataset(
+        config.name,
+        split(source.train_images, source.train_labels, train, config.num_train, "data.num_train"),
+        split(source.train_images, source.train_labels, val, config.num_val, "data.num_val"),
+        split(source.test_images, source.test_labels, test, config.num_test, "data.num_test"),
+        torch.tensor(config.mean, device=device),
+        torch.tensor(config.std, device=device),
+    )

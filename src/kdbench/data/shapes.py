@@ -1,0 +1,193 @@
+"""`shapes`: ten classes of 32x32 colour images drawn by code, for a first run without any data set on disk.
+
+A sample is one figure on a textured ground, with distracting marks behind it, occluding marks in front of it and noise
+over everything. Eight classes are told by their outline and two by the pattern that fills a patch; position, size,
+rotation, squeeze and colours are drawn alike for all ten and so say nothing about the class.
+
+The same seed gives the same bytes on every machine. Random numbers come from `RandomState`, whose streams are frozen,
+and pass through correctly rounded operations only (+ - * / sqrt abs floor min max sort), one ufunc each: no sin, no sum
+and no BLAS, whose last bits depend on the library and the processor.
+
+Axes: N samples of a block, H = W = 32 pixels, C = 3 channels (red, green, blue). Drawing is in NCHW, where numpy's
+inner loops are long, with colours in fractions of 255; only finished images are NHWC.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.random import RandomState
+from numpy.typing import NDArray
+
+SIDE = 32  # pixels
+BLOCK = 100  # samples drawn at once from one random stream, a multiple of ten; another block size is other data
+
+Field = NDArray[np.floating]  # always float32; numpy's stubs lose the width where a Python float takes part
+
+
+# Figures: the signed distance from the outline, roughly, negative inside; the figure spans about [-1, 1] in x and y.
+
+
+def disk(x: Field, y: Field) -> Field:
+    return _radius(x, y) - 0.9
+
+
+def ring(x: Field, y: Field) -> Field:
+    return abs(_radius(x, y) - 0.7) - 0.22
+
+
+def crescent(x: Field, y: Field) -> Field:
+    return np.maximum(_radius(x, y) - 0.95, 0.8 - _radius(x - 0.5, y))
+
+
+def square(x: Field, y: Field) -> Field:
+    return np.maximum(abs(x), abs(y)) - 0.8
+
+
+def frame(x: Field, y: Field) -> Field:
+    return abs(np.maximum(abs(x), abs(y)) - 0.62) - 0.2
+
+
+def triangle(x: Field, y: Field) -> Field:
+    return np.maximum(y, 0.866 * abs(x) - 0.5 * y) - 0.52
+
+
+def star(x: Field, y: Field) -> Field:
+    """Five points: what lies inside at least four of the five half planes that make a pentagon."""
+    normals = ((0.0, 1.0), (0.951, 0.309), (0.588, -0.809), (-0.588, -0.809), (-0.951, 0.309))
+    sides = np.stack([a * x + b * y for a, b in normals])
+    return np.sort(sides, axis=0)[3] - 0.34
+
+
+def plus(x: Field, y: Field) -> Field:
+    long, short = np.maximum(abs(x), abs(y)), np.minimum(abs(x), abs(y))
+    return np.maximum(long - 0.95, short - 0.28)
+
+
+def stripes(x: Field, y: Field) -> Field:
+    return np.maximum(_patch(x, y), _wave(x))
+
+
+def checkers(x: Field, y: Field) -> Field:
+    either, both = np.minimum(_wave(x), _wave(y)), np.maximum(_wave(x), _wave(y))
+    return np.maximum(_patch(x, y), np.maximum(either, -both))
+
+
+def _radius(x: Field, y: Field) -> Field:
+    return np.sqrt(x * x + y * y)
+
+
+def _patch(x: Field, y: Field) -> Field:
+    """A square with cut corners: the outline of the two patterned classes."""
+    return np.maximum(np.maximum(abs(x), abs(y)) - 0.9, (abs(x) + abs(y)) * 0.707 - 1.0)
+
+
+def _wave(x: Field) -> Field:
+    """Triangle wave of period 0.6 and range [-0.15, 0.15]: the signed distance from evenly spaced bars."""
+    phase = x / 0.6
+    return abs(phase - np.floor(phase) - 0.5) * 0.6 - 0.15
+
+
+FIGURES: tuple[Callable[[Field, Field], Field], ...] = (
+    disk,
+    ring,
+    crescent,
+    square,
+    frame,
+    triangle,
+    star,
+    plus,
+    stripes,
+    checkers,
+)
+CLASSES: tuple[str, ...] = tuple(figure.__name__ for figure in FIGURES)
+
+
+def draw_shapes(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Draw the first `count` samples of the endless sequence that `seed` names.
+
+    Returns images [count, 32, 32, 3] uint8 (height, width, RGB) and labels [count] int64 in 0..9, indices into CLASSES.
+    A shorter draw is a prefix of a longer one, and every ten consecutive samples from the start hold each class once.
+    Use different seeds, not different stretches of one sequence, for training and test sets.
+
+    Raises ValueError for a count below 1 and for a seed outside 0..2**32-1.
+    """
+    if count < 1:
+        raise ValueError(f"count is {count}; it may be any whole number from 1")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}; it may be any whole number from 0 to {2**32 - 1}")
+    blocks = [_draw_block(RandomState([seed, block])) for block in range(-(-count // BLOCK))]
+    images, labels = (np.concatenate(parts)[:count] for parts in zip(*blocks, strict=True))
+    return images, labels
+
+
+def _draw_block(random: RandomState) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    labels = np.argsort(random.random_sample((BLOCK // 10, 10)), axis=1, kind="stable").reshape(BLOCK)
+    ground = _uniform(random, 0.0, 0.5, BLOCK, 3, 1, 1)
+    ink = ground + _uniform(random, 0.15, 0.6, BLOCK, 3, 1, 1)
+
+    canvas = ground + _texture(random)
+    for _ in range(2):
+        _paint_mark(random, canvas, ink, radius=(1.5, 4.0))
+    _paint_figure(random, canvas, ink, labels)
+    for _ in range(2):
+        _paint_mark(random, canvas, ground, radius=(2.0, 5.0))
+    canvas += _uniform(random, -0.12, 0.12, BLOCK, 3, SIDE, SIDE)
+
+    is_negative = _uniform(random, 0.0, 1.0, BLOCK, 1, 1, 1) < 0.5  # so that the figure is not always the lighter part
+    canvas = np.clip(np.where(is_negative, 1.0 - canvas, canvas), 0.0, 1.0)
+    pixels = (canvas * 255.0 + 0.5).astype(np.uint8)
+    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels
+
+
+def _texture(random: RandomState) -> Field:
+    """Offsets of the ground [N, C, H, W]: mosaics of three cell sizes, and soft stripes across them."""
+    x, _, _ = _place(random, radius=(5.0, 15.0))
+    texture = _wave(x)[:, None] * _uniform(random, -0.6, 0.6, BLOCK, 3, 1, 1)
+    for cell in (2, 4, 8):
+        mosaic = _uniform(random, -0.05, 0.05, BLOCK, 3, SIDE // cell, SIDE // cell)
+        texture += mosaic.repeat(cell, axis=2).repeat(cell, axis=3)
+    return texture
+
+
+def _paint_figure(random: RandomState, canvas: Field, colour: Field, labels: NDArray[np.int64]) -> None:
+    x, y, radius = _place(random, radius=(7.0, 12.0))
+    distance = np.empty_like(x)
+    for label, figure in enumerate(FIGURES):
+        chosen = labels == label
+        distance[chosen] = figure(x[chosen], y[chosen])
+    _paint(canvas, distance * radius, colour)
+
+
+def _paint_mark(random: RandomState, canvas: Field, colour: Field, radius: tuple[float, float]) -> None:
+    """A bar or a blob per image, in roughly the given colour."""
+    x, y, size = _place(random, radius)
+    y = y * _uniform(random, 1.0, 4.0, BLOCK, 1, 1)
+    is_bar = _uniform(random, 0.0, 1.0, BLOCK, 1, 1) < 0.5
+    distance: Field = np.where(is_bar, np.maximum(abs(x), abs(y)), _radius(x, y)) - 1.0
+    _paint(canvas, distance * size, colour + _uniform(random, -0.3, 0.3, BLOCK, 3, 1, 1))
+
+
+def _paint(canvas: Field, distance: Field, colour: Field) -> None:
+    """Cover the canvas [N, C, H, W] where the distance [N, H, W], in pixels, is negative; edges blend over a pixel."""
+    cover = np.clip(0.5 - distance, 0.0, 1.0)[:, None]
+    canvas += cover * (colour - canvas)
+
+
+def _place(random: RandomState, radius: tuple[float, float]) -> tuple[Field, Field, Field]:
+    """Pixel coordinates x, y [N, H, W] seen from a random place, rotation and squeeze, in units of a random radius.
+
+    Also returns that radius [N, 1, 1] in pixels. The centre keeps 3/4 of it from the border.
+    """
+    size = _uniform(random, *radius, BLOCK, 1, 1)
+    centre = (SIDE - 1) / 2 + _uniform(random, -1.0, 1.0, 2, BLOCK, 1, 1) * (SIDE / 2 - 0.75 * size)
+    pixel = np.arange(SIDE, dtype=np.float32)
+    right, down = (pixel - centre[0]) / size, (pixel[:, None] - centre[1]) / size
+    # A direction without sin and cos; the corners of the square it is drawn from make diagonals a little more likely.
+    direction = _uniform(random, -1.0, 1.0, 2, BLOCK, 1, 1)
+    cosine, sine = direction / _radius(*direction)
+    squeeze = _uniform(random, 1.0, 1.3, BLOCK, 1, 1)
+    return (cosine * right + sine * down) * squeeze, cosine * down - sine * right, size
+
+
+def _uniform(random: RandomState, low: float, high: float, *shape: int) -> Field:
+    return low + (high - low) * random.random_sample(shape).astype(np.float32)

@@ -1,0 +1,30 @@
+"""What kdbench tells a user who can do something about it. Anything else that is raised is a bug."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class KdbenchError(Exception):
+    """One line for the user: which key, what it was, what it may be, what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(KdbenchError):
+    """A config that cannot run. Nothing has been written."""
+
+    exit_code = 2
+
+
+class RunError(KdbenchError):
+    """A run that started and could not be finished."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint for a mistyped `name`: the closest valid names first, then all of them if they are few."""
+    options = sorted(valid)
+    close = difflib.get_close_matches(name, options, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    if len(options) <= 30:
+        return f"{hint}valid: {', '.join(options) or 'none'}"
+    return f"{hint}there are {len(options)} valid names"

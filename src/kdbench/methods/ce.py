@@ -1,0 +1,28 @@
+"""Cross-entropy alone: the undistilled student."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdbench.data.batches import Batch
+from kdbench.methods.method import Knowledge, Method, Needs, at_least_float32
+from kdbench.models import Output
+
+
+class CrossEntropy(Method):
+    """Total = CE with the labels."""
+
+    needs_teacher = False
+    needs = Needs()
+
+    def forward(
+        self,
+        student: Output,
+        teacher: Knowledge | None,
+        batch: Batch,
+        peers: Sequence[Output] = (),
+        progress: float = 0.0,
+    ) -> dict[str, Tensor]:
+        ce = F.cross_entropy(at_least_float32(student.logits), batch.labels)
+        return {"total": ce, "ce": ce}

@@ -1,0 +1,127 @@
+"""Feature distillation: the student's maps, projected to the teacher's width, match the teacher's."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from omegaconf import MISSING
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdbench.config import number, one_of
+from kdbench.data.batches import Batch
+from kdbench.errors import ConfigError, nearest
+from kdbench.methods.method import Knowledge, Method, Needs, Shapes, Weights, at_least_float32
+from kdbench.models import Output
+
+
+def feature_kd(
+    student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], beta: float, normalize: str = "none"
+) -> Tensor:
+    """Distance between maps at several stages: squared error, plus the angle between pooled maps.
+
+        mean over stages of MSE(s, t)  +  beta * mean over stages of mean_B (1 - cos(GAP s, GAP t))
+
+    Where height and width differ, the larger map is reduced with adaptive average pooling.
+
+    Args:
+        student_maps: One [B, C, H, W] per stage, already projected to the teacher's C.
+        teacher_maps: One [B, C, H', W'] per stage; no gradient flows into them.
+        beta: Weight of the cosine part, at least 0.
+        normalize: "none", or "teacher_std": divide both sides of a stage by the unbiased standard deviation of the
+            teacher's map over the whole batch tensor, at least 1e-6.
+
+    Returns:
+        Scalar, at least 0; 0 means identical maps.
+
+    Raises:
+        ValueError: no stages, different numbers of them, or an unknown `normalize`.
+
+    Source: arXiv 2605.31191.
+    """
+    if not student_maps or len(student_maps) != len(teacher_maps):
+        raise ValueError(f"one teacher map per student map, at least one: {len(student_maps)}, {len(teacher_maps)}")
+    if normalize not in ("none", "teacher_std"):
+        raise ValueError(f"normalize is {normalize!r}; it may be 'none' or 'teacher_std'")
+    squared, angular = [], []
+    for student_map, teacher_map in zip(student_maps, teacher_maps, strict=True):
+        student, teacher = same_size(at_least_float32(student_map), at_least_float32(teacher_map.detach()))
+        if normalize == "teacher_std":
+            scale = teacher.std().clamp_min(1e-6)
+            student, teacher = student / scale, teacher / scale
+        squared.append(F.mse_loss(student, teacher))
+        angular.append((1 - F.cosine_similarity(student.mean((2, 3)), teacher.mean((2, 3)), dim=1)).mean())
+    return torch.stack(squared).mean() + beta * torch.stack(angular).mean()
+
+
+def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps at the smaller height and width of the two."""
+    size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
+    return pooled_to(a, size), pooled_to(b, size)
+
+
+def pooled_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, size)
+
+
+class FeatureDistillation(Method):
+    """Total = ce_weight * CE + kd_weight * `feature_kd`; student maps pass 1x1 convolutions that are trained too."""
+
+    @dataclass
+    class Config(Weights):
+        beta: float = number(0)
+        stages: list[str] | None = MISSING
+        normalize: str = one_of("none", "teacher_std")
+
+    needs_teacher = True
+
+    def __init__(self, config: Config, student_shapes: Shapes, teacher_shapes: Shapes | None) -> None:
+        super().__init__(config, student_shapes, teacher_shapes)
+        assert teacher_shapes is not None
+        stages = chosen_stages(config.stages, student_shapes, teacher_shapes)
+        self.needs = Needs(teacher_stages=stages, student_stages=stages)
+        self.projections = nn.ModuleDict(
+            {stage: projection(student_shapes[stage][0], teacher_shapes[stage][0]) for stage in stages}
+        )
+
+    def forward(
+        self,
+        student: Output,
+        teacher: Knowledge | None,
+        batch: Batch,
+        peers: Sequence[Output] = (),
+        progress: float = 0.0,
+    ) -> dict[str, Tensor]:
+        assert teacher is not None
+        ce_weight, kd_weight = self.config.resolved()
+        ce = F.cross_entropy(at_least_float32(student.logits), batch.labels)
+        projected = [project(student.features[stage]) for stage, project in self.projections.items()]
+        targets = [teacher.features[stage] for stage in self.projections]
+        kd = feature_kd(projected, targets, self.config.beta, self.config.normalize)
+        return {"total": ce_weight * ce + kd_weight * kd, "ce": ce, "kd": kd}
+
+
+def projection(in_channels: int, out_channels: int) -> nn.Conv2d:
+    convolution = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
+    nn.init.xavier_uniform_(convolution.weight)
+    return convolution
+
+
+def chosen_stages(wanted: Sequence[str] | None, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
+    """The stages to match: those wanted, or every layerN that both models have.
+
+    Raises:
+        ConfigError: a stage that one of the models lacks or whose output is no map, or no common stage.
+    """
+    common = [stage for stage in student if stage in teacher and len(student[stage]) == len(teacher[stage]) == 3]
+    if wanted is None:
+        wanted = [stage for stage in common if re.fullmatch(r"layer\d+", stage)]
+    if not wanted:
+        raise ConfigError(
+            f"method.stages selects no stage; the student has {', '.join(student)}, the teacher {', '.join(teacher)}"
+        )
+    for stage in wanted:
+        if stage not in common:
+            raise ConfigError(f"method.stages names {stage!r}, no map that both models have; {nearest(stage, common)}")
+    return tuple(dict.fromkeys(wanted))

@@ -1,0 +1,95 @@
+"""One wrapper for every architecture: a forward that answers logits and the stages one asked for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import hydra.utils
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from kdbench.config import ModelConfig, first_line
+from kdbench.errors import ConfigError, nearest
+
+LOGITS = "logits"
+
+
+class Output(NamedTuple):
+    """What a network says of a batch."""
+
+    logits: Tensor
+    """[N, C]."""
+    features: Mapping[str, Tensor]
+    """Stage name to maps [N, C, H, W] or embeddings [N, D]; only the stages that the network was built with."""
+
+
+class Network(nn.Module):
+    """A network with named stages. `body` is the architecture's own module tree, with its own state-dict names."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, images: Tensor) -> Output:
+        outputs = self.body(images)
+        return Output(outputs.pop(LOGITS), outputs)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What can be known of an architecture without training or even allocating it."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    """Stage name to the shape of one image's output, without the batch dimension."""
+    num_params: int
+    macs: int
+    """Multiply-accumulates of one image's forward pass, in convolutions and matrix products."""
+
+
+def build(config: ModelConfig, num_classes: int, stages: Sequence[str] = (), key: str = "student") -> Network:
+    """A freshly initialised network that answers logits and `stages`.
+
+    Initialisation draws from torch's global generator, as torchvision's models do.
+
+    Args:
+        config: The architecture.
+        num_classes: C of the logits.
+        stages: Names from `config.stages`.
+        key: Where the architecture stands in the run's config, for errors.
+
+    Raises:
+        ConfigError: the architecture cannot be built from its arguments, or has no such node.
+    """
+    try:
+        raw = hydra.utils.get_method(config.target)(**config.arguments, num_classes=num_classes)
+        # The network's last node is its answer; names are the same in training and in evaluation.
+        nodes = get_graph_node_names(raw, suppress_diff_warning=True)[0]
+    except Exception as error:
+        given = ", ".join(f"{name}={value}" for name, value in config.arguments.items())
+        raise ConfigError(f"{key}={config.name}: {config.target}({given}) fails: {first_line(error)}") from error
+    wanted = {config.stages[stage]: stage for stage in stages}
+    for node in wanted:
+        if not any(name == node or name.startswith(f"{node}.") for name in nodes):
+            raise ConfigError(f"{key}.stages names the node {node!r}; {nearest(node, nodes)}")
+    body = create_feature_extractor(raw, return_nodes={**wanted, nodes[-1]: LOGITS}, suppress_diff_warning=True)
+    return Network(body)
+
+
+def describe(config: ModelConfig, num_classes: int, image_shape: tuple[int, int, int], key: str) -> Description:
+    """Shapes, parameters and MACs of an architecture, from a pass without memory or arithmetic."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        network = build(config, num_classes, tuple(config.stages), key).eval()
+        try:
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                output = network(torch.empty(1, *image_shape))
+        except Exception as error:
+            raise ConfigError(
+                f"{key}={config.name} cannot take images of {image_shape}: {first_line(error)}"
+            ) from error
+    return Description(
+        shapes={stage: tuple(output.features[stage].shape[1:]) for stage in config.stages},
+        num_params=sum(p.numel() for p in network.parameters()),
+        macs=counter.get_total_flops() // 2,
+    )

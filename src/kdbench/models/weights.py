@@ -1,0 +1,112 @@
+"""Weights of networks on disk: written as safetensors, read from that or from plain state dicts, never from code."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kdbench.config import first_line
+from kdbench.errors import ConfigError
+from kdbench.models.network import Network
+
+Weights = dict[str, Tensor]
+
+WRAPPERS = ("model_state_dict", "state_dict", "model")
+"""Keys under which training scripts keep the weights; the reference study uses the first."""
+PREFIXES = ("module.", "model.")
+"""What wrapping modules (DataParallel, the reference study's class) put before every name."""
+
+
+def save(weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write weights, and JSON values beside them that say what they belong to."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(contiguous, path, {name: json.dumps(value) for name, value in metadata.items()})
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What `save` wrote beside the weights.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {first_line(error)}") from None
+
+
+def read(path: Path) -> Weights:
+    """Weights from a .safetensors file or a pickled state dict (.pth, .pt), on the CPU.
+
+    State dicts may be wrapped as training scripts do (`model_state_dict`, `state_dict`, `model`), and their names may
+    carry a prefix (`module.`, `model.`).
+
+    Raises:
+        ConfigError: missing, damaged, no state dict, or a pickle with anything but tensors and plain values in it.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path} is no file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # Only the second line on says what was found; torch's first one recommends to switch the protection off.
+        found = "it asks for code to be run" if "GLOBAL" in str(error) else first_line(error)
+        raise ConfigError(f"{path} is refused: only tensors are read from a pickle ({found})") from None
+    except Exception as error:  # damaged bytes can raise anything
+        raise ConfigError(f"{path} is damaged or in an unknown format: {first_line(error)}") from None
+    return unwrapped(content, path)
+
+
+def unwrapped(content: Any, path: Path) -> Weights:
+    for wrapper in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ConfigError(f"{path} holds no state dict (names and tensors, or one of {', '.join(WRAPPERS)} with them)")
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in content):
+            content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+    return content
+
+
+def load_into(network: Network, weights: Weights, source: str) -> None:
+    """Put weights into a network of exactly their architecture.
+
+    Args:
+        network: Changed in place.
+        weights: By the architecture's own names.
+        source: What the weights are called in errors.
+
+    Raises:
+        ConfigError: a name is missing or unknown, a shape differs, or a value is not finite.
+    """
+    here = network.body.state_dict()
+    missing = [name for name in here if name not in weights and not name.endswith("num_batches_tracked")]
+    unknown = [name for name in weights if name not in here]
+    if missing or unknown:
+        raise ConfigError(
+            f"{source} is of another architecture: {len(missing)} tensors are missing{example(missing)} "
+            f"and {len(unknown)} are unknown{example(unknown)}"
+        )
+    for name, tensor in weights.items():
+        if tensor.shape != here[name].shape:
+            raise ConfigError(
+                f"{source} is of another architecture or number of classes: "
+                f"{name} is {list(tensor.shape)} there and {list(here[name].shape)} here"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise ConfigError(f"{source} has values that are not finite in {name}")
+    network.body.load_state_dict(here | weights)
+
+
+def example(names: list[str]) -> str:
+    return f" ({names[0]}, ...)" if names else ""

@@ -1,0 +1,1 @@
+"""What run directories say. Nothing here imports torch."""

@@ -1,0 +1,48 @@
+"""One table of some runs, from their summaries alone."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+SAME_BUT_FOR_METHOD = ("student", "dataset", "recipe", "stem", "precision", "init_seed", "data_seed", "num_train")
+"""Two runs with these in common differ in method and teacher only, so their difference is the method's gain."""
+
+
+def runs_table(paths: Sequence[Path]) -> str:
+    """Student, method, accuracy, gain over `ce`, agreement, seconds and place of complete runs, a line each.
+
+    Accuracies and agreement are in per cent of the test images, the gain in points against the undistilled student of
+    the same seed among these runs.
+    """
+    summaries = [read_summary(path) for path in dict.fromkeys(paths)]
+    baselines = {comparable(s): s["test_acc_best"] for s in summaries if s.get("method") == "ce"}
+    rows = [row(s, path, baselines) for s, path in zip(summaries, dict.fromkeys(paths), strict=True)]
+    return pd.DataFrame(rows).to_string(index=False)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    return json.loads((path / "summary.json").read_text())
+
+
+def comparable(summary: dict[str, Any]) -> str:
+    return json.dumps([summary.get(key) for key in SAME_BUT_FOR_METHOD], sort_keys=True)
+
+
+def row(summary: dict[str, Any], path: Path, baselines: dict[str, float]) -> dict[str, str]:
+    accuracy, agreement = summary["test_acc_best"], summary.get("agreement")
+    baseline = baselines.get(comparable(summary))
+    is_gain = summary["method"] != "ce" and baseline is not None
+    return {
+        "student": summary["student"],
+        "teacher": summary.get("teacher") or "-",
+        "method": summary["method"],
+        "seed": str(summary["seed"]),
+        "accuracy %": f"{100 * accuracy:.2f}",
+        "gain over ce": f"{100 * (accuracy - baseline):+.2f}" if is_gain and baseline is not None else "-",
+        "agreement %": "-" if agreement is None else f"{100 * agreement:.2f}",
+        "seconds": f"{summary['train_seconds']:.0f}",
+        "run": str(path),
+    }

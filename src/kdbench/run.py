@@ -1,0 +1,187 @@
+"""Resolved configs become finished run directories."""
+
+import dataclasses
+import logging
+import resource
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdbench import metrics, teachers
+from kdbench.config import RunConfig
+from kdbench.data import Batches, Dataset, load
+from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
+from kdbench.errors import RunError
+from kdbench.methods.method import Method
+from kdbench.models import Description, Network, build, describe
+from kdbench.runs import RunDirectory, check_writable, identity, key_of
+from kdbench.runtime import applied, placed, resolve
+from kdbench.summary import Predictions, fidelity, write_result
+from kdbench.train.checkpoint import Checkpointer
+from kdbench.train.evaluate import predict
+from kdbench.train.learner import Learner
+from kdbench.train.loop import fit
+from kdbench.train.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+def execute(config: RunConfig) -> RunDirectory:
+    """Carry out a run: skip it if it is complete, resume it if it was begun, and have its teacher trained if need be.
+
+    Nothing is written before everything that the user could have got wrong has been checked.
+
+    Args:
+        config: As parsed; `auto` values are decided here.
+
+    Returns:
+        The directory of the complete run.
+
+    Raises:
+        ConfigError: the config cannot run here.
+        RunError: it was started and could not be finished.
+    """
+    threads_are_free = config.runtime.threads == "auto"
+    config = dataclasses.replace(config, runtime=resolve(config.runtime))
+    check_writable(Path(config.output_root).expanduser())
+    teacher_key = teachers.key_of_teacher(config) if config.teacher else None
+    key = key_of(identity(config, teacher_key))
+    directory = RunDirectory.of(config, key)
+    if skipped(directory, config):
+        return directory
+    if threads_are_free:
+        config.runtime.threads = directory.recorded_threads() or config.runtime.threads
+    with applied(config.runtime):
+        parts = prepare(config)
+        teacher = teachers.obtain(config, parts.method.needs, parts.dataset, execute) if config.teacher else None
+        try:
+            with directory.locked(f"this run of {config.student.name}"):
+                if skipped(directory, config):  # another process has done it meanwhile
+                    return directory
+                if directory.is_complete():
+                    directory.clear()
+                directory.create()
+                with directory.logging():
+                    train(config, directory, parts, teacher)
+        except OSError as error:
+            raise RunError(f"{directory.path}: {error}") from error
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"out of memory on {config.runtime.device} with recipe.batch_size={config.recipe.batch_size}; "
+                "lower it, or use runtime.precision=bf16"
+            ) from error
+    return directory
+
+
+def skipped(directory: RunDirectory, config: RunConfig) -> bool:
+    if not directory.is_complete() or config.overwrite:
+        return False
+    log.info("complete already, skipped: %s (overwrite=true repeats it)", directory.path)
+    return True
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, built before anything is written."""
+
+    dataset: Dataset
+    student: Network
+    description: Description
+    method: Method
+
+
+def prepare(config: RunConfig) -> Parts:
+    """Load the data and build student and method, each from a seed of its own.
+
+    Raises:
+        ConfigError: for whatever of it cannot be.
+    """
+    teachers.check_checkpoint(config)
+    dataset = load(config.data, config.runtime.device)
+    description = describe(config.student, NUM_CLASSES, IMAGE_SHAPE, "student")
+    teacher = config.teacher and describe(config.teacher.model, NUM_CLASSES, IMAGE_SHAPE, "teacher")
+    torch.manual_seed(derived_seed(config.init_seed, "method"))
+    method = config.method.target(config.method.params, description.shapes, teacher.shapes if teacher else None)
+    # Apart from the method's: students with the same seed start from the same weights, whatever they learn by.
+    torch.manual_seed(derived_seed(config.init_seed, "student"))
+    student = build(config.student, NUM_CLASSES, method.needs.student_stages)
+    return Parts(dataset, placed(student, config.runtime), description, placed(method, config.runtime))
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """A seed for one purpose, independent of those for others."""
+    return int(np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint32)[0])
+
+
+def train(config: RunConfig, directory: RunDirectory, parts: Parts, teacher: teachers.Teacher | None) -> None:
+    """Train the student of a run, resuming if it was begun, and write its directory."""
+    dataset, runtime = parts.dataset, config.runtime
+    source = f" from {config.teacher.model.name}" if config.teacher else ""
+    title = f"{config.student.name} {config.method.name}{source} seed {config.seed}"
+    log.info("%s: %s on %s, %s, %d threads", title, directory.path, runtime.device, runtime.precision, runtime.threads)
+    directory.write_config(config)
+    measure_memory_from_here(runtime.device)
+    learner = Learner(parts.student, parts.method, config.recipe, runtime)
+    torch.manual_seed(derived_seed(config.data_seed, "training"))  # for models that draw while they train
+    checkpointer = Checkpointer(directory, config.checkpoint)
+    checkpointer.resume(learner)
+
+    def record(learner: Learner) -> None:
+        directory.write_metrics(learner.rows)
+        checkpointer.save_if_due(learner)
+
+    progress = Progress(title, config.recipe.epochs, len(dataset.train), learner.epoch)
+    batches = Batches(
+        dataset, config.recipe.batch_size, config.data_seed, config.data.augment, config.runtime.channels_last
+    )
+    live = teachers.LiveTeacher(teacher.network, parts.method.needs, runtime) if teacher else teachers.no_teacher
+    try:
+        fit([learner], batches, dataset, live, config.recipe.epochs, progress, record)
+    finally:
+        progress.close()
+    finish(config, directory, parts, teacher, learner)
+    if not config.checkpoint.keep_last:
+        directory.checkpoint.unlink(missing_ok=True)
+
+
+def finish(
+    config: RunConfig, directory: RunDirectory, parts: Parts, teacher: teachers.Teacher | None, learner: Learner
+) -> None:
+    """Read the test set, with the last weights and with the best, and write the result."""
+    dataset, runtime, best = parts.dataset, config.runtime, learner.best
+    assert best is not None
+    final = predict(learner.student, dataset, dataset.test, runtime, learner.method)
+    learner.student.body.load_state_dict(best["weights"])
+    learner.method.load_state_dict(best["method"])
+    test_logits = predict(learner.student, dataset, dataset.test, runtime, learner.method)
+    predictions = Predictions(best["val_logits"], test_logits)
+    speeds = [row["images_per_second"] for row in learner.rows]
+    training: dict[str, Any] = {
+        "epochs": config.recipe.epochs,
+        "best_val_epoch": best["epoch"],
+        "test_acc_final": metrics.accuracy(final.numpy(), dataset.test.labels.cpu().numpy()),
+        "teacher_test_acc": teacher.test_acc if teacher else None,
+        "teacher_key": teacher.directory.key if teacher else None,
+        **fidelity(predictions.test, teacher.test_logits if teacher else None),
+        "train_seconds": sum(row["seconds"] for row in learner.rows),
+        "images_per_second": statistics.median(speeds[1:] or speeds),
+        "peak_memory_bytes": peak_memory(runtime.device),
+    }
+    write_result(directory, config, dataset, parts.description, best["weights"], predictions, training)
+    log.info("done: best epoch %d, test accuracy there is in %s", best["epoch"], directory.summary)
+
+
+def measure_memory_from_here(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: str) -> int:
+    """Bytes: tensors on the GPU since the run began, or on the CPU the process's largest size so far."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

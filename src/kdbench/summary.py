@@ -1,0 +1,155 @@
+"""From logits and weights to the files that make a run complete."""
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kdbench import metrics
+from kdbench.config import ModelConfig, RunConfig
+from kdbench.data.dataset import NUM_CLASSES, Dataset
+from kdbench.models import Description, weights
+from kdbench.runs import SCHEMA_VERSION, RunDirectory, model_identity, sha256
+from kdbench.runtime import device_name
+
+PACKAGES = ("kdbench", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "pandas", "safetensors")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits [N, C] float32, on the CPU, of one set of weights."""
+
+    val: Tensor
+    test: Tensor
+
+
+def write_result(
+    directory: RunDirectory,
+    config: RunConfig,
+    dataset: Dataset,
+    description: Description,
+    best_weights: Mapping[str, Tensor],
+    predictions: Predictions,
+    training: Mapping[str, Any],
+) -> None:
+    """Write weights and logits, then summary.json, whose presence means complete.
+
+    Args:
+        directory: Exists.
+        config: Resolved.
+        dataset: What the predictions are of.
+        description: Of the student.
+        best_weights: By the architecture's own names.
+        predictions: Of these weights.
+        training: The summary's keys that tell of teacher and training.
+    """
+    metadata = weights_metadata(config.student, config)
+    directory.write_with(directory.weights, lambda path: weights.save(best_weights, path, metadata))
+    logits = {
+        "val_logits": predictions.val,
+        "test_logits": predictions.test,
+        "val_labels": dataset.val.labels.cpu(),
+        "test_labels": dataset.test.labels.cpu(),
+    }
+    directory.write_with(directory.logits, lambda path: save_file(logits, path))
+    directory.write_summary(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "run_key": directory.key,
+            "status": "complete",
+            "student": config.student.name,
+            "teacher": config.teacher.model.name if config.teacher else None,
+            "method": config.method.name,
+            "dataset": config.data.name,
+            "method_params": asdict(config.method.params),
+            "recipe": asdict(config.recipe),
+            "stem": config.student.stem,
+            "precision": config.runtime.precision,
+            "seed": config.seed,
+            "init_seed": config.init_seed,
+            "data_seed": config.data_seed,
+            "teacher_seed": config.teacher.seed if config.teacher else None,
+            "num_train": len(dataset.train),
+            "num_val": len(dataset.val),
+            "num_test": len(dataset.test),
+            "num_params": description.num_params,
+            "macs": description.macs,
+            **quality(predictions, dataset),
+            **training,
+            "weights_sha256": sha256(directory.weights),
+            "environment": environment(config),
+        }
+    )
+
+
+def quality(predictions: Predictions, dataset: Dataset) -> dict[str, Any]:
+    """What the saved logits say of the labels."""
+    val, test = predictions.val.numpy(), predictions.test.numpy()
+    val_labels, test_labels = dataset.val.labels.cpu().numpy(), dataset.test.labels.cpu().numpy()
+    return {
+        "best_val_acc": metrics.accuracy(val, val_labels),
+        "test_acc_best": metrics.accuracy(test, test_labels),
+        "test_nll": metrics.nll(test, test_labels),
+        "test_ece": metrics.expected_calibration_error(test, test_labels),
+        "per_class_acc": metrics.per_class_accuracy(test, test_labels),
+    }
+
+
+def fidelity(student_test: Tensor, teacher_test: Tensor | None) -> dict[str, float | None]:
+    """How the student's saved test logits compare to the teacher's; null without teacher."""
+    if teacher_test is None:
+        return {"agreement": None, "kl_t1": None, "kl_t4": None}
+    student, teacher = student_test.numpy(), teacher_test.numpy()
+    return {
+        "agreement": metrics.agreement(student, teacher),
+        "kl_t1": metrics.kl_divergence(teacher, student, temperature=1.0),
+        "kl_t4": metrics.kl_divergence(teacher, student, temperature=4.0),
+    }
+
+
+def weights_metadata(model: ModelConfig, config: RunConfig) -> dict[str, Any]:
+    """What weights are only right for; stored beside them, and checked when they serve as a teacher."""
+    architecture = model_identity(model)
+    del architecture["stages"]  # names for nodes, which no weight depends on
+    return {
+        "architecture": architecture,
+        "number of classes": NUM_CLASSES,
+        "normalisation": {"mean": config.data.mean, "std": config.data.std},
+    }
+
+
+def environment(config: RunConfig) -> dict[str, Any]:
+    """Where the numbers were made."""
+    return {
+        **{name: installed(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda if config.runtime.device != "cpu" else None,
+        "device": device_name(config.runtime.device),
+        "threads": config.runtime.threads,
+        "git_revision": git_revision(),
+    }
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def git_revision() -> str | None:
+    """The commit of the checkout that this code runs from, or None where it was installed."""
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None if result.returncode == 0 else None

@@ -1,0 +1,131 @@
+"""A sweep: many jobs of one command, checked first, then launched, with one record and one table at the end."""
+
+import datetime
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kdbench.compose import explained
+from kdbench.config import parse
+from kdbench.errors import ConfigError, RunError
+from kdbench.report.table import runs_table
+from kdbench.runs import write_json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Job:
+    """One combination of a sweep, as its record keeps it."""
+
+    overrides: tuple[str, ...]
+    status: str = "not started"
+    """not started, refused, complete or failed."""
+    run: str | None = None
+    error: str | None = None
+
+    @property
+    def title(self) -> str:
+        return " ".join(self.overrides)
+
+
+class Sweep:
+    """Jobs with what became of each.
+
+    Args:
+        config: Hydra's config of the sweep itself.
+        jobs: Overrides of each job.
+        loader: Composes a job's config.
+    """
+
+    def __init__(self, config: DictConfig, jobs: Sequence[tuple[str, ...]], loader: ConfigLoader) -> None:
+        self.config = config
+        self.loader = loader
+        self.jobs = [Job(overrides) for overrides in jobs]
+        self.started = datetime.datetime.now().astimezone()
+        name = f"{self.started:%Y-%m-%d_%H-%M-%S}_{os.getpid()}.json"
+        self.record = Path(str(config.hydra.sweep.dir)).expanduser() / name
+
+    def carry_out(self, launcher: Launcher, batch_size: int | None = None) -> list[JobReturn]:
+        """Refuse what cannot run, launch the rest `batch_size` at a time, and say how it ended.
+
+        Raises:
+            RunError: at the end, if any job was refused or failed.
+        """
+        for job in self.jobs:
+            self.check(job)
+        runnable = [job for job in self.jobs if job.status != "refused"]
+        log.info("%d jobs", len(runnable))
+        returns: list[JobReturn] = []
+        try:
+            size = batch_size or max(1, len(runnable))
+            for start in range(0, len(runnable), size):
+                batch = runnable[start : start + size]
+                results = launcher.launch([list(job.overrides) for job in batch], initial_job_idx=start)
+                for job, result in zip(batch, results, strict=True):
+                    note(job, result)
+                returns.extend(results)
+        finally:
+            if runnable:
+                self.write_record()
+        self.say_how_it_ended()
+        return returns
+
+    def check(self, job: Job) -> None:
+        """Compose and check one job's config; a failing one prints its line and is not launched."""
+        try:
+            config = self.loader.load_sweep_config(self.config, list(job.overrides))
+            choices = config.hydra.runtime.choices
+            parse(without_hydra(config), choices)
+        except ConfigError as error:
+            refuse(job, error)
+        except (HydraException, OmegaConfBaseException) as error:
+            refuse(job, explained(error, job.overrides))
+
+    def write_record(self) -> None:
+        self.record.parent.mkdir(parents=True, exist_ok=True)
+        write_json(
+            self.record,
+            {
+                "command": sys.argv[1:],
+                "started": self.started.isoformat(timespec="seconds"),
+                "ended": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+                "jobs": [asdict(job) for job in self.jobs],
+            },
+        )
+
+    def say_how_it_ended(self) -> None:
+        runs = [Path(job.run) for job in self.jobs if job.run]
+        if runs:
+            print(f"\n{runs_table(runs)}\n\nrecord of this sweep: {self.record}")
+        unfinished = [job for job in self.jobs if job.status != "complete"]
+        if unfinished:
+            raise RunError(f"{len(unfinished)} of {len(self.jobs)} jobs failed (each said why above)")
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def refuse(job: Job, error: ConfigError) -> None:
+    job.status, job.error = "refused", str(error)
+    print(f"kdbench: error: {job.title}: {error}", file=sys.stderr)
+
+
+def note(job: Job, result: JobReturn) -> None:
+    """Keep what a launched job returned; launchers may also hand back one whose process died."""
+    if result.status == JobStatus.COMPLETED and isinstance(result.return_value, dict):
+        job.status = result.return_value["status"]
+        job.run, job.error = result.return_value.get("run"), result.return_value.get("error")
+    else:
+        job.status, job.error = "failed", "the job's process did not return"

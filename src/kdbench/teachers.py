@@ -1,0 +1,255 @@
+"""The teacher store: find, verify, load, or have a teacher trained exactly once.
+
+A teacher is an ordinary run (`method=ce`) with its own recipe and seed, so it is found by its key like any run. This
+module is handed the function that carries out a run, and does not import it.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kdbench import metrics
+from kdbench.config import MethodConfig, RunConfig, RuntimeConfig, first_line
+from kdbench.data.batches import Batch
+from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES, Dataset
+from kdbench.errors import ConfigError
+from kdbench.methods.ce import CrossEntropy
+from kdbench.methods.method import Knowledge, Needs
+from kdbench.models import Network, build, describe, weights
+from kdbench.runs import RunDirectory, identity, key_of, sha256
+from kdbench.runtime import autocast, placed
+from kdbench.summary import Predictions, fidelity, weights_metadata, write_result
+from kdbench.train.evaluate import predict
+
+log = logging.getLogger(__name__)
+
+ACCURACY_TOLERANCE = 0.005
+"""Devices round differently, so a teacher may be off by this much from its recorded validation accuracy."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A verified teacher, and what its run directory says of the test set."""
+
+    directory: RunDirectory
+    network: Network
+    test_logits: Tensor
+    test_acc: float
+
+
+class LiveTeacher:
+    """Answers batches with what a method needs to know, by a forward pass in evaluation mode without gradient."""
+
+    def __init__(self, network: Network, needs: Needs, runtime: RuntimeConfig) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.needs = needs
+        self.runtime = runtime
+
+    def __call__(self, batch: Batch) -> Knowledge:
+        with autocast(self.runtime):
+            output = self.network(batch.images)
+        return Knowledge(output.logits if self.needs.teacher_logits else None, output.features)
+
+
+def no_teacher(batch: Batch) -> None:
+    """What a method learns from that has no teacher."""
+
+
+def teacher_run(config: RunConfig) -> RunConfig:
+    """The ordinary run that trains this run's teacher: its own recipe and seed, this run's data and runtime."""
+    assert config.teacher is not None
+    seed = config.teacher.seed
+    return dataclasses.replace(
+        config,
+        student=config.teacher.model,
+        teacher=None,
+        method=MethodConfig("ce", CrossEntropy, CrossEntropy.Config()),
+        recipe=config.teacher.recipe,
+        seed=seed,
+        init_seed=seed,
+        data_seed=seed,
+        overwrite=False,
+    )
+
+
+@dataclass
+class GivenWeights:
+    """Stands where a method's parameters stand, for a teacher that was not trained here."""
+
+    file: str
+    sha256: str
+
+
+def given_run(config: RunConfig) -> RunConfig:
+    """What stands in the store for `teacher.checkpoint`: a run of the method `checkpoint`, known by the file's hash."""
+    path = checkpoint_path(config)
+    if not path.is_file():
+        raise ConfigError(f"teacher.checkpoint is {path}, and there is no such file; give a .safetensors or .pth file")
+    params = GivenWeights(file=path.name, sha256=sha256(path))
+    return dataclasses.replace(teacher_run(config), method=MethodConfig("checkpoint", GivenWeights, params))
+
+
+def checkpoint_path(config: RunConfig) -> Path:
+    assert config.teacher is not None
+    assert config.teacher.checkpoint is not None
+    return Path(config.teacher.checkpoint).expanduser()
+
+
+def key_of_teacher(config: RunConfig) -> str:
+    """The key of the run that is this run's teacher."""
+    assert config.teacher is not None
+    if config.teacher.checkpoint is None:
+        return key_of(identity(teacher_run(config), teacher_key=None))
+    run = given_run(config)
+    whole = identity(run, teacher_key=None)
+    # How the weights came to be is unknown, and what the file is called changes nothing.
+    return key_of(
+        {name: whole[name] for name in ("student", "data", "precision")} | {"sha256": run.method.params.sha256}
+    )
+
+
+def obtain(config: RunConfig, needs: Needs, dataset: Dataset, train: Callable[[RunConfig], RunDirectory]) -> Teacher:
+    """This run's teacher, on its device; trained or imported first if it is not in the store.
+
+    Args:
+        config: Resolved, with a teacher.
+        needs: The stages that the network must answer.
+        dataset: To check its validation accuracy on.
+        train: Carries out a run, or finds it done.
+
+    Raises:
+        ConfigError: the checkpoint given, or the teacher found, is not what its config says.
+    """
+    assert config.teacher is not None
+    if config.teacher.checkpoint is None:
+        directory = train(teacher_run(config))
+    else:
+        directory = imported(config, dataset)
+    return load_verified(directory, config, needs, dataset)
+
+
+def built(config: RunConfig, stages: tuple[str, ...] = ()) -> Network:
+    """The teacher's network, not yet loaded, in evaluation mode."""
+    assert config.teacher is not None
+    network = build(config.teacher.model, NUM_CLASSES, stages, "teacher")
+    return placed(network, config.runtime).eval()
+
+
+def check_checkpoint(config: RunConfig) -> None:
+    """That `teacher.checkpoint`, if given, can be read and fits the teacher's architecture. Writes nothing.
+
+    Raises:
+        ConfigError: it cannot, or does not.
+    """
+    if config.teacher and config.teacher.checkpoint:
+        load_checkpoint(built(config), config)
+
+
+def load_checkpoint(network: Network, config: RunConfig) -> None:
+    assert config.teacher is not None
+    path = checkpoint_path(config)
+    try:
+        weights.load_into(network, weights.read(path), f"{path} (for teacher={config.teacher.model.name})")
+    except ConfigError as error:
+        raise ConfigError(f"teacher.checkpoint: {error}") from None
+
+
+def imported(config: RunConfig, dataset: Dataset) -> RunDirectory:
+    """The run directory of given weights: evaluated once, then found like any teacher's."""
+    run = given_run(config)
+    directory = RunDirectory.of(run, key_of_teacher(config))
+    with directory.locked("this teacher's evaluation"):
+        if directory.is_complete():
+            return directory
+        network = built(config)
+        load_checkpoint(network, config)
+        log.info("evaluating teacher %s from %s", run.student.name, checkpoint_path(config))
+        predictions = Predictions(
+            predict(network, dataset, dataset.val, config.runtime),
+            predict(network, dataset, dataset.test, config.runtime),
+        )
+        directory.create()
+        directory.write_config(run)
+        description = describe(run.student, NUM_CLASSES, IMAGE_SHAPE, "teacher")
+        unknown = dict.fromkeys(UNKNOWN_OF_GIVEN_WEIGHTS)
+        training = unknown | {"teacher_test_acc": None, "teacher_key": None} | fidelity(predictions.test, None)
+        write_result(directory, run, dataset, description, network.body.state_dict(), predictions, training)
+    return directory
+
+
+UNKNOWN_OF_GIVEN_WEIGHTS = (
+    "recipe", "seed", "init_seed", "data_seed", "epochs", "best_val_epoch", "test_acc_final", "train_seconds",
+    "images_per_second", "peak_memory_bytes",
+)  # fmt: skip
+
+
+def load_verified(directory: RunDirectory, config: RunConfig, needs: Needs, dataset: Dataset) -> Teacher:
+    """Load a teacher that is what its run directory and this run's config both say it is.
+
+    Raises:
+        ConfigError: naming both sides of what differs.
+    """
+    assert config.teacher is not None
+    summary = directory.read_summary()
+    remedy = f"delete {directory.path} to have this teacher made again"
+    check_metadata(directory, config, remedy)
+    recorded_hash, actual_hash = summary.get("weights_sha256"), sha256(directory.weights)
+    if recorded_hash != actual_hash:
+        raise ConfigError(
+            f"{directory.weights} is not the file that its summary.json records: "
+            f"sha256 {actual_hash[:12]}... there, {str(recorded_hash)[:12]}... recorded; {remedy}"
+        )
+    network = built(config, needs.teacher_stages)
+    weights.load_into(network, weights.read(directory.weights), str(directory.weights))
+    check_accuracy(network, directory, summary, config, dataset, remedy)
+    test_logits = saved_logits(directory, remedy)["test_logits"]
+    test_acc = metrics.accuracy(test_logits.numpy(), dataset.test.labels.cpu().numpy())
+    return Teacher(directory, network, test_logits, test_acc)
+
+
+def check_metadata(directory: RunDirectory, config: RunConfig, remedy: str) -> None:
+    assert config.teacher is not None
+    there, here = weights.read_metadata(directory.weights), weights_metadata(config.teacher.model, config)
+    for what, expected in here.items():
+        if there.get(what) != expected:
+            raise ConfigError(f"{directory.weights}: {what} is {there.get(what)} there and {expected} here; {remedy}")
+
+
+_verified: set[tuple[object, ...]] = set()
+
+
+def check_accuracy(
+    network: Network,
+    directory: RunDirectory,
+    summary: Mapping[str, Any],
+    config: RunConfig,
+    dataset: Dataset,
+    remedy: str,
+) -> None:
+    """Validation accuracy measured here against the recorded one, once per process and teacher."""
+    case = (directory.path, summary.get("weights_sha256"), summary.get("best_val_acc"), repr(config.runtime))
+    if case in _verified:
+        return
+    logits = predict(network, dataset, dataset.val, config.runtime).numpy()
+    measured = metrics.accuracy(logits, dataset.val.labels.cpu().numpy())
+    recorded = summary.get("best_val_acc")
+    if not isinstance(recorded, float) or abs(measured - recorded) > ACCURACY_TOLERANCE:
+        raise ConfigError(
+            f"{directory.path}: the teacher's validation accuracy is {measured:.4f} here and {recorded} in its "
+            f"summary.json (at most {ACCURACY_TOLERANCE} apart); {remedy}"
+        )
+    _verified.add(case)
+
+
+def saved_logits(directory: RunDirectory, remedy: str) -> dict[str, Tensor]:
+    try:
+        return load_file(directory.logits)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{directory.logits} cannot be read: {first_line(error)}; {remedy}") from None

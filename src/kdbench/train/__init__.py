@@ -1,0 +1,1 @@
+"""Training: the loop, the learners it trains, and what they need."""

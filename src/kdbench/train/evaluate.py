@@ -1,0 +1,32 @@
+"""What a network says of a split."""
+
+import torch
+from torch import Tensor
+
+from kdbench.config import RuntimeConfig
+from kdbench.data.batches import plain_batches
+from kdbench.data.dataset import Dataset, Split
+from kdbench.methods.method import Method
+from kdbench.models import Network
+from kdbench.runtime import autocast
+
+EVALUATION_BATCH = 500
+
+
+@torch.no_grad()
+def predict(
+    network: Network, dataset: Dataset, split: Split, runtime: RuntimeConfig, method: Method | None = None
+) -> Tensor:
+    """Logits [N, C] float32, on the CPU, of a split's images in order. The network is left in its mode."""
+    modules = [module for module in (network, method) if module is not None]
+    were_training = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    parts = []
+    with autocast(runtime):
+        for images in plain_batches(dataset, split, EVALUATION_BATCH, runtime.channels_last):
+            output = network(images)
+            parts.append((method.predict(output) if method else output.logits).float())
+    for module, was_training in zip(modules, were_training, strict=True):
+        module.train(was_training)
+    return torch.cat(parts).cpu()

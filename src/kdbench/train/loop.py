@@ -1,0 +1,65 @@
+"""The training loop: one batch, one teacher forward, then one step per learner."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+from kdbench.data.batches import Batch, Batches
+from kdbench.data.dataset import Dataset
+from kdbench.methods.method import Knowledge
+from kdbench.train.learner import Learner
+from kdbench.train.progress import Progress
+
+Teacher = Callable[[Batch], Knowledge | None]
+
+
+def fit(
+    learners: Sequence[Learner],
+    batches: Batches,
+    dataset: Dataset,
+    teacher: Teacher,
+    epochs: int,
+    progress: Progress,
+    end_of_epoch: Callable[[Learner], None],
+) -> None:
+    """Train learners that have done equally many epochs until they have done `epochs`.
+
+    Args:
+        learners: At least one.
+        batches: The training batches of every epoch.
+        dataset: For validation.
+        teacher: What the methods asked for about a batch.
+        epochs: In total, those before a resume included.
+        progress: Is told of every batch and every epoch.
+        end_of_epoch: Called for each learner when its row is recorded: where records and checkpoints are written.
+
+    Raises:
+        RunError: a loss was not finite.
+    """
+    for epoch in range(learners[0].epoch, epochs):
+        started = time.perf_counter()
+        for learner in learners:
+            learner.begin_epoch()
+        train_epoch(learners, progress.counted(batches.epoch(epoch)), teacher)
+        wait_for_device(batches)
+        trained = time.perf_counter()
+        for learner in learners:
+            row = learner.end_epoch(dataset, trained - started)
+            row["seconds"] = time.perf_counter() - started
+            progress.epoch_done(row)
+            end_of_epoch(learner)
+
+
+def train_epoch(learners: Sequence[Learner], batches: Iterable[Batch], teacher: Teacher) -> None:
+    for batch in batches:
+        knowledge = teacher(batch)
+        for learner in learners:
+            terms = learner.losses(batch, knowledge)
+            learner.step(terms)
+
+
+def wait_for_device(batches: Batches) -> None:
+    device = batches.dataset.train.labels.device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

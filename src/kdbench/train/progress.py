@@ -1,0 +1,63 @@
+"""What a person sees of a training: a bar on a terminal, a line per epoch elsewhere."""
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+
+from tqdm import tqdm
+
+from kdbench.data.batches import Batch
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """Shows epochs with loss, accuracy, images per second and time left.
+
+    Args:
+        title: What is being trained.
+        epochs: In total.
+        images_per_epoch: Training images.
+        epochs_done: Before a resume.
+    """
+
+    def __init__(self, title: str, epochs: int, images_per_epoch: int, epochs_done: int = 0) -> None:
+        self.epochs = epochs
+        self.bar = tqdm(
+            desc=title,
+            total=epochs * images_per_epoch,
+            initial=epochs_done * images_per_epoch,
+            unit=" images",
+            unit_scale=True,
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self.bar.set_postfix_str(f"epoch {epochs_done + 1}/{epochs}")
+
+    def counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            yield batch
+            self.bar.update(len(batch.labels))
+
+    def epoch_done(self, row: Mapping[str, float]) -> None:
+        done = int(row["epoch"])
+        time_left = tqdm.format_interval((self.epochs - done) * row["seconds"])
+        self.bar.set_postfix_str(
+            f"epoch {min(done + 1, self.epochs)}/{self.epochs}, "
+            f"loss {row['train_loss']:.3f}, val_acc {row['val_acc']:.1%}"
+        )
+        # On a terminal the bar says it; the line then goes to train.log alone.
+        log.log(
+            logging.INFO if self.bar.disable else logging.DEBUG,
+            "epoch %d/%d: loss %.4f, train_acc %.2f%%, val_acc %.2f%%, %.0f images/s, %s left",
+            done,
+            self.epochs,
+            row["train_loss"],
+            100 * row["train_acc"],
+            100 * row["val_acc"],
+            row["images_per_second"],
+            time_left,
+        )
+
+    def close(self) -> None:
+        self.bar.close()
