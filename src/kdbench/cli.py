@@ -90,7 +90,7 @@ def given_config_dir(arguments: list[str]) -> Path | None:
         ConfigError: a flag that Hydra does not know.
     """
     parser = get_args_parser()
-    parser.error = unknown_flag  # argparse would print its whole usage first
+    vars(parser)["error"] = unknown_flag  # argparse would print its whole usage first
     given = parser.parse_args(arguments).config_dir
     return Path(given) if given else None
 
@@ -104,8 +104,8 @@ def say_what_happens() -> None:
     package = logging.getLogger("kdbench")
     package.setLevel(logging.DEBUG)
     package.propagate = False
-    if not package.handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setLevel(logging.INFO)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        package.addHandler(handler)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setLevel(logging.INFO)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    package.handlers = [handler]
+    logging.getLogger("hydra").setLevel(logging.CRITICAL)  # it logs what it also raises, and we say that

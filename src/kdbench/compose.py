@@ -37,6 +37,8 @@ def explained(error: Exception, overrides: Sequence[str], config_dir: Path | Non
         return unknown_key(unmatched[1].partition("@")[0], overrides, config_dir)
     if str(error).startswith("Ambiguous value"):
         return ConfigError(f"{first_line(error)}: several values need -m, which makes one run of each")
+    if not isinstance(error, HydraException | OmegaConfBaseException):  # Hydra trips over GROUP=null and GROUP=[...]
+        return ConfigError(f"the command line cannot be composed ({first_line(error)}); each group takes one option")
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key = getattr(cause, "full_key", None)
     return ConfigError(f"{f'{key}: ' if key else ''}{first_line(cause)}")

@@ -248,6 +248,11 @@ def check_accuracy(
     _verified.add(case)
 
 
+def forget_verified() -> None:
+    """Check every teacher again, as a new process would."""
+    _verified.clear()
+
+
 def saved_logits(directory: RunDirectory, remedy: str) -> dict[str, Tensor]:
     try:
         return load_file(directory.logits)

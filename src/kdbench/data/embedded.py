@@ -7,7 +7,7 @@ from kdbench.data.shapes import draw_shapes
 from kdbench.data.source import Source
 from kdbench.errors import ConfigError
 
-TRAIN_SEED, TEST_SEED = 0, 1
+TRAIN_SEED, TEST_SEED = 0, 2  # seed 1 was looked at when the difficulty was chosen
 MOST_IMAGES = 100_000
 
 

@@ -1,0 +1,82 @@
+"""What tests share: composing configs, calling the command in this process, and the real CIFAR-10 where it is."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from kdbench import cli, teachers
+from kdbench.config import CONF_DIR, RunConfig, parse, register_models
+
+SMALL = (
+    "student=resnet8", "teacher=resnet20", "data=shapes", "data.num_train=64", "data.num_val=50", "data.num_test=60",
+    "recipe=smoke", "recipe.batch_size=32", "teacher.recipe.batch_size=32", "runtime.device=cpu",
+    "runtime.precision=fp32",
+)  # fmt: skip
+"""A run of seconds."""
+
+
+@pytest.fixture(autouse=True)
+def fresh_process_state() -> Iterator[None]:
+    """What a new process would start with."""
+    GlobalHydra.instance().clear()
+    teachers.forget_verified()
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def composed(*overrides: str) -> RunConfig:
+    register_models(CONF_DIR)
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = compose("config", list(overrides), return_hydra_config=True)
+    choices = dict(config.hydra.runtime.choices)
+    return parse({key: value for key, value in config.items() if key != "hydra"}, choices)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Callable[..., RunConfig]:
+    """Compose a run of seconds that writes into the test's own folder."""
+    return lambda *overrides: composed(*SMALL, f"output_root={tmp_path / 'out'}", *overrides)
+
+
+@dataclass
+class Finished:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def kdbench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Finished]:
+    """The command, called in this process with an empty folder as working directory."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+
+    def call(*arguments: str) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["kdbench", *arguments])
+        try:
+            code = cli.command(list(arguments))
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        captured = capfd.readouterr()
+        return Finished(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def cifar_root() -> Path:
+    root = Path(os.environ.get("KDBENCH_DATA", "data"))
+    if not (root / "cifar-10-batches-py").is_dir():
+        pytest.skip(f"needs CIFAR-10: no cifar-10-batches-py in {root.absolute()} (set KDBENCH_DATA)")
+    return root.absolute()

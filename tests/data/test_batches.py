@@ -1,0 +1,47 @@
+import torch
+
+from kdbench.data import Batches, load
+from kdbench.data.batches import plain_batches
+from kdbench.data.views import crop, pad
+
+
+def batches_of(small, batch_size=30, seed=0, channels_last=True):
+    return Batches(load(small().data, "cpu"), batch_size, seed, augment=True, channels_last=channels_last)
+
+
+def test_an_epoch_shows_every_training_image_once(small):
+    batches = batches_of(small)
+    seen = list(batches.epoch(0))
+    assert [len(batch.labels) for batch in seen] == [30, 30, 4]
+    assert len(batches) == 3
+    indices = torch.cat([batch.indices for batch in seen])
+    assert torch.equal(indices.sort().values, batches.dataset.train.indices.sort().values)
+
+
+def test_images_are_the_views_that_the_batch_says(small):
+    batches = batches_of(small)
+    train = batches.dataset.train
+    for batch in batches.epoch(5):
+        rows = torch.tensor([int((train.indices == index).nonzero()) for index in batch.indices])
+        expected = batches.dataset.normalise(crop(pad(train.images), rows, batch.views))
+        assert torch.equal(batch.images, expected)
+        assert torch.equal(batch.labels, train.labels[rows])
+
+
+def test_same_seed_same_batches_whatever_the_memory_format(small):
+    for first, second in zip(batches_of(small).epoch(1), batches_of(small, channels_last=False).epoch(1), strict=True):
+        assert torch.equal(first.images, second.images)
+        assert first.images.is_contiguous(memory_format=torch.channels_last)
+        assert second.images.is_contiguous()
+
+
+def test_evaluation_sees_images_in_order_without_augmentation(small):
+    dataset = load(small().data, "cpu")
+    images = torch.cat(list(plain_batches(dataset, dataset.test, 7, channels_last=True)))
+    assert torch.equal(images, dataset.normalise(dataset.test.images.permute(0, 3, 1, 2)))
+
+
+def test_shapes_are_split_and_balanced(small):
+    dataset = load(small().data, "cpu")
+    assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (64, 50, 60)
+    assert not set(dataset.train.indices.tolist()) & set(dataset.val.indices.tolist())
