@@ -212,11 +212,14 @@ class RunDirectory:
         handler = logging.FileHandler(self.log)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         package = logging.getLogger("kdbench")
+        level = package.level
+        package.setLevel(logging.DEBUG)
         package.addHandler(handler)
         try:
             yield
         finally:
             package.removeHandler(handler)
+            package.setLevel(level)
             handler.close()
 
 

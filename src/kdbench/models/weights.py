@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from kdbench.models.network import Network
 
 Weights = dict[str, Tensor]
 
+METADATA = "kdbench"
 WRAPPERS = ("model_state_dict", "state_dict", "model")
 """Keys under which training scripts keep the weights; the reference study uses the first."""
 PREFIXES = ("module.", "model.")
@@ -26,7 +28,8 @@ PREFIXES = ("module.", "model.")
 def save(weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any]) -> None:
     """Write weights, and JSON values beside them that say what they belong to."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(contiguous, path, {name: json.dumps(value) for name, value in metadata.items()})
+    # One entry, because safetensors writes several in any order and equal runs shall give equal files.
+    save_file(contiguous, path, {METADATA: json.dumps(metadata)})
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -37,7 +40,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, "pt") as file:
-            return {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            return json.loads((file.metadata() or {}).get(METADATA, "{}"))
     except (OSError, SafetensorError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {first_line(error)}") from None
 
@@ -56,7 +59,8 @@ def read(path: Path) -> Weights:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # on pickle protocols; what cannot be read raises anyway
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # Only the second line on says what was found; torch's first one recommends to switch the protection off.
         found = "it asks for code to be run" if "GLOBAL" in str(error) else first_line(error)

@@ -1,0 +1,143 @@
+"""The command as a person uses it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import SMALL
+
+TINY = (*SMALL, "output_root=out")
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and ".locks" not in p.parts)
+
+
+def test_one_call_is_one_run_and_writes_its_directory_and_its_teachers_only(kdbench, tmp_path):
+    result = kdbench(*TINY)
+    assert result.code == 0, result.err
+    assert result.err == ""
+    names = {name.split("/")[2].rsplit("_", 1)[0] for name in files(tmp_path / "home")}
+    assert names == {"shapes_resnet20_ce_seed0", "shapes_resnet8_logit_from_resnet20_seed0"}
+    again = kdbench(*TINY)
+    assert again.code == 0
+    assert "complete already, skipped" in again.out
+
+
+def test_sweep_makes_every_run_one_record_and_a_table(kdbench, tmp_path):
+    result = kdbench("-m", *TINY, "method=ce,logit,feature")
+    assert result.code == 0, result.err
+    home = tmp_path / "home"
+    records = [name for name in files(home) if not name.startswith("out/runs/")]
+    assert len(records) == 1
+    record = json.loads((home / records[0]).read_text())
+    assert [job["status"] for job in record["jobs"]] == ["complete"] * 3
+    assert all((home / job["run"] / "summary.json").is_file() for job in record["jobs"])
+    header, *rows = result.out[result.out.index("student  teacher") :].splitlines()[:4]
+    assert header.split("  ")[0] == "student"
+    assert [row.split()[2] for row in rows] == ["ce", "logit", "feature"]
+    assert rows[0].split()[5] == "-"
+    assert rows[1].split()[5][0] in "+-"
+
+
+def test_failing_jobs_print_their_lines_and_the_others_run(kdbench, tmp_path):
+    result = kdbench("-m", *TINY, "method=ce,lgit", "recipe.epochs=1,0")
+    assert result.code == 1
+    lines = result.err.splitlines()
+    assert len(lines) == 4
+    assert "method=lgit is no option; did you mean logit?" in result.err
+    assert "recipe.epochs is 0" in result.err
+    assert lines[-1] == "kdbench: error: 3 of 4 jobs failed (each said why above)"
+    (record,) = (tmp_path / "home" / "out" / "sweeps").iterdir()
+    assert [job["status"] for job in json.loads(record.read_text())["jobs"]].count("complete") == 1
+
+
+def test_job_that_fails_only_when_it_starts_does_not_stop_the_others(kdbench):
+    result = kdbench("-m", *TINY, "method=ce", "data.num_train=64,200000")
+    assert result.code == 1
+    assert "draws at most 100000 images" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_sweep_without_a_job_that_can_run_writes_nothing(kdbench, tmp_path):
+    result = kdbench("-m", *TINY, "method=ce", "recipe.epochs=0,-1")
+    assert result.code == 1
+    assert not list((tmp_path / "home").iterdir())
+
+
+def test_overwrite_repeats_a_run(kdbench):
+    kdbench(*TINY, "method=ce")
+    result = kdbench(*TINY, "method=ce", "overwrite=true")
+    assert result.code == 0
+    assert "epoch 1/1" in result.out
+
+
+def test_printing_a_config_writes_nothing(kdbench, tmp_path):
+    result = kdbench("--cfg", "job", "method=ce")
+    assert result.code == 0
+    assert "CrossEntropy" in result.out
+    assert not list((tmp_path / "home").iterdir())
+
+
+def test_own_configs_are_added_with_config_dir(kdbench, tmp_path):
+    own = tmp_path / "own"
+    for folder in ("model", "pair"):
+        (own / folder).mkdir(parents=True)
+    (own / "model" / "narrow.yaml").write_text(
+        "_target_: kdbench.models.cifar_resnet.CifarResNet\ndepth: 8\nwidths: [8, 8, 16, 32]\n"
+        "stages: {layer1: layer1, layer2: layer2, layer3: layer3, pooled: flatten}\n"
+    )
+    (own / "pair" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /teacher: narrow\n  - override /student: narrow\n"
+    )
+    tiny = [o for o in TINY if not o.startswith(("student=", "teacher="))]
+    result = kdbench("--config-dir", str(own), *tiny, "pair=mine")
+    assert result.code == 0, result.err
+    assert "narrow logit from narrow" in result.out
+    wrong = kdbench("--config-dir", str(own), *TINY, "student=narow")
+    assert wrong.code == 2
+    assert "did you mean narrow?" in wrong.err
+
+
+def test_interrupt_ends_with_one_line(kdbench, monkeypatch):
+    from kdbench import run
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "fit", interrupted)
+    result = kdbench(*TINY, "method=ce")
+    assert result.code == 130
+    assert result.err.count("\n") == 1
+    assert "goes on from the last checkpoint" in result.err
+
+
+def test_full_disk_is_said_in_one_line(kdbench, monkeypatch):
+    from kdbench.runs import RunDirectory
+
+    def full(self, rows):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunDirectory, "write_metrics", full)
+    result = kdbench(*TINY, "method=ce")
+    assert result.code == 1
+    assert result.err.count("\n") == 1
+    assert "No space left on device" in result.err
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_and_version_read_well_and_import_neither_torch_nor_torchvision(flag):
+    code = (
+        "import sys; from kdbench import cli; sys.argv = ['kdbench', sys.argv[1]]\n"
+        "try: cli.main()\n"
+        "finally: print([m for m in ('torch', 'torchvision') if m in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, flag], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert result.stderr.strip() == "[]"
+    assert result.stdout.startswith("kdbench")
+    if flag == "--help":
+        assert "method: ce, feature, logit" in result.stdout
+        assert "experiment=quickstart" in result.stdout

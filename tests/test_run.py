@@ -1,0 +1,182 @@
+"""Whole runs of seconds, in this process."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from kdbench import metrics
+from kdbench.config import parse
+from kdbench.errors import RunError
+from kdbench.methods.logit import LogitDistillation
+from kdbench.run import execute
+from kdbench.train.checkpoint import Checkpointer
+
+CONTRACT = {"config.yaml", "metrics.csv", "summary.json", "logits.safetensors", "best.safetensors", "train.log"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    from tests.conftest import SMALL, composed
+
+    root = tmp_path_factory.mktemp("out")
+    config = composed(*SMALL, f"output_root={root}", "recipe.epochs=3", "seed=5")
+    return config, execute(config)
+
+
+def test_run_directory_holds_the_contract_and_nothing_else(finished):
+    _, run = finished
+    assert {file.name for file in run.path.iterdir()} == CONTRACT
+
+
+def test_summary_has_every_key_of_the_contract(finished):
+    summary = finished[1].read_summary()
+    expected = """schema_version run_key status student teacher method dataset method_params recipe stem precision seed
+        init_seed data_seed teacher_seed num_train num_val num_test epochs num_params macs best_val_acc best_val_epoch
+        test_acc_best test_acc_final test_nll test_ece per_class_acc teacher_test_acc teacher_key agreement kl_t1 kl_t4
+        train_seconds images_per_second peak_memory_bytes environment"""
+    assert set(expected.split()) <= set(summary)
+    assert (summary["student"], summary["teacher"], summary["method"]) == ("resnet8", "resnet20", "logit")
+    assert (summary["seed"], summary["init_seed"], summary["data_seed"], summary["teacher_seed"]) == (5, 5, 5, 0)
+    assert (summary["status"], summary["schema_version"], summary["epochs"]) == ("complete", 1, 3)
+    assert summary["method_params"] == {"alpha": 0.5, "ce_weight": None, "kd_weight": None, "temperature": 4.0}
+    assert summary["environment"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_numbers_of_the_summary_come_from_the_saved_logits(finished):
+    _, run = finished
+    summary, logits = run.read_summary(), {k: v.numpy() for k, v in load_file(run.logits).items()}
+    teacher = run.path.parent / f"shapes_resnet20_ce_seed0_{summary['teacher_key']}"
+    taught = load_file(teacher / "logits.safetensors")["test_logits"].numpy()
+    assert logits["test_logits"].dtype == np.float32
+    assert logits["test_labels"].dtype == np.int64
+    assert summary["test_acc_best"] == metrics.accuracy(logits["test_logits"], logits["test_labels"])
+    assert summary["best_val_acc"] == metrics.accuracy(logits["val_logits"], logits["val_labels"])
+    assert summary["agreement"] == metrics.agreement(logits["test_logits"], taught)
+    assert summary["kl_t4"] == metrics.kl_divergence(taught, logits["test_logits"], 4.0)
+    assert summary["teacher_test_acc"] == metrics.accuracy(taught, logits["test_labels"])
+
+
+def test_metrics_have_a_row_per_epoch_and_name_the_best(finished):
+    _, run = finished
+    table, summary = pd.read_csv(run.metrics), run.read_summary()
+    assert list(table.columns) == [
+        "epoch", "lr", "train_loss", "ce", "kd", "train_acc", "val_loss", "val_acc", "grad_norm", "images_per_second",
+        "seconds",
+    ]  # fmt: skip
+    assert table.epoch.tolist() == [1, 2, 3]
+    assert summary["best_val_epoch"] == int(table.epoch[table.val_acc.idxmax()])  # the earliest of equals
+    assert summary["best_val_acc"] == table.val_acc.max()
+    assert np.allclose(table.train_loss, 0.5 * table.ce + 0.5 * table.kd)
+    assert summary["images_per_second"] == pytest.approx(table.images_per_second[1:].median())
+
+
+def test_saved_weights_give_the_saved_logits(finished):
+    from kdbench.data import load
+    from kdbench.models import build
+    from kdbench.train.evaluate import predict
+
+    run = finished[1]
+    recorded = parse(OmegaConf.load(run.config))
+    network = build(recorded.student, 10)
+    network.body.load_state_dict(load_file(run.weights))
+    dataset = load(recorded.data, "cpu")
+    logits = predict(network.to(memory_format=torch.channels_last), dataset, dataset.test, recorded.runtime)
+    assert torch.equal(logits, load_file(run.logits)["test_logits"])
+
+
+def test_recorded_config_is_resolved_and_reads_back(finished):
+    _, run = finished
+    recorded = parse(OmegaConf.load(run.config))
+    assert recorded.runtime.device == "cpu"
+    assert isinstance(recorded.runtime.threads, int)
+    assert execute(recorded) == run
+
+
+def test_train_log_tells_the_epochs(finished):
+    text = finished[1].log.read_text()
+    assert "epoch 3/3: loss" in text
+    assert "images/s" in text
+
+
+def test_seed_alone_changes_nothing_once_the_others_are_given(small):
+    config = small("method=ce", "init_seed=1", "data_seed=1")
+    first = execute(config)
+    assert execute(dataclasses.replace(config, seed=7)) == first
+
+
+def test_killed_run_resumes_to_the_same_numbers(small, monkeypatch):
+    settings = ("method=feature", "recipe.epochs=3", "checkpoint.every_minutes=0")
+    whole = execute(small(*settings, "output_root=" + str(small().output_root) + "/whole"))
+    config = small(*settings)
+    save = Checkpointer.save_if_due
+
+    def die_after_epoch_two(self, learner):
+        save(self, learner)
+        if learner.epoch == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpointer, "save_if_due", die_after_epoch_two)
+    execute(small("method=ce", "student=resnet20"))  # its teacher
+    with pytest.raises(KeyboardInterrupt):
+        execute(config)
+    monkeypatch.setattr(Checkpointer, "save_if_due", save)
+    resumed = execute(config)
+    assert "resuming after epoch 2 of 3" in resumed.log.read_text()
+    assert not resumed.checkpoint.exists()
+    timing = ["images_per_second", "seconds"]
+    pd.testing.assert_frame_equal(
+        pd.read_csv(resumed.metrics).drop(columns=timing), pd.read_csv(whole.metrics).drop(columns=timing)
+    )
+    assert resumed.weights.read_bytes() == whole.weights.read_bytes()
+    assert resumed.logits.read_bytes() == whole.logits.read_bytes()
+
+
+def test_damaged_checkpoint_is_said_and_the_run_begins_anew(small):
+    config = small("method=ce", "checkpoint.keep_last=true")
+    run = execute(config)
+    assert run.checkpoint.is_file()
+    weights = run.weights.read_bytes()
+    run.summary.unlink()
+    run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:1000])
+    assert execute(config).weights.read_bytes() == weights
+    assert "is damaged; starting over" in run.log.read_text()
+
+
+def test_loss_that_is_not_finite_stops_before_the_step(small, monkeypatch):
+    forward = LogitDistillation.forward
+    steps = []
+
+    def bad_at_second_step(self, *arguments, **options):
+        terms = forward(self, *arguments, **options)
+        steps.append(1)
+        return {name: term * torch.nan if name == "kd" and len(steps) == 2 else term for name, term in terms.items()}
+
+    monkeypatch.setattr(LogitDistillation, "forward", bad_at_second_step)
+    config = small("method=logit")
+    with pytest.raises(RunError, match="epoch 1, step 2: kd is nan"):
+        execute(config)
+    assert len(steps) == 2
+
+
+def test_finished_run_is_skipped_and_overwrite_repeats_it_but_not_its_teacher(small):
+    config = small("method=logit")
+    run = execute(config)
+    teacher = next(run.path.parent.glob("*resnet20_ce*"))
+    stamps = [file.stat().st_mtime_ns for file in (run.summary, teacher / "summary.json")]
+    execute(config)
+    assert [f.stat().st_mtime_ns for f in (run.summary, teacher / "summary.json")] == stamps
+    assert execute(dataclasses.replace(config, overwrite=True)) == run
+    assert run.summary.stat().st_mtime_ns > stamps[0]
+    assert (teacher / "summary.json").stat().st_mtime_ns == stamps[1]
+
+
+def test_teacher_is_not_part_of_a_run_that_needs_none(small):
+    a, b = (execute(small("method=ce", f"teacher={name}")) for name in ("resnet20", "none"))
+    assert a == b
+    assert json.loads(a.summary.read_text())["teacher"] is None

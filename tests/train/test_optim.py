@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from kdbench.train.optim import build_optimizer, clip_gradients, learning_rate
+from tests.conftest import composed
+
+
+def recipe(*overrides):
+    return composed("method=ce", *overrides).recipe
+
+
+def test_schedule_is_cosine_per_epoch_as_pytorch_computes_it():
+    config = recipe()
+    optimizer = build_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.epochs, eta_min=config.min_lr)
+    for epoch in range(config.epochs):
+        assert learning_rate(config, epoch) == pytest.approx(schedule.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        schedule.step()
+    assert learning_rate(config, config.epochs) == pytest.approx(1e-4)
+
+
+def test_fused_step_equals_the_textbook_one():
+    config = recipe("recipe.lr=0.1")
+    generator = torch.Generator().manual_seed(0)
+    start, gradients = torch.randn(7, generator=generator).double(), torch.randn(5, 7, generator=generator).double()
+    parameter = torch.nn.Parameter(start.clone())
+    optimizer = build_optimizer(config, [parameter])
+    expected, velocity = start.clone(), torch.zeros(7, dtype=torch.float64)
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        # Sutskever et al. 2013, as PyTorch writes it, with weight decay in the gradient.
+        decayed = gradient + 5e-4 * expected
+        velocity = 0.9 * velocity + decayed if velocity.any() else decayed
+        expected = expected - 0.1 * (decayed + 0.9 * velocity)
+        assert torch.allclose(parameter.detach(), expected, rtol=1e-12)
+
+
+def test_clipping_returns_the_norm_before_and_bounds_it_after():
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    for p, values in zip(parameters, ([3.0, 0.0], [0.0, 4.0]), strict=True):
+        p.grad = torch.tensor(values)
+    assert float(clip_gradients(parameters, 1.0)) == pytest.approx(5)
+    assert float(clip_gradients(parameters, None)) == pytest.approx(1, rel=1e-5)
+    assert parameters[0].grad[0] == pytest.approx(0.6, rel=1e-5)
+
+
+def test_a_blocked_optimizer_does_not_step():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer(recipe(), [parameter])
+    parameter.grad = torch.full((3,), torch.nan)
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    assert torch.equal(parameter.detach(), torch.ones(3))
