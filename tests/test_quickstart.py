@@ -1,0 +1,27 @@
+"""The newcomer's first command."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+@pytest.mark.slow
+def test_quickstart_ends_in_a_table_within_three_minutes_and_repeats_at_once(tmp_path):
+    def quickstart():
+        started = time.monotonic()
+        command = [sys.executable, "-m", "kdbench", "experiment=quickstart"]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return result.stdout, time.monotonic() - started
+
+    first, seconds = quickstart()
+    assert seconds < 180
+    again, seconds_again = quickstart()
+    assert seconds_again < 15
+    tables = [output[output.index("student  teacher") :].split("\n\n")[0] for output in (first, again)]
+    assert tables[0] == tables[1]
+    rows = [line.split() for line in tables[0].splitlines()[1:]]
+    assert [row[2] for row in rows] == ["ce", "logit", "feature"]
+    assert all(30 < float(row[4]) < 95 for row in rows)  # chance is 10 %

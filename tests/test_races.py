@@ -1,0 +1,41 @@
+"""Several processes that want the same thing."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import SMALL
+
+
+def start(folder, *overrides):
+    arguments = [*SMALL, "runtime.threads=1", "output_root=out", *overrides]
+    return subprocess.Popen(
+        [sys.executable, "-m", "kdbench", *arguments],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def ended(processes):
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), outputs
+    return [out for out, _ in outputs]
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_teacher_once_and_the_second_says_what_it_waits_for(tmp_path):
+    longer = ("teacher.recipe.epochs=40", "data.num_train=320")
+    outputs = ended([start(tmp_path, f"seed={seed}", *longer) for seed in (0, 1)])
+    trained = [out.count("resnet20 ce seed 0: ") for out in outputs]
+    assert sorted(trained) == [0, 1]
+    waiting = outputs[trained.index(0)]
+    assert "waiting: another process has" in waiting
+    assert "resnet20" in waiting
+    assert len(list((tmp_path / "out" / "runs").iterdir())) == 3
+
+
+@pytest.mark.slow
+def test_the_same_run_asked_for_twice_is_carried_out_once(tmp_path):
+    outputs = ended([start(tmp_path, "method=ce", "recipe.epochs=40", "data.num_train=320") for _ in range(2)])
+    assert sorted("epoch 40/40" in out for out in outputs) == [False, True]
+    assert len(list((tmp_path / "out" / "runs").iterdir())) == 1
