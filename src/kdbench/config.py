@@ -257,12 +257,12 @@ def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, str] | Non
             tree[group].setdefault("name", names[group])
     document = typed(Document, tree)
     method = parse_method(document.method)
-    run = RunConfig(
-        student=parse_model(document.student, "student"),
-        teacher=parse_teacher(document.teacher, method),
-        method=method,
-        **{f.name: getattr(document, f.name) for f in dataclasses.fields(Document)[3:]},
-    )
+    open_sections = {
+        "student": parse_model(document.student, "student"),
+        "teacher": parse_teacher(document.teacher, method),
+        "method": method,
+    }
+    run = RunConfig(**{f.name: getattr(document, f.name) for f in dataclasses.fields(Document)} | open_sections)
     check_together(run)
     return run
 

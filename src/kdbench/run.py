@@ -80,6 +80,7 @@ def execute(config: RunConfig) -> RunDirectory:
 def skipped(directory: RunDirectory, config: RunConfig) -> bool:
     if not directory.is_complete() or config.overwrite:
         return False
+    directory.read_summary()  # a damaged one is no result
     log.info("complete already, skipped: %s (overwrite=true repeats it)", directory.path)
     return True
 

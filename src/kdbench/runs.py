@@ -144,7 +144,10 @@ class RunDirectory:
         return threads if isinstance(threads, int) and threads >= 1 else None
 
     def create(self) -> None:
+        """Make the folder, and remove what a killed process left half written in it."""
         self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in self.path.glob(".*"):
+            leftover.unlink()
 
     def clear(self) -> None:
         """Remove what an earlier run left, the mark of completeness first."""
@@ -172,20 +175,7 @@ class RunDirectory:
             write(temporary)
 
     def read_summary(self) -> dict[str, Any]:
-        """The summary of a complete run.
-
-        Raises:
-            ConfigError: the file is damaged.
-        """
-        try:
-            summary = json.loads(self.summary.read_text())
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{self.summary} cannot be read ({error}); delete {self.path} to repeat the run"
-            ) from None
-        if not isinstance(summary, dict):
-            raise ConfigError(f"{self.summary} holds no object; delete {self.path} to repeat the run")
-        return summary
+        return read_summary(self.path)
 
     @contextlib.contextmanager
     def locked(self, purpose: str) -> Iterator[None]:
@@ -221,6 +211,22 @@ class RunDirectory:
             package.removeHandler(handler)
             package.setLevel(level)
             handler.close()
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary of a complete run, from its directory.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    file = path / "summary.json"
+    try:
+        summary = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}); delete {path} to repeat the run") from None
+    if not isinstance(summary, dict):
+        raise ConfigError(f"{file} holds no object; delete {path} to repeat the run")
+    return summary
 
 
 def check_writable(output_root: Path) -> None:

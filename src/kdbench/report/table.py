@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from kdbench.runs import read_summary
+
 SAME_BUT_FOR_METHOD = ("student", "dataset", "recipe", "stem", "precision", "init_seed", "data_seed", "num_train")
 """Two runs with these in common differ in method and teacher only, so their difference is the method's gain."""
 
@@ -21,10 +23,6 @@ def runs_table(paths: Sequence[Path]) -> str:
     baselines = {comparable(s): s["test_acc_best"] for s in summaries if s.get("method") == "ce"}
     rows = [row(s, path, baselines) for s, path in zip(summaries, dict.fromkeys(paths), strict=True)]
     return pd.DataFrame(rows).to_string(index=False)
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    return json.loads((path / "summary.json").read_text())
 
 
 def comparable(summary: dict[str, Any]) -> str:
