@@ -145,6 +145,9 @@ BAD = {
     "method.alpha=null": "needs both method.ce_weight and method.kd_weight",
     "method._target_=os.system": "method._target_ is 'os.system'",
     "teacher=none": "method=logit needs a teacher and teacher=none was given",
+    "++method.name=../../away": "method.name is '../../away'",
+    "++student.name=../../away": "student.name is '../../away'",
+    "teacher.recipe.epochs=0": "teacher.recipe.epochs is 0",
     "teacher.seed=-1": "teacher.seed is -1",
     "teacher.checkpoint=/nowhere.pth": "there is no such file",
     "seed=1.5": "seed is 1.5; it may be a whole number of at least 0",
@@ -177,6 +180,12 @@ def test_bad_input_is_one_line_with_exit_code_2_and_nothing_written(kdbench, tmp
     assert result.err.startswith("kdbench: error: ")
     assert result.err.count("\n") == 1
     assert not list((tmp_path / "home").iterdir())
+
+
+def test_keys_of_a_teacher_that_the_method_does_not_use_are_checked_too(kdbench):
+    result = kdbench(*SMALL, "method=ce", "teacher.recipe.lr=nan")
+    assert result.code == 2
+    assert "teacher.recipe.lr is nan" in result.err
 
 
 def test_own_models_are_offered_for_both_roles(tmp_path):

@@ -270,8 +270,7 @@ def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, str] | Non
 def parse_model(node: Mapping[str, Any], path: str) -> ModelConfig:
     arguments = dict(node)
     name, target, stages = (arguments.pop(key, None) for key in ("name", "_target_", "stages"))
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise ConfigError(f"{path}.name is {name!r}; it may hold letters, digits, dots, dashes and underscores")
+    check_name(name, path)
     if not isinstance(target, str):
         raise ConfigError(f"{path}._target_ is {target!r}; it must be the import path of what builds the network")
     if not isinstance(stages, dict) or not all(isinstance(n, str) for n in stages.values()):
@@ -279,18 +278,25 @@ def parse_model(node: Mapping[str, Any], path: str) -> ModelConfig:
     return ModelConfig(name, target, {str(k): v for k, v in stages.items()}, arguments)
 
 
+def check_name(name: Any, path: str) -> None:
+    """Names become part of the run directory's name."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ConfigError(f"{path}.name is {name!r}; it may hold letters, digits, dots, dashes and underscores")
+
+
 def parse_method(node: Mapping[str, Any]) -> MethodConfig:
     from kdbench.methods.method import Method
 
     params = dict(node)
     name, target = params.pop("name", None), params.pop("_target_", None)
+    check_name(name, "method")
     try:
         cls = hydra.utils.get_class(str(target))
     except Exception as error:
         raise ConfigError(f"method._target_ is {target!r}, which cannot be imported: {first_line(error)}") from None
     if not issubclass(cls, Method) or inspect.isabstract(cls):
         raise ConfigError(f"method._target_ is {target!r}; it must be a subclass of kdbench.methods.Method")
-    return MethodConfig(str(name), cls, typed(cls.Config, params, "method"))
+    return MethodConfig(name, cls, typed(cls.Config, params, "method"))
 
 
 def parse_teacher(node: Mapping[str, Any], method: MethodConfig) -> TeacherConfig | None:
@@ -298,14 +304,14 @@ def parse_teacher(node: Mapping[str, Any], method: MethodConfig) -> TeacherConfi
     own = {f.name for f in dataclasses.fields(TeacherKeys)}
     given = {key: value for key, value in node.items() if key in own}
     model = {key: value for key, value in node.items() if key not in own}
+    keys = typed(TeacherKeys, given, "teacher") if given else None
     if not method.target.needs_teacher:
         return None
-    if "_target_" not in model:
+    if "_target_" not in model or keys is None:
         raise ConfigError(
             f"method={method.name} needs a teacher and teacher=none was given; "
             "name one, for example teacher=resnet50, or use method=ce"
         )
-    keys = typed(TeacherKeys, given, "teacher")
     return TeacherConfig(parse_model(model, "teacher"), keys.seed, keys.recipe, keys.checkpoint)
 
 

@@ -145,3 +145,25 @@ def test_student_is_in_train_mode_again_after_validation(setup):
     run.learner.begin_epoch()
     assert run.learner.student.training
     assert run.learner.method.training
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bf16_autocast_keeps_weights_and_losses_in_float32(setup, method):
+    run = setup(f"method={method}", "runtime.precision=bf16")
+    learner, batch = run.learner, next(run.batches.epoch(0))
+    learner.begin_epoch()
+    terms = learner.losses(batch, run.teacher(batch))
+    learner.step(terms)
+    assert all(term.dtype == torch.float32 for term in terms.values())
+    assert all(p.dtype == torch.float32 for p in learner.student.parameters())
+    assert all(bool(p.isfinite().all()) for p in learner.student.parameters())
+
+
+def test_bf16_and_float32_losses_of_the_same_weights_are_close(setup):
+    losses = []
+    for precision in ("fp32", "bf16"):
+        run = setup("method=logit", f"runtime.precision={precision}")
+        batch = next(run.batches.epoch(0))
+        losses.append(float(run.learner.losses(batch, run.teacher(batch))["total"].detach()))
+    assert losses[0] != losses[1]  # it really was another precision
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
