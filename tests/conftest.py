@@ -1,5 +1,6 @@
 """What tests share: composing configs, calling the command in this process, and the real CIFAR-10 where it is."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -27,8 +28,9 @@ def fresh_process_state() -> Iterator[None]:
     """What a new process would start with."""
     GlobalHydra.instance().clear()
     teachers.forget_verified()
-    threads = torch.get_num_threads()
+    threads, package = torch.get_num_threads(), logging.getLogger("kdbench")
     yield
+    package.handlers, package.propagate = [], True
     torch.set_num_threads(threads)
 
 

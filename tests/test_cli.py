@@ -111,7 +111,7 @@ def test_interrupt_ends_with_one_line(kdbench, monkeypatch):
     result = kdbench(*TINY, "method=ce")
     assert result.code == 130
     assert result.err.count("\n") == 1
-    assert "goes on from the last checkpoint" in result.err
+    assert "goes on from last.ckpt" in result.err
 
 
 def test_full_disk_is_said_in_one_line(kdbench, monkeypatch):

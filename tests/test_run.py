@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from kdbench import metrics
 from kdbench.config import parse
-from kdbench.errors import RunError
+from kdbench.errors import ConfigError, RunError
 from kdbench.methods.logit import LogitDistillation
 from kdbench.run import execute
 from kdbench.train.checkpoint import Checkpointer
@@ -180,3 +180,80 @@ def test_teacher_is_not_part_of_a_run_that_needs_none(small):
     a, b = (execute(small("method=ce", f"teacher={name}")) for name in ("resnet20", "none"))
     assert a == b
     assert json.loads(a.summary.read_text())["teacher"] is None
+
+
+def test_last_and_best_epoch_are_tested_apart(small, monkeypatch):
+    from kdbench.train.learner import Learner
+
+    end_epoch = Learner.end_epoch
+
+    def best_is_the_first(self, dataset, seconds):
+        row = end_epoch(self, dataset, seconds)
+        if self.epoch == 1:
+            self.best["val_acc"] = 2.0
+        return row
+
+    monkeypatch.setattr(Learner, "end_epoch", best_is_the_first)
+    monkeypatch.setattr("kdbench.run.predict", lambda student, *_: torch.eye(10)[predictions(student)])
+    seen = []
+
+    def predictions(student):
+        """Labels that tell one set of weights from another."""
+        seen.append(float(student.body.fc.weight.detach().sum()))
+        return torch.full((60,), len(seen) % 10)
+
+    summary = execute(small("method=ce", "recipe.epochs=3")).read_summary()
+    assert summary["best_val_epoch"] == 1
+    assert len(seen) == 2
+    assert seen[0] != seen[1]
+    assert summary["test_acc_final"] == 0.1  # of the first prediction, the last weights'
+    assert summary["test_acc_best"] == 0.1
+
+
+def test_random_state_goes_on_where_it_was(small, tmp_path):
+    from kdbench.train.checkpoint import random_state, set_random_state
+
+    torch.manual_seed(5)
+    torch.save(random_state("cpu"), tmp_path / "state")
+    expected = torch.rand(3)
+    torch.manual_seed(6)
+    set_random_state(torch.load(tmp_path / "state", weights_only=True), "cpu")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_run_that_was_begun_keeps_its_threads_and_memory_format(small):
+    config = small("method=ce", "runtime.threads=1")
+    run = execute(config)
+    run.summary.unlink()
+    again = execute(small("method=ce", "runtime.threads=2", "runtime.channels_last=false"))
+    recorded = parse(OmegaConf.load(again.config)).runtime
+    assert (recorded.threads, recorded.channels_last) == (1, True)
+
+
+def test_gain_is_against_the_undistilled_student_that_is_equal_in_all_else(small):
+    from kdbench.report.table import runs_table
+
+    runs = [
+        execute(small(f"method={method}", f"student.widths=[{width},16,32,64]"))
+        for width in (8, 16)
+        for method in ("ce", "logit")
+    ]
+    summaries = [run.read_summary() for run in runs]
+    lines = runs_table([run.path for run in runs]).splitlines()[1:]
+    for ce, logit in ((0, 1), (2, 3)):
+        gain = 100 * (summaries[logit]["test_acc_best"] - summaries[ce]["test_acc_best"])
+        assert lines[logit].split()[5] == f"{gain:+.2f}"
+    assert summaries[0]["baseline_key"] == summaries[1]["baseline_key"] != summaries[2]["baseline_key"]
+
+
+def test_group_key_is_the_same_for_other_seeds_only(small):
+    keys = [execute(small(*o)).read_summary()["group_key"] for o in (("seed=0",), ("seed=1",), ("method.alpha=0.3",))]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_complete_run_without_its_weights_is_said(small):
+    config = small("method=ce")
+    run = execute(config)
+    run.weights.unlink()
+    with pytest.raises(ConfigError, match=r"is complete but lacks best.safetensors; delete it"):
+        execute(config)

@@ -59,6 +59,15 @@ def test_a_flipped_bit_is_noticed(small, teacher):
         execute(small())
 
 
+def test_logits_of_another_run_are_noticed(small, teacher):
+    other = execute(small("method=ce", "student=resnet14"))
+    teacher.logits.write_bytes(other.logits.read_bytes())
+    with pytest.raises(
+        ConfigError, match=r"logits.safetensors is not the file.*delete .* to have this teacher made again"
+    ):
+        execute(small())
+
+
 def test_recorded_accuracy_must_be_what_is_measured(small, teacher):
     recorded = teacher.read_summary()["best_val_acc"]
     edit_summary(teacher, best_val_acc=recorded + 0.1)
@@ -92,7 +101,7 @@ def test_weights_of_something_else_are_refused_naming_both_sides(small, teacher,
 def test_damaged_summary_and_logits_are_named(small, teacher):
     logits = teacher.logits.read_bytes()
     teacher.logits.write_bytes(logits[:100])
-    with pytest.raises(ConfigError, match=r"logits.safetensors cannot be read"):
+    with pytest.raises(ConfigError, match=r"logits.safetensors is not the file that its summary.json records"):
         execute(small())
     teacher.logits.write_bytes(logits)
     teacher.summary.write_text("{")

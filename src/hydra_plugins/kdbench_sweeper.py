@@ -6,6 +6,7 @@ Hydra imports every module of `hydra_plugins` at every start, so nothing heavy i
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -34,4 +35,6 @@ class KdbenchSweeper(BasicSweeper):
         overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
         batches = self.split_arguments(overrides, self.max_batch_size)
         sweep = Sweep(self.config, [tuple(job) for batch in batches for job in batch], loader)
-        return sweep.carry_out(self.launcher, self.max_batch_size)
+        # The basic launcher takes jobs one after the other anyway; handed over singly, the record is always up to date.
+        size = 1 if isinstance(self.launcher, BasicLauncher) else self.max_batch_size
+        return sweep.carry_out(self.launcher, size)

@@ -11,8 +11,10 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from kdbench import __version__
 from kdbench.config import CONF_DIR, parse, register_models
@@ -38,12 +40,18 @@ def command(arguments: list[str]) -> int:
         hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
     except KdbenchError as error:
         return refuse(error)
-    except Exception as error:  # jobs keep their own: this came up while Hydra composed
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+        if not came_up_in_hydra(error):
+            raise
         from kdbench.compose import explained
 
         return refuse(explained(error, arguments, config_dir))
     except KeyboardInterrupt:
-        print("kdbench: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "kdbench: interrupted; the same command goes on from last.ckpt, "
+            "or from the start if none was written yet (checkpoint.every_minutes)",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
@@ -91,12 +99,22 @@ def given_config_dir(arguments: list[str]) -> Path | None:
     """
     parser = get_args_parser()
     vars(parser)["error"] = unknown_flag  # argparse would print its whole usage first
-    given = parser.parse_args(arguments).config_dir
-    return Path(given) if given else None
+    given = parser.parse_args(arguments)
+    for override in given.overrides:
+        if override.startswith("~"):
+            raise ConfigError(f"{override}: no key of a run can be deleted; give it another value")
+    return Path(given.config_dir) if given.config_dir else None
+
+
+def came_up_in_hydra(error: Exception) -> bool:
+    """Whether Hydra raised it while it composed; else it is a bug of ours."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return frames[-1][0].f_globals["__name__"].split(".")[0] in ("hydra", "omegaconf")
 
 
 def unknown_flag(message: str) -> NoReturn:
-    raise ConfigError(f"{message}; see kdbench --help and kdbench --hydra-help")
+    order = "; flags such as -m stand before the first KEY=VALUE" if "=" in message else ""
+    raise ConfigError(f"{message}{order}; see kdbench --help and kdbench --hydra-help")
 
 
 def say_what_happens() -> None:

@@ -25,7 +25,7 @@ def explained(error: Exception, overrides: Sequence[str], config_dir: Path | Non
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"{error.override!r} cannot be read: {first_line(error)}; write key=value, and quote values that hold "
-            "spaces, commas or brackets"
+            "spaces, commas, brackets or ~ (for example 'output_root=\"~/runs\"')"
         )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
@@ -37,21 +37,37 @@ def explained(error: Exception, overrides: Sequence[str], config_dir: Path | Non
         return unknown_key(unmatched[1].partition("@")[0], overrides, config_dir)
     if str(error).startswith("Ambiguous value"):
         return ConfigError(f"{first_line(error)}: several values need -m, which makes one run of each")
-    if not isinstance(error, HydraException | OmegaConfBaseException):  # Hydra trips over GROUP=null and GROUP=[...]
-        return ConfigError(f"the command line cannot be composed ({first_line(error)}); each group takes one option")
+    for override in overrides:
+        group, _, chosen = override.partition("=")
+        if group in groups() and chosen in ("null", ""):  # Hydra trips over it without saying over what
+            return ConfigError(f"{override}: {group} takes the name of one option; {nearest(chosen, options(group))}")
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key = getattr(cause, "full_key", None)
     return ConfigError(f"{f'{key}: ' if key else ''}{first_line(cause)}")
 
 
+def groups() -> set[str]:
+    """Groups that a run chooses one option of."""
+    return {folder.name for folder in CONF_DIR.iterdir() if folder.is_dir()} - {"model", "hydra"} | {
+        "student",
+        "teacher",
+    }
+
+
+def options(group: str) -> list[str]:
+    folder = CONF_DIR / ("model" if group in ("student", "teacher") else group)
+    return [file.stem for file in folder.glob("*.yaml")]
+
+
 def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> ConfigError:
     """The error for a key that no config has, with the keys that stand beside it."""
+    if key.split(".")[0] == "hydra":
+        return ConfigError(f"{key} is no key of Hydra's own config; see kdbench --cfg hydra")
     path, _, name = key.rpartition(".")
     beside = OmegaConf.select(composed_without(key, overrides, config_dir), path) if path else None
     if not path:
         beside = composed_without(key, overrides, config_dir)
-        groups = {folder.name for folder in CONF_DIR.iterdir() if folder.is_dir()} - {"model"}
-        valid = {str(k) for k in beside} | groups
+        valid = {str(k) for k in beside} | groups()
     elif isinstance(beside, DictConfig):
         valid = {str(k) for k in beside}
     else:
@@ -61,8 +77,7 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
 
 def composed_without(key: str, overrides: Sequence[str], config_dir: Path | None) -> DictConfig:
     """The config as it is without any override but choices of groups, as far as those can be composed."""
-    groups = {folder.name for folder in CONF_DIR.iterdir() if folder.is_dir()} | {"student", "teacher"}
-    choices = [o for o in overrides if o.partition("=")[0] in groups and "," not in o]
+    choices = [o for o in overrides if o.partition("=")[0] in groups() and "," not in o]
     extra = [f"hydra.searchpath=[file://{config_dir.absolute()}]"] if config_dir else []
     previous = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()

@@ -185,7 +185,7 @@ class Document:
     seed: int = whole(0)
     init_seed: int = whole(0)
     data_seed: int = whole(0)
-    output_root: str = MISSING
+    output_root: str = ranged(lambda value: value.strip() != "", "a folder")
     overwrite: bool = MISSING
 
 
@@ -203,6 +203,7 @@ def typed(schema: type[Any], values: Mapping[str, Any], path: str = "") -> Any:
         ConfigError: an unknown or missing key, a wrong type, or a value out of its field's range.
     """
     prefix = f"{path}." if path else ""
+    check_kinds(schema, values, prefix)
     try:
         section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
     except MissingMandatoryValue as error:
@@ -216,6 +217,21 @@ def typed(schema: type[Any], values: Mapping[str, Any], path: str = "") -> Any:
     return section
 
 
+def check_kinds(schema: type[Any], values: Mapping[str, Any], prefix: str) -> None:
+    """What OmegaConf is lenient about: sections are mappings, and switches are true or false."""
+    for f in dataclasses.fields(schema):
+        if f.name not in values:
+            continue
+        value, path = values[f.name], f"{prefix}{f.name}"
+        if f.type is bool and not isinstance(value, bool):
+            raise ConfigError(f"{path} is {value!r}; it may be true or false")
+        if dataclasses.is_dataclass(f.type):
+            if not isinstance(value, Mapping):
+                keys = ", ".join(inner.name for inner in dataclasses.fields(f.type))
+                raise ConfigError(f"{path} is {value!r}; it is a section with the keys {keys}")
+            check_kinds(f.type, value, f"{path}.")  # type: ignore[arg-type]  # a class, no instance
+
+
 def given(values: Mapping[str, Any], error: OmegaConfBaseException) -> Any:
     """The value that the error is about."""
     return OmegaConf.select(OmegaConf.create(dict(values)), str(error.full_key))
@@ -224,9 +240,13 @@ def given(values: Mapping[str, Any], error: OmegaConfBaseException) -> Any:
 def allowed_there(error: OmegaConfBaseException) -> str:
     """What the field may be whose type the given value does not have."""
     for f in dataclasses.fields(error.object_type) if dataclasses.is_dataclass(error.object_type) else ():
-        if f.name == error.key and f.metadata:
-            return f"it may be {f.metadata['description']}"
+        if f.name == error.key:
+            return f"it may be {f.metadata.get('description') or KINDS.get(f.type, first_line(error))}"
     return first_line(error)
+
+
+KINDS: dict[Any, str] = {str: "text", list[str] | None: "a list of names such as [layer1,layer2], or null"}
+"""Types whose fields have no range, in words."""
 
 
 def check_ranges(section: Any, prefix: str) -> None:
@@ -238,7 +258,7 @@ def check_ranges(section: Any, prefix: str) -> None:
             raise ConfigError(f"{prefix}{f.name} is {value!r}; it may be {f.metadata['description']}")
 
 
-def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, str] | None = None) -> RunConfig:
+def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | None = None) -> RunConfig:
     """A checked run from a composed config.
 
     Args:
@@ -253,8 +273,10 @@ def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, str] | Non
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     for group in ("student", "teacher", "method"):
-        if isinstance(tree.get(group), dict) and names and names.get(group):
-            tree[group].setdefault("name", names[group])
+        if names and isinstance(tree.get(group), dict) and "name" not in tree[group]:
+            if not isinstance(names.get(group), str):
+                raise ConfigError(f"{group} takes one option by name; a sweep over several is -m {group}=A,B")
+            tree[group]["name"] = names[group]
     document = typed(Document, tree)
     method = parse_method(document.method)
     open_sections = {
@@ -273,9 +295,26 @@ def parse_model(node: Mapping[str, Any], path: str) -> ModelConfig:
     check_name(name, path)
     if not isinstance(target, str):
         raise ConfigError(f"{path}._target_ is {target!r}; it must be the import path of what builds the network")
+    check_arguments(target, arguments, path)
     if not isinstance(stages, dict) or not all(isinstance(n, str) for n in stages.values()):
         raise ConfigError(f"{path}.stages is {stages!r}; it must map names of stages to nodes of the network")
     return ModelConfig(name, target, {str(k): v for k, v in stages.items()}, arguments)
+
+
+def check_arguments(target: str, arguments: Mapping[str, Any], path: str) -> None:
+    """That what builds the network knows the keys it is given, where its signature says them."""
+    try:
+        parameters = inspect.signature(hydra.utils.get_method(target)).parameters
+    except Exception as error:
+        raise ConfigError(f"{path}._target_ is {target!r}, which cannot be called: {first_line(error)}") from None
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    valid = {*parameters, "stages", "_target_"} - {"num_classes"}
+    if path == "teacher":
+        valid |= {f.name for f in dataclasses.fields(TeacherKeys)}
+    for name in arguments:
+        if name not in valid:
+            raise ConfigError(f"{path}.{name} is no known key; {nearest(name, valid)}")
 
 
 def check_name(name: Any, path: str) -> None:
@@ -305,14 +344,15 @@ def parse_teacher(node: Mapping[str, Any], method: MethodConfig) -> TeacherConfi
     given = {key: value for key, value in node.items() if key in own}
     model = {key: value for key, value in node.items() if key not in own}
     keys = typed(TeacherKeys, given, "teacher") if given else None
+    architecture = parse_model(model, "teacher") if "_target_" in model else None
     if not method.target.needs_teacher:
         return None
-    if "_target_" not in model or keys is None:
+    if architecture is None or keys is None:
         raise ConfigError(
             f"method={method.name} needs a teacher and teacher=none was given; "
             "name one, for example teacher=resnet50, or use method=ce"
         )
-    return TeacherConfig(parse_model(model, "teacher"), keys.seed, keys.recipe, keys.checkpoint)
+    return TeacherConfig(architecture, keys.seed, keys.recipe, keys.checkpoint)
 
 
 def check_together(run: RunConfig) -> None:
@@ -332,7 +372,8 @@ def check_together(run: RunConfig) -> None:
 
 def first_line(error: BaseException) -> str:
     """An exception in one line: its type's name if it says nothing."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    first, *rest = str(error).splitlines() or [type(error).__name__]
+    return f"{first} {rest[0]}" if first.endswith(":") and rest else first or type(error).__name__
 
 
 def register_models(*config_dirs: Path) -> None:
@@ -341,6 +382,11 @@ def register_models(*config_dirs: Path) -> None:
     store.store(group="teacher", name="none", node={})
     for directory in config_dirs:
         for file in sorted((directory / "model").glob("*.yaml")):
-            node = OmegaConf.load(file)
+            try:
+                node = OmegaConf.load(file)
+            except Exception as error:  # the YAML library has many ways to complain
+                raise ConfigError(f"{file} is no valid YAML: {' '.join(str(error).split())}") from None
+            if not isinstance(node, DictConfig):
+                raise ConfigError(f"{file} describes no model: it must hold keys and values, _target_ among them")
             for group in ("student", "teacher"):
                 store.store(group=group, name=file.stem, node=node, provider=str(file))

@@ -45,43 +45,62 @@ def execute(config: RunConfig) -> RunDirectory:
         ConfigError: the config cannot run here.
         RunError: it was started and could not be finished.
     """
-    threads_are_free = config.runtime.threads == "auto"
-    config = dataclasses.replace(config, runtime=resolve(config.runtime))
-    check_writable(Path(config.output_root).expanduser())
-    teacher_key = teachers.key_of_teacher(config) if config.teacher else None
-    key = key_of(identity(config, teacher_key))
-    directory = RunDirectory.of(config, key)
+    config, directory = located(config)
     if skipped(directory, config):
         return directory
-    if threads_are_free:
-        config.runtime.threads = directory.recorded_threads() or config.runtime.threads
-    with applied(config.runtime):
-        parts = prepare(config)
-        teacher = teachers.obtain(config, parts.method.needs, parts.dataset, execute) if config.teacher else None
-        try:
+    try:
+        with applied(config.runtime):
+            parts = prepare(config)
+            teacher = teachers.obtain(config, parts.method.needs, parts.dataset, execute) if config.teacher else None
             with directory.locked(f"this run of {config.student.name}"):
-                if skipped(directory, config):  # another process has done it meanwhile
+                directory = RunDirectory.of(config, directory.key)  # another process may have named it meanwhile
+                if skipped(directory, config):
                     return directory
                 if directory.is_complete():
                     directory.clear()
                 directory.create()
                 with directory.logging():
                     train(config, directory, parts, teacher)
-        except OSError as error:
-            raise RunError(f"{directory.path}: {error}") from error
-        except torch.OutOfMemoryError as error:
-            raise RunError(
-                f"out of memory on {config.runtime.device} with recipe.batch_size={config.recipe.batch_size}; "
-                "lower it, or use runtime.precision=bf16"
-            ) from error
+    except OSError as error:
+        raise RunError(f"{directory.path}: {error}") from error
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"out of memory on {config.runtime.device} with recipe.batch_size={config.recipe.batch_size}; "
+            "lower it, or use runtime.precision=bf16"
+        ) from error
     return directory
+
+
+def check(config: RunConfig) -> None:
+    """Everything that can be known to be wrong with a run before it starts. Writes nothing.
+
+    Raises:
+        ConfigError: the config cannot run here.
+    """
+    config, directory = located(config)
+    if not directory.is_complete():
+        prepare(config)
+
+
+def located(config: RunConfig) -> tuple[RunConfig, RunDirectory]:
+    """The config with every `auto` decided, and where its run is or will be.
+
+    A run that was begun keeps to what was decided then: sums are rounded in the order of threads and memory.
+    """
+    config = dataclasses.replace(config, runtime=resolve(config.runtime))
+    check_writable(Path(config.output_root).expanduser())
+    teacher_key = teachers.key_of_teacher(config) if config.teacher else None
+    directory = RunDirectory.of(config, key_of(identity(config, teacher_key)))
+    if not directory.is_complete():
+        config.runtime = dataclasses.replace(config.runtime, **directory.recorded_choices())
+    return config, directory
 
 
 def skipped(directory: RunDirectory, config: RunConfig) -> bool:
     if not directory.is_complete() or config.overwrite:
         return False
-    directory.read_summary()  # a damaged one is no result
-    log.info("complete already, skipped: %s (overwrite=true repeats it)", directory.path)
+    directory.check_result()
+    log.info("complete already, skipped: %s", directory.path)
     return True
 
 
@@ -123,7 +142,7 @@ def train(config: RunConfig, directory: RunDirectory, parts: Parts, teacher: tea
     dataset, runtime = parts.dataset, config.runtime
     source = f" from {config.teacher.model.name}" if config.teacher else ""
     title = f"{config.student.name} {config.method.name}{source} seed {config.seed}"
-    log.info("%s: %s on %s, %s, %d threads", title, directory.path, runtime.device, runtime.precision, runtime.threads)
+    log.info("%s: %s on %s, %s, threads: %d", title, directory.path, runtime.device, runtime.precision, runtime.threads)
     directory.write_config(config)
     measure_memory_from_here(runtime.device)
     learner = Learner(parts.student, parts.method, config.recipe, runtime)

@@ -7,15 +7,15 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 
-from kdbench.config import ModelConfig, RunConfig
+from kdbench.config import ModelConfig, RunConfig, RuntimeConfig, first_line, typed
 from kdbench.errors import ConfigError
 
 SCHEMA_VERSION = 1
@@ -31,11 +31,15 @@ def identity(config: RunConfig, teacher_key: str | None) -> dict[str, Any]:
     del data["root"], data["download"]
     method = config.method.node()
     del method["name"]
+    stages = {}
+    if config.teacher and config.method.target.uses_stages:
+        stages = {"student": config.student.stages, "teacher": config.teacher.model.stages}
     return {
         "schema_version": SCHEMA_VERSION,
         "student": model_identity(config.student),
         "method": method,
         "teacher": teacher_key,
+        "stages": stages,
         "data": data,
         "recipe": dataclasses.asdict(config.recipe),
         "init_seed": config.init_seed,
@@ -45,9 +49,18 @@ def identity(config: RunConfig, teacher_key: str | None) -> dict[str, Any]:
 
 
 def model_identity(model: ModelConfig) -> dict[str, Any]:
-    node = model.node()
-    del node["name"]
-    return node
+    """An architecture without the names that people gave it and its stages."""
+    return {"_target_": model.target, **model.arguments}
+
+
+def group_key(identity: Mapping[str, Any]) -> str:
+    """The same for runs that differ in their seeds alone."""
+    return key_of({name: value for name, value in identity.items() if name not in ("init_seed", "data_seed")})
+
+
+def baseline_key(identity: Mapping[str, Any]) -> str:
+    """The same for runs that differ in method and teacher alone: a distilled student and its undistilled one."""
+    return key_of({name: value for name, value in identity.items() if name not in ("method", "teacher", "stages")})
 
 
 def key_of(identity: Mapping[str, Any]) -> str:
@@ -58,24 +71,26 @@ def key_of(identity: Mapping[str, Any]) -> str:
 @contextlib.contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`: on leaving it is flushed to disk and takes its place; on an error it is gone."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        temporary.touch()
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~current_umask())
         temporary.replace(path)
+        sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def current_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder, so that a rename survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -135,26 +150,29 @@ class RunDirectory:
     def is_complete(self) -> bool:
         return self.summary.is_file()
 
-    def recorded_threads(self) -> int | None:
-        """CPU threads of a run that was begun here; its sums were rounded in their order."""
+    def recorded_choices(self) -> dict[str, Any]:
+        """What a run that was begun here decided of its runtime and has to keep to; empty if there is none."""
         try:
-            threads = OmegaConf.select(OmegaConf.load(self.config), "runtime.threads")
+            runtime = typed(RuntimeConfig, OmegaConf.select(OmegaConf.load(self.config), "runtime"))
         except Exception:  # whatever a missing or damaged file raises: then there is nothing to keep to
-            return None
-        return threads if isinstance(threads, int) and threads >= 1 else None
+            return {}
+        return {name: getattr(runtime, name) for name in ("threads", "channels_last", "deterministic")}
 
     def create(self) -> None:
         """Make the folder, and remove what a killed process left half written in it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in self.path.glob(".*"):
-            leftover.unlink()
+        for file in self.files():
+            for leftover in self.path.glob(f".{file.name}.*"):
+                leftover.unlink()
 
     def clear(self) -> None:
         """Remove what an earlier run left, the mark of completeness first."""
-        for file in (
-            self.summary, self.checkpoint, self.metrics, self.logits, self.weights, self.config, self.log
-        ):  # fmt: skip
+        for file in self.files():
             file.unlink(missing_ok=True)
+
+    def files(self) -> tuple[Path, ...]:
+        """Every file of the contract, the mark of completeness first."""
+        return self.summary, self.checkpoint, self.metrics, self.logits, self.weights, self.config, self.log
 
     def write_config(self, config: RunConfig) -> None:
         with written_atomically(self.config) as temporary:
@@ -170,12 +188,30 @@ class RunDirectory:
         write_json(self.summary, summary)
 
     def write_with(self, path: Path, write: Callable[[Path], None]) -> None:
-        """A file that a library writes, atomically."""
+        """A file that torch or safetensors writes, atomically.
+
+        Raises:
+            OSError: it could not be written; the libraries have names of their own for that.
+        """
         with written_atomically(path) as temporary:
-            write(temporary)
+            try:
+                write(temporary)
+            except (SafetensorError, RuntimeError) as error:
+                raise OSError(f"{path.name} could not be written: {first_line(error)}") from error
 
     def read_summary(self) -> dict[str, Any]:
         return read_summary(self.path)
+
+    def check_result(self) -> None:
+        """That a complete run's result is still there.
+
+        Raises:
+            ConfigError: what is damaged or missing, and what to do.
+        """
+        self.read_summary()
+        missing = [file.name for file in (self.config, self.weights, self.logits) if not file.is_file()]
+        if missing:
+            raise ConfigError(f"{self.path} is complete but lacks {', '.join(missing)}; delete it to repeat the run")
 
     @contextlib.contextmanager
     def locked(self, purpose: str) -> Iterator[None]:

@@ -68,18 +68,19 @@ def applied(runtime: RuntimeConfig) -> Iterator[None]:
     """Set torch's global switches to a resolved runtime, and put them back after."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
-    benchmark = torch.backends.cudnn.benchmark
+    benchmark, tf32 = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
     torch.set_num_threads(runtime.threads)
     if runtime.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats only with a fixed workspace
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not runtime.deterministic
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means float32; torch's default rounds convolutions to 10 bits
     try:
         yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
-        torch.backends.cudnn.benchmark = benchmark
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, tf32
 
 
 def autocast(runtime: RuntimeConfig) -> torch.autocast:

@@ -16,7 +16,15 @@ from kdbench import metrics
 from kdbench.config import ModelConfig, RunConfig
 from kdbench.data.dataset import NUM_CLASSES, Dataset
 from kdbench.models import Description, weights
-from kdbench.runs import SCHEMA_VERSION, RunDirectory, model_identity, sha256
+from kdbench.runs import (
+    SCHEMA_VERSION,
+    RunDirectory,
+    baseline_key,
+    group_key,
+    identity,
+    model_identity,
+    sha256,
+)
 from kdbench.runtime import device_name
 
 PACKAGES = ("kdbench", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "pandas", "safetensors")
@@ -59,10 +67,13 @@ def write_result(
         "test_labels": dataset.test.labels.cpu(),
     }
     directory.write_with(directory.logits, lambda path: save_file(logits, path))
+    known = identity(config, training["teacher_key"])
     directory.write_summary(
         {
             "schema_version": SCHEMA_VERSION,
             "run_key": directory.key,
+            "group_key": group_key(known),
+            "baseline_key": baseline_key(known),
             "status": "complete",
             "student": config.student.name,
             "teacher": config.teacher.model.name if config.teacher else None,
@@ -84,6 +95,7 @@ def write_result(
             **quality(predictions, dataset),
             **training,
             "weights_sha256": sha256(directory.weights),
+            "logits_sha256": sha256(directory.logits),
             "environment": environment(config),
         }
     )
@@ -116,10 +128,8 @@ def fidelity(student_test: Tensor, teacher_test: Tensor | None) -> dict[str, flo
 
 def weights_metadata(model: ModelConfig, config: RunConfig) -> dict[str, Any]:
     """What weights are only right for; stored beside them, and checked when they serve as a teacher."""
-    architecture = model_identity(model)
-    del architecture["stages"]  # names for nodes, which no weight depends on
     return {
-        "architecture": architecture,
+        "architecture": model_identity(model),
         "number of classes": NUM_CLASSES,
         "normalisation": {"mean": config.data.mean, "std": config.data.std},
     }
@@ -146,10 +156,13 @@ def installed(package: str) -> str | None:
 
 def git_revision() -> str | None:
     """The commit of the checkout that this code runs from, or None where it was installed."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
     try:
-        result = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # an environment may lie in somebody else's checkout
+        return git("rev-parse", "HEAD")
+    except (OSError, subprocess.SubprocessError):
         return None
-    return result.stdout.strip() or None if result.returncode == 0 else None

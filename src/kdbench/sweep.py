@@ -15,11 +15,12 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kdbench import run
 from kdbench.compose import explained
 from kdbench.config import parse
 from kdbench.errors import ConfigError, RunError
 from kdbench.report.table import runs_table
-from kdbench.runs import write_json
+from kdbench.runs import check_writable, write_json
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class Job:
 
     overrides: tuple[str, ...]
     status: str = "not started"
-    """not started, refused, complete or failed."""
+    """not started, refused, complete, failed or interrupted."""
     run: str | None = None
     error: str | None = None
 
@@ -54,7 +55,7 @@ class Sweep:
         self.jobs = [Job(overrides) for overrides in jobs]
         self.started = datetime.datetime.now().astimezone()
         name = f"{self.started:%Y-%m-%d_%H-%M-%S}_{os.getpid()}.json"
-        self.record = Path(str(config.hydra.sweep.dir)).expanduser() / name
+        self.record = Path(str(config.output_root)).expanduser() / "sweeps" / name
 
     def carry_out(self, launcher: Launcher, batch_size: int | None = None) -> list[JobReturn]:
         """Refuse what cannot run, launch the rest `batch_size` at a time, and say how it ended.
@@ -62,22 +63,26 @@ class Sweep:
         Raises:
             RunError: at the end, if any job was refused or failed.
         """
+        check_writable(self.record.parent)
         for job in self.jobs:
             self.check(job)
         runnable = [job for job in self.jobs if job.status != "refused"]
-        log.info("%d jobs", len(runnable))
+        log.info("jobs: %d", len(runnable))
         returns: list[JobReturn] = []
-        try:
-            size = batch_size or max(1, len(runnable))
-            for start in range(0, len(runnable), size):
-                batch = runnable[start : start + size]
+        size = batch_size or max(1, len(runnable))
+        for start in range(0, len(runnable), size):
+            batch = runnable[start : start + size]
+            try:
                 results = launcher.launch([list(job.overrides) for job in batch], initial_job_idx=start)
                 for job, result in zip(batch, results, strict=True):
                     note(job, result)
-                returns.extend(results)
-        finally:
-            if runnable:
+            except BaseException:
+                for job in batch:
+                    job.status = "interrupted"
+                raise
+            finally:
                 self.write_record()
+            returns.extend(results)
         self.say_how_it_ended()
         return returns
 
@@ -86,14 +91,25 @@ class Sweep:
         try:
             config = self.loader.load_sweep_config(self.config, list(job.overrides))
             choices = config.hydra.runtime.choices
-            parse(without_hydra(config), choices)
+            run.check(parse(without_hydra(config), choices))
         except ConfigError as error:
             refuse(job, error)
         except (HydraException, OmegaConfBaseException) as error:
             refuse(job, explained(error, job.overrides))
 
     def write_record(self) -> None:
-        self.record.parent.mkdir(parents=True, exist_ok=True)
+        """Of every job so far.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            self.record.parent.mkdir(parents=True, exist_ok=True)
+            self.write()
+        except OSError as error:
+            raise RunError(f"the sweep's record {self.record} cannot be written: {error}") from error
+
+    def write(self) -> None:
         write_json(
             self.record,
             {

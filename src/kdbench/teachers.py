@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from kdbench import metrics
-from kdbench.config import MethodConfig, RunConfig, RuntimeConfig, first_line
+from kdbench.config import MethodConfig, RunConfig, RuntimeConfig
 from kdbench.data.batches import Batch
 from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES, Dataset
 from kdbench.errors import ConfigError
@@ -170,13 +169,17 @@ def imported(config: RunConfig, dataset: Dataset) -> RunDirectory:
             return directory
         network = built(config)
         load_checkpoint(network, config)
-        log.info("evaluating teacher %s from %s", run.student.name, checkpoint_path(config))
         predictions = Predictions(
             predict(network, dataset, dataset.val, config.runtime),
             predict(network, dataset, dataset.test, config.runtime),
         )
+        if not bool(predictions.val.isfinite().all() and predictions.test.isfinite().all()):
+            raise ConfigError(f"teacher.checkpoint={checkpoint_path(config)} gives logits that are not finite")
         directory.create()
         directory.write_config(run)
+        accuracy = metrics.accuracy(predictions.val.numpy(), dataset.val.labels.cpu().numpy())
+        with directory.logging():
+            log.info("%s: validation accuracy %.2f%%", checkpoint_path(config), 100 * accuracy)
         description = describe(run.student, NUM_CLASSES, IMAGE_SHAPE, "teacher")
         unknown = dict.fromkeys(UNKNOWN_OF_GIVEN_WEIGHTS)
         training = unknown | {"teacher_test_acc": None, "teacher_key": None} | fidelity(predictions.test, None)
@@ -200,23 +203,35 @@ def load_verified(directory: RunDirectory, config: RunConfig, needs: Needs, data
     summary = directory.read_summary()
     remedy = f"delete {directory.path} to have this teacher made again"
     check_metadata(directory, config, remedy)
-    recorded_hash, actual_hash = summary.get("weights_sha256"), sha256(directory.weights)
-    if recorded_hash != actual_hash:
-        raise ConfigError(
-            f"{directory.weights} is not the file that its summary.json records: "
-            f"sha256 {actual_hash[:12]}... there, {str(recorded_hash)[:12]}... recorded; {remedy}"
-        )
+    for name, file in (("weights_sha256", directory.weights), ("logits_sha256", directory.logits)):
+        check_hash(file, summary.get(name), remedy)
     network = built(config, needs.teacher_stages)
     weights.load_into(network, weights.read(directory.weights), str(directory.weights))
     check_accuracy(network, directory, summary, config, dataset, remedy)
-    test_logits = saved_logits(directory, remedy)["test_logits"]
+    test_logits = load_file(directory.logits)["test_logits"]
     test_acc = metrics.accuracy(test_logits.numpy(), dataset.test.labels.cpu().numpy())
     return Teacher(directory, network, test_logits, test_acc)
 
 
+def check_hash(file: Path, recorded: str | None, remedy: str) -> None:
+    try:
+        actual = sha256(file)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read ({error.strerror}); {remedy}") from None
+    if actual != recorded:
+        raise ConfigError(
+            f"{file} is not the file that its summary.json records: "
+            f"sha256 {actual[:12]}... there, {str(recorded)[:12]}... recorded; {remedy}"
+        )
+
+
 def check_metadata(directory: RunDirectory, config: RunConfig, remedy: str) -> None:
     assert config.teacher is not None
-    there, here = weights.read_metadata(directory.weights), weights_metadata(config.teacher.model, config)
+    try:
+        there = weights.read_metadata(directory.weights)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {remedy}") from None
+    here = weights_metadata(config.teacher.model, config)
     for what, expected in here.items():
         if there.get(what) != expected:
             raise ConfigError(f"{directory.weights}: {what} is {there.get(what)} there and {expected} here; {remedy}")
@@ -251,10 +266,3 @@ def check_accuracy(
 def forget_verified() -> None:
     """Check every teacher again, as a new process would."""
     _verified.clear()
-
-
-def saved_logits(directory: RunDirectory, remedy: str) -> dict[str, Tensor]:
-    try:
-        return load_file(directory.logits)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{directory.logits} cannot be read: {first_line(error)}; {remedy}") from None

@@ -41,7 +41,15 @@ def test_evaluation_sees_images_in_order_without_augmentation(small):
     assert torch.equal(images, dataset.normalise(dataset.test.images.permute(0, 3, 1, 2)))
 
 
-def test_shapes_are_split_and_balanced(small):
+def test_shapes_are_balanced_apart_from_each_other_and_nested(small):
     dataset = load(small().data, "cpu")
-    assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (64, 50, 60)
-    assert not set(dataset.train.indices.tolist()) & set(dataset.val.indices.tolist())
+    splits = (dataset.train, dataset.val, dataset.test)
+    assert [len(split) for split in splits] == [64, 50, 60]
+    for split in splits:
+        counts = torch.bincount(split.labels, minlength=10)
+        assert int(counts.max() - counts.min()) <= 1
+    images = [image.numpy().tobytes() for split in splits for image in split.images]
+    assert len(set(images)) == len(images)
+    larger = load(small("data.num_train=128").data, "cpu")
+    assert torch.equal(larger.train.images[:64], dataset.train.images)
+    assert torch.equal(larger.val.images, dataset.val.images)

@@ -18,32 +18,29 @@ def test_split_is_the_one_of_the_protocol():
 
 
 @pytest.mark.parametrize("size", [10, 137, 500])
-def test_subset_is_balanced_and_inside(labels, size):
-    indices = torch.arange(100, 1000)
-    subset = balanced_subset(indices, labels, size, "data.num_train")
-    counts = torch.bincount(labels[subset], minlength=10)
-    assert len(subset.unique()) == size
+def test_subset_is_balanced(labels, size):
+    rows = balanced_subset(labels, size, "data.num_train")
+    counts = torch.bincount(labels[rows], minlength=10)
+    assert len(rows.unique()) == size
     assert int(counts.max() - counts.min()) <= 1
-    assert bool(torch.isin(subset, indices).all())
 
 
 def test_smaller_subset_lies_in_the_larger(labels):
-    small, large = (balanced_subset(torch.arange(1000), labels, size, "key") for size in (50, 213))
+    small, large = (balanced_subset(labels, size, "key") for size in (50, 213))
     assert bool(torch.isin(small, large).all())
 
 
 def test_all_images_are_taken_as_they_are(labels):
-    indices = torch.arange(1000).flip(0)
-    assert torch.equal(balanced_subset(indices, labels, 1000, "key"), indices)
+    assert torch.equal(balanced_subset(labels, 1000, "key"), torch.arange(1000))
 
 
 def test_as_many_as_balance_allows_fit():
     labels = torch.tensor([0] * 3 + [1] * 4 + [2] * 4)
-    counts = torch.bincount(labels[balanced_subset(torch.arange(11), labels, 10, "key")])
-    assert counts.tolist() == [3, 4, 3]
+    counts = torch.bincount(labels[balanced_subset(labels, 10, "key")])
+    assert counts.tolist() == [3, 4, 3] or counts.tolist() == [3, 3, 4]
 
 
 @pytest.mark.parametrize("size", [1001, 999])
 def test_size_that_does_not_fit_is_refused_with_key_and_limit(labels, size):
     with pytest.raises(ConfigError, match=f"data.num_val is {size}"):
-        balanced_subset(torch.arange(1000), labels, size, "data.num_val")
+        balanced_subset(labels, size, "data.num_val")

@@ -117,3 +117,11 @@ def test_default_stages_are_every_layer_that_both_have():
             chosen_stages([wrong], student, teacher)
     with pytest.raises(ConfigError, match="selects no stage"):
         chosen_stages(None, {"pooled": (64,)}, teacher)
+
+
+def test_teacher_std_is_that_of_the_whole_map_before_any_pooling():
+    large, small = torch.randn(2, 3, 8, 8, dtype=torch.float64), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    scale = float(large.numpy().std(ddof=1))
+    pooled = large.reshape(2, 3, 4, 2, 4, 2).mean((3, 5))
+    expected = reference([small / scale], [pooled / scale], 0.5)
+    assert float(feature_kd([small], [large], 0.5, "teacher_std")) == pytest.approx(expected, rel=1e-10)

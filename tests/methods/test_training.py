@@ -1,5 +1,7 @@
 """What every method must do when it is trained: found from conf/, so that a new method is tested by being there."""
 
+import copy
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from kdbench.data import Batches
 from kdbench.models import build
 from kdbench.run import prepare
 from kdbench.runtime import placed
+from kdbench.train.evaluate import predict
 from kdbench.train.learner import Learner
 from kdbench.train.loop import train_epoch
 from tests.conftest import composed
@@ -167,3 +170,54 @@ def test_bf16_and_float32_losses_of_the_same_weights_are_close(setup):
         losses.append(float(run.learner.losses(batch, run.teacher(batch))["total"].detach()))
     assert losses[0] != losses[1]  # it really was another precision
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_learner_does_not_step_again_once_a_step_was_not_finite(setup):
+    run = setup("method=ce")
+    learner = run.learner
+    learner.begin_epoch()
+    learner.sums.raise_if_failed = lambda epoch: None  # as on a device that runs ahead of the host
+    first, second = list(run.batches.epoch(0))[:2]
+    terms = learner.losses(first, None)
+    before = [p.detach().clone() for p in learner.student.parameters()]
+    learner.step({name: term * torch.nan for name, term in terms.items()})
+    learner.step(learner.losses(second, None))  # a healthy one
+    assert all(torch.equal(p, b) for p, b in zip(learner.student.parameters(), before, strict=True))
+
+
+def test_evaluation_leaves_the_modes_as_they_were(setup):
+    run = setup("method=feature")
+    student, method = run.learner.student.train(), run.learner.method.train()
+    predict(student, run.dataset, run.dataset.val, run.config.runtime, method)
+    assert student.training
+    assert method.training
+    assert all(module.training for module in student.modules())
+
+
+def test_best_epoch_is_the_earliest_of_equals_and_its_weights_are_kept(setup, monkeypatch):
+    run = setup("method=ce", "recipe.epochs=4")
+    answers = iter([0, 25, 25, 10])  # right ones of 50
+    labels = run.dataset.val.labels
+
+    def so_many_right(*_):
+        wrong = torch.arange(50) >= next(answers)
+        return torch.nn.functional.one_hot((labels + wrong) % 10, 10).float()
+
+    monkeypatch.setattr("kdbench.train.learner.predict", so_many_right)
+    weights = []
+    for _ in range(4):
+        run.epoch()
+        weights.append({name: tensor.clone() for name, tensor in run.learner.student.body.state_dict().items()})
+    assert [row["val_acc"] for row in run.learner.rows] == [0, 0.5, 0.5, 0.2]
+    assert run.learner.best["epoch"] == 2
+    assert same(run.learner.best["weights"], weights[1])
+
+
+def test_momentum_is_laid_out_as_the_weights_are_after_loading(setup):
+    first = setup("method=ce")
+    first.epoch()
+    state = copy.deepcopy(first.learner.state_dict())
+    other = setup("method=ce", "runtime.channels_last=false")
+    other.learner.load_state_dict(state)
+    for parameter, kept in other.learner.optimizer.state.items():
+        assert parameter.stride() == kept["momentum_buffer"].stride()

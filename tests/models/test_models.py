@@ -102,8 +102,8 @@ def test_first_weights_follow_he_initialisation():
         ("resnet18", "student.arch=resnet19", "did you mean resnet18"),
         ("resnet8", "student.depth=9", r"depth is 9; it may be 6n \+ 2"),
         ("resnet8", "student.widths=[16,16]", "four numbers"),
-        ("resnet8", "+student.groups=2", "unexpected keyword argument 'groups'"),
-        ("resnet8", "student._target_=kdbench.models.nothing", "nothing"),
+        ("resnet8", "+student.groups=2", "student.groups is no known key; valid: _target_, depth, stages, widths"),
+        ("resnet8", "student._target_=kdbench.models.nothing", "which cannot be called: Error loading"),
     ],
 )
 def test_what_cannot_be_built_is_refused(name, override, message):
@@ -111,8 +111,15 @@ def test_what_cannot_be_built_is_refused(name, override, message):
         description(name, override)
 
 
-def test_unknown_node_is_refused_with_its_name():
-    with pytest.raises(ConfigError, match="names the node 'layer9'"):
+def test_stage_before_an_in_place_activation_is_not_overwritten():
+    config = ModelConfig("vgg", "torchvision.models.vgg11_bn", {"layer1": "features.1", "again": "features.1"}, {})
+    features = build(config, 10, ("layer1", "again"))(torch.randn(2, *IMAGE)).features
+    assert float(features["layer1"].detach().min()) < 0  # a batch norm's output, before its ReLU
+    assert torch.equal(features["layer1"], features["again"])
+
+
+def test_unknown_node_is_refused_with_its_name_and_the_valid_ones():
+    with pytest.raises(ConfigError, match=r"names the node 'layer9'; .*outermost ones: images, conv1, bn1"):
         description("resnet8", "student.stages.layer1=layer9")
 
 

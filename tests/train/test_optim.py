@@ -53,3 +53,16 @@ def test_a_blocked_optimizer_does_not_step():
     optimizer.found_inf = torch.ones(())
     optimizer.step()
     assert torch.equal(parameter.detach(), torch.ones(3))
+
+
+def test_a_first_step_that_is_blocked_leaves_momentum_as_it_should_be():
+    config = recipe("recipe.weight_decay=0")
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer(config, [parameter])
+    optimizer.found_inf = torch.ones(())
+    parameter.grad = torch.full((3,), torch.inf)
+    optimizer.step()
+    optimizer.found_inf = torch.zeros(())
+    parameter.grad = torch.full((3,), 0.5)
+    optimizer.step()
+    assert torch.allclose(parameter.detach(), torch.full((3,), 1 - 0.1 * (0.5 + 0.9 * 0.5)))

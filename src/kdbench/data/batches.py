@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from kdbench.data import views as augmentation
-from kdbench.data.dataset import Dataset, Split
+from kdbench.data.dataset import Dataset
+from kdbench.data.source import Split
 
 
 class Batch(NamedTuple):

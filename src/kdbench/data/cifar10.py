@@ -1,5 +1,6 @@
 """CIFAR-10 from the official python batches (Krizhevsky 2009)."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -7,7 +8,8 @@ from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
 
 from kdbench.config import DataConfig, first_line
-from kdbench.data.source import Source
+from kdbench.data.source import Source, Split
+from kdbench.data.splits import train_val_split
 from kdbench.errors import ConfigError
 
 FILES = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
@@ -23,20 +25,23 @@ def load_cifar10(config: DataConfig) -> Source:
     root = Path(config.root).expanduser()
     damage = describe_damage(root)
     if damage and config.download:
+        existed = root.exists()
         try:
             CIFAR10(root, download=True)
         except Exception as error:
+            if not existed:
+                shutil.rmtree(root, ignore_errors=True)
             raise ConfigError(f"data.download=true failed: {first_line(error)}; {advice(root)}") from None
     elif damage:
         raise ConfigError(f"data=cifar10: {damage}; {advice(root)}, or set data.download=true")
-    train, test = CIFAR10(root, train=True), CIFAR10(root, train=False)
-    return Source(
-        torch.from_numpy(train.data),
-        torch.tensor(train.targets),
-        torch.from_numpy(test.data),
-        torch.tensor(test.targets),
-        NUM_VAL,
-    )
+    official_train, official_test = (whole(CIFAR10(root, train=train)) for train in (True, False))
+    train, val = train_val_split(len(official_train), NUM_VAL)
+    return Source(official_train.take(train, "cpu"), official_train.take(val, "cpu"), official_test)
+
+
+def whole(dataset: CIFAR10) -> Split:
+    labels = torch.tensor(dataset.targets)
+    return Split(torch.from_numpy(dataset.data), labels, torch.arange(len(labels)))
 
 
 def describe_damage(root: Path) -> str | None:

@@ -9,28 +9,13 @@ from torch import Tensor
 from kdbench.config import DataConfig
 from kdbench.data.cifar10 import load_cifar10
 from kdbench.data.embedded import load_shapes
-from kdbench.data.source import Source
-from kdbench.data.splits import balanced_subset, train_val_split
+from kdbench.data.source import Source, Split
+from kdbench.data.splits import balanced_subset
 from kdbench.errors import ConfigError, nearest
 
 LOADERS: dict[str, Callable[[DataConfig], Source]] = {"cifar10": load_cifar10, "shapes": load_shapes}
 NUM_CLASSES = 10
 IMAGE_SHAPE = (3, 32, 32)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Some images of a set."""
-
-    images: Tensor
-    """[N, H, W, C] uint8."""
-    labels: Tensor
-    """[N] int64."""
-    indices: Tensor
-    """[N] int64: which images of the original set these are."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 @dataclass(frozen=True)
@@ -73,18 +58,15 @@ def load_fresh(config: DataConfig, device: str) -> Dataset:
     if config.name not in LOADERS:
         raise ConfigError(f"data.name is {config.name!r}; {nearest(config.name, LOADERS)}")
     source = LOADERS[config.name](config)
-    train, val = train_val_split(len(source.train_labels), source.num_val)
-    test = torch.arange(len(source.test_labels))
 
-    def split(images: Tensor, labels: Tensor, indices: Tensor, size: int, key: str) -> Split:
-        chosen = balanced_subset(indices, labels, size, key)
-        return Split(images[chosen].to(device), labels[chosen].to(device), chosen.to(device))
+    def subset(split: Split, size: int, key: str) -> Split:
+        return split.take(balanced_subset(split.labels, size, key), device)
 
     return Dataset(
         config.name,
-        split(source.train_images, source.train_labels, train, config.num_train, "data.num_train"),
-        split(source.train_images, source.train_labels, val, config.num_val, "data.num_val"),
-        split(source.test_images, source.test_labels, test, config.num_test, "data.num_test"),
+        subset(source.train, config.num_train, "data.num_train"),
+        subset(source.val, config.num_val, "data.num_val"),
+        subset(source.test, config.num_test, "data.num_test"),
         torch.tensor(config.mean, device=device),
         torch.tensor(config.std, device=device),
     )

@@ -1,18 +1,33 @@
-"""What a loader gives: all images of a set, before splitting."""
+"""What a loader gives: all images of a set, split."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
 
-class Source(NamedTuple):
-    """A data set as its authors or its code made it, on the CPU."""
+@dataclass(frozen=True)
+class Split:
+    """Some images of a set."""
 
-    train_images: Tensor
+    images: Tensor
     """[N, H, W, C] uint8."""
-    train_labels: Tensor
+    labels: Tensor
     """[N] int64."""
-    test_images: Tensor
-    test_labels: Tensor
-    num_val: int
-    """How many of the training images are held out for validation."""
+    indices: Tensor
+    """[N] int64: which images of the original set these are."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Tensor, device: str) -> "Split":
+        """Some rows of it, on a device."""
+        return Split(*(values[rows].to(device) for values in (self.images, self.labels, self.indices)))
+
+
+class Source(NamedTuple):
+    """Every image that may train, validate and test, on the CPU."""
+
+    train: Split
+    val: Split
+    test: Split

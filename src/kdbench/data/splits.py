@@ -14,25 +14,27 @@ def train_val_split(num_images: int, num_val: int) -> tuple[Tensor, Tensor]:
     return permutation[num_val:], permutation[:num_val]
 
 
-def balanced_subset(indices: Tensor, labels: Tensor, size: int, key: str) -> Tensor:
-    """`size` of `indices` with class counts that differ by at most one, or all of them as they are.
+def balanced_subset(labels: Tensor, size: int, key: str) -> Tensor:
+    """Rows of `size` images with class counts that differ by at most one, or all rows as they are.
 
     The first ones of each class are taken, so a smaller subset lies in a larger one.
 
     Args:
-        indices: [N] int64, which images there are to choose from.
-        labels: [M] int64, the label of every image of the set.
+        labels: [N] int64.
         size: At most N.
         key: The config key that asks for `size`, for errors.
+
+    Returns:
+        [size] int64, ascending.
 
     Raises:
         ConfigError: `size` is larger than N, or some class has too few images for an equal share.
     """
-    if size == len(indices):
-        return indices
-    if size > len(indices):
-        raise ConfigError(f"{key} is {size}; the set has {len(indices)} images for it")
-    counts = torch.bincount(labels[indices])
+    if size == len(labels):
+        return torch.arange(size)
+    if size > len(labels):
+        raise ConfigError(f"{key} is {size}; the set has {len(labels)} images for it")
+    counts = torch.bincount(labels)
     num_classes = len(counts)
     # The classes with most images give the odd ones, so that as much as possible fits.
     richest_first = torch.argsort(counts, descending=True, stable=True)
@@ -41,8 +43,7 @@ def balanced_subset(indices: Tensor, labels: Tensor, size: int, key: str) -> Ten
     if bool((share > counts).any()):
         raise ConfigError(
             f"{key} is {size}; a balanced subset may have at most {num_classes * int(counts.min())} images "
-            f"(the rarest class has {int(counts.min())}), and without balance all {len(indices)}"
+            f"(the rarest class has {int(counts.min())}), and without balance all {len(labels)}"
         )
-    own_labels = labels[indices]
-    chosen = [(own_labels == label).nonzero().flatten()[: share[label]] for label in range(num_classes)]
-    return indices[torch.cat(chosen).sort().values]
+    rows = [(labels == label).nonzero().flatten()[: share[label]] for label in range(num_classes)]
+    return torch.cat(rows).sort().values

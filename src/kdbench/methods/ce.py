@@ -13,6 +13,7 @@ from kdbench.models import Output
 class CrossEntropy(Method):
     """Total = CE with the labels."""
 
+    uses_stages = False
     needs_teacher = False
     needs = Needs()
 

@@ -46,10 +46,11 @@ def feature_kd(
         raise ValueError(f"normalize is {normalize!r}; it may be 'none' or 'teacher_std'")
     squared, angular = [], []
     for student_map, teacher_map in zip(student_maps, teacher_maps, strict=True):
-        student, teacher = same_size(at_least_float32(student_map), at_least_float32(teacher_map.detach()))
+        student, teacher = at_least_float32(student_map), at_least_float32(teacher_map.detach())
         if normalize == "teacher_std":
             scale = teacher.std().clamp_min(1e-6)
             student, teacher = student / scale, teacher / scale
+        student, teacher = same_size(student, teacher)
         squared.append(F.mse_loss(student, teacher))
         angular.append((1 - F.cosine_similarity(student.mean((2, 3)), teacher.mean((2, 3)), dim=1)).mean())
     return torch.stack(squared).mean() + beta * torch.stack(angular).mean()

@@ -47,6 +47,7 @@ class LogitDistillation(Method):
     class Config(Weights):
         temperature: float = number(0, above=True)
 
+    uses_stages = False
     needs_teacher = True
     needs = Needs(teacher_logits=True)
 

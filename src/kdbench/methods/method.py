@@ -79,6 +79,8 @@ class Method(nn.Module, ABC):
         pass
 
     needs_teacher: ClassVar[bool]
+    uses_stages: ClassVar[bool] = True
+    """Whether the nodes that stages name can change its numbers; if not, they are no part of a run's key."""
     needs: Needs
 
     def __init__(self, config: Any, student_shapes: Shapes, teacher_shapes: Shapes | None) -> None:

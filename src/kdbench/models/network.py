@@ -13,8 +13,6 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from kdbench.config import ModelConfig, first_line
 from kdbench.errors import ConfigError, nearest
 
-LOGITS = "logits"
-
 
 class Output(NamedTuple):
     """What a network says of a batch."""
@@ -28,13 +26,15 @@ class Output(NamedTuple):
 class Network(nn.Module):
     """A network with named stages. `body` is the architecture's own module tree, with its own state-dict names."""
 
-    def __init__(self, body: nn.Module) -> None:
+    def __init__(self, body: nn.Module, logits: str, stages: Mapping[str, str]) -> None:
         super().__init__()
         self.body = body
+        self.logits = logits
+        self.stages = dict(stages)
 
     def forward(self, images: Tensor) -> Output:
-        outputs = self.body(images)
-        return Output(outputs.pop(LOGITS), outputs)
+        nodes = self.body(images)
+        return Output(nodes[self.logits], {stage: nodes[node] for stage, node in self.stages.items()})
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,19 @@ def build(config: ModelConfig, num_classes: int, stages: Sequence[str] = (), key
     except Exception as error:
         given = ", ".join(f"{name}={value}" for name, value in config.arguments.items())
         raise ConfigError(f"{key}={config.name}: {config.target}({given}) fails: {first_line(error)}") from error
-    wanted = {config.stages[stage]: stage for stage in stages}
-    for node in wanted:
+    wanted = {stage: config.stages[stage] for stage in stages}
+    for node in wanted.values():
         if not any(name == node or name.startswith(f"{node}.") for name in nodes):
-            raise ConfigError(f"{key}.stages names the node {node!r}; {nearest(node, nodes)}")
-    body = create_feature_extractor(raw, return_nodes={**wanted, nodes[-1]: LOGITS}, suppress_diff_warning=True)
-    return Network(body)
+            outermost = dict.fromkeys(name.partition(".")[0] for name in nodes)
+            raise ConfigError(
+                f"{key}.stages names the node {node!r}; {nearest(node, nodes)}; outermost ones: {', '.join(outermost)}"
+            )
+    for module in raw.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # or it would overwrite the output of the stage before it
+    answers = {node: node for node in (*wanted.values(), nodes[-1])}
+    body = create_feature_extractor(raw, return_nodes=answers, suppress_diff_warning=True)
+    return Network(body, nodes[-1], wanted)
 
 
 def describe(config: ModelConfig, num_classes: int, image_shape: tuple[int, int, int], key: str) -> Description:

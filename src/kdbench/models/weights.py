@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from kdbench.config import first_line
 from kdbench.errors import ConfigError
 from kdbench.models.network import Network
 
-Weights = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 METADATA = "kdbench"
 WRAPPERS = ("model_state_dict", "state_dict", "model")
@@ -45,7 +46,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {first_line(error)}") from None
 
 
-def read(path: Path) -> Weights:
+def read(path: Path) -> StateDict:
     """Weights from a .safetensors file or a pickled state dict (.pth, .pt), on the CPU.
 
     State dicts may be wrapped as training scripts do (`model_state_dict`, `state_dict`, `model`), and their names may
@@ -57,24 +58,42 @@ def read(path: Path) -> Weights:
     if not path.is_file():
         raise ConfigError(f"{path} is no file")
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
             return load_file(path)
         with warnings.catch_warnings(action="ignore"):  # on pickle protocols; what cannot be read raises anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # Only the second line on says what was found; torch's first one recommends to switch the protection off.
-        found = "it asks for code to be run" if "GLOBAL" in str(error) else first_line(error)
-        raise ConfigError(f"{path} is refused: only tensors are read from a pickle ({found})") from None
+        # torch goes on to recommend that the protection be switched off.
+        asked_for = re.search(r"GLOBAL (\S+)|global (\S+) was not", str(error))
+        found = f"it asks for {asked_for[1] or asked_for[2]}" if asked_for else "it is no such file, or damaged"
+        raise ConfigError(
+            f"{path} is refused: only tensors are read from a pickle, and {found}; save the state dict alone"
+        ) from None
     except Exception as error:  # damaged bytes can raise anything
-        raise ConfigError(f"{path} is damaged or in an unknown format: {first_line(error)}") from None
+        raise ConfigError(
+            f"{path} is damaged or in an unknown format ({type(error).__name__}: {first_line(error)})"
+        ) from None
     return unwrapped(content, path)
 
 
-def unwrapped(content: Any, path: Path) -> Weights:
+def is_safetensors(path: Path) -> bool:
+    """By name, or by content: the length of a JSON header, then the header."""
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+
+
+def unwrapped(content: Any, path: Path) -> StateDict:
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+    ):
         raise ConfigError(f"{path} holds no state dict (names and tensors, or one of {', '.join(WRAPPERS)} with them)")
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in content):
@@ -82,7 +101,7 @@ def unwrapped(content: Any, path: Path) -> Weights:
     return content
 
 
-def load_into(network: Network, weights: Weights, source: str) -> None:
+def load_into(network: Network, weights: StateDict, source: str) -> None:
     """Put weights into a network of exactly their architecture.
 
     Args:
@@ -106,6 +125,11 @@ def load_into(network: Network, weights: Weights, source: str) -> None:
             raise ConfigError(
                 f"{source} is of another architecture or number of classes: "
                 f"{name} is {list(tensor.shape)} there and {list(here[name].shape)} here"
+            )
+        counts = name.endswith("num_batches_tracked")
+        if tensor.layout != torch.strided or not (tensor.is_floating_point() or counts):
+            raise ConfigError(
+                f"{source} has {name} as {tensor.dtype}, {tensor.layout}; it must be a dense float tensor"
             )
         if not bool(tensor.isfinite().all()):
             raise ConfigError(f"{source} has values that are not finite in {name}")

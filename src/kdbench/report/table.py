@@ -1,6 +1,5 @@
 """One table of some runs, from their summaries alone."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,6 @@ from typing import Any
 import pandas as pd
 
 from kdbench.runs import read_summary
-
-SAME_BUT_FOR_METHOD = ("student", "dataset", "recipe", "stem", "precision", "init_seed", "data_seed", "num_train")
-"""Two runs with these in common differ in method and teacher only, so their difference is the method's gain."""
 
 
 def runs_table(paths: Sequence[Path]) -> str:
@@ -20,18 +16,14 @@ def runs_table(paths: Sequence[Path]) -> str:
     the same seed among these runs.
     """
     summaries = [read_summary(path) for path in dict.fromkeys(paths)]
-    baselines = {comparable(s): s["test_acc_best"] for s in summaries if s.get("method") == "ce"}
+    baselines = {s["baseline_key"]: s["test_acc_best"] for s in summaries if s.get("method") == "ce"}
     rows = [row(s, path, baselines) for s, path in zip(summaries, dict.fromkeys(paths), strict=True)]
     return pd.DataFrame(rows).to_string(index=False)
 
 
-def comparable(summary: dict[str, Any]) -> str:
-    return json.dumps([summary.get(key) for key in SAME_BUT_FOR_METHOD], sort_keys=True)
-
-
 def row(summary: dict[str, Any], path: Path, baselines: dict[str, float]) -> dict[str, str]:
     accuracy, agreement = summary["test_acc_best"], summary.get("agreement")
-    baseline = baselines.get(comparable(summary))
+    baseline = baselines.get(summary["baseline_key"])
     is_gain = summary["method"] != "ce" and baseline is not None
     return {
         "student": summary["student"],

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from kdbench.config import RuntimeConfig
 from kdbench.data.batches import plain_batches
-from kdbench.data.dataset import Dataset, Split
+from kdbench.data.dataset import Dataset
+from kdbench.data.source import Split
 from kdbench.methods.method import Method
 from kdbench.models import Network
 from kdbench.runtime import autocast

@@ -18,6 +18,11 @@ from kdbench.train.evaluate import predict
 from kdbench.train.optim import build_optimizer, clip_gradients, learning_rate
 from kdbench.train.sums import GRAD_NORM, EpochSums
 
+COLUMNS = {
+    "epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "grad_norm", "images_per_second", "seconds"
+}  # fmt: skip
+"""Of metrics.csv, beside one per loss term."""
+
 
 class Learner:
     """Trains one student by one method.
@@ -59,7 +64,7 @@ class Learner:
         with autocast(self.runtime):
             output = self.student(batch.images)
             terms = self.method(output, knowledge, batch, progress=self.epoch / self.recipe.epochs)
-        self.sums.add_predictions(output.logits, batch.labels)
+        self.sums.add_predictions(self.method.predict(output), batch.labels)
         return terms
 
     def step(self, terms: Mapping[str, Tensor]) -> None:
@@ -82,6 +87,7 @@ class Learner:
         val_logits = predict(self.student, dataset, dataset.val, self.runtime, self.method)
         labels = dataset.val.labels.cpu().numpy()
         train_loss, train_acc, grad_norm = means.pop("total"), means.pop("train_acc"), means.pop(GRAD_NORM)
+        assert not means.keys() & COLUMNS, "a loss term has the name of a column"
         row = {
             "epoch": self.epoch + 1,
             "lr": learning_rate(self.recipe, self.epoch),
@@ -121,6 +127,9 @@ class Learner:
         self.student.load_state_dict(state["student"])
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, kept in self.optimizer.state.items():
+            # The fused step walks memory, so the buffers must be laid out as the weights are here.
+            kept["momentum_buffer"] = torch.zeros_like(parameter).copy_(kept["momentum_buffer"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch = state["epoch"]
         self.rows = state["rows"]

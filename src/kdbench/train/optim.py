@@ -12,7 +12,7 @@ from kdbench.config import RecipeConfig
 
 def build_optimizer(recipe: RecipeConfig, *groups: Sequence[Parameter]) -> torch.optim.SGD:
     """SGD over groups of parameters that all have the recipe's learning rate and weight decay."""
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         [{"params": group} for group in groups if group],
         lr=recipe.lr,
         momentum=recipe.momentum,
@@ -20,6 +20,11 @@ def build_optimizer(recipe: RecipeConfig, *groups: Sequence[Parameter]) -> torch
         weight_decay=recipe.weight_decay,
         fused=True,  # one pass over the weights, and it can be told on the device not to step
     )
+    if recipe.momentum:
+        # Left to itself, the fused step allocates them at its first call and leaves them unfilled if told not to step.
+        for parameter in (p for group in groups for p in group):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def learning_rate(recipe: RecipeConfig, epoch: int) -> float:
