@@ -1,6 +1,7 @@
 """The command as a person uses it."""
 
 import json
+import resource
 import subprocess
 import sys
 
@@ -114,17 +115,54 @@ def test_interrupt_ends_with_one_line(kdbench, monkeypatch):
     assert "goes on from last.ckpt" in result.err
 
 
-def test_full_disk_is_said_in_one_line(kdbench, monkeypatch):
-    from kdbench.runs import RunDirectory
+@pytest.mark.parametrize("limit", [10_000, 200_000])
+def test_disk_without_room_is_said_in_one_line(tmp_path, limit):
+    """Files may not grow past a limit, which fails as a full disk does: first the metrics, then the weights."""
 
-    def full(self, rows):
-        raise OSError(28, "No space left on device")
+    def restrict():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    monkeypatch.setattr(RunDirectory, "write_metrics", full)
-    result = kdbench(*TINY, "method=ce")
-    assert result.code == 1
-    assert result.err.count("\n") == 1
-    assert "No space left on device" in result.err
+    command = [sys.executable, "-m", "kdbench", *TINY, "method=ce"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, preexec_fn=restrict)
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("kdbench: error: out/runs/shapes_resnet8_ce_seed0_")
+    assert not list(tmp_path.rglob("summary.json"))
+
+
+def test_wrong_order_of_flags_is_explained(kdbench):
+    result = kdbench("method=ce", "-m", "seed=0,1")
+    assert result.code == 2
+    assert "flags such as -m stand before the first KEY=VALUE" in result.err
+
+
+def test_interrupted_sweep_keeps_a_record_of_what_was_done(kdbench, tmp_path, monkeypatch):
+    from kdbench import run
+
+    fit, calls = run.fit, []
+
+    def second_is_interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        fit(*arguments)
+
+    monkeypatch.setattr(run, "fit", second_is_interrupted)
+    assert kdbench("-m", *TINY, "method=ce", "seed=0,1,2").code == 130
+    (record,) = (tmp_path / "home" / "out" / "sweeps").iterdir()
+    jobs = json.loads(record.read_text())["jobs"]
+    assert [job["status"] for job in jobs] == ["complete", "interrupted", "not started"]
+
+
+def test_broken_yaml_of_the_user_is_named(kdbench, tmp_path):
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    file = tmp_path / "own" / "model" / "broken.yaml"
+    for content, message in (("{a: [", "is no valid YAML"), ("- a\n- b\n", "describes no model")):
+        file.write_text(content)
+        result = kdbench("--config-dir", str(tmp_path / "own"), *TINY)
+        assert result.code == 2
+        assert f"{file} {message}" in result.err
+        assert result.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("flag", ["--help", "--version"])

@@ -63,6 +63,7 @@ def refuse(error: KdbenchError, where: str = "") -> int:
 
 def job(config: DictConfig) -> dict[str, Any]:
     """One run of the app. In a sweep a failure is said and returned, so that the other jobs go on."""
+    say_what_happens()  # again: launchers may have started a process of their own
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.RUN:
         try:

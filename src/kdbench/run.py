@@ -22,10 +22,10 @@ from kdbench.runs import RunDirectory, check_writable, identity, key_of
 from kdbench.runtime import applied, placed, resolve
 from kdbench.summary import Predictions, fidelity, write_result
 from kdbench.train.checkpoint import Checkpointer
+from kdbench.train.display import Display
 from kdbench.train.evaluate import predict
 from kdbench.train.learner import Learner
 from kdbench.train.loop import fit
-from kdbench.train.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -154,15 +154,15 @@ def train(config: RunConfig, directory: RunDirectory, parts: Parts, teacher: tea
         directory.write_metrics(learner.rows)
         checkpointer.save_if_due(learner)
 
-    progress = Progress(title, config.recipe.epochs, len(dataset.train), learner.epoch)
+    display = Display(title, config.recipe.epochs, len(dataset.train), learner.epoch)
     batches = Batches(
         dataset, config.recipe.batch_size, config.data_seed, config.data.augment, config.runtime.channels_last
     )
     live = teachers.LiveTeacher(teacher.network, parts.method.needs, runtime) if teacher else teachers.no_teacher
     try:
-        fit([learner], batches, dataset, live, config.recipe.epochs, progress, record)
+        fit([learner], batches, dataset, live, config.recipe.epochs, display, record)
     finally:
-        progress.close()
+        display.close()
     finish(config, directory, parts, teacher, learner)
     if not config.checkpoint.keep_last:
         directory.checkpoint.unlink(missing_ok=True)

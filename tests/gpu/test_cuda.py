@@ -1,9 +1,19 @@
 """What only a CUDA device can show. Run with `make test-gpu`; results go to docs/gpu-checks.md."""
 
+import itertools
+
 import pytest
 import torch
 
-from kdbench.run import execute
+from kdbench import teachers
+from kdbench.data import Batches
+from kdbench.errors import RunError
+from kdbench.models import build
+from kdbench.run import execute, prepare
+from kdbench.runtime import placed, resolve
+from kdbench.train.checkpoint import Checkpointer
+from kdbench.train.learner import Learner
+from kdbench.train.loop import train_epoch
 from tests.conftest import composed
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -39,37 +49,74 @@ def test_deterministic_runs_repeat_bit_for_bit(tmp_path):
     assert runs[0].weights.read_bytes() == runs[1].weights.read_bytes()
 
 
-def test_first_step_that_is_not_finite_blocks_all_later_ones_on_the_device():
-    from kdbench.train.optim import build_optimizer
+@pytest.fixture
+def learner_of(tmp_path):
+    """A learner on the GPU with its batches and teacher, without a run directory."""
 
-    parameter = torch.nn.Parameter(torch.ones(8, device="cuda"))
-    optimizer = build_optimizer(composed("method=ce").recipe, [parameter])
-    parameter.grad = torch.full_like(parameter, torch.nan)
-    optimizer.found_inf = torch.ones((), device="cuda")
-    optimizer.step()
-    assert torch.equal(parameter.detach(), torch.ones_like(parameter))
+    def make(*overrides):
+        config = composed(*SMALL_ON_CUDA, f"output_root={tmp_path}", *overrides)
+        config.runtime = resolve(config.runtime)
+        parts = prepare(config)
+        learner = Learner(parts.student, parts.method, config.recipe, config.runtime)
+        teacher = teachers.no_teacher
+        if config.teacher:
+            network = build(config.teacher.model, 10, parts.method.needs.teacher_stages)
+            teacher = teachers.LiveTeacher(placed(network, config.runtime), parts.method.needs, config.runtime)
+        return learner, Batches(parts.dataset, 64, 0, True, True), teacher
+
+    return make
 
 
-def test_no_step_waits_for_the_host(tmp_path):
+def test_first_step_that_is_not_finite_blocks_all_later_ones_and_is_named(learner_of):
+    learner, batches, teacher = learner_of("method=ce", "runtime.precision=fp32")
+    learner.begin_epoch()
+    before = [p.detach().clone() for p in learner.student.parameters()]
+    for number, batch in enumerate(batches.epoch(0)):
+        terms = learner.losses(batch, teacher(batch))
+        learner.step({name: term * torch.nan for name, term in terms.items()} if number == 0 else terms)
+    assert all(torch.equal(p, b) for p, b in zip(learner.student.parameters(), before, strict=True))
+    with pytest.raises(RunError, match="epoch 1, step 1: ce is nan"):
+        learner.sums.means(1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("method", ["ce", "logit", "feature"])
+def test_no_step_waits_for_the_host(learner_of, method, precision):
     """torch raises at every synchronising call inside an epoch's steps."""
-    from kdbench.data import Batches
-    from kdbench.run import prepare
-    from kdbench.runtime import resolve
-    from kdbench.teachers import no_teacher
-    from kdbench.train.learner import Learner
-    from kdbench.train.loop import train_epoch
-
-    config = composed(*SMALL_ON_CUDA, "method=ce", f"output_root={tmp_path}")
-    config.runtime = resolve(config.runtime)
-    parts = prepare(config)
-    learner = Learner(parts.student, parts.method, config.recipe, config.runtime)
-    batches = Batches(parts.dataset, 64, 0, True, True)
+    learner, batches, teacher = learner_of(f"method={method}", f"runtime.precision={precision}")
     learner.begin_epoch()
-    train_epoch([learner], batches.epoch(0), no_teacher)  # warm-up: libraries may synchronise when they start
+    train_epoch([learner], batches.epoch(0), teacher)  # warm-up: libraries may synchronise when they start
     learner.begin_epoch()
-    steps = list(batches.epoch(1))
+    epoch = batches.epoch(1)
+    first = next(epoch)  # the epoch's plan goes to the device once, before its first batch
     torch.cuda.set_sync_debug_mode("error")
     try:
-        train_epoch([learner], steps, no_teacher)
+        train_epoch([learner], itertools.chain([first], epoch), teacher)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_killed_run_resumes_to_the_same_numbers(tmp_path, monkeypatch):
+    settings = (
+        *SMALL_ON_CUDA,
+        "method=ce",
+        "recipe.epochs=3",
+        "runtime.deterministic=true",
+        "checkpoint.every_minutes=0",
+    )
+    whole = execute(composed(*settings, f"output_root={tmp_path / 'whole'}"))
+    save = Checkpointer.save_if_due
+
+    def die_after_epoch_two(self, learner):
+        save(self, learner)
+        if learner.epoch == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpointer, "save_if_due", die_after_epoch_two)
+    config = composed(*settings, f"output_root={tmp_path / 'killed'}")
+    with pytest.raises(KeyboardInterrupt):
+        execute(config)
+    monkeypatch.setattr(Checkpointer, "save_if_due", save)
+    resumed = execute(config)
+    assert resumed.weights.read_bytes() == whole.weights.read_bytes()
+    assert resumed.logits.read_bytes() == whole.logits.read_bytes()

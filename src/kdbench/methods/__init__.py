@@ -3,7 +3,7 @@
 from kdbench.methods.ce import CrossEntropy
 from kdbench.methods.feature import FeatureDistillation, feature_kd
 from kdbench.methods.logit import LogitDistillation, logit_kd
-from kdbench.methods.method import Knowledge, Method, Needs, Shapes
+from kdbench.methods.method import Knowledge, Method, Needs, Progress, Shapes
 
 __all__ = [
     "CrossEntropy",
@@ -12,6 +12,7 @@ __all__ = [
     "LogitDistillation",
     "Method",
     "Needs",
+    "Progress",
     "Shapes",
     "feature_kd",
     "logit_kd",

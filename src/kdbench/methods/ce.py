@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdbench.data.batches import Batch
-from kdbench.methods.method import Knowledge, Method, Needs, at_least_float32
+from kdbench.methods.method import START, Knowledge, Method, Needs, Progress, at_least_float32
 from kdbench.models import Output
 
 
@@ -23,7 +23,7 @@ class CrossEntropy(Method):
         teacher: Knowledge | None,
         batch: Batch,
         peers: Sequence[Output] = (),
-        progress: float = 0.0,
+        progress: Progress = START,
     ) -> dict[str, Tensor]:
         ce = F.cross_entropy(at_least_float32(student.logits), batch.labels)
         return {"total": ce, "ce": ce}

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from kdbench.config import number, one_of
 from kdbench.data.batches import Batch
 from kdbench.errors import ConfigError, nearest
-from kdbench.methods.method import Knowledge, Method, Needs, Shapes, Weights, at_least_float32
+from kdbench.methods.method import START, Knowledge, Method, Needs, Progress, Shapes, Weights, at_least_float32
 from kdbench.models import Output
 
 
@@ -92,7 +92,7 @@ class FeatureDistillation(Method):
         teacher: Knowledge | None,
         batch: Batch,
         peers: Sequence[Output] = (),
-        progress: float = 0.0,
+        progress: Progress = START,
     ) -> dict[str, Tensor]:
         assert teacher is not None
         ce_weight, kd_weight = self.config.resolved()

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from kdbench.config import number
 from kdbench.data.batches import Batch
-from kdbench.methods.method import Knowledge, Method, Needs, Weights, at_least_float32
+from kdbench.methods.method import START, Knowledge, Method, Needs, Progress, Weights, at_least_float32
 from kdbench.models import Output
 
 
@@ -57,7 +57,7 @@ class LogitDistillation(Method):
         teacher: Knowledge | None,
         batch: Batch,
         peers: Sequence[Output] = (),
-        progress: float = 0.0,
+        progress: Progress = START,
     ) -> dict[str, Tensor]:
         assert teacher is not None
         assert teacher.logits is not None

@@ -24,6 +24,17 @@ class Knowledge(NamedTuple):
     features: Mapping[str, Tensor]
 
 
+class Progress(NamedTuple):
+    """Where a training stands; weights that ramp up or down depend on it."""
+
+    epoch: int
+    """Counted from 0."""
+    epochs: int
+
+
+START = Progress(0, 1)
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a method must be given, so that nothing more is computed."""
@@ -94,7 +105,7 @@ class Method(nn.Module, ABC):
         teacher: Knowledge | None,
         batch: Batch,
         peers: Sequence[Output] = (),
-        progress: float = 0.0,
+        progress: Progress = START,
     ) -> dict[str, Tensor]:
         """Named scalar terms of the batch's loss, means over its images; `total` is the one that is minimised.
 
@@ -103,7 +114,7 @@ class Method(nn.Module, ABC):
             teacher: What `needs` asked for, or None if it asks for nothing.
             batch: Images, labels, sample indices and views.
             peers: Outputs of the other learners of the run.
-            progress: Epochs done over epochs to do, in [0, 1).
+            progress: Which epoch of how many.
         """
 
     def predict(self, output: Output) -> Tensor:

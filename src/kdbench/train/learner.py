@@ -11,7 +11,7 @@ from kdbench import metrics
 from kdbench.config import RecipeConfig, RuntimeConfig
 from kdbench.data.batches import Batch
 from kdbench.data.dataset import Dataset
-from kdbench.methods.method import Knowledge, Method
+from kdbench.methods.method import Knowledge, Method, Progress
 from kdbench.models import Network
 from kdbench.runtime import autocast
 from kdbench.train.evaluate import predict
@@ -63,7 +63,7 @@ class Learner:
         """Forward pass: the method's named scalar terms."""
         with autocast(self.runtime):
             output = self.student(batch.images)
-            terms = self.method(output, knowledge, batch, progress=self.epoch / self.recipe.epochs)
+            terms = self.method(output, knowledge, batch, progress=Progress(self.epoch, self.recipe.epochs))
         self.sums.add_predictions(self.method.predict(output), batch.labels)
         return terms
 

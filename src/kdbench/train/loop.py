@@ -8,8 +8,8 @@ import torch
 from kdbench.data.batches import Batch, Batches
 from kdbench.data.dataset import Dataset
 from kdbench.methods.method import Knowledge
+from kdbench.train.display import Display
 from kdbench.train.learner import Learner
-from kdbench.train.progress import Progress
 
 Teacher = Callable[[Batch], Knowledge | None]
 
@@ -20,7 +20,7 @@ def fit(
     dataset: Dataset,
     teacher: Teacher,
     epochs: int,
-    progress: Progress,
+    display: Display,
     end_of_epoch: Callable[[Learner], None],
 ) -> None:
     """Train learners that have done equally many epochs until they have done `epochs`.
@@ -31,7 +31,7 @@ def fit(
         dataset: For validation.
         teacher: What the methods asked for about a batch.
         epochs: In total, those before a resume included.
-        progress: Is told of every batch and every epoch.
+        display: Is told of every batch and every epoch.
         end_of_epoch: Called for each learner when its row is recorded: where records and checkpoints are written.
 
     Raises:
@@ -41,13 +41,13 @@ def fit(
         started = time.perf_counter()
         for learner in learners:
             learner.begin_epoch()
-        train_epoch(learners, progress.counted(batches.epoch(epoch)), teacher)
+        train_epoch(learners, display.counted(batches.epoch(epoch)), teacher)
         wait_for_device(batches)
         trained = time.perf_counter()
         for learner in learners:
             row = learner.end_epoch(dataset, trained - started)
             row["seconds"] = time.perf_counter() - started
-            progress.epoch_done(row)
+            display.epoch_done(row)
             end_of_epoch(learner)
 
 

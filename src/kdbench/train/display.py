@@ -11,7 +11,7 @@ from kdbench.data.batches import Batch
 log = logging.getLogger(__name__)
 
 
-class Progress:
+class Display:
     """Shows epochs with loss, accuracy, images per second and time left.
 
     Args:
