@@ -10,8 +10,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdbench.config import CONF_DIR, first_line
-from kdbench.errors import ConfigError, nearest
+from kdbench.config import CONF_DIR
+from kdbench.errors import ConfigError, first_line, nearest
 
 
 def explained(error: Exception, overrides: Sequence[str], config_dir: Path | None = None) -> ConfigError:

@@ -1,4 +1,4 @@
-"""The typed schema of a run and every check of it that needs neither data nor device.
+"""The typed config of a run and every check of it that needs neither data nor device.
 
 `parse` turns what Hydra composed (or a run directory's config.yaml) into a `RunConfig`; a config that gets past it
 has only known keys, right types, values in range, and fields that fit together. This module alone knows all groups.
@@ -8,7 +8,7 @@ import dataclasses
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,42 +16,14 @@ from typing import Any
 import hydra.utils
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
-from kdbench.errors import ConfigError, nearest
+from kdbench.errors import ConfigError, first_line, nearest
+from kdbench.schema import number, one_of, optional, ranged, typed, whole
 
 INSTALLED_CONF = Path(__file__).parent / "conf"
 # A wheel carries conf/ inside the package; a checkout has it at the top.
 CONF_DIR = INSTALLED_CONF if INSTALLED_CONF.is_dir() else Path(__file__).parents[2] / "conf"
-
-
-def ranged(allowed: Callable[[Any], bool], description: str) -> Any:
-    """A field without default (defaults live in YAML) whose value must satisfy `allowed`."""
-    return field(default=MISSING, metadata={"allowed": allowed, "description": description})
-
-
-def one_of(*options: str) -> Any:
-    return ranged(lambda value: value in options, " or ".join(options))
-
-
-def whole(low: int) -> Any:
-    return ranged(lambda value: value >= low, f"a whole number of at least {low}")
-
-
-def number(low: float, high: float = math.inf, *, above: bool = False) -> Any:
-    """A finite number in [low, high], or in (low, high] with `above`. NaN is in no range."""
-
-    def allowed(value: float) -> bool:
-        return math.isfinite(value) and (low < value if above else low <= value) and value <= high
-
-    bound = f"above {low:g}" if above else f"of at least {low:g}"
-    return ranged(allowed, f"a finite number {bound}" + (f" and at most {high:g}" if high < math.inf else ""))
-
-
-def optional(inner: Any) -> Any:
-    """The range of `inner`, or null."""
-    allowed = inner.metadata["allowed"]
-    return ranged(lambda value: value is None or allowed(value), f"{inner.metadata['description']}, or null")
 
 
 @dataclass
@@ -196,68 +168,6 @@ class TeacherKeys:
     checkpoint: str | None = MISSING
 
 
-def typed(schema: type[Any], values: Mapping[str, Any], path: str = "") -> Any:
-    """`values` as an instance of the dataclass `schema`; `path` is where in the config they stand.
-
-    Raises:
-        ConfigError: an unknown or missing key, a wrong type, or a value out of its field's range.
-    """
-    prefix = f"{path}." if path else ""
-    check_kinds(schema, values, prefix)
-    try:
-        section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{prefix}{error.full_key} has no value; give one, for example on the command line") from None
-    except ConfigKeyError as error:
-        valid = [f.name for f in dataclasses.fields(error.object_type or schema)]
-        raise ConfigError(f"{prefix}{error.full_key} is no known key; {nearest(str(error.key), valid)}") from None
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{prefix}{error.full_key} is {given(values, error)!r}; {allowed_there(error)}") from None
-    check_ranges(section, prefix)
-    return section
-
-
-def check_kinds(schema: type[Any], values: Mapping[str, Any], prefix: str) -> None:
-    """What OmegaConf is lenient about: sections are mappings, and switches are true or false."""
-    for f in dataclasses.fields(schema):
-        if f.name not in values:
-            continue
-        value, path = values[f.name], f"{prefix}{f.name}"
-        if f.type is bool and not isinstance(value, bool):
-            raise ConfigError(f"{path} is {value!r}; it may be true or false")
-        if dataclasses.is_dataclass(f.type):
-            if not isinstance(value, Mapping):
-                keys = ", ".join(inner.name for inner in dataclasses.fields(f.type))
-                raise ConfigError(f"{path} is {value!r}; it is a section with the keys {keys}")
-            check_kinds(f.type, value, f"{path}.")  # type: ignore[arg-type]  # a class, no instance
-
-
-def given(values: Mapping[str, Any], error: OmegaConfBaseException) -> Any:
-    """The value that the error is about."""
-    return OmegaConf.select(OmegaConf.create(dict(values)), str(error.full_key))
-
-
-def allowed_there(error: OmegaConfBaseException) -> str:
-    """What the field may be whose type the given value does not have."""
-    for f in dataclasses.fields(error.object_type) if dataclasses.is_dataclass(error.object_type) else ():
-        if f.name == error.key:
-            return f"it may be {f.metadata.get('description') or KINDS.get(f.type, first_line(error))}"
-    return first_line(error)
-
-
-KINDS: dict[Any, str] = {str: "text", list[str] | None: "a list of names such as [layer1,layer2], or null"}
-"""Types whose fields have no range, in words."""
-
-
-def check_ranges(section: Any, prefix: str) -> None:
-    for f in dataclasses.fields(section):
-        value = getattr(section, f.name)
-        if dataclasses.is_dataclass(value):
-            check_ranges(value, f"{prefix}{f.name}.")
-        elif "allowed" in f.metadata and not f.metadata["allowed"](value):
-            raise ConfigError(f"{prefix}{f.name} is {value!r}; it may be {f.metadata['description']}")
-
-
 def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | None = None) -> RunConfig:
     """A checked run from a composed config.
 
@@ -368,12 +278,6 @@ def check_together(run: RunConfig) -> None:
             raise ConfigError(f"{path}.min_lr is {recipe.min_lr:g}; it may be at most {path}.lr, {recipe.lr:g}")
         if recipe.nesterov and recipe.momentum == 0:
             raise ConfigError(f"{path}.momentum is 0, which {path}.nesterov=true does not allow; use nesterov=false")
-
-
-def first_line(error: BaseException) -> str:
-    """An exception in one line: its type's name if it says nothing."""
-    first, *rest = str(error).splitlines() or [type(error).__name__]
-    return f"{first} {rest[0]}" if first.endswith(":") and rest else first or type(error).__name__
 
 
 def register_models(*config_dirs: Path) -> None:

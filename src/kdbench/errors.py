@@ -28,3 +28,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if len(options) <= 30:
         return f"{hint}valid: {', '.join(options) or 'none'}"
     return f"{hint}there are {len(options)} valid names"
+
+
+def first_line(error: BaseException) -> str:
+    """An exception in one line: its type's name if it says nothing."""
+    first, *rest = str(error).splitlines() or [type(error).__name__]
+    return f"{first} {rest[0]}" if first.endswith(":") and rest else first or type(error).__name__

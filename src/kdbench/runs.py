@@ -15,8 +15,9 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
-from kdbench.config import ModelConfig, RunConfig, RuntimeConfig, first_line, typed
-from kdbench.errors import ConfigError
+from kdbench.config import ModelConfig, RunConfig, RuntimeConfig
+from kdbench.errors import ConfigError, first_line
+from kdbench.schema import typed
 
 SCHEMA_VERSION = 1
 log = logging.getLogger(__name__)

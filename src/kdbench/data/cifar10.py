@@ -7,10 +7,10 @@ import torch
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
 
-from kdbench.config import DataConfig, first_line
+from kdbench.config import DataConfig
 from kdbench.data.source import Source, Split
 from kdbench.data.splits import train_val_split
-from kdbench.errors import ConfigError
+from kdbench.errors import ConfigError, first_line
 
 FILES = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
 NUM_VAL = 5000

@@ -9,11 +9,11 @@ from omegaconf import MISSING
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdbench.config import number, one_of
 from kdbench.data.batches import Batch
 from kdbench.errors import ConfigError, nearest
 from kdbench.methods.method import START, Knowledge, Method, Needs, Progress, Shapes, Weights, at_least_float32
 from kdbench.models import Output
+from kdbench.schema import number, one_of
 
 
 def feature_kd(

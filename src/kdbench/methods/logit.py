@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdbench.config import number
 from kdbench.data.batches import Batch
 from kdbench.methods.method import START, Knowledge, Method, Needs, Progress, Weights, at_least_float32
 from kdbench.models import Output
+from kdbench.schema import number
 
 
 def logit_kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float, standardize: bool = False) -> Tensor:

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdbench.config import number, optional
 from kdbench.data.batches import Batch
 from kdbench.errors import ConfigError
 from kdbench.models import Output
+from kdbench.schema import number, optional
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of one image's output per stage: (C, H, W) for maps, (D,) for embeddings."""

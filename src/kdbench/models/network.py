@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from kdbench.config import ModelConfig, first_line
-from kdbench.errors import ConfigError, nearest
+from kdbench.config import ModelConfig
+from kdbench.errors import ConfigError, first_line, nearest
 
 
 class Output(NamedTuple):

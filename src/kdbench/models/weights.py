@@ -13,8 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kdbench.config import first_line
-from kdbench.errors import ConfigError
+from kdbench.errors import ConfigError, first_line
 from kdbench.models.network import Network
 
 StateDict = dict[str, Tensor]

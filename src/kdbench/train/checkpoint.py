@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from kdbench.config import CheckpointConfig, first_line
-from kdbench.errors import RunError
+from kdbench.config import CheckpointConfig
+from kdbench.errors import RunError, first_line
 from kdbench.runs import RunDirectory
 from kdbench.train.learner import Learner
 
