@@ -48,10 +48,8 @@ def explained(error: Exception, overrides: Sequence[str], config_dir: Path | Non
 
 def groups() -> set[str]:
     """Groups that a run chooses one option of."""
-    return {folder.name for folder in CONF_DIR.iterdir() if folder.is_dir()} - {"model", "hydra"} | {
-        "student",
-        "teacher",
-    }
+    folders = {folder.name for folder in CONF_DIR.iterdir() if folder.is_dir()}
+    return folders - {"model", "hydra"} | {"student", "teacher"}
 
 
 def options(group: str) -> list[str]:

@@ -79,7 +79,7 @@ def check(config: RunConfig) -> None:
     """
     config, directory = located(config)
     if not directory.is_complete():
-        prepare(config)
+        check_parts(config)
 
 
 def located(config: RunConfig) -> tuple[RunConfig, RunDirectory]:
@@ -120,16 +120,22 @@ def prepare(config: RunConfig) -> Parts:
     Raises:
         ConfigError: for whatever of it cannot be.
     """
+    dataset, description, method = check_parts(config)
+    # Apart from the method's: students with the same seed start from the same weights, whatever they learn by.
+    torch.manual_seed(derived_seed(config.init_seed, "student"))
+    student = build(config.student, NUM_CLASSES, method.needs.student_stages)
+    return Parts(dataset, placed(student, config.runtime), description, placed(method, config.runtime))
+
+
+def check_parts(config: RunConfig) -> tuple[Dataset, Description, Method]:
+    """What a run needs, but for its networks, which are described without being built."""
     teachers.check_checkpoint(config)
     dataset = load(config.data, config.runtime.device)
     description = describe(config.student, NUM_CLASSES, IMAGE_SHAPE, "student")
     teacher = config.teacher and describe(config.teacher.model, NUM_CLASSES, IMAGE_SHAPE, "teacher")
     torch.manual_seed(derived_seed(config.init_seed, "method"))
     method = config.method.target(config.method.params, description.shapes, teacher.shapes if teacher else None)
-    # Apart from the method's: students with the same seed start from the same weights, whatever they learn by.
-    torch.manual_seed(derived_seed(config.init_seed, "student"))
-    student = build(config.student, NUM_CLASSES, method.needs.student_stages)
-    return Parts(dataset, placed(student, config.runtime), description, placed(method, config.runtime))
+    return dataset, description, method
 
 
 def derived_seed(seed: int, purpose: str) -> int:

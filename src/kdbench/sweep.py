@@ -10,10 +10,8 @@ from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from kdbench import run
 from kdbench.compose import explained
@@ -90,12 +88,13 @@ class Sweep:
         """Compose and check one job's config; a failing one prints its line and is not launched."""
         try:
             config = self.loader.load_sweep_config(self.config, list(job.overrides))
-            choices = config.hydra.runtime.choices
-            run.check(parse(without_hydra(config), choices))
+        except Exception as error:  # Hydra's own and what it trips over
+            refuse(job, explained(error, job.overrides))
+            return
+        try:
+            run.check(parse(without_hydra(config), config.hydra.runtime.choices))
         except ConfigError as error:
             refuse(job, error)
-        except (HydraException, OmegaConfBaseException) as error:
-            refuse(job, explained(error, job.overrides))
 
     def write_record(self) -> None:
         """Of every job so far.
@@ -103,22 +102,17 @@ class Sweep:
         Raises:
             RunError: it cannot be written.
         """
+        record = {
+            "command": sys.argv[1:],
+            "started": self.started.isoformat(timespec="seconds"),
+            "written": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "jobs": [asdict(job) for job in self.jobs],
+        }
         try:
             self.record.parent.mkdir(parents=True, exist_ok=True)
-            self.write()
+            write_json(self.record, record)
         except OSError as error:
             raise RunError(f"the sweep's record {self.record} cannot be written: {error}") from error
-
-    def write(self) -> None:
-        write_json(
-            self.record,
-            {
-                "command": sys.argv[1:],
-                "started": self.started.isoformat(timespec="seconds"),
-                "ended": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-                "jobs": [asdict(job) for job in self.jobs],
-            },
-        )
 
     def say_how_it_ended(self) -> None:
         runs = [Path(job.run) for job in self.jobs if job.run]

@@ -84,8 +84,22 @@ def build(config: ModelConfig, num_classes: int, stages: Sequence[str] = (), key
     return Network(body, nodes[-1], wanted)
 
 
+_described: dict[str, Description] = {}
+
+
 def describe(config: ModelConfig, num_classes: int, image_shape: tuple[int, int, int], key: str) -> Description:
-    """Shapes, parameters and MACs of an architecture, from a pass without memory or arithmetic."""
+    """Shapes, parameters and MACs of an architecture, from a pass without memory or arithmetic; kept for the next run.
+
+    Raises:
+        ConfigError: it cannot be built, or cannot take such images.
+    """
+    known = repr((config.target, config.arguments, config.stages, num_classes, image_shape))
+    if known not in _described:
+        _described[known] = describe_fresh(config, num_classes, image_shape, key)
+    return _described[known]
+
+
+def describe_fresh(config: ModelConfig, num_classes: int, image_shape: tuple[int, int, int], key: str) -> Description:
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         network = build(config, num_classes, tuple(config.stages), key).eval()
         try:
