@@ -111,11 +111,32 @@ def test_what_cannot_be_built_is_refused(name, override, message):
         description(name, override)
 
 
-def test_stage_before_an_in_place_activation_is_not_overwritten():
-    config = ModelConfig("vgg", "torchvision.models.vgg11_bn", {"layer1": "features.1", "again": "features.1"}, {})
-    features = build(config, 10, ("layer1", "again"))(torch.randn(2, *IMAGE)).features
-    assert float(features["layer1"].detach().min()) < 0  # a batch norm's output, before its ReLU
-    assert torch.equal(features["layer1"], features["again"])
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(
+    ("name", "node"),
+    [
+        ("vgg11_bn", "features.1"),
+        ("resnet18", "layer1.0.bn1"),
+        ("resnet18", "layer1.0.bn2"),
+        ("resnet50", "layer2.0.bn3"),
+    ],
+)
+def test_stage_before_something_that_works_in_place_is_not_overwritten(name, node, train):
+    config = ModelConfig("any", f"torchvision.models.{name}", {"layer1": node, "again": node}, {})
+    torch.manual_seed(0)
+    network = build(config, 10, ("layer1", "again")).train(train)
+    seen = []
+    hook = dict(network.body.named_modules())[node].register_forward_hook(lambda *parts: seen.append(parts[2].clone()))
+    features = network(torch.randn(4, *IMAGE)).features
+    hook.remove()
+    assert float(seen[0].detach().min()) < 0  # a batch norm's output, before its ReLU
+    assert torch.equal(features["layer1"], seen[0])
+    assert torch.equal(features["again"], seen[0])
+
+
+def test_activations_work_in_place_where_no_stage_is_in_the_way():
+    body = build(model("resnet18"), 10, ("layer1", "layer2", "layer3", "layer4", "pooled")).body
+    assert all(module.inplace for module in body.modules() if isinstance(module, torch.nn.ReLU))
 
 
 def test_unknown_node_is_refused_with_its_name_and_the_valid_ones():

@@ -24,8 +24,8 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, maps: Tensor) -> Tensor:
-        residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(maps)))))
-        return F.relu(residual + self.shortcut(maps))
+        residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(maps)), inplace=True)))
+        return F.relu(residual + self.shortcut(maps), inplace=True)
 
 
 class CifarResNet(nn.Module):
@@ -59,7 +59,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = F.relu(self.bn1(self.conv1(images)))
+        maps = F.relu(self.bn1(self.conv1(images)), inplace=True)
         maps = self.layer3(self.layer2(self.layer1(maps)))
         return self.fc(self.avgpool(maps).flatten(1))
 

@@ -1,8 +1,9 @@
 """One wrapper for every architecture: a forward that answers logits and the stages one asked for."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import hydra.utils
 import torch
@@ -76,12 +77,25 @@ def build(config: ModelConfig, num_classes: int, stages: Sequence[str] = (), key
             raise ConfigError(
                 f"{key}.stages names the node {node!r}; {nearest(node, nodes)}; outermost ones: {', '.join(outermost)}"
             )
-    for module in raw.modules():
-        if getattr(module, "inplace", False):
-            module.inplace = False  # or it would overwrite the output of the stage before it
     answers = {node: node for node in (*wanted.values(), nodes[-1])}
     body = create_feature_extractor(raw, return_nodes=answers, suppress_diff_warning=True)
+    keep_stages(body)
     return Network(body, nodes[-1], wanted)
+
+
+def keep_stages(body: Any) -> None:
+    """Let nothing overwrite a stage's output: what comes next in the graph may be an activation that works in place."""
+    for graph in (body.train_graph, body.eval_graph):  # torchvision keeps one for each mode
+        answers = next(node for node in graph.nodes if node.op == "output").args[0]
+        for node in answers.values():
+            for user in node.users:
+                if user.op == "call_module" and getattr(body.get_submodule(user.target), "inplace", False):
+                    body.get_submodule(user.target).inplace = False
+                elif user.kwargs.get("inplace"):
+                    user.kwargs = {**user.kwargs, "inplace": False}
+                elif user.target is operator.iadd and user.args[0] is node:
+                    user.target = operator.add
+    body.recompile()
 
 
 _described: dict[str, Description] = {}
