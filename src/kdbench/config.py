@@ -179,7 +179,7 @@ def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | Non
         ConfigError: with one line that says which key, what it was, and what it may be.
     """
     try:
-        tree: Any = OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # type: ignore[arg-type]
+        tree: Any = OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # type: ignore[arg-type]  # any Mapping will do
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     for group in ("student", "teacher", "method"):

@@ -92,7 +92,7 @@ def autocast(runtime: RuntimeConfig) -> torch.autocast:
 def placed(module: ModuleT, runtime: RuntimeConfig) -> ModuleT:
     """A module on the runtime's device and in its memory format."""
     memory_format = torch.channels_last if runtime.channels_last else torch.contiguous_format
-    return module.to(device=torch.device(runtime.device), memory_format=memory_format)  # type: ignore[call-overload]
+    return module.to(device=torch.device(runtime.device), memory_format=memory_format)  # type: ignore[call-overload]  # no stub has both
 
 
 def device_name(device: str) -> str:
