@@ -88,7 +88,7 @@ def keep_stages(body: Any) -> None:
     for graph in (body.train_graph, body.eval_graph):  # torchvision keeps one for each mode
         answers = next(node for node in graph.nodes if node.op == "output").args[0]
         for node in answers.values():
-            for user in node.users:
+            for user in list(node.users):  # changing one registers it anew
                 if user.op == "call_module" and getattr(body.get_submodule(user.target), "inplace", False):
                     body.get_submodule(user.target).inplace = False
                 elif user.kwargs.get("inplace"):

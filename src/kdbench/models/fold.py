@@ -1,0 +1,59 @@
+"""A network for inference only: batch norm folded into the convolutions before it, weights in the precision used."""
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from kdbench.models.network import Network
+
+
+def folded(network: Network, dtype: torch.dtype | None = None) -> Network:
+    """The same function as `network` in evaluation mode, with fewer operations; it cannot be trained.
+
+    In evaluation mode batch norm scales and shifts channels by constants, which the convolution before it can do as
+    well. A convolution whose own output is read elsewhere too, as a stage for one, keeps its batch norm.
+
+    Args:
+        network: Left as it is.
+        dtype: What autocast would make of the weights of convolutions and linear layers at every call; they are kept
+            in it, which gives the same bits. None leaves them in float32.
+
+    Returns:
+        A copy on the same device and in the same memory format. Its weights have other values than the network's.
+    """
+    source: Any = copy.deepcopy(network.body).eval()
+    # torchvision's module keeps a graph per mode; a plain one holds the graph for evaluation alone.
+    body = fx.GraphModule(source, source.graph)
+    modules = dict(body.named_modules())
+    calls = Counter(str(node.target) for node in body.graph.nodes if node.op == "call_module")
+    for node in list(body.graph.nodes):
+        convolution = convolution_before(node, modules, calls)
+        if convolution is not None:
+            target = str(convolution.target)
+            body.set_submodule(target, fuse_conv_bn_eval(modules[target], modules[str(node.target)]))
+            node.replace_all_uses_with(convolution)
+            body.graph.erase_node(node)
+    body.delete_all_unused_submodules()
+    body.recompile()
+    for module in body.modules():
+        if dtype is not None and isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(dtype)
+    return Network(body.requires_grad_(False), network.logits, network.stages).eval()
+
+
+def convolution_before(node: fx.Node, modules: Mapping[str, nn.Module], calls: Counter[str]) -> fx.Node | None:
+    """The convolution that can take over the batch norm of `node`, if there is one."""
+    if node.op != "call_module" or not isinstance(modules[str(node.target)], nn.BatchNorm2d):
+        return None
+    before = node.args[0]
+    if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
+        return None
+    norm, convolution = modules[str(node.target)], modules[str(before.target)]
+    fixed = norm.running_mean is not None  # else it normalises by the batch at hand, in evaluation too
+    called_once = calls[str(node.target)] == calls[str(before.target)] == 1
+    return before if isinstance(convolution, nn.Conv2d) and fixed and called_once else None

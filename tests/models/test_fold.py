@@ -1,0 +1,111 @@
+import pytest
+import torch
+from torch import nn
+
+from kdbench.config import CONF_DIR
+from kdbench.models import Network, build, folded
+from kdbench.runtime import autocast, placed
+from tests.conftest import composed
+
+MODELS = sorted(file.stem for file in (CONF_DIR / "model").glob("*.yaml"))
+QUICK = ("resnet8", "resnet20", "resnet18")
+
+
+def trained_looking(name, *overrides):
+    """A network whose batch norms all do something, and its config."""
+    config = composed(f"student={name}", "method=ce", "runtime.device=cpu", *overrides)
+    torch.manual_seed(0)
+    network = placed(build(config.student, 10, tuple(config.student.stages)), config.runtime)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, 0, 0.1)
+    return network.eval(), config
+
+
+def images(count=8):
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(
+        memory_format=torch.channels_last
+    )
+
+
+@pytest.mark.parametrize("name", [pytest.param(m, marks=() if m in QUICK else pytest.mark.slow) for m in MODELS])
+@torch.no_grad()
+def test_folded_network_computes_the_same_function(name):
+    network, _ = trained_looking(name)
+    short = folded(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in short.modules())
+    expected, answer = network(images()), short(images())
+    torch.testing.assert_close(answer.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    assert torch.equal(answer.logits.argmax(1), expected.logits.argmax(1))
+    assert list(answer.features) == list(expected.features)
+    for stage, maps in expected.features.items():
+        torch.testing.assert_close(answer.features[stage], maps, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_narrow_weights_give_the_bits_that_autocast_gives():
+    network, config = trained_looking("resnet20", "runtime.precision=bf16")
+    wide, narrow = folded(network), folded(network, torch.bfloat16)
+    assert {p.dtype for p in narrow.parameters()} == {torch.bfloat16}
+    with autocast(config.runtime):
+        assert torch.equal(narrow(images()).logits, wide(images()).logits)
+
+
+def test_folding_leaves_the_network_as_it_is():
+    network, _ = trained_looking("resnet8")
+    network.train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    short = folded(network)
+    assert network.training
+    assert not short.training
+    assert not any(p.requires_grad for p in short.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    network(images())
+    assert not torch.equal(network.state_dict()["body.bn1.running_mean"], before["body.bn1.running_mean"])
+
+
+def test_memory_format_survives():
+    network, _ = trained_looking("resnet8")
+    weight = next(p for p in folded(network).parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+class Odd(nn.Module):
+    """One convolution read twice, one called twice, one batch norm without statistics."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.read_twice, self.called_twice, self.free = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.bn1, self.bn2 = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.bn3 = nn.BatchNorm2d(3, track_running_stats=False)
+        self.fc = nn.Linear(3, num_classes)
+
+    def forward(self, images):
+        maps = self.read_twice(images)
+        maps = maps + self.bn1(maps)
+        maps = self.bn2(self.called_twice(self.called_twice(maps)))
+        return self.fc(self.bn3(self.free(maps)).mean((2, 3)))
+
+
+@torch.no_grad()
+def test_what_cannot_be_folded_is_left_and_still_right():
+    config = composed("student=resnet8", "method=ce").student
+    config.target, config.arguments, config.stages = f"{__name__}.Odd", {}, {}
+    network: Network = build(config, 10).eval()
+    short = folded(network)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in short.modules()) == 3
+    torch.testing.assert_close(short(images()).logits, network(images()).logits)
+
+
+@torch.no_grad()
+def test_a_stage_before_its_batch_norm_stays_what_it_was():
+    config = composed("student=resnet8", "method=ce").student
+    config.stages = {"raw": "layer1.0.conv1", "normed": "layer1.0.bn1"}
+    network = build(config, 10, ("raw", "normed")).eval()
+    short = folded(network)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in short.modules()) == 1
+    for stage in ("raw", "normed"):
+        torch.testing.assert_close(short(images()).features[stage], network(images()).features[stage])
