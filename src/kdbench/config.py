@@ -107,6 +107,7 @@ class TeacherConfig:
     seed: int
     recipe: RecipeConfig
     checkpoint: str | None
+    table: str
 
     def node(self) -> dict[str, Any]:
         return {
@@ -114,6 +115,7 @@ class TeacherConfig:
             "seed": self.seed,
             "recipe": dataclasses.asdict(self.recipe),
             "checkpoint": self.checkpoint,
+            "table": self.table,
         }
 
 
@@ -166,6 +168,7 @@ class TeacherKeys:
     seed: int = whole(0)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     checkpoint: str | None = MISSING
+    table: str = one_of("auto", "on", "off")
 
 
 def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | None = None) -> RunConfig:
@@ -252,6 +255,8 @@ def parse_teacher(node: Mapping[str, Any], method: MethodConfig) -> TeacherConfi
     """The teacher, or None if the method uses none (then it is no part of the run's key either)."""
     own = {f.name for f in dataclasses.fields(TeacherKeys)}
     given = {key: value for key, value in node.items() if key in own}
+    if isinstance(given.get("table"), bool):  # what YAML makes of a bare on or off
+        given["table"] = "on" if given["table"] else "off"
     model = {key: value for key, value in node.items() if key not in own}
     keys = typed(TeacherKeys, given, "teacher") if given else None
     architecture = parse_model(model, "teacher") if "_target_" in model else None
@@ -262,7 +267,7 @@ def parse_teacher(node: Mapping[str, Any], method: MethodConfig) -> TeacherConfi
             f"method={method.name} needs a teacher and teacher=none was given; "
             "name one, for example teacher=resnet50, or use method=ce"
         )
-    return TeacherConfig(architecture, keys.seed, keys.recipe, keys.checkpoint)
+    return TeacherConfig(architecture, keys.seed, keys.recipe, keys.checkpoint, keys.table)
 
 
 def check_together(run: RunConfig) -> None:

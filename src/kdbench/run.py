@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdbench import metrics, teachers
-from kdbench.config import RunConfig
+from kdbench import metrics, tables, teachers
+from kdbench.config import RunConfig, TeacherConfig
 from kdbench.data import Batches, Dataset, load
 from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
 from kdbench.errors import RunError
@@ -21,11 +21,12 @@ from kdbench.models import Description, Network, build, describe
 from kdbench.runs import RunDirectory, check_writable, identity, key_of
 from kdbench.runtime import applied, placed, resolve
 from kdbench.summary import Predictions, fidelity, write_result
+from kdbench.teaching import LiveTeacher, TabulatedTeacher, no_teacher
 from kdbench.train.checkpoint import Checkpointer
 from kdbench.train.display import Display
 from kdbench.train.evaluate import predict
 from kdbench.train.learner import Learner
-from kdbench.train.loop import fit
+from kdbench.train.loop import Answers, fit
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def execute(config: RunConfig) -> RunDirectory:
     try:
         with applied(config.runtime):
             parts = prepare(config)
-            teacher = teachers.obtain(config, parts.method.needs, parts.dataset, execute) if config.teacher else None
+            lesson = taught(config, directory, parts) if config.teacher else None
             with directory.locked(f"this run of {config.student.name}"):
                 directory = RunDirectory.of(config, directory.key)  # another process may have named it meanwhile
                 if skipped(directory, config):
@@ -60,7 +61,7 @@ def execute(config: RunConfig) -> RunDirectory:
                     directory.clear()
                 directory.create()
                 with directory.logging():
-                    train(config, directory, parts, teacher)
+                    train(config, directory, parts, lesson)
     except OSError as error:
         raise RunError(f"{directory.path}: {error}") from error
     except torch.OutOfMemoryError as error:
@@ -71,15 +72,22 @@ def execute(config: RunConfig) -> RunDirectory:
     return directory
 
 
-def check(config: RunConfig) -> None:
+def check(config: RunConfig) -> str | None:
     """Everything that can be known to be wrong with a run before it starts. Writes nothing.
+
+    Returns:
+        The key of the teacher whose table the run would read if there were one, for a sweep to count.
 
     Raises:
         ConfigError: the config cannot run here.
     """
     config, directory = located(config)
-    if not directory.is_complete():
-        check_parts(config)
+    if directory.is_complete():
+        return None
+    _, _, method = check_parts(config)
+    if config.teacher and config.teacher.table == "auto" and not directory.recorded_table():
+        return teachers.directory_of(config).key if tables.can_answer(method.needs) else None
+    return None
 
 
 def located(config: RunConfig) -> tuple[RunConfig, RunDirectory]:
@@ -109,6 +117,7 @@ class Parts:
     """What a run is made of, built before anything is written."""
 
     dataset: Dataset
+    batches: Batches
     student: Network
     description: Description
     method: Method
@@ -124,7 +133,10 @@ def prepare(config: RunConfig) -> Parts:
     # Apart from the method's: students with the same seed start from the same weights, whatever they learn by.
     torch.manual_seed(derived_seed(config.init_seed, "student"))
     student = build(config.student, NUM_CLASSES, method.needs.student_stages)
-    return Parts(dataset, placed(student, config.runtime), description, placed(method, config.runtime))
+    batches = Batches(
+        dataset, config.recipe.batch_size, config.data_seed, config.data.augment, config.runtime.channels_last
+    )
+    return Parts(dataset, batches, placed(student, config.runtime), description, placed(method, config.runtime))
 
 
 def check_parts(config: RunConfig) -> tuple[Dataset, Description, Method]:
@@ -143,9 +155,41 @@ def derived_seed(seed: int, purpose: str) -> int:
     return int(np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint32)[0])
 
 
-def train(config: RunConfig, directory: RunDirectory, parts: Parts, teacher: teachers.Teacher | None) -> None:
+@dataclass(frozen=True)
+class Lesson:
+    """A run's teacher, and how it answers."""
+
+    teacher: teachers.Teacher
+    answers: Answers
+    config: TeacherConfig
+    """With `table` decided."""
+    source: str
+    """Live or table, for the user."""
+
+
+def taught(config: RunConfig, directory: RunDirectory, parts: Parts) -> Lesson:
+    """Choose between the live teacher and its table, and have made what is missing of the two."""
+    assert config.teacher is not None
+    needs = parts.method.needs
+    choice = tables.choose(config, needs, teachers.directory_of(config), directory.recorded_table())
+    log.info("teacher: %s", choice.reason)
+    teacher = teachers.obtain(config, needs, parts.dataset, execute)
+    logits = tables.obtain(choice, config, teacher, parts.batches) if choice.use else None
+    if logits is None:
+        answers: Answers = LiveTeacher(teacher.network, needs, config.runtime)
+        source = "live" if choice.use else choice.reason
+        return Lesson(teacher, answers, dataclasses.replace(config.teacher, table="off"), source)
+    train = parts.dataset.train
+    answers = TabulatedTeacher(logits.to(train.labels.device), train, tables.views_of(config))
+    return Lesson(teacher, answers, dataclasses.replace(config.teacher, table="on"), choice.reason)
+
+
+def train(config: RunConfig, directory: RunDirectory, parts: Parts, lesson: Lesson | None) -> None:
     """Train the student of a run, resuming if it was begun, and write its directory."""
     dataset, runtime = parts.dataset, config.runtime
+    if lesson:
+        config = dataclasses.replace(config, teacher=lesson.config)
+        log.debug("teacher: %s", lesson.source)
     source = f" from {config.teacher.model.name}" if config.teacher else ""
     title = f"{config.student.name} {config.method.name}{source} seed {config.seed}"
     log.info("%s: %s on %s, %s, threads: %d", title, directory.path, runtime.device, runtime.precision, runtime.threads)
@@ -161,15 +205,12 @@ def train(config: RunConfig, directory: RunDirectory, parts: Parts, teacher: tea
         checkpointer.save_if_due(learner)
 
     display = Display(title, config.recipe.epochs, len(dataset.train), learner.epoch)
-    batches = Batches(
-        dataset, config.recipe.batch_size, config.data_seed, config.data.augment, config.runtime.channels_last
-    )
-    live = teachers.LiveTeacher(teacher.network, parts.method.needs, runtime) if teacher else teachers.no_teacher
+    answers = lesson.answers if lesson else no_teacher
     try:
-        fit([learner], batches, dataset, live, config.recipe.epochs, display, record)
+        fit([learner], parts.batches, dataset, answers, config.recipe.epochs, display, record)
     finally:
         display.close()
-    finish(config, directory, parts, teacher, learner)
+    finish(config, directory, parts, lesson.teacher if lesson else None, learner)
     if not config.checkpoint.keep_last:
         directory.checkpoint.unlink(missing_ok=True)
 

@@ -159,6 +159,16 @@ class RunDirectory:
             return {}
         return {name: getattr(runtime, name) for name in ("threads", "channels_last", "deterministic")}
 
+    def recorded_table(self) -> str | None:
+        """What an unfinished run of which there is a checkpoint learns from: its teacher's table (on), or not (off)."""
+        if not self.checkpoint.is_file():
+            return None
+        try:
+            table = OmegaConf.select(OmegaConf.load(self.config), "teacher.table")
+        except Exception:  # as above
+            return None
+        return table if table in ("on", "off") else None
+
     def create(self) -> None:
         """Make the folder, and remove what a killed process left half written in it."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -215,14 +225,14 @@ class RunDirectory:
             raise ConfigError(f"{self.path} is complete but lacks {', '.join(missing)}; delete it to repeat the run")
 
     @contextlib.contextmanager
-    def locked(self, purpose: str) -> Iterator[None]:
-        """Hold this run alone among all processes; a second one waits, and says for what."""
+    def locked(self, purpose: str, name: str | None = None) -> Iterator[None]:
+        """Hold this run, or `name`, alone among all processes; a second one waits, and says for what."""
         locks = self.path.parent.parent / ".locks"
         try:
             locks.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"output_root cannot be written to ({error}); give another folder") from None
-        lock = FileLock(locks / f"{self.key}.lock")
+        lock = FileLock(locks / f"{name or self.key}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:

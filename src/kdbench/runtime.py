@@ -85,8 +85,13 @@ def applied(runtime: RuntimeConfig) -> Iterator[None]:
 
 def autocast(runtime: RuntimeConfig) -> torch.autocast:
     """Mixed precision for forward passes: weights stay float32, convolutions and products run narrow."""
-    dtype = AUTOCAST.get(runtime.precision)
+    dtype = narrow(runtime)
     return torch.autocast(torch.device(runtime.device).type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def narrow(runtime: RuntimeConfig) -> torch.dtype | None:
+    """The type that convolutions and products run in, None for float32."""
+    return AUTOCAST.get(runtime.precision)
 
 
 def placed(module: ModuleT, runtime: RuntimeConfig) -> ModuleT:

@@ -86,6 +86,7 @@ def write_result(
             "seed": config.seed,
             "init_seed": config.init_seed,
             "data_seed": config.data_seed,
+            "teacher_table": config.teacher.table == "on" if config.teacher else None,
             "teacher_seed": config.teacher.seed if config.teacher and not config.teacher.checkpoint else None,
             "num_train": len(dataset.train),
             "num_val": len(dataset.val),

@@ -13,9 +13,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
-from kdbench import run
+from kdbench import run, tables
 from kdbench.compose import explained
-from kdbench.config import parse
+from kdbench.config import RunConfig, parse
 from kdbench.errors import ConfigError, RunError
 from kdbench.report.table import runs_table
 from kdbench.runs import check_writable, write_json
@@ -62,8 +62,13 @@ class Sweep:
             RunError: at the end, if any job was refused or failed.
         """
         check_writable(self.record.parent)
+        readers: dict[str, list[tuple[Job, RunConfig]]] = {}
         for job in self.jobs:
-            self.check(job)
+            config, teacher = self.check(job)
+            if config and teacher:
+                readers.setdefault(teacher, []).append((job, config))
+        for jobs in readers.values():
+            share_table(jobs)
         runnable = [job for job in self.jobs if job.status != "refused"]
         log.info("jobs: %d", len(runnable))
         returns: list[JobReturn] = []
@@ -84,17 +89,23 @@ class Sweep:
         self.say_how_it_ended()
         return returns
 
-    def check(self, job: Job) -> None:
-        """Compose and check one job's config; a failing one prints its line and is not launched."""
+    def check(self, job: Job) -> tuple[RunConfig | None, str | None]:
+        """Compose and check one job's config; a failing one prints its line and is not launched.
+
+        Returns:
+            The config, and the key of the teacher whose table the job would read if there were one.
+        """
         try:
             config = self.loader.load_sweep_config(self.config, list(job.overrides))
         except Exception as error:  # Hydra's own and what it trips over
             refuse(job, explained(error, job.overrides))
-            return
+            return None, None
         try:
-            run.check(parse(without_hydra(config), config.hydra.runtime.choices))
+            parsed = parse(without_hydra(config), config.hydra.runtime.choices)
+            return parsed, run.check(parsed)
         except ConfigError as error:
             refuse(job, error)
+            return None, None
 
     def write_record(self) -> None:
         """Of every job so far.
@@ -125,6 +136,17 @@ class Sweep:
 
 def without_hydra(config: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def share_table(jobs: Sequence[tuple[Job, RunConfig]]) -> None:
+    """Have jobs that ask one teacher build and read its table, if all their epochs together repay it."""
+    epochs = sum(config.recipe.epochs for _, config in jobs)
+    if tables.repaid(epochs, jobs[0][1]):
+        teacher = jobs[0][1].teacher
+        assert teacher is not None
+        log.info("teacher %s: one table for %d jobs, %d epochs in all", teacher.model.name, len(jobs), epochs)
+        for job, _ in jobs:
+            job.overrides += ("teacher.table=on",)
 
 
 def refuse(job: Job, error: ConfigError) -> None:

@@ -15,15 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kdbench import metrics
-from kdbench.config import MethodConfig, RunConfig, RuntimeConfig
-from kdbench.data.batches import Batch
+from kdbench.config import MethodConfig, RunConfig
 from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES, Dataset
 from kdbench.errors import ConfigError
 from kdbench.methods.ce import CrossEntropy
-from kdbench.methods.method import Knowledge, Needs
-from kdbench.models import Network, build, describe, weights
+from kdbench.methods.method import Needs
+from kdbench.models import Network, build, describe, folded, weights
 from kdbench.runs import RunDirectory, identity, key_of, sha256
-from kdbench.runtime import autocast, placed
+from kdbench.runtime import narrow, placed
 from kdbench.summary import Predictions, fidelity, weights_metadata, write_result
 from kdbench.train.evaluate import predict
 
@@ -39,26 +38,9 @@ class Teacher:
 
     directory: RunDirectory
     network: Network
+    """Folded: for inference only."""
     test_logits: Tensor
     test_acc: float
-
-
-class LiveTeacher:
-    """Answers batches with what a method needs to know, by a forward pass in evaluation mode without gradient."""
-
-    def __init__(self, network: Network, needs: Needs, runtime: RuntimeConfig) -> None:
-        self.network = network.eval().requires_grad_(False)
-        self.needs = needs
-        self.runtime = runtime
-
-    def __call__(self, batch: Batch) -> Knowledge:
-        with autocast(self.runtime):
-            output = self.network(batch.images)
-        return Knowledge(output.logits if self.needs.teacher_logits else None, output.features)
-
-
-def no_teacher(batch: Batch) -> None:
-    """What a method learns from that has no teacher."""
 
 
 def teacher_run(config: RunConfig) -> RunConfig:
@@ -114,6 +96,13 @@ def key_of_teacher(config: RunConfig) -> str:
     )
 
 
+def directory_of(config: RunConfig) -> RunDirectory:
+    """Where this run's teacher is, or will be."""
+    assert config.teacher is not None
+    run = given_run(config) if config.teacher.checkpoint else teacher_run(config)
+    return RunDirectory.of(run, key_of_teacher(config))
+
+
 def obtain(config: RunConfig, needs: Needs, dataset: Dataset, train: Callable[[RunConfig], RunDirectory]) -> Teacher:
     """This run's teacher, on its device; trained or imported first if it is not in the store.
 
@@ -162,8 +151,7 @@ def load_checkpoint(network: Network, config: RunConfig) -> None:
 
 def imported(config: RunConfig, dataset: Dataset) -> RunDirectory:
     """The run directory of given weights: evaluated once, then found like any teacher's."""
-    run = given_run(config)
-    directory = RunDirectory.of(run, key_of_teacher(config))
+    run, directory = given_run(config), directory_of(config)
     with directory.locked("this teacher's evaluation"):
         if directory.is_complete():
             return directory
@@ -207,6 +195,7 @@ def load_verified(directory: RunDirectory, config: RunConfig, needs: Needs, data
         check_hash(file, summary.get(name), remedy)
     network = built(config, needs.teacher_stages)
     weights.load_into(network, weights.read(directory.weights), str(directory.weights))
+    network = folded(network, narrow(config.runtime))
     check_accuracy(network, directory, summary, config, dataset, remedy)
     test_logits = load_file(directory.logits)["test_logits"]
     test_acc = metrics.accuracy(test_logits.numpy(), dataset.test.labels.cpu().numpy())

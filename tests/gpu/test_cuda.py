@@ -5,12 +5,12 @@ import itertools
 import pytest
 import torch
 
-from kdbench import teachers
 from kdbench.data import Batches
 from kdbench.errors import RunError
 from kdbench.models import build
 from kdbench.run import execute, prepare
 from kdbench.runtime import placed, resolve
+from kdbench.teaching import LiveTeacher, no_teacher
 from kdbench.train.checkpoint import Checkpointer
 from kdbench.train.learner import Learner
 from kdbench.train.loop import train_epoch
@@ -58,10 +58,10 @@ def learner_of(tmp_path):
         config.runtime = resolve(config.runtime)
         parts = prepare(config)
         learner = Learner(parts.student, parts.method, config.recipe, config.runtime)
-        teacher = teachers.no_teacher
+        teacher = no_teacher
         if config.teacher:
             network = build(config.teacher.model, 10, parts.method.needs.teacher_stages)
-            teacher = teachers.LiveTeacher(placed(network, config.runtime), parts.method.needs, config.runtime)
+            teacher = LiveTeacher(placed(network, config.runtime), parts.method.needs, config.runtime)
         return learner, Batches(parts.dataset, 64, 0, True, True), teacher
 
     return make

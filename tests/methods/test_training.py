@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
-from kdbench import teachers
 from kdbench.config import CONF_DIR
 from kdbench.data import Batches
 from kdbench.models import build
 from kdbench.run import prepare
 from kdbench.runtime import placed
+from kdbench.teaching import LiveTeacher, no_teacher
 from kdbench.train.evaluate import predict
 from kdbench.train.learner import Learner
 from kdbench.train.loop import train_epoch
@@ -29,11 +29,11 @@ class Setup:
         self.dataset = parts.dataset
         self.learner = Learner(parts.student, parts.method, config.recipe, config.runtime)
         self.batches = Batches(parts.dataset, config.recipe.batch_size, config.data_seed, True, True)
-        self.teacher = teachers.no_teacher
+        self.teacher = no_teacher
         if config.teacher:
             torch.manual_seed(99)
             network = build(config.teacher.model, 10, parts.method.needs.teacher_stages)
-            self.teacher = teachers.LiveTeacher(placed(network, config.runtime), parts.method.needs, config.runtime)
+            self.teacher = LiveTeacher(placed(network, config.runtime), parts.method.needs, config.runtime)
 
     def epoch(self):
         self.learner.begin_epoch()

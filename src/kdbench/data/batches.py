@@ -41,7 +41,6 @@ class Batches:
         self.data_seed = data_seed
         self.augment = augment
         self.channels_last = channels_last
-        self.padded = augmentation.pad(dataset.train.images)
 
     def __len__(self) -> int:
         """Steps in an epoch."""
@@ -49,16 +48,18 @@ class Batches:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch, counted from 0."""
-        train = self.dataset.train
-        device = train.labels.device
-        order, views = augmentation.epoch_plan(len(train), self.data_seed, epoch, self.augment)
+        device = self.dataset.train.labels.device
+        order, views = augmentation.epoch_plan(len(self.dataset.train), self.data_seed, epoch, self.augment)
         for rows, row_views in zip(
             order.to(device).split(self.batch_size), views.to(device).split(self.batch_size), strict=True
         ):
-            images = self.dataset.normalise(augmentation.crop(self.padded, rows, row_views))
-            yield Batch(
-                in_memory_format(images, self.channels_last), train.labels[rows], train.indices[rows], row_views
-            )
+            yield self.batch(rows, row_views)
+
+    def batch(self, rows: Tensor, views: Tensor) -> Batch:
+        """Any rows of the training images [B] in any views [B], both int64 and on the data's device."""
+        train = self.dataset.train
+        images = self.dataset.normalise(augmentation.crop(self.dataset.padded, rows, views))
+        return Batch(in_memory_format(images, self.channels_last), train.labels[rows], train.indices[rows], views)
 
 
 def plain_batches(dataset: Dataset, split: Split, batch_size: int, channels_last: bool) -> Iterator[Tensor]:

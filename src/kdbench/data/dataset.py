@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from kdbench.data.cifar10 import load_cifar10
 from kdbench.data.embedded import load_shapes
 from kdbench.data.source import Source, Split
 from kdbench.data.splits import balanced_subset
+from kdbench.data.views import pad
 from kdbench.errors import ConfigError, nearest
 
 LOADERS: dict[str, Callable[[DataConfig], Source]] = {"cifar10": load_cifar10, "shapes": load_shapes}
@@ -30,6 +32,11 @@ class Dataset:
     """[3] float32, of values in [0, 1]."""
     std: Tensor
     """[3] float32."""
+
+    @cached_property
+    def padded(self) -> Tensor:
+        """The training images as `kdbench.data.views.crop` takes them: [N, H + 8, W + 8, C] uint8."""
+        return pad(self.train.images)
 
     def normalise(self, images_NCHW: Tensor) -> Tensor:
         """uint8 [N, C, H, W] to float32 of about zero mean and unit variance, as ToTensor and Normalize compute it."""

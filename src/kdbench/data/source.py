@@ -1,6 +1,8 @@
 """What a loader gives: all images of a set, split."""
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor
@@ -19,6 +21,14 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of images, labels and indices: 64 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for values in (self.images, self.labels, self.indices):
+            digest.update(values.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
     def take(self, rows: Tensor, device: str) -> "Split":
         """Some rows of it, on a device."""

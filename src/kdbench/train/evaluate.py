@@ -11,8 +11,9 @@ from kdbench.methods.method import Method
 from kdbench.models import Network
 from kdbench.runtime import autocast
 
-EVALUATION_BATCH = {"cpu": 64, "cuda": 1000}
-"""Small on a CPU, where activations that outgrow the cache cost more than the calls; large on a GPU."""
+EVALUATION_BATCH = {"cpu": 32, "cuda": 1000}
+"""Images a forward pass without gradient, per kind of device. Small on a CPU, where activations that outgrow the cache
+cost more than the calls (docs/performance.md); large on a GPU. Teachers answer in such parts too."""
 
 
 @torch.no_grad()

@@ -11,14 +11,15 @@ from kdbench.methods.method import Knowledge
 from kdbench.train.display import Display
 from kdbench.train.learner import Learner
 
-Teacher = Callable[[Batch], Knowledge | None]
+Answers = Callable[[Batch], Knowledge | None]
+"""How a teacher answers a batch (`kdbench.teaching`)."""
 
 
 def fit(
     learners: Sequence[Learner],
     batches: Batches,
     dataset: Dataset,
-    teacher: Teacher,
+    teacher: Answers,
     epochs: int,
     display: Display,
     end_of_epoch: Callable[[Learner], None],
@@ -51,7 +52,7 @@ def fit(
             end_of_epoch(learner)
 
 
-def train_epoch(learners: Sequence[Learner], batches: Iterable[Batch], teacher: Teacher) -> None:
+def train_epoch(learners: Sequence[Learner], batches: Iterable[Batch], teacher: Answers) -> None:
     for batch in batches:
         knowledge = teacher(batch)
         for learner in learners:

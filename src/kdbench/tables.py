@@ -1,0 +1,373 @@
+"""Teacher tables: what a teacher says of every view of every training image, computed once and read by every run.
+
+A table is `table-DEVICE.npy` in the teacher's run directory, float32 [N, V, C], with `table-DEVICE.json` beside it:
+the fingerprint of everything that could have changed a value, and the file's hash. Images stand in the order of the
+training split, views in theirs (`kdbench.data.views`); without augmentation there is one view.
+"""
+
+import errno
+import io
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from kdbench.config import RunConfig
+from kdbench.data.batches import Batches
+from kdbench.data.dataset import NUM_CLASSES
+from kdbench.data.views import IDENTITY_VIEW, NUM_VIEWS, PADDING
+from kdbench.errors import RunError
+from kdbench.methods.method import Needs
+from kdbench.runs import RunDirectory, key_of, model_identity, sha256, sync_folder, write_json
+from kdbench.runtime import device_name
+from kdbench.teachers import Teacher
+from kdbench.teaching import LiveTeacher
+from kdbench.train.evaluate import EVALUATION_BATCH
+
+log = logging.getLogger(__name__)
+
+CHUNKS_PER_BLOCK = 8
+"""A block is what is computed, written and flushed at once, and all that an interruption costs."""
+CHECKED = 64
+"""Entries that are compared with the live teacher when a table is opened."""
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.03, "fp16": 0.005}
+"""How far an entry may be from what the live teacher answers, as a share of the largest logit of those compared, per
+precision. Kernels round differently; the wrong view of an image is off by several times as much (docs/performance.md).
+So both name the same class wherever the teacher prefers it by more than twice this."""
+
+
+def views_of(config: RunConfig) -> Tensor:
+    """[V] int64: the views that training can ask for."""
+    return torch.arange(NUM_VIEWS) if config.data.augment else torch.tensor([IDENTITY_VIEW])
+
+
+def table_file(teacher: RunDirectory, config: RunConfig) -> Path:
+    """Where the table of a teacher is, or will be."""
+    return teacher.path / f"table-{kind_of(config)}.npy"
+
+
+def size_of(config: RunConfig) -> int:
+    """Bytes of a table's values."""
+    return config.data.num_train * len(views_of(config)) * NUM_CLASSES * 4
+
+
+def repaid(epochs: int, config: RunConfig) -> bool:
+    """Whether a table is worth building for so many epochs of training.
+
+    Building asks the teacher about every image once per view, training with a live teacher once per epoch, so a table
+    of 162 views is repaid by more than 162 epochs, of one run or of several.
+    """
+    return epochs > len(views_of(config))
+
+
+def can_answer(needs: Needs) -> bool:
+    """Whether a table holds all that a method asks of a teacher."""
+    return needs.teacher_logits and not needs.teacher_stages
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Whether a run reads a table, decided before anything is computed."""
+
+    use: bool
+    reason: str
+    """For the user, after "teacher: "."""
+    build: bool = False
+    """A table that is missing or cannot be used is built; else the teacher is live then."""
+    required: bool = False
+    """The run began with a table and cannot go on without."""
+
+
+def choose(config: RunConfig, needs: Needs, teacher: RunDirectory, began: str | None = None) -> Choice:
+    """Between the live teacher and its table, for a resolved config with a teacher.
+
+    Args:
+        config: `teacher.table` says on, off or auto.
+        needs: Of the method.
+        teacher: The teacher's run directory, which need not exist yet.
+        began: What an unfinished run began with, on or off, and so goes on with.
+
+    Raises:
+        RunError: the run began with a table, which is gone, and there is no room for another.
+    """
+    assert config.teacher is not None
+    wanted, file = began or config.teacher.table, table_file(teacher, config)
+    if wanted == "off":
+        return Choice(False, "live (as this run began)" if began else "live (teacher.table=off)")
+    if not can_answer(needs):
+        return Choice(False, f"live (method={config.method.name} reads feature maps, which a table does not hold)")
+    build = wanted == "on" or repaid(config.recipe.epochs, config)
+    if not build and not file.is_file():
+        return Choice(
+            False,
+            f"live ({config.recipe.epochs} epochs do not repay a table of {len(views_of(config))} views; "
+            "teacher.table=on builds one for later runs)",
+        )
+    if not file.is_file() and (lack := lack_of_room(teacher.path, size_of(config))):
+        if began:
+            raise RunError(f"{lack}; this run began with its teacher's table and goes on with nothing else")
+        return Choice(False, f"live ({lack})")
+    return Choice(True, f"table {file}", build, required=began == "on")
+
+
+def lack_of_room(folder: Path, size: int) -> str | None:
+    """What is missing on a folder's disk for a table, in words, or None. The folder need not exist yet."""
+    size -= sum(begun.stat().st_size for begun in folder.glob(".table-*.partial"))
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if size < free:
+        return None
+    return f"no room for a table: {size / 1e6:.0f} MB needed and {free / 1e6:.0f} MB free in {existing}"
+
+
+def obtain(choice: Choice, config: RunConfig, teacher: Teacher, batches: Batches) -> Tensor | None:
+    """The table that a run reads, built first if it has to be; None where the live teacher must do.
+
+    Args:
+        choice: To use one.
+        config: Resolved.
+        teacher: Verified.
+        batches: Of the training images.
+
+    Returns:
+        [N, V, C] float32, mapped from the file.
+
+    Raises:
+        RunError: a table that was just built does not agree with its teacher.
+    """
+    table = Table(config, teacher, batches)
+    with teacher.directory.locked("this teacher's table", f"{teacher.directory.key}-table"):
+        problem = table.problem()
+        if problem and not choice.build:
+            log.info("%s is not used: %s", table.file, problem)
+            return None
+        if problem:
+            if table.file.is_file():
+                log.info("%s is built anew: %s", table.file, problem)
+            try:
+                table.build()
+            except OSError as error:
+                if choice.required or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                log.info("the disk was full before the teacher's table was complete: %s", error)
+                return None
+            problem = table.problem()
+        if problem:
+            raise RunError(f"{table.file} was built and cannot be used: {problem}; teacher.table=off does without")
+    return table.read()
+
+
+class Table:
+    """One teacher's table on one kind of device: what it must be, whether the file is that, and how it is made."""
+
+    def __init__(self, config: RunConfig, teacher: Teacher, batches: Batches) -> None:
+        self.config = config
+        self.batches = batches
+        self.teacher = LiveTeacher(teacher.network, Needs(teacher_logits=True), config.runtime)
+        self.views = views_of(config)
+        self.shape = (len(batches.dataset.train), len(self.views), NUM_CLASSES)
+        self.file = table_file(teacher.directory, config)
+        self.record = self.file.with_suffix(".json")
+        self.fingerprint = fingerprint(config, teacher, batches)
+        # Its name says what it is the beginning of.
+        self.partial = self.file.with_name(f".{self.file.stem}.{key_of(self.fingerprint)}.partial")
+
+    def problem(self) -> str | None:
+        """Why the file cannot be used, or None. What was checked once in this process is not checked again."""
+        if not self.file.is_file():
+            return "there is none"
+        state = self.file.stat()
+        case = (self.file, state.st_mtime_ns, state.st_size, key_of(self.fingerprint), repr(self.config.runtime))
+        if case in _checked:
+            return None
+        problem = self.problem_of_record() or self.problem_of_values()
+        if problem is None:
+            _checked.add(case)
+        return problem
+
+    def problem_of_record(self) -> str | None:
+        """Whether the file is another one than the record beside it tells of, or of something else."""
+        try:
+            record = json.loads(self.record.read_text())
+            recorded, hashed = dict(record["fingerprint"]), record["sha256"]
+        except (OSError, ValueError, TypeError, KeyError):
+            return f"{self.record.name} is missing or damaged"
+        for name, value in self.fingerprint.items():
+            if recorded.get(name) != value:
+                return f"its {name} is {short(recorded.get(name))} there and {short(value)} here"
+        return None if sha256(self.file) == hashed else "its content is not what was written"
+
+    def problem_of_values(self) -> str | None:
+        """Whether some entries, the same ones each time, are what the live teacher answers here."""
+        try:
+            values = self.read()
+        except (OSError, ValueError):  # numpy's words for a file that is no array
+            values = torch.empty(0)
+        if values.shape != self.shape or values.dtype != torch.float32:
+            return "it is no table of {:,} images x {} views".format(*self.shape)
+        random = torch.Generator().manual_seed(0)
+        rows, columns = (torch.randint(size, (CHECKED,), generator=random) for size in self.shape[:2])
+        expected = self.answers(rows, columns)
+        error, tolerance = compared(values[rows, columns], expected), TOLERANCE[self.config.runtime.precision]
+        if error > tolerance:
+            return f"it differs by {error:.1%} from what the teacher answers here (rounding is below {tolerance:.1%})"
+        return None
+
+    def answers(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The live teacher's logits [B, C] float32, on the CPU, of views of images."""
+        device = self.batches.dataset.train.labels.device
+        logits = self.teacher(self.batches.batch(rows.to(device), self.views[columns].to(device))).logits
+        assert logits is not None
+        return logits.float().cpu()
+
+    def read(self) -> Tensor:
+        # Copy on write: torch wants to be able to write, and nothing may reach the file.
+        return torch.from_numpy(np.load(self.file, mmap_mode="c"))
+
+    def build(self) -> None:
+        """Compute all entries, going on from what was interrupted.
+
+        Raises:
+            OSError: no room; what was computed is gone then, too.
+        """
+        self.remove()
+        try:
+            self.compute()
+        except OSError:
+            self.partial.unlink(missing_ok=True)
+            raise
+
+    def remove(self) -> None:
+        """Remove what stands in the way: an old table, and the beginnings of others."""
+        self.record.unlink(missing_ok=True)
+        self.file.unlink(missing_ok=True)
+        for other in self.file.parent.glob(f".{self.file.stem}.*.partial"):
+            if other != self.partial:
+                other.unlink()
+
+    def compute(self) -> None:
+        images, views, _ = self.shape
+        total = images * views
+        block = CHUNKS_PER_BLOCK * EVALUATION_BATCH[kind_of(self.config)]
+        self.partial.touch()
+        with self.partial.open("r+b") as file:
+            done = begun(file, self.shape, block)
+            progress = Progress(f"{self.file.parent.name}: table of {images:,} images x {views} views", total, done)
+            for start in range(done, total, block):
+                entries = torch.arange(start, min(start + block, total))
+                file.write(self.answers(entries // views, entries % views).numpy().astype("<f4").data)
+                file.flush()
+                os.fsync(file.fileno())
+                progress.add(len(entries))
+            made = progress.finished()
+        runtime = self.config.runtime
+        made |= {"device": device_name(runtime.device), "threads": runtime.threads}
+        # The record first: a file without one would be worthless, a record without its file is only ignored.
+        write_json(self.record, {"fingerprint": self.fingerprint, "sha256": sha256(self.partial), "made": made})
+        self.partial.replace(self.file)
+        sync_folder(self.file.parent)
+
+
+class Progress:
+    """How far a table is: a bar on a terminal, a line at every tenth elsewhere."""
+
+    def __init__(self, title: str, total: int, done: int) -> None:
+        self.total, self.begun_at, self.done = total, done, done
+        self.started = time.monotonic()
+        log.info("%s%s", title, f", going on after {done / total:.0%}" if done else "")
+        self.bar = tqdm(
+            desc="table", total=total, initial=done, unit=" views", unit_scale=True, dynamic_ncols=True,
+            disable=not sys.stderr.isatty(), leave=False,
+        )  # fmt: skip
+
+    def add(self, views: int) -> None:
+        tenth = 10 * self.done // self.total
+        self.done += views
+        self.bar.update(views)
+        if self.bar.disable and 10 * self.done // self.total > tenth and self.done < self.total:
+            log.info("table: %.0f%%, %.0f views/s", 100 * self.done / self.total, self.speed())
+
+    def speed(self) -> float:
+        return (self.done - self.begun_at) / (time.monotonic() - self.started)
+
+    def finished(self) -> dict[str, Any]:
+        """Close the bar; seconds and views a second, for the record."""
+        self.bar.close()
+        figures = {"seconds": time.monotonic() - self.started, "views_per_second": self.speed()}
+        log.info("table: done in %.0f s, %.0f views/s", *figures.values())
+        return figures
+
+
+def kind_of(config: RunConfig) -> str:
+    """cpu or cuda."""
+    return config.runtime.device.partition(":")[0]
+
+
+def fingerprint(config: RunConfig, teacher: Teacher, batches: Batches) -> dict[str, Any]:
+    """Everything that can change a table's values, as JSON holds it. Threads and the device's model only round."""
+    assert config.teacher is not None
+    return {
+        "weights_sha256": teacher.directory.read_summary()["weights_sha256"],
+        "architecture": model_identity(config.teacher.model),
+        "data_sha256": batches.dataset.train.sha256,
+        "images": len(batches.dataset.train),
+        "views": len(views_of(config)),
+        "padding": PADDING,
+        "normalisation": {"mean": config.data.mean, "std": config.data.std},
+        "precision": config.runtime.precision,
+        "batch_norm": "folded",
+        "batch_size": EVALUATION_BATCH[kind_of(config)],
+        "device": kind_of(config),
+        "torch": version("torch"),
+        "torchvision": version("torchvision"),
+    }
+
+
+def begun(file: BinaryIO, shape: tuple[int, int, int], block: int) -> int:
+    """Bring an empty or interrupted file to where writing goes on: the header and whole blocks that surely reached it.
+
+    Returns:
+        Entries that are there.
+    """
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    start, block_size = len(header.getvalue()), block * shape[2] * 4
+    size = file.seek(0, os.SEEK_END)
+    # A power cut can leave the last block as long as it should be, but empty.
+    blocks = max(0, (size - start) // block_size - 1)
+    file.seek(0)
+    file.write(header.getvalue())
+    file.truncate(start + blocks * block_size)
+    file.seek(0, os.SEEK_END)
+    return blocks * block
+
+
+def compared(there: Tensor, expected: Tensor) -> float:
+    """Largest difference, as a share of the largest value expected. Infinite where one is not a number."""
+    difference = (there - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
+    return float(difference) if difference.isfinite() else math.inf
+
+
+def short(value: Any) -> str:
+    """A hash by its beginning, anything else in full."""
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+_checked: set[tuple[object, ...]] = set()
+
+
+def forget_checked() -> None:
+    """Check every table again, as a new process would."""
+    _checked.clear()
