@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kdbench import __version__
 from kdbench.config import CONF_DIR, parse, register_models
 from kdbench.errors import ConfigError, KdbenchError
+from kdbench.processors import share_processors
 
 
 def main() -> None:
@@ -31,6 +32,7 @@ def command(arguments: list[str]) -> int:
         print(f"kdbench {__version__} (torch {version('torch')}, torchvision {version('torchvision')})")
         return 0
     say_what_happens()
+    share_processors()
     # Hydra would print its errors itself, in several lines, and exit with 1; so it hands them on, to be said below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     config_dir = None

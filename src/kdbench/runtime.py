@@ -13,6 +13,7 @@ from torch import nn
 
 from kdbench.config import RuntimeConfig
 from kdbench.errors import ConfigError
+from kdbench.processors import available_cores, have_native_bf16
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,9 +31,9 @@ def resolve(runtime: RuntimeConfig) -> RuntimeConfig:
         raise ConfigError("runtime.precision=fp16 needs a CUDA device and this run is on the CPU; use bf16 or fp32")
     precision = runtime.precision
     if precision == "auto":
-        native = cpu_has_native_bf16() if on_cpu else torch.cuda.get_device_capability(device)[0] >= 8
+        native = have_native_bf16() if on_cpu else torch.cuda.get_device_capability(device)[0] >= 8
         precision = "bf16" if native else "fp32"
-    threads = available_processors() if runtime.threads == "auto" else runtime.threads
+    threads = available_cores() if runtime.threads == "auto" else runtime.threads
     return dataclasses.replace(runtime, device=device, precision=precision, threads=threads)
 
 
@@ -45,22 +46,6 @@ def resolve_device(wanted: str) -> str:
         here = f"{count} CUDA device{'s' if count > 1 else ''}" if count else "no CUDA device"
         raise ConfigError(f"runtime.device={wanted} and this machine has {here}; use runtime.device=auto or cpu")
     return f"cuda:{index}"
-
-
-def cpu_has_native_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 in hardware. Elsewhere it is emulated, and slower than float32."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:  # no Linux: Apple's chips have it, and say so nowhere we can read portably
-        return platform.system() == "Darwin" and platform.machine() == "arm64"
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def available_processors() -> int:
-    """Processors this process may run on, which a container or a batch system may have narrowed."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager

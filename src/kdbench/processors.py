@@ -1,0 +1,55 @@
+"""The processors of this machine: what they can do, how many are ours, and how to share them. Imports no torch."""
+
+import math
+import os
+import platform
+from pathlib import Path
+
+SYSTEM = Path("/sys")
+
+
+def have_native_bf16() -> bool:
+    """Whether the processors multiply bfloat16 in hardware. Elsewhere it is emulated, and slower than float32."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:  # no Linux: Apple's chips have it, and say so nowhere we can read portably
+        return platform.system() == "Darwin" and platform.machine() == "arm64"
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def available_cores() -> int:
+    """Cores this process may use: a batch system may have narrowed its affinity, a container its share of time.
+
+    Processors that share a core count once: the arithmetic units, which two threads would share, are busy with one.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = {siblings(processor) for processor in os.sched_getaffinity(0)}
+    return max(1, int(min(len(cores), time_quota())))
+
+
+def siblings(processor: int) -> str:
+    """The processors of a processor's core, as Linux lists them."""
+    try:
+        return (SYSTEM / f"devices/system/cpu/cpu{processor}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(processor)
+
+
+def time_quota() -> float:
+    """How many processors' time the control group of this process may use (cgroup version 2), or infinity."""
+    try:
+        quota, period = (SYSTEM / "fs/cgroup/cpu.max").read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError):  # there is none, or it says "max"
+        return math.inf
+
+
+def share_processors() -> None:
+    """Have OpenMP's threads give up the processor soon when they wait. Call it before torch is imported.
+
+    Left to themselves they spin, and another process on the same cores then gets almost nothing done
+    (docs/performance.md has the figures). What the user has set in the environment stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")

@@ -1,0 +1,56 @@
+import os
+
+import pytest
+
+from kdbench import processors
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Pretend to have these processors, each with its siblings, and a quota."""
+
+    def pretend(siblings, quota="max 100000"):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(siblings))
+        monkeypatch.setattr(processors, "SYSTEM", tmp_path)
+        for processor, shared in siblings.items():
+            folder = tmp_path / f"devices/system/cpu/cpu{processor}/topology"
+            folder.mkdir(parents=True)
+            (folder / "thread_siblings_list").write_text(f"{shared}\n")
+        (tmp_path / "fs/cgroup").mkdir(parents=True)
+        (tmp_path / "fs/cgroup/cpu.max").write_text(quota)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("siblings", "quota", "cores"),
+    [
+        ({0: "0", 1: "1"}, "max 100000", 2),
+        ({0: "0,4", 1: "1,5", 4: "0,4", 5: "1,5"}, "max 100000", 2),  # two threads a core
+        ({4: "0,4", 5: "1,5"}, "max 100000", 2),  # narrowed to one thread of each
+        ({0: "0", 1: "1", 2: "2", 3: "3"}, "250000 100000", 2),  # a container with two and a half
+        ({0: "0", 1: "1"}, "50000 100000", 1),
+    ],
+)
+def test_cores_are_those_this_process_may_use(machine, siblings, quota, cores):
+    machine(siblings, quota)
+    assert processors.available_cores() == cores
+
+
+def test_cores_are_counted_where_linux_says_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(processors, "SYSTEM", tmp_path)
+    assert processors.available_cores() == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("environment", "spins"),
+    [({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_waiting_threads_give_way_soon_unless_the_user_said_otherwise(monkeypatch, environment, spins):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    processors.share_processors()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
