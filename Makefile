@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow test-gpu lint format clean
+.PHONY: quickstart test test-slow test-gpu bench lint format clean
 .DEFAULT_GOAL := quickstart
 
 .venv/ready: pyproject.toml constraints.txt
@@ -22,6 +22,9 @@ test-slow: .venv/ready  ## real trainings, the wheel, races: minutes
 
 test-gpu: .venv/ready  ## what only a CUDA device can show
 	$(BIN)/pytest -m gpu
+
+bench: .venv/ready  ## training speed on the CPU beside a reference trainer, under five minutes on two cores
+	$(BIN)/kdbench-bench --set cpu --rounds 3
 
 lint: .venv/ready
 	$(BIN)/ruff check .

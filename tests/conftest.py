@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from kdbench import cli, teachers
-from kdbench.config import CONF_DIR, RunConfig, parse, register_models
+from kdbench.compose import run_config as composed
+from kdbench.config import RunConfig
 
 SMALL = (
     "student=resnet8", "teacher=resnet20", "data=shapes", "data.num_train=64", "data.num_val=50", "data.num_test=60",
@@ -32,14 +32,6 @@ def fresh_process_state() -> Iterator[None]:
     yield
     package.handlers, package.propagate = [], True
     torch.set_num_threads(threads)
-
-
-def composed(*overrides: str) -> RunConfig:
-    register_models(CONF_DIR)
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        config = compose("config", list(overrides), return_hydra_config=True)
-    choices = dict(config.hydra.runtime.choices)
-    return parse({key: value for key, value in config.items() if key != "hydra"}, choices)
 
 
 @pytest.fixture

@@ -27,6 +27,21 @@ def main() -> None:
     sys.exit(command(sys.argv[1:]))
 
 
+def main_bench() -> None:
+    """Entry point of `kdbench-bench`. Exit codes as above."""
+    share_processors()
+    say_what_happens()
+    from kdbench.bench.command import bench  # late: the environment is set before torch is imported
+
+    try:
+        bench(sys.argv[1:])
+    except KdbenchError as error:
+        sys.exit(refuse(error, program="kdbench-bench"))
+    except KeyboardInterrupt:
+        print("kdbench-bench: interrupted; cases that were finished are in the JSON file", file=sys.stderr)
+        sys.exit(130)
+
+
 def command(arguments: list[str]) -> int:
     if "--version" in arguments:
         print(f"kdbench {__version__} (torch {version('torch')}, torchvision {version('torchvision')})")
@@ -58,8 +73,8 @@ def command(arguments: list[str]) -> int:
     return 0
 
 
-def refuse(error: KdbenchError, where: str = "") -> int:
-    print(f"kdbench: error: {where}{error}", file=sys.stderr)
+def refuse(error: KdbenchError, where: str = "", program: str = "kdbench") -> int:
+    print(f"{program}: error: {where}{error}", file=sys.stderr)
     return error.exit_code
 
 

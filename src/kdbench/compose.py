@@ -10,8 +10,24 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdbench.config import CONF_DIR
+from kdbench.config import CONF_DIR, RunConfig, parse, register_models
 from kdbench.errors import ConfigError, first_line, nearest
+
+
+def run_config(*overrides: str) -> RunConfig:
+    """The run that `kdbench OVERRIDES` would carry out.
+
+    Raises:
+        ConfigError: it cannot run.
+    """
+    register_models(CONF_DIR)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            config = compose("config", list(overrides), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explained(error, overrides) from None
+    return parse({str(key): value for key, value in config.items() if key != "hydra"}, config.hydra.runtime.choices)
 
 
 def explained(error: Exception, overrides: Sequence[str], config_dir: Path | None = None) -> ConfigError:

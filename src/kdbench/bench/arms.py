@@ -1,0 +1,163 @@
+"""What is measured: the reference trainer, each of kdbench's features alone in it, and all of them together."""
+
+import copy
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from kdbench.bench.reference import PilBatches, ReferenceTrainer, WholeTeacher
+from kdbench.config import RunConfig
+from kdbench.data import Batches, Dataset
+from kdbench.data.batches import Batch, plain_batches
+from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
+from kdbench.methods.method import Needs
+from kdbench.models import Network, build, describe, folded
+from kdbench.run import check_parts
+from kdbench.runtime import narrow, placed
+from kdbench.tables import can_answer, views_of
+from kdbench.teaching import LiveTeacher, TabulatedTeacher, no_teacher
+from kdbench.train.learner import Learner
+from kdbench.train.loop import Answers, train_epoch
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train. Every field that is off is the reference's."""
+
+    name: str
+    what: str
+    views: bool = False
+    """Batches gathered from uint8 tensors on the device; else PIL transforms in worker processes."""
+    channels_last: bool = False
+    """Images and weights as N, H, W, C in memory."""
+    precision: bool = False
+    """The run's precision; else float32."""
+    learner: bool = False
+    """kdbench's own step: fused optimiser, sums on the device; else one `.item()` per term."""
+    teacher: str = "whole"
+    """whole, folded (batch norm in the convolutions, in parts that fit the cache) or table."""
+
+
+REFERENCE = Arm("reference", "PIL transforms in workers, fp32, NCHW, eager, .item() per term, live teacher")
+ALONE = (
+    dataclasses.replace(REFERENCE, name="views", what="batches gathered on the device", views=True),
+    dataclasses.replace(REFERENCE, name="channels-last", what="images and weights as NHWC", channels_last=True),
+    dataclasses.replace(REFERENCE, name="precision", what="the run's precision", precision=True),
+    dataclasses.replace(REFERENCE, name="step", what="fused optimiser, sums on the device", learner=True),
+    dataclasses.replace(REFERENCE, name="folded", what="teacher: folded, in parts", teacher="folded"),
+    dataclasses.replace(REFERENCE, name="table", what="teacher: table", teacher="table"),
+)
+KDBENCH = Arm("kdbench", "all of them, the teacher live", True, True, True, True, "folded")
+KDBENCH_TABLE = dataclasses.replace(KDBENCH, name="kdbench-table", what="all of them, from a table", teacher="table")
+ARMS = (REFERENCE, *ALONE, KDBENCH, KDBENCH_TABLE)
+
+
+class Bench:
+    """What the arms of one configuration share.
+
+    Args:
+        config: Resolved.
+        workers: Processes of the reference's loader.
+    """
+
+    def __init__(self, config: RunConfig, workers: int) -> None:
+        self.config = config
+        self.dataset, self.student, self.method = check_parts(config)
+        self.loader = PilBatches(self.dataset, config.recipe.batch_size, config.runtime.device, workers)
+        self.teacher = teacher_for_speed(config, self.method.needs, self.dataset) if config.teacher else None
+
+    def arms(self) -> list[Arm]:
+        """Those that differ here: no teacher's without a teacher, no precision's in float32, no table of maps."""
+        return [arm for arm in ARMS if self.differs(arm)]
+
+    def differs(self, arm: Arm) -> bool:
+        if arm.name == "precision":
+            return narrow(self.config.runtime) is not None
+        if arm.teacher == "table":
+            return can_answer(self.method.needs)
+        return arm.name != "folded" or self.teacher is not None
+
+    def flops_per_image(self, arm: Arm) -> int:
+        """Of the networks' convolutions and products: forward and twice that backward, and the teacher's forward."""
+        teacher = self.config.teacher
+        live = teacher is not None and arm.teacher != "table"
+        of_teacher = describe(teacher.model, NUM_CLASSES, IMAGE_SHAPE, "teacher").macs if live and teacher else 0
+        return 6 * self.student.macs + 2 * of_teacher
+
+
+def teacher_for_speed(config: RunConfig, needs: Needs, dataset: Dataset) -> Network:
+    """A teacher that has not been trained, but whose batch norms know what passes through them."""
+    assert config.teacher is not None
+    torch.manual_seed(0)
+    network = placed(build(config.teacher.model, NUM_CLASSES, needs.teacher_stages, "teacher"), config.runtime).train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network(next(plain_batches(dataset, dataset.train, 32, config.runtime.channels_last)))
+    return network.eval()
+
+
+class Trainee:
+    """A student in training as an arm says."""
+
+    def __init__(self, arm: Arm, bench: Bench) -> None:
+        config, needs, dataset = bench.config, bench.method.needs, bench.dataset
+        self.arm = arm
+        precision = config.runtime.precision if arm.precision else "fp32"
+        self.runtime = dataclasses.replace(config.runtime, channels_last=arm.channels_last, precision=precision)
+        torch.manual_seed(0)
+        student = placed(build(config.student, NUM_CLASSES, needs.student_stages), self.runtime)
+        method = placed(copy.deepcopy(bench.method), self.runtime)
+        self.loader = None if arm.views else bench.loader
+        own = Batches(dataset, config.recipe.batch_size, config.data_seed, config.data.augment, arm.channels_last)
+        self.batches = bench.loader.batches(arm.channels_last) if self.loader else full_batches(own)
+        self.answers: Answers = no_teacher
+        if arm.teacher == "table":
+            self.answers = synthetic_table(config, dataset)
+        elif bench.teacher:
+            teacher = placed(copy.deepcopy(bench.teacher), self.runtime)
+            if arm.teacher == "folded":
+                self.answers = LiveTeacher(folded(teacher, narrow(self.runtime)), needs, self.runtime)
+            else:
+                self.answers = WholeTeacher(teacher, needs, self.runtime)
+        if arm.learner:
+            learner = Learner(student, method, config.recipe, self.runtime)
+            learner.begin_epoch()
+            self.train_on = partial(train_epoch, [learner], teacher=self.answers)
+        else:
+            trainer = ReferenceTrainer(student, method, config.recipe, self.runtime)
+            self.train_on = partial(trainer.train, teacher=self.answers)
+
+    def train(self, steps: int) -> float:
+        """So many steps; the seconds until the device had done them."""
+        # The reference is what one writes without a thought: torch's defaults round float32 convolutions on a GPU.
+        torch.backends.cudnn.allow_tf32 = not self.arm.precision
+        started = time.perf_counter()
+        self.train_on(itertools.islice(self.batches, steps))
+        if self.runtime.device != "cpu":
+            torch.cuda.synchronize(self.runtime.device)
+        return time.perf_counter() - started
+
+    def drop_prefetched(self) -> None:
+        if self.loader:
+            self.loader.drop_prefetched()
+
+
+def full_batches(batches: Batches) -> Iterator[Batch]:
+    """Without end, and without the smaller ones at the end of an epoch."""
+    for epoch in itertools.count():
+        yield from (batch for batch in batches.epoch(epoch) if len(batch.labels) == batches.batch_size)
+
+
+def synthetic_table(config: RunConfig, dataset: Dataset) -> TabulatedTeacher:
+    """A table as large as the real one, of random values: what is measured is how fast it is read."""
+    views = views_of(config)
+    values = torch.randn(len(dataset.train), len(views), NUM_CLASSES, device=dataset.train.labels.device)
+    return TabulatedTeacher(values, dataset.train, views)

@@ -1,0 +1,177 @@
+"""The console command `kdbench-bench`: cases in, one table and one JSON file out."""
+
+import argparse
+import dataclasses
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from kdbench.bench.arms import ARMS, Bench
+from kdbench.bench.measure import figures, measured
+from kdbench.compose import explained, run_config
+from kdbench.config import RunConfig
+from kdbench.errors import ConfigError, nearest
+from kdbench.processors import available_cores
+from kdbench.runs import check_writable, write_json
+from kdbench.runtime import applied, resolve
+from kdbench.summary import environment
+
+DATA = ("data=shapes", "data.num_train=3840", "data.num_val=10", "data.num_test=10")
+"""Speed does not depend on what the images show; these need no download."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration, and the arms to measure of it: all that differ there, or those named."""
+
+    overrides: tuple[str, ...]
+    arms: tuple[str, ...] = ()
+
+
+SETS = {
+    "cpu": (
+        Case(("pair=r50_r18", "method=ce", "runtime.device=cpu")),
+        Case(("pair=r50_r18", "method=logit", "runtime.device=cpu")),
+        Case(("pair=r50_r18", "method=feature", "runtime.device=cpu"), ("reference", "folded", "kdbench")),
+    ),
+    "gpu": (
+        Case(("pair=r50_r18", "method=ce", "runtime.device=cuda")),
+        Case(("pair=r50_r18", "method=logit", "runtime.device=cuda")),
+        Case(("pair=r50_r18", "method=feature", "runtime.device=cuda")),
+        Case(("pair=r101_r34", "method=logit", "runtime.device=cuda"), ("reference", "kdbench", "kdbench-table")),
+        Case(("student=resnet50", "method=ce", "runtime.device=cuda"), ("reference", "kdbench")),
+    ),
+}
+
+
+def arguments_of(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="kdbench-bench",
+        description="Training speed of kdbench beside a reference trainer, as ratios measured in one process.",
+        epilog="arms: " + "; ".join(f"{arm.name} ({arm.what})" for arm in ARMS),
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE",
+        help="of a run: pair=, student=, teacher=, method=, recipe.batch_size=, runtime.device=, runtime.precision=, "
+        "...; several values, as in method=ce,logit, make several cases; data is the embedded set unless given",
+    )  # fmt: skip
+    parser.add_argument("--set", choices=SETS, help="cases that belong together, instead of KEY=VALUE of one's own")
+    parser.add_argument("--arms", help="names with commas between; all that differ by default")
+    parser.add_argument("--rounds", type=whole, default=5, help="visits of every arm (5)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="a visit lasts, at least one step (2)")
+    parser.add_argument("--workers", type=whole, help="processes of the reference's loader (one per core, at most 4)")
+    parser.add_argument("--out", type=Path, help="the JSON file (outputs/bench/TIME.json)")
+    given = parser.parse_intermixed_args(arguments)
+    if bool(given.set) and bool(given.overrides):
+        parser.error("--set names its own cases; give either it or KEY=VALUE")
+    return given
+
+
+def whole(text: str) -> int:
+    """For argparse: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def bench(arguments: Sequence[str]) -> None:
+    """Measure all cases and write the result, after each.
+
+    Raises:
+        ConfigError: a case that cannot be measured here; found before the first is.
+    """
+    given = arguments_of(arguments)
+    cases = SETS[given.set] if given.set else expanded(given.overrides)
+    named = tuple(given.arms.split(",")) if given.arms else ()
+    prepared = [checked(Case(case.overrides, named or case.arms)) for case in cases]
+    now = datetime.datetime.now().astimezone()
+    out = given.out or Path("outputs/bench") / f"{now:%Y-%m-%d_%H-%M-%S}.json"
+    check_writable(out.parent)
+    result: dict[str, Any] = {"schema_version": 1, "started": now.isoformat(timespec="seconds"), "cases": []}
+    for case, config in prepared:
+        with applied(config.runtime):
+            shared = Bench(config, given.workers or min(4, available_cores()))
+            arms = [arm for arm in shared.arms() if not case.arms or arm.name in case.arms]
+            title = " ".join(case.overrides) or "defaults"
+            rows = figures(shared, measured(shared, arms, given.rounds, given.seconds, title))
+        result["environment"] = environment(config)
+        result["cases"].append(described(case, config) | {"arms": rows})
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, result)
+        print(f"\n{headline(result['cases'][-1])}\n{table(rows)}", flush=True)
+    print(f"\nwritten: {out}")
+
+
+def expanded(overrides: Sequence[str]) -> list[Case]:
+    """One case per combination of values."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    except HydraException as error:
+        raise explained(error, overrides) from None
+    return [Case(tuple(job)) for job in jobs]
+
+
+def checked(case: Case) -> tuple[Case, RunConfig]:
+    """A case and its resolved config.
+
+    Raises:
+        ConfigError: its keys, its device or its arms are not what can be.
+    """
+    names = [arm.name for arm in ARMS]
+    for name in case.arms:
+        if name not in names:
+            raise ConfigError(f"--arms names {name!r}; {nearest(name, names)}")
+    data = () if any(override.startswith("data=") for override in case.overrides) else DATA
+    config = run_config(*data, *case.overrides)
+    if config.data.num_train < config.recipe.batch_size:
+        raise ConfigError(
+            f"recipe.batch_size is {config.recipe.batch_size}, more than data.num_train={config.data.num_train}; "
+            "only whole batches are measured"
+        )
+    return case, dataclasses.replace(config, runtime=resolve(config.runtime))
+
+
+def described(case: Case, config: RunConfig) -> dict[str, Any]:
+    return {
+        "overrides": list(case.overrides),
+        "student": config.student.name,
+        "teacher": config.teacher.model.name if config.teacher else None,
+        "method": config.method.name,
+        "batch_size": config.recipe.batch_size,
+        "runtime": dataclasses.asdict(config.runtime),
+    }
+
+
+def headline(case: dict[str, Any]) -> str:
+    runtime = case["runtime"]
+    source = f" from {case['teacher']}" if case["teacher"] else ""
+    return (
+        f"{case['student']} {case['method']}{source}, batch {case['batch_size']}, on {runtime['device']}, "
+        f"{runtime['precision']}, threads: {runtime['threads']}"
+    )
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Medians, with the range of the rounds for the ratio."""
+    return pd.DataFrame([printed(row) for row in rows]).to_string(index=False)
+
+
+def printed(row: dict[str, Any]) -> dict[str, str]:
+    speed, ratio, share = row["images_per_second"], row["ratio"], row["share_of_peak"]
+    shown = {
+        "arm": row["arm"],
+        "x reference": f"{ratio['median']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f})" if ratio else "-",
+        "images/s": f"{speed['median']:.0f} ({speed['lowest']:.0f} to {speed['highest']:.0f})",
+        "ms/step": f"{1000 * sorted(row['step_seconds'])[len(row['step_seconds']) // 2]:.1f}",
+        "TFLOP/s": f"{row['flops_per_second'] / 1e12:.3g}",
+    }
+    return shown | ({"of peak": f"{share:.1%}"} if share is not None else {}) | {"what": row["what"]}

@@ -1,0 +1,99 @@
+"""Arms in turn, A B C A B C, so that a machine that drifts drifts for all of them."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from kdbench.bench.arms import REFERENCE, Arm, Bench, Trainee
+
+PEAKS = {
+    "H200": {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12},
+    "H100": {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12},
+    "A100": {"bf16": 312e12, "fp16": 312e12, "fp32": 19.5e12},
+}
+"""FLOP/s without sparsity, from NVIDIA's data sheets of the SXM forms; fp32 is that of the plain units."""
+WARM_UP = 0.1
+"""Share of a visit's steps that come before its clock starts."""
+
+
+@dataclass
+class Timing:
+    """What was seen of one arm: seconds a step, one figure per round."""
+
+    arm: Arm
+    step_seconds: list[float]
+    steps: int
+    """Per round."""
+
+
+def measured(bench: Bench, arms: Sequence[Arm], rounds: int, seconds: float, title: str) -> list[Timing]:
+    """Train with each arm in turn, `rounds` times.
+
+    Args:
+        bench: What the arms share.
+        arms: In the order of the rounds.
+        rounds: At least 1.
+        seconds: How long a visit of an arm should take; one step is the least.
+        title: For the progress bar.
+    """
+    trainees = [Trainee(arm, bench) for arm in arms]
+    timings = []
+    with tqdm(desc=title, total=len(arms) * (rounds + 1), unit=" visits", dynamic_ncols=True, disable=None) as bar:
+        for trainee in trainees:
+            first = trainee.train(1)  # libraries choose their kernels here
+            again = trainee.train(1) if first < seconds else first
+            timings.append(Timing(trainee.arm, [], max(1, round(seconds / again))))
+            bar.update()
+        for _ in range(rounds):
+            for trainee, timing in zip(trainees, timings, strict=True):
+                if warm_up := int(WARM_UP * timing.steps):
+                    trainee.drop_prefetched()
+                    trainee.train(warm_up)
+                timing.step_seconds.append(trainee.train(timing.steps) / timing.steps)
+                bar.update()
+    return timings
+
+
+def figures(bench: Bench, timings: Sequence[Timing]) -> list[dict[str, Any]]:
+    """One row per arm: images a second, seconds a step, FLOP/s, and how many times the reference's speed.
+
+    A ratio compares an arm with the reference of the same round; its median, lowest and highest are given.
+    """
+    batch_size, runtime = bench.config.recipe.batch_size, bench.config.runtime
+    reference = next((timing.step_seconds for timing in timings if timing.arm == REFERENCE), None)
+    rows = []
+    for timing in timings:
+        arm, steps = timing.arm, timing.step_seconds
+        speed = [batch_size / step for step in steps]
+        flops = statistics.median(speed) * bench.flops_per_image(arm)
+        peak = peak_flops(runtime.device, runtime.precision if arm.precision else "fp32")
+        rows.append(
+            {
+                "arm": arm.name,
+                "what": arm.what,
+                "settings": {name: value for name, value in asdict(arm).items() if name not in ("name", "what")},
+                "images_per_second": spread(speed),
+                "step_seconds": steps,
+                "steps_per_round": timing.steps,
+                "flops_per_second": flops,
+                "share_of_peak": flops / peak if peak else None,
+                "ratio": spread([a / b for a, b in zip(reference, steps, strict=True)]) if reference else None,
+            }
+        )
+    return rows
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values), "n": len(values)}
+
+
+def peak_flops(device: str, precision: str) -> float | None:
+    """What a GPU can do at most, where it is known."""
+    if device == "cpu":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peaks[precision] for part, peaks in PEAKS.items() if part in name), None)
