@@ -1,4 +1,7 @@
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -54,3 +57,28 @@ def test_waiting_threads_give_way_soon_unless_the_user_said_otherwise(monkeypatc
     processors.share_processors()
     assert os.environ.get("GOMP_SPINCOUNT") == spins
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is another one")
+def test_freed_memory_is_kept_and_then_given_back():
+    code = """
+import resource, torch
+from kdbench.processors import freed_memory_kept
+def faults(tensors=5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(tensors):
+        torch.empty(64 << 20, dtype=torch.uint8).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+left_alone = faults()
+with freed_memory_kept():
+    faults(20)  # until small things that lie between no longer keep a block from being found again
+    kept = faults()
+    held = resident()
+print(left_alone, kept, held - resident())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    left_alone, kept, given_back = map(int, run.stdout.split())
+    assert kept < left_alone / 10
+    assert given_back > 50  # MiB

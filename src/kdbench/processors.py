@@ -1,8 +1,11 @@
-"""The processors of this machine: what they can do, how many are ours, and how to share them. Imports no torch."""
+"""Processors and memory of this machine: what they can do, how much is ours, how to share it. Imports no torch."""
 
+import contextlib
+import ctypes
 import math
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 SYSTEM = Path("/sys")
@@ -53,3 +56,31 @@ def share_processors() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+"""Parameters of glibc's mallopt (malloc.h)."""
+
+
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Have the C library keep what tensors give back, and give it to the next ones.
+
+    Left to itself, glibc asks the system for every large tensor and returns it at once, and the system clears its pages
+    anew each time: a tenth and more of a training step (docs/performance.md). Afterwards all of it goes back. Other C
+    libraries are left alone.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        # What malloc would have adjusted itself to by now: its largest threshold, and twice that.
+        libc.mallopt(M_MMAP_MAX, 65536)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
+        libc.malloc_trim(0)

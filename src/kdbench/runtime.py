@@ -13,7 +13,7 @@ from torch import nn
 
 from kdbench.config import RuntimeConfig
 from kdbench.errors import ConfigError
-from kdbench.processors import available_cores, have_native_bf16
+from kdbench.processors import available_cores, freed_memory_kept, have_native_bf16
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -61,7 +61,8 @@ def applied(runtime: RuntimeConfig) -> Iterator[None]:
     torch.backends.cudnn.benchmark = not runtime.deterministic
     torch.backends.cudnn.allow_tf32 = False  # fp32 means float32; torch's default rounds convolutions to 10 bits
     try:
-        yield
+        with freed_memory_kept() if runtime.device == "cpu" else contextlib.nullcontext():
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)

@@ -4,14 +4,19 @@ import itertools
 
 import pytest
 import torch
+from torchvision.transforms import functional as TF
 
+from kdbench import tables, teachers
+from kdbench.bench.arms import synthetic_table
 from kdbench.data import Batches
+from kdbench.data.views import NUM_VIEWS, crop, pad
 from kdbench.errors import RunError
-from kdbench.models import build
+from kdbench.models import build, folded, weights
 from kdbench.run import execute, prepare
-from kdbench.runtime import placed, resolve
-from kdbench.teaching import LiveTeacher, no_teacher
+from kdbench.runtime import applied, narrow, placed, resolve
+from kdbench.teaching import LiveTeacher, TabulatedTeacher, no_teacher
 from kdbench.train.checkpoint import Checkpointer
+from kdbench.train.evaluate import predict
 from kdbench.train.learner import Learner
 from kdbench.train.loop import train_epoch
 from tests.conftest import composed
@@ -59,9 +64,11 @@ def learner_of(tmp_path):
         parts = prepare(config)
         learner = Learner(parts.student, parts.method, config.recipe, config.runtime)
         teacher = no_teacher
-        if config.teacher:
-            network = build(config.teacher.model, 10, parts.method.needs.teacher_stages)
-            teacher = LiveTeacher(placed(network, config.runtime), parts.method.needs, config.runtime)
+        if config.teacher and config.teacher.table == "on":
+            teacher = synthetic_table(config, parts.dataset)
+        elif config.teacher:
+            network = placed(build(config.teacher.model, 10, parts.method.needs.teacher_stages), config.runtime)
+            teacher = LiveTeacher(folded(network, narrow(config.runtime)), parts.method.needs, config.runtime)
         return learner, Batches(parts.dataset, 64, 0, True, True), teacher
 
     return make
@@ -80,10 +87,13 @@ def test_first_step_that_is_not_finite_blocks_all_later_ones_and_is_named(learne
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("method", ["ce", "logit", "feature"])
-def test_no_step_waits_for_the_host(learner_of, method, precision):
+@pytest.mark.parametrize("settings", [("ce", "off"), ("logit", "off"), ("logit", "on"), ("feature", "off")])
+def test_no_step_waits_for_the_host(learner_of, settings, precision):
     """torch raises at every synchronising call inside an epoch's steps."""
-    learner, batches, teacher = learner_of(f"method={method}", f"runtime.precision={precision}")
+    method, table = settings
+    learner, batches, teacher = learner_of(
+        f"method={method}", f"teacher.table={table}", f"runtime.precision={precision}"
+    )
     learner.begin_epoch()
     train_epoch([learner], batches.epoch(0), teacher)  # warm-up: libraries may synchronise when they start
     learner.begin_epoch()
@@ -94,6 +104,56 @@ def test_no_step_waits_for_the_host(learner_of, method, precision):
         train_epoch([learner], itertools.chain([first], epoch), teacher)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_views_equal_torchvisions():
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (4, 32, 32, 3), generator=random, dtype=torch.uint8)
+    padded = pad(images.cuda())
+    for view in range(NUM_VIEWS):
+        row, column, flip = view // 18, view // 2 % 9, view % 2
+        expected = TF.crop(TF.pad(images.permute(0, 3, 1, 2), [4]), row, column, 32, 32)
+        expected = TF.hflip(expected) if flip else expected
+        rows = torch.arange(4, device="cuda")
+        assert torch.equal(crop(padded, rows, torch.full_like(rows, view)).cpu(), expected)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A resnet20 that has learned something, per precision, and its run's config."""
+    root = tmp_path_factory.mktemp("trained")
+
+    def make(precision):
+        config = composed(*SMALL_ON_CUDA, f"output_root={root}", f"runtime.precision={precision}", "recipe.epochs=5")
+        config.runtime = resolve(config.runtime)
+        parts = prepare(config)
+        return config, parts, teachers.obtain(config, parts.method.needs, parts.dataset, execute)
+
+    return make
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_folded_teacher_answers_what_the_unfolded_one_does(trained, precision):
+    config, parts, teacher = trained(precision)
+    whole = teachers.built(config)
+    weights.load_into(whole, weights.read(teacher.directory.weights), "the teacher")
+    with applied(config.runtime):
+        expected = predict(whole, parts.dataset, parts.dataset.test, config.runtime)
+        answered = predict(teacher.network, parts.dataset, parts.dataset.test, config.runtime)
+    assert tables.compared(answered, expected) < tables.TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_table_holds_what_the_live_teacher_answers(trained, precision):
+    config, parts, teacher = trained(precision)
+    with applied(config.runtime):
+        choice = tables.Choice(use=True, reason="", build=True)
+        table = tables.obtain(choice, config, teacher, parts.batches)
+        tabulated = TabulatedTeacher(table.cuda(), parts.dataset.train, tables.views_of(config))
+        live = LiveTeacher(teacher.network, parts.method.needs, config.runtime)
+        for batch in parts.batches.epoch(3):
+            error = tables.compared(tabulated(batch).logits, live(batch).logits.float())
+            assert error < tables.TOLERANCE[precision]
 
 
 def test_killed_run_resumes_to_the_same_numbers(tmp_path, monkeypatch):

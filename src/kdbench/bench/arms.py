@@ -113,7 +113,7 @@ class Trainee:
         precision = config.runtime.precision if arm.precision else "fp32"
         self.runtime = dataclasses.replace(config.runtime, channels_last=arm.channels_last, precision=precision)
         torch.manual_seed(0)
-        student = placed(build(config.student, NUM_CLASSES, needs.student_stages), self.runtime)
+        self.student = placed(build(config.student, NUM_CLASSES, needs.student_stages), self.runtime)
         method = placed(copy.deepcopy(bench.method), self.runtime)
         self.loader = None if arm.views else bench.loader
         own = Batches(dataset, config.recipe.batch_size, config.data_seed, config.data.augment, arm.channels_last)
@@ -128,11 +128,11 @@ class Trainee:
             else:
                 self.answers = WholeTeacher(teacher, needs, self.runtime)
         if arm.learner:
-            learner = Learner(student, method, config.recipe, self.runtime)
+            learner = Learner(self.student, method, config.recipe, self.runtime)
             learner.begin_epoch()
             self.train_on = partial(train_epoch, [learner], teacher=self.answers)
         else:
-            trainer = ReferenceTrainer(student, method, config.recipe, self.runtime)
+            trainer = ReferenceTrainer(self.student, method, config.recipe, self.runtime)
             self.train_on = partial(trainer.train, teacher=self.answers)
 
     def train(self, steps: int) -> float:

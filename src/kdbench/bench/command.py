@@ -19,7 +19,7 @@ from kdbench.compose import explained, run_config
 from kdbench.config import RunConfig
 from kdbench.errors import ConfigError, nearest
 from kdbench.processors import available_cores
-from kdbench.runs import check_writable, write_json
+from kdbench.runs import write_json
 from kdbench.runtime import applied, resolve
 from kdbench.summary import environment
 
@@ -94,7 +94,10 @@ def bench(arguments: Sequence[str]) -> None:
     prepared = [checked(Case(case.overrides, named or case.arms)) for case in cases]
     now = datetime.datetime.now().astimezone()
     out = given.out or Path("outputs/bench") / f"{now:%Y-%m-%d_%H-%M-%S}.json"
-    check_writable(out.parent)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out is {out}, and its folder cannot be made: {error}") from None
     result: dict[str, Any] = {"schema_version": 1, "started": now.isoformat(timespec="seconds"), "cases": []}
     for case, config in prepared:
         with applied(config.runtime):
@@ -104,7 +107,6 @@ def bench(arguments: Sequence[str]) -> None:
             rows = figures(shared, measured(shared, arms, given.rounds, given.seconds, title))
         result["environment"] = environment(config)
         result["cases"].append(described(case, config) | {"arms": rows})
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, result)
         print(f"\n{headline(result['cases'][-1])}\n{table(rows)}", flush=True)
     print(f"\nwritten: {out}")

@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+"""All checks that need a GPU, in under nine minutes: `make gpu-checks`.
+
+Writes benchmarks/gpu-DEVICE.json after each part and, from all such files, the table of docs/gpu-checks.md.
+    scripts/gpu_checks.py            run the checks on this machine's CUDA device
+    scripts/gpu_checks.py --page     only write the table anew from the files that are there
+"""
+
+import argparse
+import datetime
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "gpu-checks.md"
+RESULTS = ROOT / "benchmarks"
+LIMIT = 520
+"""Seconds for everything; what has not begun by then is recorded as not run."""
+BENCH = ("--set", "gpu", "--rounds", "3", "--seconds", "1")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the page: what is checked, and the test functions or the benchmark's case and arm that show it."""
+
+    what: str
+    tests: tuple[str, ...] = ()
+    case: tuple[str, str] | None = None
+    """(student, method) of `kdbench-bench --set gpu`."""
+    arm: str = "kdbench"
+
+    @property
+    def command(self) -> str:
+        if self.tests:
+            return "`pytest -m gpu -k '" + " or ".join(self.tests) + "'`"
+        return f"`kdbench-bench {' '.join(BENCH)}`"
+
+
+CHECKS = (
+    Check("every method trains in fp32, bf16 and fp16", ("test_every_method_trains_in_every_precision",)),
+    Check("`auto` chooses CUDA, and bf16 where it is native", ("test_auto_chooses_cuda_and_its_native_precision",)),
+    Check("`runtime.deterministic=true` repeats bit for bit", ("test_deterministic_runs_repeat_bit_for_bit",)),
+    Check("a run killed after epoch 2 resumes to the same bits", ("test_killed_run_resumes_to_the_same_numbers",)),
+    Check(
+        "a step that is not finite blocks all later ones on the device",
+        ("test_first_step_that_is_not_finite_blocks_all_later_ones_and_is_named",),
+    ),
+    Check(
+        "no training step waits for the host, with a live teacher and with a table",
+        ("test_no_step_waits_for_the_host",),
+    ),
+    Check("batched views equal torchvision's, bit for bit", ("test_views_equal_torchvisions",)),
+    Check(
+        "a folded teacher computes what the unfolded one does, in every precision",
+        ("test_folded_teacher_answers_what_the_unfolded_one_does",),
+    ),
+    Check(
+        "a table holds what the live teacher answers, in every precision",
+        ("test_table_holds_what_the_live_teacher_answers",),
+    ),
+    Check("ResNet-18 `ce`, batch 128, against the reference", case=("resnet18", "ce")),
+    Check("ResNet-50 to ResNet-18 `logit`, live teacher", case=("resnet18", "logit")),
+    Check("ResNet-50 to ResNet-18 `logit`, table (target: 5 times)", case=("resnet18", "logit"), arm="kdbench-table"),
+    Check("ResNet-50 to ResNet-18 `feature`, live teacher", case=("resnet18", "feature")),
+    Check("ResNet-101 to ResNet-34 `logit`, table", case=("resnet34", "logit"), arm="kdbench-table"),
+    Check("ResNet-50 `ce`: training a teacher", case=("resnet50", "ce")),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page", action="store_true", help="write the page from the files that are there, run nothing")
+    if not parser.parse_args().page:
+        code = measure()
+        if code:
+            return code
+    PAGE.write_text(page())
+    print(f"written: {PAGE.relative_to(ROOT)}")
+    return 0
+
+
+def measure() -> int:
+    """Run everything; the results so far are on disk after each part."""
+    import torch
+
+    if not torch.cuda.is_available():
+        print("gpu-checks: error: this machine has no CUDA device; docs/gpu-checks.md says what waits", file=sys.stderr)
+        return 2
+    deadline = time.monotonic() + LIMIT
+    device = torch.cuda.get_device_name()
+    out = RESULTS / f"gpu-{re.sub(r'[^A-Za-z0-9]+', '-', device).strip('-').lower()}.json"
+    out.parent.mkdir(exist_ok=True)
+    result: dict[str, Any] = {
+        "device": device,
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+        "tests": {},
+        "bench": None,
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        report, bench = Path(scratch) / "tests.xml", Path(scratch) / "bench.json"
+        pytest = ["-m", "pytest", "-m", "gpu", "-o", "addopts=", "-q", "tests/gpu", f"--junitxml={report}"]
+        passed = run(pytest, deadline - time.monotonic())
+        result["tests"] = outcomes(report)
+        out.write_text(json.dumps(result, indent=2) + "\n")
+        main_bench = ["-c", "from kdbench.cli import main_bench; main_bench()", *BENCH, "--out", str(bench)]
+        measured = run(main_bench, deadline - time.monotonic())
+        if bench.is_file():
+            result["bench"] = json.loads(bench.read_text())
+        out.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"written: {out.relative_to(ROOT)}")
+    return 0 if passed and measured else 1
+
+
+def run(arguments: list[str], seconds: float) -> bool:
+    """Whether python ended well with these arguments, in time."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
+    try:
+        done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, timeout=max(1, seconds))
+    except subprocess.TimeoutExpired:
+        print(f"gpu-checks: stopped after {seconds:.0f} s: {' '.join(arguments[:4])} ...", file=sys.stderr)
+        return False
+    return done.returncode == 0
+
+
+def outcomes(report: Path) -> dict[str, dict[str, int]]:
+    """Per test function, how many of its cases passed, failed or were skipped."""
+    counts: dict[str, dict[str, int]] = {}
+    if not report.is_file():
+        return counts
+    for case in ElementTree.parse(report).iter("testcase"):
+        outcome = next((tag for tag in ("failure", "error", "skipped") if case.find(tag) is not None), "passed")
+        function = counts.setdefault(case.get("name", "").partition("[")[0], {})
+        function[outcome] = function.get(outcome, 0) + 1
+    return counts
+
+
+def page() -> str:
+    """docs/gpu-checks.md as the files under benchmarks/ make it."""
+    files = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("gpu-*.json"))]
+    rows = [f"| {check.what} | {check.command} | {latest(check, files)} |" for check in CHECKS]
+    head, _, _ = PAGE.read_text().partition("| check |")
+    return head + "\n".join(["| check | command | latest result, machine, date |", "|---|---|---|", *rows]) + "\n"
+
+
+def latest(check: Check, files: list[dict[str, Any]]) -> str:
+    """The newest result of a check, or that there is none."""
+    for file in sorted(files, key=lambda file: file["date"], reverse=True):
+        found = of_tests(check, file) if check.tests else of_bench(check, file)
+        if found:
+            return f"{found}; {file['device']}, torch {file['torch']}, {file['date']}"
+    return "not yet measured"
+
+
+def of_tests(check: Check, file: dict[str, Any]) -> str | None:
+    counts = [file["tests"][test] for test in check.tests if test in file["tests"]]
+    if len(counts) < len(check.tests):
+        return None
+    total: dict[str, int] = {}
+    for count in counts:
+        for outcome, number in count.items():
+            total[outcome] = total.get(outcome, 0) + number
+    return ", ".join(f"{number} {outcome}" for outcome, number in total.items())
+
+
+def of_bench(check: Check, file: dict[str, Any]) -> str | None:
+    for case in (file["bench"] or {"cases": []})["cases"]:
+        if (case["student"], case["method"]) == check.case:
+            for row in case["arms"]:
+                if row["arm"] == check.arm:
+                    ratio, speed, share = row["ratio"], row["images_per_second"], row["share_of_peak"]
+                    return (
+                        f"{ratio['median']:.1f} times the reference ({ratio['lowest']:.1f} to {ratio['highest']:.1f}, "
+                        f"n={ratio['n']}), {speed['median']:,.0f} images/s"
+                        + (f", {share:.1%} of the peak" if share else "")
+                    )
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""Does the benchmark measure what it says? How fast is a matter of machines; the slow test states what must hold."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from kdbench import cli
+from kdbench.bench.arms import ALONE, KDBENCH, KDBENCH_TABLE, REFERENCE, Bench, Trainee
+from kdbench.bench.measure import Timing, figures, peak_flops, spread
+from kdbench.models import describe
+from kdbench.processors import have_native_bf16
+from kdbench.run import located
+from kdbench.runtime import applied
+
+QUICK = (
+    "student=resnet8", "teacher=resnet8", "data=shapes", "data.num_train=64", "data.num_val=10", "data.num_test=10",
+    "recipe.batch_size=16", "runtime.device=cpu",
+)  # fmt: skip
+
+
+@pytest.fixture
+def kdbench_bench(tmp_path, monkeypatch, capfd):
+    """The command, in this process and an empty folder: exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["kdbench-bench", *arguments])
+        try:
+            cli.main_bench()
+            code = 0
+        except SystemExit as leaving:
+            code = leaving.code
+        return code, *capfd.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def bench_of(small):
+    def make(*overrides):
+        config, _ = located(small(*overrides))
+        return Bench(config, workers=0)
+
+    return make
+
+
+def names(arms):
+    return [arm.name for arm in arms]
+
+
+def test_arms_are_those_that_differ(bench_of):
+    alone = ["views", "channels-last", "step"]
+    assert names(bench_of("method=ce").arms()) == ["reference", *alone, "kdbench"]
+    assert names(bench_of("method=feature").arms()) == ["reference", *alone, "folded", "kdbench"]
+    tabulated = ["reference", *alone, "folded", "table", "kdbench", "kdbench-table"]
+    assert names(bench_of("method=logit").arms()) == tabulated
+    assert "precision" in names(bench_of("method=logit", "runtime.precision=bf16").arms())
+
+
+def test_every_arm_alone_differs_from_the_reference_in_one_thing():
+    def settings(arm):
+        return {name: value for name, value in vars(arm).items() if name not in ("name", "what")}
+
+    for arm in ALONE:
+        assert sum(settings(arm)[name] != settings(REFERENCE)[name] for name in settings(arm)) == 1
+    assert all(settings(KDBENCH)[name] != settings(REFERENCE)[name] for name in settings(KDBENCH))
+
+
+@pytest.mark.parametrize("arm", [REFERENCE, *ALONE, KDBENCH, KDBENCH_TABLE], ids=lambda arm: arm.name)
+def test_every_arm_trains(bench_of, arm):
+    bench = bench_of("method=logit", "data.num_train=100", "runtime.precision=bf16")  # 100: one batch of 4 an epoch
+    trainee = Trainee(arm, bench)
+    with applied(bench.config.runtime):
+        assert trainee.train(5) > 0
+        sizes = [len(next(trainee.batches).labels) for _ in range(4)]
+    assert sizes == [32] * 4
+    fresh = Trainee(arm, bench)
+    trained, untrained = (next(iter(parameters_of(t))) for t in (trainee, fresh))
+    assert not torch.equal(trained, untrained)
+    assert trained.isfinite().all()
+
+
+def parameters_of(trainee):
+    owner = (
+        trainee.train_on.func.__self__ if hasattr(trainee.train_on.func, "__self__") else trainee.train_on.args[0][0]
+    )
+    return owner.student.parameters()
+
+
+def test_reference_and_kdbench_compute_the_same_step(bench_of):
+    """The same student, batch and teacher: the two trainers differ in speed alone."""
+    bench = bench_of("method=logit")
+    reference, own = Trainee(REFERENCE, bench), Trainee(KDBENCH, bench)
+    batch = next(own.batches)
+    with applied(bench.config.runtime):
+        reference.train_on([batch])
+        own.train_on([batch])
+    for a, b in zip(parameters_of(reference), parameters_of(own), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_ratios_are_of_the_same_round(bench_of):
+    bench = bench_of("method=ce")
+    rows = figures(bench, [Timing(REFERENCE, [4.0, 2.0, 8.0], 1), Timing(KDBENCH, [1.0, 1.0, 1.0], 1)])
+    assert rows[1]["ratio"] == {"median": 4.0, "lowest": 2.0, "highest": 8.0, "n": 3}
+    assert rows[0]["ratio"]["median"] == 1.0
+    assert rows[1]["images_per_second"] == spread([32.0] * 3)
+    assert rows[1]["flops_per_second"] == 32 * 6 * bench.student.macs
+    assert rows[1]["share_of_peak"] is None
+
+
+def test_flops_count_the_live_teacher_and_no_table(bench_of):
+    bench = bench_of("method=logit")
+    teacher = describe(bench.config.teacher.model, 10, (3, 32, 32), "teacher")
+    assert bench.flops_per_image(KDBENCH) - bench.flops_per_image(KDBENCH_TABLE) == 2 * teacher.macs
+
+
+def test_peak_is_known_for_known_gpus(monkeypatch):
+    assert peak_flops("cpu", "fp32") is None
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert peak_flops("cuda:0", "bf16") == 989e12
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some other")
+    assert peak_flops("cuda:0", "bf16") is None
+
+
+def test_command_prints_a_table_and_writes_one_file(kdbench_bench, tmp_path):
+    code, out, _ = kdbench_bench(
+        *QUICK, "method=ce,logit", "--rounds", "2", "--seconds", "0.01", "--workers", "1", "--out", "speed.json"
+    )
+    assert code == 0
+    assert "resnet8 ce, batch 16, on cpu" in out
+    assert "resnet8 logit from resnet8, batch 16, on cpu" in out
+    assert "x reference" in out
+    result = json.loads((tmp_path / "speed.json").read_text())
+    assert [case["method"] for case in result["cases"]] == ["ce", "logit"]
+    assert {"torch", "device", "threads", "git_revision"} <= result["environment"].keys()
+    for case in result["cases"]:
+        for arm in case["arms"]:
+            assert len(arm["step_seconds"]) == arm["images_per_second"]["n"] == 2
+            assert arm["flops_per_second"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arms", "referense"], "--arms names 'referense'; did you mean reference?"),
+        (["method=logits"], "method=logits is no option; did you mean logit?"),
+        (["recipe.batch=3"], "recipe.batch is no known key; did you mean batch_size?"),
+        (["recipe.batch_size=4000"], "recipe.batch_size is 4000, more than data.num_train=3840"),
+        (["runtime.device=cuda:7"], "runtime.device=cuda:7 and this machine has"),
+        (["method=[ce"], "cannot be read"),
+        (["--out", "/dev/null/speed.json"], "--out is /dev/null/speed.json, and its folder cannot be made"),
+    ],
+)
+def test_mistakes_are_said_in_one_line_before_anything_is_measured(kdbench_bench, arguments, message):
+    code, _, err = kdbench_bench(*arguments)
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_set_and_keys_exclude_each_other(kdbench_bench):
+    code, _, err = kdbench_bench("--set", "cpu", "method=ce")
+    assert code == 2
+    assert "--set names its own cases" in err
+
+
+REQUIRED = {
+    ("ce", "kdbench"): 3.5,
+    ("logit", "kdbench"): 4.0,
+    ("logit", "kdbench-table"): 7.0,
+    ("feature", "kdbench"): 4.0,
+}
+"""Times the reference's speed, on two cores that compute bfloat16 natively."""
+REQUIRED_IN_FP32 = {
+    ("ce", "kdbench"): 1.0,
+    ("logit", "kdbench"): 1.1,
+    ("logit", "kdbench-table"): 1.8,
+    ("feature", "kdbench"): 1.05,
+}
+"""Where they do not: what is left is the memory format, the folded teacher and the table."""
+
+
+@pytest.mark.slow
+def test_cpu_set_is_as_many_times_faster_as_is_required(kdbench_bench, tmp_path):
+    code, out, err = kdbench_bench("--set", "cpu", "--rounds", "3", "--out", "speed.json")
+    assert code == 0, err
+    print(out)
+    result = json.loads((tmp_path / "speed.json").read_text())
+    measured = {
+        (case["method"], arm["arm"]): arm["ratio"]["median"] for case in result["cases"] for arm in case["arms"]
+    }
+    required = REQUIRED if have_native_bf16() else REQUIRED_IN_FP32
+    assert {key: ratio for key, ratio in measured.items() if ratio < required.get(key, 0)} == {}
