@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow test-gpu bench lint format clean
+.PHONY: quickstart test test-slow test-gpu bench gpu-checks lint format clean
 .DEFAULT_GOAL := quickstart
 
 .venv/ready: pyproject.toml constraints.txt
@@ -25,6 +25,9 @@ test-gpu: .venv/ready  ## what only a CUDA device can show
 
 bench: .venv/ready  ## training speed on the CPU beside a reference trainer, under five minutes on two cores
 	$(BIN)/kdbench-bench --set cpu --rounds 3
+
+gpu-checks: .venv/ready  ## all that needs a CUDA device, under nine minutes; writes benchmarks/ and docs/gpu-checks.md
+	$(BIN)/python scripts/gpu_checks.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -110,7 +110,7 @@ def test_table_answers_what_the_live_teacher_answers(whole):
     live = LiveTeacher(teacher.network, Needs(teacher_logits=True), config.runtime)
     tabulated = TabulatedTeacher(table.read(), parts.dataset.train, tables.views_of(config))
     for epoch in (0, 7):
-        for batch in parts.batches.epoch(epoch):  # batches of 32, as the table was computed
+        for batch in parts.batches.epoch(epoch):
             assert torch.equal(tabulated(batch).logits, live(batch).logits)
     for size in (5, 50):  # other kernels may serve other sizes
         batch = parts.batches.batch(torch.arange(size), torch.arange(size))
@@ -427,6 +427,7 @@ def test_interrupted_table_is_completed_from_where_it_was_and_equals_an_uninterr
             raise KeyboardInterrupt
         return answers(self, rows, columns)
 
+    monkeypatch.setattr(tables, "BATCHES_PER_BLOCK", 2)
     monkeypatch.setattr(tables.Table, "answers", count)
     interrupt = False
     other = execute(small(*settings, f"output_root={tmp_path / 'other'}"))

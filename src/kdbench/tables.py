@@ -38,7 +38,7 @@ from kdbench.train.evaluate import EVALUATION_BATCH
 
 log = logging.getLogger(__name__)
 
-CHUNKS_PER_BLOCK = 8
+BATCHES_PER_BLOCK = 8
 """A block is what is computed, written and flushed at once, and all that an interruption costs."""
 CHECKED = 64
 """Entries that are compared with the live teacher when a table is opened."""
@@ -227,10 +227,14 @@ class Table:
 
     def answers(self, rows: Tensor, columns: Tensor) -> Tensor:
         """The live teacher's logits [B, C] float32, on the CPU, of views of images."""
-        device = self.batches.dataset.train.labels.device
-        logits = self.teacher(self.batches.batch(rows.to(device), self.views[columns].to(device))).logits
-        assert logits is not None
-        return logits.float().cpu()
+        device, parts = self.batches.dataset.train.labels.device, []
+        size = EVALUATION_BATCH[kind_of(self.config)]
+        for some_rows, some_columns in zip(rows.split(size), columns.split(size), strict=True):
+            batch = self.batches.batch(some_rows.to(device), self.views[some_columns].to(device))
+            logits = self.teacher(batch).logits
+            assert logits is not None
+            parts.append(logits.float())
+        return torch.cat(parts).cpu()
 
     def read(self) -> Tensor:
         # Copy on write: torch wants to be able to write, and nothing may reach the file.
@@ -260,7 +264,7 @@ class Table:
     def compute(self) -> None:
         images, views, _ = self.shape
         total = images * views
-        block = CHUNKS_PER_BLOCK * EVALUATION_BATCH[kind_of(self.config)]
+        block = BATCHES_PER_BLOCK * EVALUATION_BATCH[kind_of(self.config)]
         self.partial.touch()
         with self.partial.open("r+b") as file:
             done = begun(file, self.shape, block)

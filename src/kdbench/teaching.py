@@ -9,7 +9,6 @@ from kdbench.data.source import Split
 from kdbench.methods.method import Knowledge, Needs
 from kdbench.models import Network
 from kdbench.runtime import autocast
-from kdbench.train.evaluate import EVALUATION_BATCH
 
 
 class LiveTeacher:
@@ -29,11 +28,8 @@ class LiveTeacher:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Knowledge:
         with autocast(self.runtime):
-            parts = [self.network(images) for images in batch.images.split(EVALUATION_BATCH[batch.images.device.type])]
-        logits = joined([part.logits for part in parts]) if self.needs.teacher_logits else None
-        return Knowledge(
-            logits, {stage: joined([part.features[stage] for part in parts]) for stage in parts[0].features}
-        )
+            output = self.network(batch.images)
+        return Knowledge(output.logits if self.needs.teacher_logits else None, output.features)
 
 
 class TabulatedTeacher:
@@ -55,10 +51,6 @@ class TabulatedTeacher:
 
 def no_teacher(batch: Batch) -> None:
     """What a method learns from that has no teacher."""
-
-
-def joined(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def inverse(values: Tensor) -> Tensor:

@@ -175,12 +175,12 @@ REQUIRED = {
 }
 """Times the reference's speed, on two cores that compute bfloat16 natively."""
 REQUIRED_IN_FP32 = {
-    ("ce", "kdbench"): 1.0,
-    ("logit", "kdbench"): 1.1,
-    ("logit", "kdbench-table"): 1.8,
-    ("feature", "kdbench"): 1.05,
+    ("ce", "kdbench"): 0.9,
+    ("logit", "kdbench"): 1.05,
+    ("logit", "kdbench-table"): 1.7,
+    ("feature", "kdbench"): 1.0,
 }
-"""Where they do not: what is left is the memory format, the folded teacher and the table."""
+"""Where they do not: the student's float32 arithmetic is nearly all there is, and what is left is the teacher's."""
 
 
 @pytest.mark.slow

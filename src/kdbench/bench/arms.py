@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from kdbench.bench.reference import PilBatches, ReferenceTrainer, WholeTeacher
+from kdbench.bench.reference import PilBatches, ReferenceTrainer
 from kdbench.config import RunConfig
 from kdbench.data import Batches, Dataset
 from kdbench.data.batches import Batch, plain_batches
@@ -41,7 +41,7 @@ class Arm:
     learner: bool = False
     """kdbench's own step: fused optimiser, sums on the device; else one `.item()` per term."""
     teacher: str = "whole"
-    """whole, folded (batch norm in the convolutions, in parts that fit the cache) or table."""
+    """whole, folded (batch norm in the convolutions) or table."""
 
 
 REFERENCE = Arm("reference", "PIL transforms in workers, fp32, NCHW, eager, .item() per term, live teacher")
@@ -50,7 +50,7 @@ ALONE = (
     dataclasses.replace(REFERENCE, name="channels-last", what="images and weights as NHWC", channels_last=True),
     dataclasses.replace(REFERENCE, name="precision", what="the run's precision", precision=True),
     dataclasses.replace(REFERENCE, name="step", what="fused optimiser, sums on the device", learner=True),
-    dataclasses.replace(REFERENCE, name="folded", what="teacher: folded, in parts", teacher="folded"),
+    dataclasses.replace(REFERENCE, name="folded", what="teacher: batch norm folded", teacher="folded"),
     dataclasses.replace(REFERENCE, name="table", what="teacher: table", teacher="table"),
 )
 KDBENCH = Arm("kdbench", "all of them, the teacher live", True, True, True, True, "folded")
@@ -123,10 +123,8 @@ class Trainee:
             self.answers = synthetic_table(config, dataset)
         elif bench.teacher:
             teacher = placed(copy.deepcopy(bench.teacher), self.runtime)
-            if arm.teacher == "folded":
-                self.answers = LiveTeacher(folded(teacher, narrow(self.runtime)), needs, self.runtime)
-            else:
-                self.answers = WholeTeacher(teacher, needs, self.runtime)
+            network = folded(teacher, narrow(self.runtime)) if arm.teacher == "folded" else teacher
+            self.answers = LiveTeacher(network, needs, self.runtime)
         if arm.learner:
             learner = Learner(self.student, method, config.recipe, self.runtime)
             learner.begin_epoch()

@@ -15,7 +15,7 @@ from torchvision import transforms
 from kdbench.config import RecipeConfig, RuntimeConfig
 from kdbench.data.batches import Batch, in_memory_format
 from kdbench.data.dataset import Dataset
-from kdbench.methods.method import Knowledge, Method, Needs
+from kdbench.methods.method import Knowledge, Method
 from kdbench.models import Network
 from kdbench.runtime import autocast
 from kdbench.train.loop import Answers
@@ -78,21 +78,6 @@ class PilBatches:
         """Forget what the workers made while somebody else was measured."""
         for _ in range(self.prefetched):
             next(self.loaded)
-
-
-class WholeTeacher:
-    """A teacher that computes every batch at once, as it was trained."""
-
-    def __init__(self, network: Network, needs: Needs, runtime: RuntimeConfig) -> None:
-        self.network = network.eval()
-        self.needs = needs
-        self.runtime = runtime
-
-    @torch.no_grad()
-    def __call__(self, batch: Batch) -> Knowledge:
-        with autocast(self.runtime):
-            output = self.network(batch.images)
-        return Knowledge(output.logits if self.needs.teacher_logits else None, output.features)
 
 
 class ReferenceTrainer:
