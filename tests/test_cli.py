@@ -115,7 +115,7 @@ def test_interrupt_ends_with_one_line(kdbench, monkeypatch):
     assert "goes on from last.ckpt" in result.err
 
 
-@pytest.mark.parametrize("limit", [10_000, 200_000])
+@pytest.mark.parametrize("limit", [pytest.param(10_000, marks=pytest.mark.slow), 200_000])
 def test_disk_without_room_is_said_in_one_line(tmp_path, limit):
     """Files may not grow past a limit, which fails as a full disk does: first the metrics, then the weights."""
 

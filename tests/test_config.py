@@ -90,8 +90,8 @@ def test_recorded_config_reads_back(overrides):
 @pytest.mark.parametrize(
     "override",
     [
-        "data.root=/elsewhere", "data.download=true", "runtime.threads=7", "runtime.channels_last=false",
-        "runtime.deterministic=true", "runtime.device=cpu", "output_root=/elsewhere", "overwrite=true",
+        "data.root=/elsewhere", "data.download=true", "teacher.table=on", "runtime.threads=7",
+        "runtime.channels_last=false", "runtime.deterministic=true", "runtime.device=cpu", "output_root=/elsewhere", "overwrite=true",
         "checkpoint.keep_last=true", "seed=0",
     ],
 )  # fmt: skip
