@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from kdbench import cli, teachers
 from kdbench.compose import run_config as composed
 from kdbench.config import RunConfig
+from kdbench.run import execute
 
 SMALL = (
     "student=resnet8", "teacher=resnet20", "data=shapes", "data.num_train=64", "data.num_val=50", "data.num_test=60",
@@ -38,6 +40,20 @@ def fresh_process_state() -> Iterator[None]:
 def small(tmp_path: Path) -> Callable[..., RunConfig]:
     """Compose a run of seconds that writes into the test's own folder."""
     return lambda *overrides: composed(*SMALL, f"output_root={tmp_path / 'out'}", *overrides)
+
+
+@pytest.fixture(scope="session")
+def teachers_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("trained")
+    for overrides in ((), ("data.augment=false",), ("data.augment=false", "data.num_train=400")):
+        execute(composed(*SMALL, "student=resnet20", "method=ce", f"output_root={root}", *overrides))
+    return root
+
+
+@pytest.fixture
+def trained_teachers(teachers_once: Path, tmp_path: Path) -> None:
+    """What `small` learns from is trained already, with augmentation, without, and for 400 images without."""
+    shutil.copytree(teachers_once / "runs", tmp_path / "out" / "runs")
 
 
 @dataclass

@@ -91,8 +91,8 @@ def test_recorded_config_reads_back(overrides):
     "override",
     [
         "data.root=/elsewhere", "data.download=true", "teacher.table=on", "runtime.threads=7",
-        "runtime.channels_last=false", "runtime.deterministic=true", "runtime.device=cpu", "output_root=/elsewhere", "overwrite=true",
-        "checkpoint.keep_last=true", "seed=0",
+        "runtime.channels_last=false", "runtime.deterministic=true", "runtime.device=cpu", "output_root=/elsewhere",
+        "overwrite=true", "checkpoint.keep_last=true", "seed=0",
     ],
 )  # fmt: skip
 def test_what_cannot_change_a_number_is_no_part_of_the_key(override):

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 BATCHES_PER_BLOCK = 8
 """A block is what is computed, written and flushed at once, and all that an interruption costs."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CHECKED = 64
 """Entries that are compared with the live teacher when a table is opened."""
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.03, "fp16": 0.005}
@@ -159,9 +160,12 @@ def obtain(choice: Choice, config: RunConfig, teacher: Teacher, batches: Batches
             try:
                 table.build()
             except OSError as error:
-                if choice.required or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno not in NO_ROOM:
                     raise
-                log.info("the disk was full before the teacher's table was complete: %s", error)
+                table.partial.unlink(missing_ok=True)
+                if choice.required:
+                    raise
+                log.info("teacher: live (no room for all of its table: %s)", error)
                 return None
             problem = table.problem()
         if problem:
@@ -244,24 +248,9 @@ class Table:
         """Compute all entries, going on from what was interrupted.
 
         Raises:
-            OSError: no room; what was computed is gone then, too.
+            OSError: something could not be written.
         """
-        self.remove()
-        try:
-            self.compute()
-        except OSError:
-            self.partial.unlink(missing_ok=True)
-            raise
-
-    def remove(self) -> None:
-        """Remove what stands in the way: an old table, and the beginnings of others."""
-        self.record.unlink(missing_ok=True)
-        self.file.unlink(missing_ok=True)
-        for other in self.file.parent.glob(f".{self.file.stem}.*.partial"):
-            if other != self.partial:
-                other.unlink()
-
-    def compute(self) -> None:
+        self.remove_what_is_stale()
         images, views, _ = self.shape
         total = images * views
         block = BATCHES_PER_BLOCK * EVALUATION_BATCH[kind_of(self.config)]
@@ -282,6 +271,14 @@ class Table:
         write_json(self.record, {"fingerprint": self.fingerprint, "sha256": sha256(self.partial), "made": made})
         self.partial.replace(self.file)
         sync_folder(self.file.parent)
+
+    def remove_what_is_stale(self) -> None:
+        """An old table, and the beginnings of others."""
+        self.record.unlink(missing_ok=True)
+        self.file.unlink(missing_ok=True)
+        for other in self.file.parent.glob(f".{self.file.stem}.*.partial"):
+            if other != self.partial:
+                other.unlink()
 
 
 class Progress:
