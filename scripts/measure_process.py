@@ -32,7 +32,7 @@ def training(student: str, seconds: float, kept: bool) -> float:
 
     if not kept:
         runtime.freed_memory_kept = contextlib.nullcontext  # type: ignore[assignment]  # the setting to do without
-    _, config = checked(Case((f"student={student}", "teacher=none", "method=ce", "runtime.device=cpu")))
+    _, config, _ = checked(Case((f"student={student}", "teacher=none", "method=ce", "runtime.device=cpu")))
     with runtime.applied(config.runtime):
         trainee = Trainee(KDBENCH, Bench(config, workers=0))
         trainee.train(3)
@@ -53,7 +53,7 @@ def forward(rounds: int) -> dict[str, list[float]]:
 
     speeds: dict[str, list[float]] = {}
     for name in ("resnet50", "resnet20"):
-        _, config = checked(Case((f"student={name}", "teacher=none", "method=ce", "runtime.device=cpu")))
+        _, config, _ = checked(Case((f"student={name}", "teacher=none", "method=ce", "runtime.device=cpu")))
         with applied(config.runtime), torch.no_grad(), autocast(config.runtime):
             plain = placed(build(config.student, 10), config.runtime).eval()
             networks = {"plain": plain, "folded": folded(plain, narrow(config.runtime))}
@@ -121,7 +121,7 @@ def main() -> None:
         from kdbench.bench.command import Case, checked
         from kdbench.summary import environment
 
-        _, config = checked(Case(("method=ce", "runtime.device=cpu")))
+        _, config, _ = checked(Case(("method=ce", "runtime.device=cpu")))
         result = {"environment": environment(config), "images_per_second": speeds}
         given.out.write_text(json.dumps(result, indent=2) + "\n")
 

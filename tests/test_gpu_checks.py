@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdbench.bench.command import SETS
+from kdbench.compose import run_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,8 +34,8 @@ def test_every_gpu_test_has_a_line_and_every_line_a_test(script):
 
 
 def test_every_case_of_the_gpu_set_has_a_line(script):
-    methods = {next(o for o in case.overrides if o.startswith("method=")) for case in SETS["gpu"]}
-    assert {f"method={check.case[1]}" for check in script.CHECKS if check.case} == methods
+    configs = [run_config(*case.overrides) for case in SETS["gpu"]]
+    assert {check.case for check in script.CHECKS if check.case} == {(c.student.name, c.method.name) for c in configs}
 
 
 def test_latest_result_is_shown_with_machine_and_date(script, tmp_path, monkeypatch):

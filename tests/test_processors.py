@@ -73,6 +73,8 @@ def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
 left_alone = faults()
 with freed_memory_kept():
+    with freed_memory_kept():  # a teacher that is trained on the way
+        pass
     faults(20)  # until small things that lie between no longer keep a block from being found again
     kept = faults()
     held = resident()

@@ -17,7 +17,7 @@ from kdbench import tables, teachers
 from kdbench.data.views import NUM_VIEWS
 from kdbench.errors import RunError
 from kdbench.methods.method import Needs
-from kdbench.run import execute, located, prepare
+from kdbench.run import check, execute, located, prepare
 from kdbench.runs import sha256
 from kdbench.runtime import applied
 from kdbench.teaching import LiveTeacher, TabulatedTeacher
@@ -75,15 +75,23 @@ def same(a, b):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Everything about a table of all 162 views."""
+def whole_table(tmp_path_factory):
     from tests.conftest import SMALL, composed
 
     root = tmp_path_factory.mktemp("out")
     settings = ("teacher=resnet8", "data.num_train=32", "recipe.batch_size=16", "teacher.table=on", "recipe.epochs=2")
     config = composed(*SMALL, *settings, f"output_root={root}")
-    run = execute(config)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(tables.EVALUATION_BATCH, "cpu", 16)  # as many as a training batch has: the same kernels
+        run = execute(config)
     return config, run, table_of(run)
+
+
+@pytest.fixture
+def whole(whole_table, monkeypatch):
+    """A run's config, the run, and its teacher's table of all 162 views."""
+    monkeypatch.setitem(tables.EVALUATION_BATCH, "cpu", 16)
+    return whole_table
 
 
 def test_table_holds_float32_logits_of_every_view_of_every_training_image(whole):
@@ -343,7 +351,10 @@ def test_auto_trains_live_rather_than_from_a_table_that_cannot_be_used(small, ta
     tables.forget_checked()
     run = execute(small("data.augment=false", "seed=1"))
     assert run.read_summary()["teacher_table"] is False
-    assert any("is not used: its content is not what was written" in line for line in said)
+    (line,) = {line for line in said if "is not used" in line}
+    assert line.startswith("teacher: live (")
+    assert "is not used: its content is not what was written" in line
+    assert line in run.log.read_text()
 
 
 def test_table_of_a_teacher_that_was_trained_anew_is_stale(small, tabulated, said):
@@ -370,8 +381,27 @@ def test_the_wrong_view_of_the_right_image_is_beyond_every_tolerance(whole):
     *_, table = opened(whole[0])
     values = table.read()
     flipped = values.reshape(32, 81, 2, 10).flip(2).reshape_as(values)
-    rows = torch.arange(32)
-    assert tables.compared(values[rows, rows], flipped[rows, rows]) > max(tables.TOLERANCE.values())
+    shifted = values.roll(2, dims=1)
+    rows, views = torch.arange(32), 5 * torch.arange(32)
+    for wrong in (flipped, shifted, values.roll(1, dims=0)):
+        assert tables.compared(values[rows, views], wrong[rows, views]) > max(tables.TOLERANCE.values())
+
+
+def test_a_stale_table_is_no_reason_to_compute_without_room(small, tabulated, said, full_disk, monkeypatch):
+    truncate(table_of(tabulated))
+    tables.forget_checked()
+    full_disk()
+    monkeypatch.setattr(tables, "size_of", lambda config: 10**9)
+    run = execute(small(*PLAIN, "seed=1"))
+    assert run.read_summary()["teacher_table"] is False
+    assert any("teacher: live (no room for a table: 1000 MB needed" in line for line in said)
+
+
+def test_overwriting_a_run_chooses_anew(small):
+    settings = ("data.augment=false", "checkpoint.keep_last=true", "overwrite=true")
+    assert execute(small(*settings, "teacher.table=on")).read_summary()["teacher_table"] is True
+    assert execute(small(*settings, "teacher.table=off")).read_summary()["teacher_table"] is False
+    assert check(small(*settings)) is not None  # a sweep that overwrites counts its epochs
 
 
 @pytest.fixture

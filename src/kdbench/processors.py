@@ -40,7 +40,7 @@ def siblings(processor: int) -> str:
 
 
 def time_quota() -> float:
-    """How many processors' time the control group of this process may use (cgroup version 2), or infinity."""
+    """How many processors' time the container may use (control groups, version 2), or infinity."""
     try:
         quota, period = (SYSTEM / "fs/cgroup/cpu.max").read_text().split()
         return int(quota) / int(period)
@@ -62,25 +62,31 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Parameters of glibc's mallopt (malloc.h)."""
 
 
+_keepers = 0
+"""How many runs in this process want freed memory kept: a run within which its teacher is trained, for one."""
+
+
 @contextlib.contextmanager
 def freed_memory_kept() -> Iterator[None]:
     """Have the C library keep what tensors give back, and give it to the next ones.
 
     Left to itself, glibc asks the system for every large tensor and returns it at once, and the system clears its pages
-    anew each time: a tenth and more of a training step (docs/performance.md). Afterwards all of it goes back. Other C
-    libraries are left alone.
+    anew each time: a tenth of a training step (docs/performance.md). When the last one leaves, all of it goes back.
+    Other C libraries are left alone.
     """
-    if platform.libc_ver()[0] != "glibc":
-        yield
-        return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_MAX, 0)
-    libc.mallopt(M_TRIM_THRESHOLD, -1)
+    global _keepers
+    libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+    _keepers += 1
+    if libc and _keepers == 1:
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
     try:
         yield
     finally:
-        # What malloc would have adjusted itself to by now: its largest threshold, and twice that.
-        libc.mallopt(M_MMAP_MAX, 65536)
-        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
-        libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
-        libc.malloc_trim(0)
+        _keepers -= 1
+        if libc and _keepers == 0:
+            # What malloc would have adjusted itself to by now: its largest threshold, and twice that.
+            libc.mallopt(M_MMAP_MAX, 65536)
+            libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+            libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
+            libc.malloc_trim(0)

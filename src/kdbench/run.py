@@ -59,6 +59,8 @@ def execute(config: RunConfig) -> RunDirectory:
                     return directory
                 if directory.is_complete():
                     directory.clear()
+                elif lesson and directory.recorded_table() not in (None, lesson.config.table):
+                    lesson = taught(config, directory, parts)  # another process has begun it meanwhile
                 directory.create()
                 with directory.logging():
                     train(config, directory, parts, lesson)
@@ -72,21 +74,21 @@ def execute(config: RunConfig) -> RunDirectory:
     return directory
 
 
-def check(config: RunConfig) -> str | None:
+def check(config: RunConfig) -> Path | None:
     """Everything that can be known to be wrong with a run before it starts. Writes nothing.
 
     Returns:
-        The key of the teacher whose table the run would read if there were one, for a sweep to count.
+        The table that the run would read if there were one, for a sweep to count.
 
     Raises:
         ConfigError: the config cannot run here.
     """
     config, directory = located(config)
-    if directory.is_complete():
+    if directory.is_complete() and not config.overwrite:
         return None
     _, _, method = check_parts(config)
     if config.teacher and config.teacher.table == "auto" and not directory.recorded_table():
-        return teachers.directory_of(config).key if tables.can_answer(method.needs) else None
+        return tables.table_file(teachers.directory_of(config), config) if tables.can_answer(method.needs) else None
     return None
 
 
@@ -174,14 +176,18 @@ def taught(config: RunConfig, directory: RunDirectory, parts: Parts) -> Lesson:
     choice = tables.choose(config, needs, teachers.directory_of(config), directory.recorded_table())
     log.info("teacher: %s", choice.reason)
     teacher = teachers.obtain(config, needs, parts.dataset, execute)
-    logits = tables.obtain(choice, config, teacher, parts.batches) if choice.use else None
-    if logits is None:
-        answers: Answers = LiveTeacher(teacher.network, needs, config.runtime)
-        source = "live" if choice.use else choice.reason
-        return Lesson(teacher, answers, dataclasses.replace(config.teacher, table="off"), source)
-    train = parts.dataset.train
-    answers = TabulatedTeacher(logits.to(train.labels.device), train, tables.views_of(config))
-    return Lesson(teacher, answers, dataclasses.replace(config.teacher, table="on"), choice.reason)
+    answers: Answers = LiveTeacher(teacher.network, needs, config.runtime)
+    table, source = "off", choice.reason
+    if choice.use:
+        logits = tables.obtain(choice, config, teacher, parts.batches)
+        if isinstance(logits, str):
+            source = logits
+            log.info("teacher: %s", source)
+        else:
+            train = parts.dataset.train
+            answers = TabulatedTeacher(logits.to(train.labels.device), train, tables.views_of(config))
+            table = "on"
+    return Lesson(teacher, answers, dataclasses.replace(config.teacher, table=table), source)
 
 
 def train(config: RunConfig, directory: RunDirectory, parts: Parts, lesson: Lesson | None) -> None:

@@ -161,7 +161,7 @@ class RunDirectory:
 
     def recorded_table(self) -> str | None:
         """What an unfinished run of which there is a checkpoint learns from: its teacher's table (on), or not (off)."""
-        if not self.checkpoint.is_file():
+        if self.is_complete() or not self.checkpoint.is_file():
             return None
         try:
             table = OmegaConf.select(OmegaConf.load(self.config), "teacher.table")

@@ -62,11 +62,11 @@ class Sweep:
             RunError: at the end, if any job was refused or failed.
         """
         check_writable(self.record.parent)
-        readers: dict[str, list[tuple[Job, RunConfig]]] = {}
+        readers: dict[Path, list[tuple[Job, RunConfig]]] = {}
         for job in self.jobs:
-            config, teacher = self.check(job)
-            if config and teacher:
-                readers.setdefault(teacher, []).append((job, config))
+            config, table = self.check(job)
+            if config and table:
+                readers.setdefault(table, []).append((job, config))
         for jobs in readers.values():
             share_table(jobs)
         runnable = [job for job in self.jobs if job.status != "refused"]
@@ -89,11 +89,11 @@ class Sweep:
         self.say_how_it_ended()
         return returns
 
-    def check(self, job: Job) -> tuple[RunConfig | None, str | None]:
+    def check(self, job: Job) -> tuple[RunConfig | None, Path | None]:
         """Compose and check one job's config; a failing one prints its line and is not launched.
 
         Returns:
-            The config, and the key of the teacher whose table the job would read if there were one.
+            The config, and the table that the job would read if there were one.
         """
         try:
             config = self.loader.load_sweep_config(self.config, list(job.overrides))

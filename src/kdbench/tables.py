@@ -5,6 +5,7 @@ the fingerprint of everything that could have changed a value, and the file's ha
 training split, views in theirs (`kdbench.data.views`); without augmentation there is one view.
 """
 
+import contextlib
 import errno
 import io
 import json
@@ -116,25 +117,38 @@ def choose(config: RunConfig, needs: Needs, teacher: RunDirectory, began: str | 
             f"live ({config.recipe.epochs} epochs do not repay a table of {len(views_of(config))} views; "
             "teacher.table=on builds one for later runs)",
         )
-    if not file.is_file() and (lack := lack_of_room(teacher.path, size_of(config))):
-        if began:
-            raise RunError(f"{lack}; this run began with its teacher's table and goes on with nothing else")
-        return Choice(False, f"live ({lack})")
-    return Choice(True, f"table {file}", build, required=began == "on")
+    choice = Choice(True, f"table {file}", build, required=began == "on")
+    if not file.is_file() and (lack := lack_of_room(file, config)):
+        return Choice(False, without(choice, lack))
+    return choice
 
 
-def lack_of_room(folder: Path, size: int) -> str | None:
-    """What is missing on a folder's disk for a table, in words, or None. The folder need not exist yet."""
-    size -= sum(begun.stat().st_size for begun in folder.glob(".table-*.partial"))
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+def without(choice: Choice, lack: str) -> str:
+    """What the run does where there is no room for its table: the teacher is live, for the user in words.
+
+    Raises:
+        RunError: the run began with the table.
+    """
+    if choice.required:
+        raise RunError(f"{lack}; this run began with its teacher's table and goes on with nothing else")
+    return f"live ({lack})"
+
+
+def lack_of_room(file: Path, config: RunConfig) -> str | None:
+    """What is missing on the disk for a table, in words, or None. The file's folder need not exist yet."""
+    size = size_of(config)
+    existing = next(parent for parent in file.absolute().parents if parent.exists())
     free = shutil.disk_usage(existing).free
+    for own in (file, *existing.glob(f".{file.stem}.*.partial")):
+        with contextlib.suppress(FileNotFoundError):  # another process may be about to rename it
+            free += own.stat().st_size  # makes room for the new table, or is its beginning
     if size < free:
         return None
     return f"no room for a table: {size / 1e6:.0f} MB needed and {free / 1e6:.0f} MB free in {existing}"
 
 
-def obtain(choice: Choice, config: RunConfig, teacher: Teacher, batches: Batches) -> Tensor | None:
-    """The table that a run reads, built first if it has to be; None where the live teacher must do.
+def obtain(choice: Choice, config: RunConfig, teacher: Teacher, batches: Batches) -> Tensor | str:
+    """The table that a run reads, built first if it has to be; or why the teacher must be live instead.
 
     Args:
         choice: To use one.
@@ -143,34 +157,32 @@ def obtain(choice: Choice, config: RunConfig, teacher: Teacher, batches: Batches
         batches: Of the training images.
 
     Returns:
-        [N, V, C] float32, mapped from the file.
+        [N, V, C] float32, mapped from the file; or words for the user, after "teacher: ".
 
     Raises:
-        RunError: a table that was just built does not agree with its teacher.
+        RunError: a table that was just built does not agree with its teacher, or the run cannot go on without one.
     """
     table = Table(config, teacher, batches)
-    with teacher.directory.locked("this teacher's table", f"{teacher.directory.key}-table"):
+    with teacher.directory.locked("this teacher's table", f"{teacher.directory.key}-{table.file.stem}"):
         problem = table.problem()
         if problem and not choice.build:
-            log.info("%s is not used: %s", table.file, problem)
-            return None
+            return f"live ({table.file} is not used: {problem})"
         if problem:
             if table.file.is_file():
                 log.info("%s is built anew: %s", table.file, problem)
+            if lack := lack_of_room(table.file, config):
+                return without(choice, lack)
             try:
                 table.build()
             except OSError as error:
                 if error.errno not in NO_ROOM:
                     raise
                 table.partial.unlink(missing_ok=True)
-                if choice.required:
-                    raise
-                log.info("teacher: live (no room for all of its table: %s)", error)
-                return None
+                return without(choice, f"no room for all of its table: {error.strerror}")
             problem = table.problem()
         if problem:
             raise RunError(f"{table.file} was built and cannot be used: {problem}; teacher.table=off does without")
-    return table.read()
+        return table.read()
 
 
 class Table:
@@ -257,14 +269,14 @@ class Table:
         self.partial.touch()
         with self.partial.open("r+b") as file:
             done = begun(file, self.shape, block)
-            progress = Progress(f"{self.file.parent.name}: table of {images:,} images x {views} views", total, done)
-            for start in range(done, total, block):
-                entries = torch.arange(start, min(start + block, total))
-                file.write(self.answers(entries // views, entries % views).numpy().astype("<f4").data)
-                file.flush()
-                os.fsync(file.fileno())
-                progress.add(len(entries))
-            made = progress.finished()
+            with Progress(f"{self.file.parent.name}: table of {images:,} images x {views} views", total, done) as shown:
+                for start in range(done, total, block):
+                    entries = torch.arange(start, min(start + block, total))
+                    file.write(self.answers(entries // views, entries % views).numpy().astype("<f4").data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    shown.add(len(entries))
+            made = shown.figures()
         runtime = self.config.runtime
         made |= {"device": device_name(runtime.device), "threads": runtime.threads}
         # The record first: a file without one would be worthless, a record without its file is only ignored.
@@ -303,12 +315,17 @@ class Progress:
     def speed(self) -> float:
         return (self.done - self.begun_at) / (time.monotonic() - self.started)
 
-    def finished(self) -> dict[str, Any]:
-        """Close the bar; seconds and views a second, for the record."""
-        self.bar.close()
+    def figures(self) -> dict[str, Any]:
+        """Seconds and views a second, for the record."""
         figures = {"seconds": time.monotonic() - self.started, "views_per_second": self.speed()}
         log.info("table: done in %.0f s, %.0f views/s", *figures.values())
         return figures
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.close()
 
 
 def kind_of(config: RunConfig) -> str:

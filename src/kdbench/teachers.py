@@ -244,10 +244,11 @@ def check_accuracy(
     logits = predict(network, dataset, dataset.val, config.runtime).numpy()
     measured = metrics.accuracy(logits, dataset.val.labels.cpu().numpy())
     recorded = summary.get("best_val_acc")
-    if not isinstance(recorded, float) or abs(measured - recorded) > ACCURACY_TOLERANCE:
+    tolerance = max(ACCURACY_TOLERANCE, 2 / len(dataset.val))  # two images may lie on the border
+    if not isinstance(recorded, float) or abs(measured - recorded) > tolerance:
         raise ConfigError(
             f"{directory.path}: the teacher's validation accuracy is {measured:.4f} here and {recorded} in its "
-            f"summary.json (at most {ACCURACY_TOLERANCE} apart); {remedy}"
+            f"summary.json (at most {tolerance} apart); {remedy}"
         )
     _verified.add(case)
 

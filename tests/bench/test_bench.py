@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdbench import cli
-from kdbench.bench.arms import ALONE, KDBENCH, KDBENCH_TABLE, REFERENCE, Bench, Trainee
+from kdbench.bench.arms import ALONE, KDBENCH, KDBENCH_TABLE, REFERENCE, Bench, Trainee, arms_of
 from kdbench.bench.measure import Timing, figures, peak_flops, spread
 from kdbench.models import describe
 from kdbench.processors import have_native_bf16
@@ -46,17 +46,17 @@ def bench_of(small):
     return make
 
 
-def names(arms):
-    return [arm.name for arm in arms]
+def names(bench):
+    return [arm.name for arm in arms_of(bench.config, bench.method.needs)]
 
 
 def test_arms_are_those_that_differ(bench_of):
     alone = ["views", "channels-last", "step"]
-    assert names(bench_of("method=ce").arms()) == ["reference", *alone, "kdbench"]
-    assert names(bench_of("method=feature").arms()) == ["reference", *alone, "folded", "kdbench"]
+    assert names(bench_of("method=ce")) == ["reference", *alone, "kdbench"]
+    assert names(bench_of("method=feature")) == ["reference", *alone, "folded", "kdbench"]
     tabulated = ["reference", *alone, "folded", "table", "kdbench", "kdbench-table"]
-    assert names(bench_of("method=logit").arms()) == tabulated
-    assert "precision" in names(bench_of("method=logit", "runtime.precision=bf16").arms())
+    assert names(bench_of("method=logit")) == tabulated
+    assert "precision" in names(bench_of("method=logit", "runtime.precision=bf16"))
 
 
 def test_every_arm_alone_differs_from_the_reference_in_one_thing():
@@ -99,6 +99,24 @@ def test_reference_and_kdbench_compute_the_same_step(bench_of):
         own.train_on([batch])
     for a, b in zip(parameters_of(reference), parameters_of(own), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_reference_takes_no_batch_that_was_made_while_others_were_measured(bench_of):
+    bench = bench_of("method=ce")
+    bench.loader.prefetched, bench.loader.loaded = 2, iter(range(100))
+    bench.loader.begin_anew()
+    assert bench.loader.ready == [2]  # 0 and 1 lay there
+
+
+@pytest.mark.parametrize("augment", ["true", "false"])
+def test_reference_augments_as_the_run_does(bench_of, augment):
+    bench = bench_of("method=logit", f"data.augment={augment}")
+    images = bench.loader.loader.dataset
+    plain = bench.dataset.normalise(bench.dataset.train.images[:20].permute(0, 3, 1, 2))
+    seen = torch.stack([images[row][0] for row in range(20)])
+    assert torch.equal(seen, plain) == (augment == "false")
+    with applied(bench.config.runtime):
+        Trainee(ALONE[-1], bench).train(1)  # the table has a column for what the reference shows
 
 
 def test_ratios_are_of_the_same_round(bench_of):
@@ -145,6 +163,7 @@ def test_command_prints_a_table_and_writes_one_file(kdbench_bench, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--arms", "table", "method=ce"], "--arms names table, which is no arm of method=ce (ce, "),
         (["--arms", "referense"], "--arms names 'referense'; did you mean reference?"),
         (["method=logits"], "method=logits is no option; did you mean logit?"),
         (["recipe.batch=3"], "recipe.batch is no known key; did you mean batch_size?"),
@@ -193,4 +212,4 @@ def test_cpu_set_is_as_many_times_faster_as_is_required(kdbench_bench, tmp_path)
         (case["method"], arm["arm"]): arm["ratio"]["median"] for case in result["cases"] for arm in case["arms"]
     }
     required = REQUIRED if have_native_bf16() else REQUIRED_IN_FP32
-    assert {key: ratio for key, ratio in measured.items() if ratio < required.get(key, 0)} == {}
+    assert {key: measured.get(key) for key, least in required.items() if measured.get(key, 0) < least} == {}

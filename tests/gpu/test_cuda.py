@@ -124,10 +124,13 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("trained")
 
     def make(precision):
-        config = composed(*SMALL_ON_CUDA, f"output_root={root}", f"runtime.precision={precision}", "recipe.epochs=5")
+        longer = ("teacher.recipe.epochs=20", "teacher.recipe.batch_size=32")
+        config = composed(*SMALL_ON_CUDA, *longer, f"output_root={root}", f"runtime.precision={precision}")
         config.runtime = resolve(config.runtime)
         parts = prepare(config)
-        return config, parts, teachers.obtain(config, parts.method.needs, parts.dataset, execute)
+        teacher = teachers.obtain(config, parts.method.needs, parts.dataset, execute)
+        assert teacher.test_acc > 0.2
+        return config, parts, teacher
 
     return make
 
@@ -149,6 +152,7 @@ def test_table_holds_what_the_live_teacher_answers(trained, precision):
     with applied(config.runtime):
         choice = tables.Choice(use=True, reason="", build=True)
         table = tables.obtain(choice, config, teacher, parts.batches)
+        assert not isinstance(table, str)
         tabulated = TabulatedTeacher(table.cuda(), parts.dataset.train, tables.views_of(config))
         live = LiveTeacher(teacher.network, parts.method.needs, config.runtime)
         for batch in parts.batches.epoch(3):

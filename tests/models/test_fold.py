@@ -74,19 +74,24 @@ def test_memory_format_survives():
 
 
 class Odd(nn.Module):
-    """One convolution read twice, one called twice, one batch norm without statistics."""
+    """One convolution read twice, one called twice, one batch norm without statistics, and two norms in a row."""
 
     def __init__(self, num_classes):
         super().__init__()
         self.read_twice, self.called_twice, self.free = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
         self.bn1, self.bn2 = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
         self.bn3 = nn.BatchNorm2d(3, track_running_stats=False)
+        self.last, self.bn4, self.bn5 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        for norm in (self.bn1, self.bn2, self.bn4, self.bn5):
+            norm.running_mean.uniform_(-1, 1)
+            norm.running_var.uniform_(0.5, 2)
         self.fc = nn.Linear(3, num_classes)
 
     def forward(self, images):
         maps = self.read_twice(images)
         maps = maps + self.bn1(maps)
         maps = self.bn2(self.called_twice(self.called_twice(maps)))
+        maps = self.bn5(self.bn4(self.last(maps)))
         return self.fc(self.bn3(self.free(maps)).mean((2, 3)))
 
 

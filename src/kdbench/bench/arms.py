@@ -44,7 +44,9 @@ class Arm:
     """whole, folded (batch norm in the convolutions) or table."""
 
 
-REFERENCE = Arm("reference", "PIL transforms in workers, fp32, NCHW, eager, .item() per term, live teacher")
+REFERENCE = Arm(
+    "reference", "PIL transforms in workers, fp32 (GPU: TF32, torch's default), NCHW, eager, .item() per term"
+)
 ALONE = (
     dataclasses.replace(REFERENCE, name="views", what="batches gathered on the device", views=True),
     dataclasses.replace(REFERENCE, name="channels-last", what="images and weights as NHWC", channels_last=True),
@@ -58,6 +60,19 @@ KDBENCH_TABLE = dataclasses.replace(KDBENCH, name="kdbench-table", what="all of 
 ARMS = (REFERENCE, *ALONE, KDBENCH, KDBENCH_TABLE)
 
 
+def arms_of(config: RunConfig, needs: Needs) -> list[Arm]:
+    """Those that differ here: no teacher's without a teacher, no precision's in float32, no table of maps."""
+
+    def differs(arm: Arm) -> bool:
+        if arm.name == "precision":
+            return narrow(config.runtime) is not None
+        if arm.teacher == "table":
+            return can_answer(needs)
+        return arm.name != "folded" or config.teacher is not None
+
+    return [arm for arm in ARMS if differs(arm)]
+
+
 class Bench:
     """What the arms of one configuration share.
 
@@ -69,19 +84,10 @@ class Bench:
     def __init__(self, config: RunConfig, workers: int) -> None:
         self.config = config
         self.dataset, self.student, self.method = check_parts(config)
-        self.loader = PilBatches(self.dataset, config.recipe.batch_size, config.runtime.device, workers)
+        self.loader = PilBatches(
+            self.dataset, config.recipe.batch_size, config.data.augment, config.runtime.device, workers
+        )
         self.teacher = teacher_for_speed(config, self.method.needs, self.dataset) if config.teacher else None
-
-    def arms(self) -> list[Arm]:
-        """Those that differ here: no teacher's without a teacher, no precision's in float32, no table of maps."""
-        return [arm for arm in ARMS if self.differs(arm)]
-
-    def differs(self, arm: Arm) -> bool:
-        if arm.name == "precision":
-            return narrow(self.config.runtime) is not None
-        if arm.teacher == "table":
-            return can_answer(self.method.needs)
-        return arm.name != "folded" or self.teacher is not None
 
     def flops_per_image(self, arm: Arm) -> int:
         """Of the networks' convolutions and products: forward and twice that backward, and the teacher's forward."""
@@ -135,7 +141,7 @@ class Trainee:
 
     def train(self, steps: int) -> float:
         """So many steps; the seconds until the device had done them."""
-        # The reference is what one writes without a thought: torch's defaults round float32 convolutions on a GPU.
+        # The reference is what one writes without a thought: on a GPU torch then rounds float32 convolutions to TF32.
         torch.backends.cudnn.allow_tf32 = not self.arm.precision
         started = time.perf_counter()
         self.train_on(itertools.islice(self.batches, steps))
@@ -143,9 +149,10 @@ class Trainee:
             torch.cuda.synchronize(self.runtime.device)
         return time.perf_counter() - started
 
-    def drop_prefetched(self) -> None:
+    def begin_anew(self) -> None:
+        """Take nothing from the time when others were measured."""
         if self.loader:
-            self.loader.drop_prefetched()
+            self.loader.begin_anew()
 
 
 def full_batches(batches: Batches) -> Iterator[Batch]:
@@ -155,7 +162,7 @@ def full_batches(batches: Batches) -> Iterator[Batch]:
 
 
 def synthetic_table(config: RunConfig, dataset: Dataset) -> TabulatedTeacher:
-    """A table as large as the real one, of random values: what is measured is how fast it is read."""
+    """A table of random values, for the images of this benchmark: what is measured is how fast it is read."""
     views = views_of(config)
     values = torch.randn(len(dataset.train), len(views), NUM_CLASSES, device=dataset.train.labels.device)
     return TabulatedTeacher(values, dataset.train, views)

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import datetime
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from kdbench.bench.arms import ARMS, Bench
+from kdbench.bench.arms import ARMS, Arm, Bench, arms_of
 from kdbench.bench.measure import figures, measured
 from kdbench.compose import explained, run_config
 from kdbench.config import RunConfig
 from kdbench.errors import ConfigError, nearest
 from kdbench.processors import available_cores
+from kdbench.run import check_parts
 from kdbench.runs import write_json
 from kdbench.runtime import applied, resolve
 from kdbench.summary import environment
@@ -99,10 +101,9 @@ def bench(arguments: Sequence[str]) -> None:
     except OSError as error:
         raise ConfigError(f"--out is {out}, and its folder cannot be made: {error}") from None
     result: dict[str, Any] = {"schema_version": 1, "started": now.isoformat(timespec="seconds"), "cases": []}
-    for case, config in prepared:
+    for case, config, arms in prepared:
         with applied(config.runtime):
             shared = Bench(config, given.workers or min(4, available_cores()))
-            arms = [arm for arm in shared.arms() if not case.arms or arm.name in case.arms]
             title = " ".join(case.overrides) or "defaults"
             rows = figures(shared, measured(shared, arms, given.rounds, given.seconds, title))
         result["environment"] = environment(config)
@@ -122,8 +123,8 @@ def expanded(overrides: Sequence[str]) -> list[Case]:
     return [Case(tuple(job)) for job in jobs]
 
 
-def checked(case: Case) -> tuple[Case, RunConfig]:
-    """A case and its resolved config.
+def checked(case: Case) -> tuple[Case, RunConfig, list[Arm]]:
+    """A case, its resolved config and its arms.
 
     Raises:
         ConfigError: its keys, its device or its arms are not what can be.
@@ -139,7 +140,15 @@ def checked(case: Case) -> tuple[Case, RunConfig]:
             f"recipe.batch_size is {config.recipe.batch_size}, more than data.num_train={config.data.num_train}; "
             "only whole batches are measured"
         )
-    return case, dataclasses.replace(config, runtime=resolve(config.runtime))
+    config = dataclasses.replace(config, runtime=resolve(config.runtime))
+    arms = arms_of(config, check_parts(config)[2].needs)
+    for name in case.arms:
+        if name not in [arm.name for arm in arms]:
+            raise ConfigError(
+                f"--arms names {name}, which is no arm of {' '.join(case.overrides) or 'the defaults'} "
+                f"({config.method.name}, {config.runtime.precision}); its arms: {', '.join(arm.name for arm in arms)}"
+            )
+    return case, config, [arm for arm in arms if not case.arms or arm.name in case.arms]
 
 
 def described(case: Case, config: RunConfig) -> dict[str, Any]:
@@ -173,7 +182,7 @@ def printed(row: dict[str, Any]) -> dict[str, str]:
         "arm": row["arm"],
         "x reference": f"{ratio['median']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f})" if ratio else "-",
         "images/s": f"{speed['median']:.0f} ({speed['lowest']:.0f} to {speed['highest']:.0f})",
-        "ms/step": f"{1000 * sorted(row['step_seconds'])[len(row['step_seconds']) // 2]:.1f}",
+        "ms/step": f"{1000 * statistics.median(row['step_seconds']):.1f}",
         "TFLOP/s": f"{row['flops_per_second'] / 1e12:.3g}",
     }
     return shown | ({"of peak": f"{share:.1%}"} if share is not None else {}) | {"what": row["what"]}

@@ -1,6 +1,7 @@
 """Arms in turn, A B C A B C, so that a machine that drifts drifts for all of them."""
 
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,11 +12,13 @@ from tqdm import tqdm
 from kdbench.bench.arms import REFERENCE, Arm, Bench, Trainee
 
 PEAKS = {
-    "H200": {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12},
-    "H100": {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12},
-    "A100": {"bf16": 312e12, "fp16": 312e12, "fp32": 19.5e12},
+    "H200": {"bf16": 989e12, "fp16": 989e12, "tf32": 494e12, "fp32": 67e12},
+    "H100": {"bf16": 989e12, "fp16": 989e12, "tf32": 494e12, "fp32": 67e12},
+    "A100": {"bf16": 312e12, "fp16": 312e12, "tf32": 156e12, "fp32": 19.5e12},
 }
 """FLOP/s without sparsity, from NVIDIA's data sheets of the SXM forms; fp32 is that of the plain units."""
+PAUSE = 0.2
+"""Seconds between visits, in which the reference's workers finish what they have begun."""
 WARM_UP = 0.1
 """Share of a visit's steps that come before its clock starts."""
 
@@ -50,9 +53,9 @@ def measured(bench: Bench, arms: Sequence[Arm], rounds: int, seconds: float, tit
             bar.update()
         for _ in range(rounds):
             for trainee, timing in zip(trainees, timings, strict=True):
-                if warm_up := int(WARM_UP * timing.steps):
-                    trainee.drop_prefetched()
-                    trainee.train(warm_up)
+                time.sleep(PAUSE)
+                trainee.begin_anew()
+                trainee.train(int(WARM_UP * timing.steps))
                 timing.step_seconds.append(trainee.train(timing.steps) / timing.steps)
                 bar.update()
     return timings
@@ -70,7 +73,7 @@ def figures(bench: Bench, timings: Sequence[Timing]) -> list[dict[str, Any]]:
         arm, steps = timing.arm, timing.step_seconds
         speed = [batch_size / step for step in steps]
         flops = statistics.median(speed) * bench.flops_per_image(arm)
-        peak = peak_flops(runtime.device, runtime.precision if arm.precision else "fp32")
+        peak = peak_flops(runtime.device, runtime.precision if arm.precision else "tf32")
         rows.append(
             {
                 "arm": arm.name,

@@ -15,6 +15,7 @@ from torchvision import transforms
 from kdbench.config import RecipeConfig, RuntimeConfig
 from kdbench.data.batches import Batch, in_memory_format
 from kdbench.data.dataset import Dataset
+from kdbench.data.views import IDENTITY_VIEW
 from kdbench.methods.method import Knowledge, Method
 from kdbench.models import Network
 from kdbench.runtime import autocast
@@ -24,18 +25,13 @@ from kdbench.train.loop import Answers
 class PilImages(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
     """A training set one image at a time, augmented by torchvision."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, augment: bool) -> None:
         self.images = dataset.train.images.cpu().numpy()
         self.labels = dataset.train.labels.tolist()
         self.indices = dataset.train.indices.tolist()
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomCrop(32, padding=4),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(dataset.mean.tolist(), dataset.std.tolist()),
-            ]
-        )
+        augmentation = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()] if augment else []
+        normalise = transforms.Normalize(dataset.mean.tolist(), dataset.std.tolist())
+        self.transform = transforms.Compose([*augmentation, transforms.ToTensor(), normalise])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,18 +46,20 @@ class PilBatches:
     Args:
         dataset: Its training images.
         batch_size: Of every batch; what is left at the end of an epoch is dropped.
+        augment: Crop and flip.
         device: Where the batches go.
         workers: Processes.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, device: str, workers: int) -> None:
+    def __init__(self, dataset: Dataset, batch_size: int, augment: bool, device: str, workers: int) -> None:
         self.device = device
         self.prefetched = 2 * workers
         self.loader = DataLoader(
-            PilImages(dataset), batch_size, shuffle=True, num_workers=workers, drop_last=True,
+            PilImages(dataset, augment), batch_size, shuffle=True, num_workers=workers, drop_last=True,
             pin_memory=device != "cpu", persistent_workers=workers > 0,
         )  # fmt: skip
         self.loaded = self.endless()
+        self.ready: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def endless(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         while True:
@@ -69,15 +67,18 @@ class PilBatches:
 
     def batches(self, channels_last: bool) -> Iterator[Batch]:
         """Without end."""
-        for loaded in self.loaded:
+        while True:
+            loaded = self.ready.pop() if self.ready else next(self.loaded)
             images, labels, indices = (values.to(self.device, non_blocking=True) for values in loaded)
-            views = torch.zeros_like(labels)  # a transform does not say which it chose
+            views = torch.full_like(labels, IDENTITY_VIEW)  # a transform does not say which it chose
             yield Batch(in_memory_format(images, channels_last), labels, indices, views)
 
-    def drop_prefetched(self) -> None:
-        """Forget what the workers made while somebody else was measured."""
+    def begin_anew(self) -> None:
+        """Forget what the workers made while somebody else was measured, and have one batch ready."""
+        self.ready.clear()
         for _ in range(self.prefetched):
             next(self.loaded)
+        self.ready.append(next(self.loaded))
 
 
 class ReferenceTrainer:

@@ -35,7 +35,8 @@ def folded(network: Network, dtype: torch.dtype | None = None) -> Network:
         convolution = convolution_before(node, modules, calls)
         if convolution is not None:
             target = str(convolution.target)
-            body.set_submodule(target, fuse_conv_bn_eval(modules[target], modules[str(node.target)]))
+            modules[target] = fuse_conv_bn_eval(modules[target], modules[str(node.target)])
+            body.set_submodule(target, modules[target])
             node.replace_all_uses_with(convolution)
             body.graph.erase_node(node)
     body.delete_all_unused_submodules()
