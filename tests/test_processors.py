@@ -13,6 +13,7 @@ def machine(tmp_path, monkeypatch):
     """Pretend to have these processors, each with its siblings, and a quota."""
 
     def pretend(siblings, quota="max 100000"):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(siblings))
         monkeypatch.setattr(processors, "SYSTEM", tmp_path)
         for processor, shared in siblings.items():
@@ -40,8 +41,15 @@ def test_cores_are_those_this_process_may_use(machine, siblings, quota, cores):
     assert processors.available_cores() == cores
 
 
+def test_cores_are_as_many_as_the_user_says(machine, monkeypatch):
+    machine({0: "0", 1: "1"})
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert processors.available_cores() == 5
+
+
 def test_cores_are_counted_where_linux_says_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(processors, "SYSTEM", tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert processors.available_cores() == len(os.sched_getaffinity(0))
 
 

@@ -31,14 +31,14 @@ def main_bench() -> None:
     """Entry point of `kdbench-bench`. Exit codes as above."""
     share_processors()
     say_what_happens()
-    from kdbench.bench.command import bench  # late: the environment is set before torch is imported
-
     try:
+        from kdbench.bench.command import bench  # late: the environment is set before torch is imported
+
         bench(sys.argv[1:])
     except KdbenchError as error:
         sys.exit(refuse(error, program="kdbench-bench"))
     except KeyboardInterrupt:
-        print("kdbench-bench: interrupted; cases that were finished are in the JSON file", file=sys.stderr)
+        print("kdbench-bench: interrupted; what was finished stands above and in its JSON file", file=sys.stderr)
         sys.exit(130)
 
 
@@ -66,7 +66,8 @@ def command(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print(
             "kdbench: interrupted; the same command goes on from last.ckpt, "
-            "or from the start if none was written yet (checkpoint.every_minutes)",
+            "or from the start if none was written yet (checkpoint.every_minutes); "
+            "a table goes on after its last block",
             file=sys.stderr,
         )
         return 130

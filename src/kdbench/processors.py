@@ -21,10 +21,14 @@ def have_native_bf16() -> bool:
 
 
 def available_cores() -> int:
-    """Cores this process may use: a batch system may have narrowed its affinity, a container its share of time.
+    """Cores this process may use: a batch system may have narrowed its affinity, a container its share of time, and the
+    user both with OMP_NUM_THREADS.
 
     Processors that share a core count once: the arithmetic units, which two threads would share, are busy with one.
     """
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdecimal() and int(wanted) >= 1:
+        return int(wanted)
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     cores = {siblings(processor) for processor in os.sched_getaffinity(0)}

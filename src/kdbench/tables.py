@@ -7,6 +7,7 @@ training split, views in theirs (`kdbench.data.views`); without augmentation the
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import logging
@@ -114,10 +115,11 @@ def choose(config: RunConfig, needs: Needs, teacher: RunDirectory, began: str | 
     if not build and not file.is_file():
         return Choice(
             False,
-            f"live ({config.recipe.epochs} epochs do not repay a table of {len(views_of(config))} views; "
+            f"live (a table is repaid by more than {len(views_of(config))} epochs, here are {config.recipe.epochs}; "
             "teacher.table=on builds one for later runs)",
         )
-    choice = Choice(True, f"table {file}", build, required=began == "on")
+    source = f"table {file}" + ("" if file.is_file() else ", to be built") + (" (as this run began)" if began else "")
+    choice = Choice(True, source, build, required=began == "on")
     if not file.is_file() and (lack := lack_of_room(file, config)):
         return Choice(False, without(choice, lack))
     return choice
@@ -144,7 +146,7 @@ def lack_of_room(file: Path, config: RunConfig) -> str | None:
             free += own.stat().st_size  # makes room for the new table, or is its beginning
     if size < free:
         return None
-    return f"no room for a table: {size / 1e6:.0f} MB needed and {free / 1e6:.0f} MB free in {existing}"
+    return f"no room for a table: {size / 1e6:.1f} MB needed and {free / 1e6:.1f} MB free in {existing}"
 
 
 def obtain(choice: Choice, config: RunConfig, teacher: Teacher, batches: Batches) -> Tensor | str:
@@ -166,7 +168,7 @@ def obtain(choice: Choice, config: RunConfig, teacher: Teacher, batches: Batches
     with teacher.directory.locked("this teacher's table", f"{teacher.directory.key}-{table.file.stem}"):
         problem = table.problem()
         if problem and not choice.build:
-            return f"live ({table.file} is not used: {problem})"
+            return f"live ({table.file} is not used: {problem}; teacher.table=on builds it anew)"
         if problem:
             if table.file.is_file():
                 log.info("%s is built anew: %s", table.file, problem)
@@ -177,7 +179,8 @@ def obtain(choice: Choice, config: RunConfig, teacher: Teacher, batches: Batches
             except OSError as error:
                 if error.errno not in NO_ROOM:
                     raise
-                table.partial.unlink(missing_ok=True)
+                for begun_file in (table.partial, table.hashes):
+                    begun_file.unlink(missing_ok=True)
                 return without(choice, f"no room for all of its table: {error.strerror}")
             problem = table.problem()
         if problem:
@@ -199,6 +202,7 @@ class Table:
         self.fingerprint = fingerprint(config, teacher, batches)
         # Its name says what it is the beginning of.
         self.partial = self.file.with_name(f".{self.file.stem}.{key_of(self.fingerprint)}.partial")
+        self.hashes = self.partial.with_suffix(".hashes")
 
     def problem(self) -> str | None:
         """Why the file cannot be used, or None. What was checked once in this process is not checked again."""
@@ -223,7 +227,7 @@ class Table:
         for name, value in self.fingerprint.items():
             if recorded.get(name) != value:
                 return f"its {name} is {short(recorded.get(name))} there and {short(value)} here"
-        return None if sha256(self.file) == hashed else "its content is not what was written"
+        return None if sha256(self.file) == hashed else "it was cut short or changed since it was written"
 
     def problem_of_values(self) -> str | None:
         """Whether some entries, the same ones each time, are what the live teacher answers here."""
@@ -267,14 +271,17 @@ class Table:
         total = images * views
         block = BATCHES_PER_BLOCK * EVALUATION_BATCH[kind_of(self.config)]
         self.partial.touch()
-        with self.partial.open("r+b") as file:
-            done = begun(file, self.shape, block)
+        self.hashes.touch()
+        with self.partial.open("r+b") as file, self.hashes.open("r+b") as hashes:
+            done = begun(file, hashes, self.shape, block)
             with Progress(f"{self.file.parent.name}: table of {images:,} images x {views} views", total, done) as shown:
                 for start in range(done, total, block):
                     entries = torch.arange(start, min(start + block, total))
-                    file.write(self.answers(entries // views, entries % views).numpy().astype("<f4").data)
-                    file.flush()
-                    os.fsync(file.fileno())
+                    values = self.answers(entries // views, entries % views).numpy().astype("<f4").tobytes()
+                    for opened, content in ((file, values), (hashes, hashlib.sha256(values).digest())):
+                        opened.write(content)
+                        opened.flush()
+                        os.fsync(opened.fileno())
                     shown.add(len(entries))
             made = shown.figures()
         runtime = self.config.runtime
@@ -282,14 +289,15 @@ class Table:
         # The record first: a file without one would be worthless, a record without its file is only ignored.
         write_json(self.record, {"fingerprint": self.fingerprint, "sha256": sha256(self.partial), "made": made})
         self.partial.replace(self.file)
+        self.hashes.unlink()
         sync_folder(self.file.parent)
 
     def remove_what_is_stale(self) -> None:
         """An old table, and the beginnings of others."""
         self.record.unlink(missing_ok=True)
         self.file.unlink(missing_ok=True)
-        for other in self.file.parent.glob(f".{self.file.stem}.*.partial"):
-            if other != self.partial:
+        for other in self.file.parent.glob(f".{self.file.stem}.*"):
+            if other not in (self.partial, self.hashes):
                 other.unlink()
 
 
@@ -310,7 +318,8 @@ class Progress:
         self.done += views
         self.bar.update(views)
         if self.bar.disable and 10 * self.done // self.total > tenth and self.done < self.total:
-            log.info("table: %.0f%%, %.0f views/s", 100 * self.done / self.total, self.speed())
+            left = tqdm.format_interval((self.total - self.done) / self.speed())
+            log.info("table: %.0f%%, %.0f views/s, %s left", 100 * self.done / self.total, self.speed(), left)
 
     def speed(self) -> float:
         return (self.done - self.begun_at) / (time.monotonic() - self.started)
@@ -353,23 +362,29 @@ def fingerprint(config: RunConfig, teacher: Teacher, batches: Batches) -> dict[s
     }
 
 
-def begun(file: BinaryIO, shape: tuple[int, int, int], block: int) -> int:
-    """Bring an empty or interrupted file to where writing goes on: the header and whole blocks that surely reached it.
+def begun(file: BinaryIO, hashes: BinaryIO, shape: tuple[int, int, int], block: int) -> int:
+    """Bring an empty or interrupted table to where writing goes on: after the last block that is as it was written.
+
+    Args:
+        file: The table's beginning.
+        hashes: SHA-256 of each block, 32 bytes each, in order.
+        shape: Of the whole table.
+        block: Entries.
 
     Returns:
         Entries that are there.
     """
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
-    start, block_size = len(header.getvalue()), block * shape[2] * 4
-    size = file.seek(0, os.SEEK_END)
-    # A power cut can leave the last block as long as it should be, but empty.
-    blocks = max(0, (size - start) // block_size - 1)
     file.seek(0)
     file.write(header.getvalue())
-    file.truncate(start + blocks * block_size)
-    file.seek(0, os.SEEK_END)
-    return blocks * block
+    size, done = block * shape[2] * 4, 0
+    while (written := file.read(size)) and hashes.read(32) == hashlib.sha256(written).digest():
+        done += 1
+    for opened, length in ((file, len(header.getvalue()) + done * size), (hashes, done * 32)):
+        opened.truncate(length)
+        opened.seek(0, os.SEEK_END)
+    return done * block
 
 
 def compared(there: Tensor, expected: Tensor) -> float:

@@ -170,7 +170,9 @@ def test_command_prints_a_table_and_writes_one_file(kdbench_bench, tmp_path):
         (["recipe.batch_size=4000"], "recipe.batch_size is 4000, more than data.num_train=3840"),
         (["runtime.device=cuda:7"], "runtime.device=cuda:7 and this machine has"),
         (["method=[ce"], "cannot be read"),
-        (["--out", "/dev/null/speed.json"], "--out is /dev/null/speed.json, and its folder cannot be made"),
+        (["--out", ""], "--out is '.', and no file can be written there"),
+        (["--arms", ""], "--arms names ''; "),
+        (["--out", "/dev/null/speed.json"], "--out is '/dev/null/speed.json', and no file can be written there"),
     ],
 )
 def test_mistakes_are_said_in_one_line_before_anything_is_measured(kdbench_bench, arguments, message):
@@ -178,6 +180,21 @@ def test_mistakes_are_said_in_one_line_before_anything_is_measured(kdbench_bench
     assert code == 2
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seconds", "-1"], "'-1' is no finite number above 0"),
+        (["--seconds", "nan"], "'nan' is no finite number above 0"),
+        (["--rounds", "0"], "'0' is no whole number of at least 1"),
+        (["--workers", "two"], "'two' is no whole number of at least 1"),
+    ],
+)
+def test_numbers_without_meaning_are_refused(kdbench_bench, arguments, message):
+    code, _, err = kdbench_bench(*arguments)
+    assert code == 2
+    assert message in err
 
 
 def test_set_and_keys_exclude_each_other(kdbench_bench):

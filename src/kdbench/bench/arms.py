@@ -55,8 +55,8 @@ ALONE = (
     dataclasses.replace(REFERENCE, name="folded", what="teacher: batch norm folded", teacher="folded"),
     dataclasses.replace(REFERENCE, name="table", what="teacher: table", teacher="table"),
 )
-KDBENCH = Arm("kdbench", "all of them, the teacher live", True, True, True, True, "folded")
-KDBENCH_TABLE = dataclasses.replace(KDBENCH, name="kdbench-table", what="all of them, from a table", teacher="table")
+KDBENCH = Arm("kdbench", "all of them", True, True, True, True, "folded")
+KDBENCH_TABLE = dataclasses.replace(KDBENCH, name="kdbench-table", what="all of them, teacher: table", teacher="table")
 ARMS = (REFERENCE, *ALONE, KDBENCH, KDBENCH_TABLE)
 
 

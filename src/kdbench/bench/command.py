@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import datetime
+import logging
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from kdbench.run import check_parts
 from kdbench.runs import write_json
 from kdbench.runtime import applied, resolve
 from kdbench.summary import environment
+
+log = logging.getLogger(__name__)
 
 DATA = ("data=shapes", "data.num_train=3840", "data.num_val=10", "data.num_test=10")
 """Speed does not depend on what the images show; these need no download."""
@@ -67,7 +71,7 @@ def arguments_of(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--set", choices=SETS, help="cases that belong together, instead of KEY=VALUE of one's own")
     parser.add_argument("--arms", help="names with commas between; all that differ by default")
     parser.add_argument("--rounds", type=whole, default=5, help="visits of every arm (5)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="a visit lasts, at least one step (2)")
+    parser.add_argument("--seconds", type=duration, default=2.0, help="a visit lasts, at least one step (2)")
     parser.add_argument("--workers", type=whole, help="processes of the reference's loader (one per core, at most 4)")
     parser.add_argument("--out", type=Path, help="the JSON file (outputs/bench/TIME.json)")
     given = parser.parse_intermixed_args(arguments)
@@ -77,10 +81,18 @@ def arguments_of(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def whole(text: str) -> int:
-    """For argparse: a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise ValueError
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def duration(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no finite number above 0")
     return value
 
 
@@ -92,24 +104,26 @@ def bench(arguments: Sequence[str]) -> None:
     """
     given = arguments_of(arguments)
     cases = SETS[given.set] if given.set else expanded(given.overrides)
-    named = tuple(given.arms.split(",")) if given.arms else ()
+    named = tuple(name.strip() for name in given.arms.split(",")) if given.arms is not None else ()
     prepared = [checked(Case(case.overrides, named or case.arms)) for case in cases]
     now = datetime.datetime.now().astimezone()
     out = given.out or Path("outputs/bench") / f"{now:%Y-%m-%d_%H-%M-%S}.json"
+    result: dict[str, Any] = {"schema_version": 1, "started": now.isoformat(timespec="seconds"), "cases": []}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out is {out}, and its folder cannot be made: {error}") from None
-    result: dict[str, Any] = {"schema_version": 1, "started": now.isoformat(timespec="seconds"), "cases": []}
+        write_json(out, result)
+    except (OSError, ValueError) as error:  # an empty name is a ValueError
+        raise ConfigError(f"--out is {str(given.out)!r}, and no file can be written there: {error}") from None
     for case, config, arms in prepared:
         with applied(config.runtime):
+            log.info("measuring %s: %d arms, %d rounds", " ".join(case.overrides), len(arms), given.rounds)
             shared = Bench(config, given.workers or min(4, available_cores()))
             title = " ".join(case.overrides) or "defaults"
             rows = figures(shared, measured(shared, arms, given.rounds, given.seconds, title))
         result["environment"] = environment(config)
         result["cases"].append(described(case, config) | {"arms": rows})
-        write_json(out, result)
         print(f"\n{headline(result['cases'][-1])}\n{table(rows)}", flush=True)
+        write_json(out, result)
     print(f"\nwritten: {out}")
 
 
@@ -183,6 +197,7 @@ def printed(row: dict[str, Any]) -> dict[str, str]:
         "x reference": f"{ratio['median']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f})" if ratio else "-",
         "images/s": f"{speed['median']:.0f} ({speed['lowest']:.0f} to {speed['highest']:.0f})",
         "ms/step": f"{1000 * statistics.median(row['step_seconds']):.1f}",
+        "rounds x steps": f"{speed['n']} x {row['steps_per_round']}",
         "TFLOP/s": f"{row['flops_per_second'] / 1e12:.3g}",
     }
     return shown | ({"of peak": f"{share:.1%}"} if share is not None else {}) | {"what": row["what"]}
