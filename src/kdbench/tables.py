@@ -47,7 +47,7 @@ CHECKED = 64
 """Entries that are compared with the live teacher when a table is opened."""
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.03, "fp16": 0.005}
 """How far an entry may be from what the live teacher answers, as a share of the largest logit of those compared, per
-precision. Kernels round differently; the wrong view of an image is off by several times as much (docs/performance.md).
+precision. Kernels round differently; the wrong view of an image is off by several times as much.
 So both name the same class wherever the teacher prefers it by more than twice this."""
 
 
