@@ -1,5 +1,7 @@
 """What tests share: composing configs, calling the command in this process, and the real CIFAR-10 where it is."""
 
+import copy
+import functools
 import logging
 import os
 import shutil
@@ -39,7 +41,19 @@ def fresh_process_state() -> Iterator[None]:
 @pytest.fixture
 def small(tmp_path: Path) -> Callable[..., RunConfig]:
     """Compose a run of seconds that writes into the test's own folder."""
-    return lambda *overrides: composed(*SMALL, f"output_root={tmp_path / 'out'}", *overrides)
+
+    def make(*overrides: str) -> RunConfig:
+        config = copy.deepcopy(composed_once(*SMALL, *overrides))
+        if config.output_root == "outputs":
+            config.output_root = str(tmp_path / "out")
+        return config
+
+    return make
+
+
+@functools.cache
+def composed_once(*overrides: str) -> RunConfig:
+    return composed(*overrides)
 
 
 @pytest.fixture(scope="session")

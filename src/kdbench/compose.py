@@ -1,5 +1,6 @@
 """What goes wrong while Hydra composes a config, in one line that says what to do."""
 
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ def run_config(*overrides: str) -> RunConfig:
     Raises:
         ConfigError: it cannot run.
     """
-    register_models(CONF_DIR)
+    register_packaged_models()
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
@@ -28,6 +29,12 @@ def run_config(*overrides: str) -> RunConfig:
     except (HydraException, OmegaConfBaseException) as error:
         raise explained(error, overrides) from None
     return parse({str(key): value for key, value in config.items() if key != "hydra"}, config.hydra.runtime.choices)
+
+
+@functools.cache
+def register_packaged_models() -> None:
+    """Once in a process: reading all files of model/ takes a third of a composition."""
+    register_models(CONF_DIR)
 
 
 def explained(error: Exception, overrides: Sequence[str], config_dir: Path | None = None) -> ConfigError:
