@@ -14,8 +14,6 @@ import logging
 import math
 import os
 import shutil
-import sys
-import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +22,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from kdbench.config import RunConfig
 from kdbench.data.batches import Batches
@@ -36,6 +33,7 @@ from kdbench.runs import RunDirectory, key_of, model_identity, sha256, sync_fold
 from kdbench.runtime import device_name
 from kdbench.teachers import Teacher
 from kdbench.teaching import LiveTeacher
+from kdbench.train.display import TableProgress
 from kdbench.train.evaluate import EVALUATION_BATCH
 
 log = logging.getLogger(__name__)
@@ -274,7 +272,9 @@ class Table:
         self.hashes.touch()
         with self.partial.open("r+b") as file, self.hashes.open("r+b") as hashes:
             done = begun(file, hashes, self.shape, block)
-            with Progress(f"{self.file.parent.name}: table of {images:,} images x {views} views", total, done) as shown:
+            with TableProgress(
+                f"{self.file.parent.name}: table of {images:,} images x {views} views", total, done
+            ) as shown:
                 for start in range(done, total, block):
                     entries = torch.arange(start, min(start + block, total))
                     values = self.answers(entries // views, entries % views).numpy().astype("<f4").tobytes()
@@ -299,42 +299,6 @@ class Table:
         for other in self.file.parent.glob(f".{self.file.stem}.*"):
             if other not in (self.partial, self.hashes):
                 other.unlink()
-
-
-class Progress:
-    """How far a table is: a bar on a terminal, a line at every tenth elsewhere."""
-
-    def __init__(self, title: str, total: int, done: int) -> None:
-        self.total, self.begun_at, self.done = total, done, done
-        self.started = time.monotonic()
-        log.info("%s%s", title, f", going on after {done / total:.0%}" if done else "")
-        self.bar = tqdm(
-            desc="table", total=total, initial=done, unit=" views", unit_scale=True, dynamic_ncols=True,
-            disable=not sys.stderr.isatty(), leave=False,
-        )  # fmt: skip
-
-    def add(self, views: int) -> None:
-        tenth = 10 * self.done // self.total
-        self.done += views
-        self.bar.update(views)
-        if self.bar.disable and 10 * self.done // self.total > tenth and self.done < self.total:
-            left = tqdm.format_interval((self.total - self.done) / self.speed())
-            log.info("table: %.0f%%, %.0f views/s, %s left", 100 * self.done / self.total, self.speed(), left)
-
-    def speed(self) -> float:
-        return (self.done - self.begun_at) / (time.monotonic() - self.started)
-
-    def figures(self) -> dict[str, Any]:
-        """Seconds and views a second, for the record."""
-        figures = {"seconds": time.monotonic() - self.started, "views_per_second": self.speed()}
-        log.info("table: done in %.0f s, %.0f views/s", *figures.values())
-        return figures
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.close()
 
 
 def kind_of(config: RunConfig) -> str:

@@ -1,8 +1,10 @@
-"""What a person sees of a training: a bar on a terminal, a line per epoch elsewhere."""
+"""What a person sees of long work: a bar on a terminal, lines elsewhere."""
 
 import logging
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from tqdm import tqdm
 
@@ -60,4 +62,40 @@ class Display:
         )
 
     def close(self) -> None:
+        self.bar.close()
+
+
+class TableProgress:
+    """How far a teacher's table is: a bar on a terminal, a line at every tenth elsewhere."""
+
+    def __init__(self, title: str, total: int, done: int) -> None:
+        self.total, self.begun_at, self.done = total, done, done
+        self.started = time.monotonic()
+        log.info("%s%s", title, f", going on after {done / total:.0%}" if done else "")
+        self.bar = tqdm(
+            desc="table", total=total, initial=done, unit=" views", unit_scale=True, dynamic_ncols=True,
+            disable=not sys.stderr.isatty(), leave=False,
+        )  # fmt: skip
+
+    def add(self, views: int) -> None:
+        tenth = 10 * self.done // self.total
+        self.done += views
+        self.bar.update(views)
+        if self.bar.disable and 10 * self.done // self.total > tenth and self.done < self.total:
+            left = tqdm.format_interval((self.total - self.done) / self.speed())
+            log.info("table: %.0f%%, %.0f views/s, %s left", 100 * self.done / self.total, self.speed(), left)
+
+    def speed(self) -> float:
+        return (self.done - self.begun_at) / (time.monotonic() - self.started)
+
+    def figures(self) -> dict[str, Any]:
+        """Seconds and views a second, for the record."""
+        figures = {"seconds": time.monotonic() - self.started, "views_per_second": self.speed()}
+        log.info("table: done in %.0f s, %.0f views/s", *figures.values())
+        return figures
+
+    def __enter__(self) -> "TableProgress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         self.bar.close()
