@@ -42,6 +42,33 @@ def main_bench() -> None:
         sys.exit(130)
 
 
+def main_study() -> None:
+    """Entry point of `kdbench-study`. Exit codes as above, and 3: the minutes given are over, and there is more to do."""
+    share_processors()
+    say_what_happens()
+    try:
+        from kdbench.study.command import study  # late: the environment is set before torch is imported
+
+        sys.exit(study(sys.argv[1:]))
+    except KdbenchError as error:
+        sys.exit(refuse(error, program="kdbench-study"))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def main_report() -> None:
+    """Entry point of `kdbench-report`. Exit code 1 also where a summary was damaged and left out."""
+    say_what_happens()
+    try:
+        from kdbench.report.command import report
+
+        sys.exit(report(sys.argv[1:]))
+    except KdbenchError as error:
+        sys.exit(refuse(error, program="kdbench-report"))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
 def command(arguments: list[str]) -> int:
     if "--version" in arguments:
         print(f"kdbench {__version__} (torch {version('torch')}, torchvision {version('torchvision')})")
@@ -92,7 +119,9 @@ def job(config: DictConfig) -> dict[str, Any]:
             traceback.print_exc()
             sys.exit(1)
     title = " ".join(hydra_config.overrides.task)
-    print(f"\njob {hydra_config.job.num + 1}: {title}", flush=True)
+    from kdbench.sweep import headings
+
+    print("", *(say() for say in headings), f"job {hydra_config.job.num + 1}: {title}", sep="\n", flush=True)
     try:
         return {"status": "complete", "run": str(carry_out(config))}
     except KdbenchError as error:

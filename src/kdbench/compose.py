@@ -15,26 +15,31 @@ from kdbench.config import CONF_DIR, RunConfig, parse, register_models
 from kdbench.errors import ConfigError, first_line, nearest
 
 
-def run_config(*overrides: str) -> RunConfig:
-    """The run that `kdbench OVERRIDES` would carry out.
+def run_config(*overrides: str, config_dir: Path | None = None) -> RunConfig:
+    """The run that `kdbench OVERRIDES` would carry out, with `--config-dir` if one is given.
 
     Raises:
         ConfigError: it cannot run.
     """
-    register_packaged_models()
+    register_models_once(config_dir)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            config = compose("config", list(overrides), return_hydra_config=True)
+            config = compose("config", [*overrides, *search(config_dir)], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise explained(error, overrides) from None
+        raise explained(error, overrides, config_dir) from None
     return parse({str(key): value for key, value in config.items() if key != "hydra"}, config.hydra.runtime.choices)
 
 
 @functools.cache
-def register_packaged_models() -> None:
+def register_models_once(config_dir: Path | None) -> None:
     """Once in a process: reading all files of model/ takes a third of a composition."""
-    register_models(CONF_DIR)
+    register_models(CONF_DIR, *([config_dir] if config_dir else []))
+
+
+def search(config_dir: Path | None) -> list[str]:
+    """What has Hydra look for options in a folder of the user's own too."""
+    return [f"hydra.searchpath=[file://{config_dir.absolute()}]"] if config_dir else []
 
 
 def explained(error: Exception, overrides: Sequence[str], config_dir: Path | None = None) -> ConfigError:
@@ -99,13 +104,12 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
 def composed_without(key: str, overrides: Sequence[str], config_dir: Path | None) -> DictConfig:
     """The config as it is without any override but choices of groups, as far as those can be composed."""
     choices = [o for o in overrides if o.partition("=")[0] in groups() and "," not in o]
-    extra = [f"hydra.searchpath=[file://{config_dir.absolute()}]"] if config_dir else []
     previous = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             try:
-                return compose("config", [*choices, *extra])
+                return compose("config", [*choices, *search(config_dir)])
             except (HydraException, OmegaConfBaseException):
                 return compose("config")
     finally:

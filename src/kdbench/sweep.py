@@ -4,7 +4,8 @@ import datetime
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from kdbench.report.table import runs_table
 from kdbench.runs import check_writable, write_json
 
 log = logging.getLogger(__name__)
+
+headings: list[Callable[[], str]] = []
+"""What is said above each job of this process's sweeps: the progress of whatever they are part of."""
 
 
 @dataclass
@@ -132,6 +136,16 @@ class Sweep:
         unfinished = [job for job in self.jobs if job.status != "complete"]
         if unfinished:
             raise RunError(f"{len(unfinished)} of {len(self.jobs)} jobs failed (each said why above)")
+
+
+@contextmanager
+def heading(say: Callable[[], str]) -> Iterator[None]:
+    """Have a line said above each job meanwhile."""
+    headings.append(say)
+    try:
+        yield
+    finally:
+        headings.remove(say)
 
 
 def without_hydra(config: DictConfig) -> DictConfig:

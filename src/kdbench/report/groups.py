@@ -1,0 +1,144 @@
+"""Groups of runs that differ in their seeds alone, and which of them is whose undistilled student."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kdbench.errors import ConfigError
+from kdbench.report.runs import UNDISTILLED, Run
+
+PROTOCOL = ("dataset", "num_train", "num_val", "num_test", "schema_version")
+"""What all runs of one report share: numbers of different data sets or splits do not compare."""
+STUDENT = (*PROTOCOL, "student", "stem", "recipe", "epochs", "precision", "num_params")
+LESSON = ("method", "method_params", "teacher", "teacher_seed", "teacher_key")
+
+
+def plain(value: Any) -> str:
+    """A value that compares and sorts."""
+    return json.dumps(value, sort_keys=True)
+
+
+def flat(run: Run, keys: Sequence[str]) -> dict[str, Any]:
+    """Some of a summary's keys, sections opened."""
+    values: dict[str, Any] = {}
+    for key in keys:
+        value = run[key]
+        values |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+    return values
+
+
+@dataclass
+class Group:
+    """Runs that are equal in everything but their seeds, in the order of these."""
+
+    runs: list[Run]
+    setting: str = ""
+    """What tells it apart from others of its student, teacher and method."""
+    remarks: list[str] = field(default_factory=list)
+
+    def __getitem__(self, key: str) -> Any:
+        return self.runs[0][key]
+
+    @property
+    def seeds(self) -> list[tuple[int, int]]:
+        return [run.seeds for run in self.runs]
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Test accuracy at the best validation epoch, per cent, one for each run."""
+        return self.percents("test_acc_best")
+
+    def percents(self, key: str) -> list[float]:
+        return [100 * float(run[key]) for run in self.runs if run[key] is not None]
+
+    @property
+    def is_distilled(self) -> bool:
+        return self.runs[0].is_distilled
+
+    @property
+    def name(self) -> str:
+        """In words, without its seeds."""
+        source = f" from {self['teacher']}" if self["teacher"] else ""
+        seed = f" (seed {self['teacher_seed']})" if self["teacher_seed"] is not None else ""
+        return f"{self['student']} {self['method']}{source}{seed}" + (f", {self.setting}" if self.setting else "")
+
+
+def check_alike(runs: Sequence[Run]) -> None:
+    """That runs may stand in one report.
+
+    Raises:
+        ConfigError: they are of different data sets, splits or protocol versions; says which keys differ.
+    """
+    differing = {}
+    for key in PROTOCOL:
+        values = {plain(run[key]): run[key] for run in runs if run[key] is not None}
+        if len(values) > 1:
+            differing[key] = " and ".join(str(value) for _, value in sorted(values.items()))
+    if differing:
+        said = "; ".join(f"{key}: {values}" for key, values in differing.items())
+        raise ConfigError(
+            f"these runs do not compare, they differ in {said}; give the paths of runs that belong together, "
+            "or --allow-mixed to have them in one report, compared only with their like"
+        )
+
+
+def grouped(runs: Sequence[Run]) -> list[Group]:
+    """Groups of runs by everything but seeds, sorted by student's size, teacher and method."""
+    by_identity: dict[str, list[Run]] = {}
+    for run in runs:
+        identity = flat(run, STUDENT + LESSON) | {"group_key": run["group_key"]}
+        by_identity.setdefault(plain(identity), []).append(run)
+    groups = [Group(sorted(members, key=lambda run: run.seeds)) for members in by_identity.values()]
+    groups.sort(key=order)
+    name_settings(groups)
+    return groups
+
+
+def order(group: Group) -> tuple[Any, ...]:
+    """Small students first, the undistilled before what their teachers make of them."""
+    return (
+        group["num_params"] or 0, group["student"], group.is_distilled, group["method"], group["teacher"] or "",
+        plain(group["teacher_seed"]), plain(flat(group.runs[0], STUDENT + LESSON)),
+    )  # fmt: skip
+
+
+def name_settings(groups: Sequence[Group]) -> None:
+    """Say of each group what differs among those of its method: of its student too if its own recipe differs."""
+    for group in groups:
+        own = flat(group.runs[0], (*STUDENT, "method_params"))
+        alike = [g for g in groups if g["method"] == group["method"]]
+        same_student = [g for g in alike if g["student"] == group["student"]]
+        varying = {key for key in own if key.startswith("method_params.") and differs(key, own[key], alike)}
+        varying |= {key for key in own if differs(key, own[key], same_student)}
+        hidden = {"num_params", "student"} | ({"epochs"} if "recipe.epochs" in own else set())
+        group.setting = " ".join(f"{short(key)}={own[key]}" for key in own if key in varying - hidden)
+    for group in groups:  # what the summary's keys do not tell apart still is apart
+        twins = [g for g in groups if g.name == group.name]
+        if len(twins) > 1:
+            for number, twin in enumerate(twins, 1):
+                twin.setting = f"{twin.setting} variant={number}".strip()
+
+
+def differs(key: str, value: Any, groups: Sequence[Group]) -> bool:
+    return any(flat(g.runs[0], (*STUDENT, "method_params")).get(key) != value for g in groups)
+
+
+def short(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def undistilled_of(group: Group, groups: Sequence[Group]) -> Group | None:
+    """The same student without a teacher: equal in all but method and teacher.
+
+    `clip_projections` is the method's affair too: without projections it changes nothing. Where undistilled students with
+    both values are there, the one with the same value is taken.
+    """
+    same = [g for g in groups if g["method"] == UNDISTILLED and base_of(g) == base_of(group)]
+    same.sort(key=lambda g: g["recipe"] != group["recipe"])
+    return same[0] if same else None
+
+
+def base_of(group: Group) -> Mapping[str, Any]:
+    """What a distilled group shares with its undistilled student."""
+    return {key: value for key, value in flat(group.runs[0], STUDENT).items() if key != "recipe.clip_projections"}

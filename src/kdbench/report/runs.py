@@ -1,0 +1,155 @@
+"""Finding runs and reading their summaries, by the files of the contract alone."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdbench.errors import ConfigError
+from kdbench.runs import SCHEMA_VERSION
+
+UNDISTILLED = "ce"
+GIVEN = "checkpoint"
+"""Method of a teacher whose weights were given: how it was trained is unknown."""
+REQUIRED = ("run_key", "student", "method", "seed", "test_acc_best")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A complete run: where it lies and what its summary says. An absent key is null."""
+
+    path: Path
+    summary: Mapping[str, Any]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.summary.get(key)
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """Initialisation and data seed: what tells the runs of one group apart."""
+        seed = self["seed"]
+        init, data = self["init_seed"], self["data_seed"]
+        return (seed if init is None else init, seed if data is None else data)
+
+    @property
+    def is_distilled(self) -> bool:
+        return self["method"] not in (UNDISTILLED, GIVEN)
+
+    @property
+    def logits(self) -> Path:
+        return self.path / "logits.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.csv"
+
+    def percent(self, key: str) -> float | None:
+        """A fraction of the summary in per cent."""
+        value = self[key]
+        return None if value is None else 100 * float(value)
+
+
+@dataclass
+class Found:
+    """What some paths hold."""
+
+    runs: list[Run] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    """A line for each summary that cannot be used."""
+    remarks: list[str] = field(default_factory=list)
+    """What was left out for other reasons."""
+
+
+def find(paths: Sequence[Path]) -> Found:
+    """Every complete run under some folders, in the order of their paths, each key once.
+
+    Raises:
+        ConfigError: a path does not exist, or there is no run at all.
+    """
+    found, unfinished = Found(), 0
+    by_key: dict[str, Run] = {}
+    folders = dict.fromkeys(folder.resolve() for path in paths for folder in run_folders(path))
+    for folder in folders:
+        if not (folder / "summary.json").is_file():
+            unfinished += 1
+            continue
+        try:
+            run = Run(folder, read(folder / "summary.json"))
+        except ValueError as error:
+            found.damaged.append(f"{shown(folder / 'summary.json')}: {error}; left out")
+            continue
+        if run["status"] not in (None, "complete"):
+            unfinished += 1
+            continue
+        known = by_key.setdefault(run["run_key"], run)
+        if known is not run:
+            found.remarks.append(duplicate(known, run))
+    found.runs = list(by_key.values())
+    if unfinished:
+        found.remarks.append(f"{unfinished} unfinished run{'s were' if unfinished > 1 else ' was'} left out")
+    if not found.runs:
+        raise ConfigError(
+            f"no complete run under {', '.join(map(str, paths))}; give run directories, or a folder that holds them "
+            "such as outputs/runs" + "".join(f"\n  {line}" for line in (*found.damaged, *found.remarks))
+        )
+    return found
+
+
+def run_folders(path: Path) -> list[Path]:
+    """Folders at or below a path that are run directories, finished or not.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if not path.is_dir():
+        kind = "a file; give the run directory that it lies in" if path.exists() else "missing"
+        raise ConfigError(f"{path} is {kind}")
+    found = []
+    for folder, below, files in os.walk(path):
+        below.sort()
+        if "summary.json" in files or {"config.yaml", "train.log"} <= set(files):
+            found.append(Path(folder))
+            below.clear()
+    return found
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A summary that holds what no report can do without.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    try:
+        summary = json.loads(file.read_text())
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ValueError(f"no valid JSON ({error})") from None
+    if not isinstance(summary, dict):
+        raise ValueError("holds no object")
+    lacking = [key for key in REQUIRED if summary.get(key) is None]
+    if lacking:
+        raise ValueError(f"lacks {', '.join(lacking)}")
+    for key, value in summary.items():
+        if key.startswith(("test_acc_", "best_val_acc")) and value is not None and not is_fraction(value):
+            raise ValueError(f"{key} is {value!r}, no fraction in [0, 1]")
+    if summary.get("schema_version") not in (None, SCHEMA_VERSION):
+        raise ValueError(f"schema_version is {summary['schema_version']!r}; this kdbench reads {SCHEMA_VERSION}")
+    return summary
+
+
+def is_fraction(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def duplicate(first: Run, second: Run) -> str:
+    same = all(first[key] == second[key] for key in ("test_acc_best", "test_acc_final", "best_val_acc"))
+    what = "the same run" if same else "by its key the same run, but with other numbers,"
+    return f"{shown(second.path)} is {what} as {shown(first.path)}; counted once, the first"
+
+
+def shown(path: Path) -> str:
+    """A path as a person would give it: relative to the working directory if it lies below."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,189 @@
+"""The tests and power computations of the report, on accuracies in per cent (differences are points).
+
+Everything comes from scipy and statsmodels; what stands here says which of it, and what happens where it is undefined:
+with fewer than two values in an arm, or no variation at all, a result is NaN, never an exception.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import integrate, optimize, stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import ttost_ind
+
+NAN = float("nan")
+ALPHA = 0.05
+POWER = 0.8
+MOST_SEEDS = 1_000_000
+"""Where a search for a number of seeds gives up."""
+CERTAIN = 20.0
+"""Standard errors from which on a difference is always noticed, and the noncentral t distribution is not evaluated."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A difference of means with its standard error, degrees of freedom, 95 % interval and two-sided p."""
+
+    difference: float
+    se: float
+    df: float
+    low: float
+    high: float
+    p: float
+
+
+def std(values: Sequence[float]) -> float:
+    """The sample standard deviation (n - 1); NaN for fewer than two values."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else NAN
+
+
+def contrast(arms: Sequence[Sequence[float]], weights: Sequence[float]) -> Comparison:
+    """A weighted sum of independent arms' means against 0, each arm with a variance of its own.
+
+    With weights 1, -1, -1, 1 an interaction, a difference of two gains; with 1 and -1 it equals Welch's t-test.
+
+    Args:
+        arms: Values of each arm.
+        weights: One for each arm.
+
+    Returns:
+        With Welch-Satterthwaite degrees of freedom over all arms. Only the difference is a number, and the rest NaN, if
+        an arm has fewer than two values or no arm varies.
+
+    Source: Welch 1947, Biometrika 34; Satterthwaite 1946, Biometrics Bulletin 2.
+    """
+    difference = float(sum(w * np.mean(arm) for w, arm in zip(weights, arms, strict=True)))
+    if min(len(arm) for arm in arms) < 2 or not any(varies(arm) for arm in arms):
+        return Comparison(difference, NAN, NAN, NAN, NAN, NAN)
+    parts = [w**2 * np.var(arm, ddof=1) / len(arm) for w, arm in zip(weights, arms, strict=True)]
+    se = math.sqrt(sum(parts))
+    df = sum(parts) ** 2 / sum(part**2 / (len(arm) - 1) for part, arm in zip(parts, arms, strict=True))
+    low, high = stats.t.interval(1 - ALPHA, df, loc=difference, scale=se)
+    return Comparison(difference, se, df, float(low), float(high), float(2 * stats.t.sf(abs(difference) / se, df)))
+
+
+def varies(values: Sequence[float]) -> bool:
+    """Whether values differ by more than rounding."""
+    return float(np.ptp(values)) > 1e-9 * max(1.0, float(np.max(np.abs(values))))
+
+
+def welch(values: Sequence[float], base: Sequence[float]) -> Comparison:
+    """Welch's t-test of two independent arms; only the difference is a number where it is undefined (see `contrast`)."""
+    if min(len(values), len(base)) < 2 or not (varies(values) or varies(base)):
+        return contrast([values, base], [1.0, -1.0])
+    test = stats.ttest_ind(values, base, equal_var=False)
+    interval = test.confidence_interval(1 - ALPHA)
+    difference = float(np.mean(values) - np.mean(base))
+    return Comparison(difference, abs(difference / test.statistic) if test.statistic else NAN, float(test.df), float(interval.low), float(interval.high), float(test.pvalue))
+
+
+def paired(values: Sequence[float], base: Sequence[float]) -> float:
+    """The two-sided p of the paired t-test; the values of one position belong together. NaN where all pairs differ alike."""
+    differences = np.subtract(values, base)
+    if len(differences) < 2 or not varies(differences):
+        return NAN
+    return float(stats.ttest_rel(values, base).pvalue)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's adjusted p values over the family of those that are numbers; NaN stays NaN and counts for nothing.
+
+    Source: Holm 1979, Scandinavian Journal of Statistics 6.
+    """
+    adjusted = np.full(len(ps), NAN)
+    tested = ~np.isnan(np.asarray(ps, dtype=float))
+    if tested.any():
+        adjusted[tested] = multipletests(np.asarray(ps, dtype=float)[tested], method="holm")[1]
+    return adjusted.tolist()
+
+
+def equivalence(values: Sequence[float], base: Sequence[float], margin: float) -> float:
+    """The p of two one-sided Welch tests: small means that the difference of means lies within +-margin.
+
+    Source: Schuirmann 1987, Journal of Pharmacokinetics and Biopharmaceutics 15.
+    """
+    if min(len(values), len(base)) < 2 or not (varies(values) or varies(base)):
+        return NAN
+    return float(ttost_ind(np.asarray(values), np.asarray(base), -margin, margin, usevar="unequal")[0])
+
+
+def pooled_std(groups: Sequence[Sequence[float]]) -> float:
+    """The standard deviation within groups, pooled over those with at least two values; NaN if there are none."""
+    counted = [group for group in groups if len(group) > 1]
+    freedom = sum(len(group) - 1 for group in counted)
+    return math.sqrt(sum((len(g) - 1) * np.var(g, ddof=1) for g in counted) / freedom) if freedom else NAN
+
+
+def power_of(difference: float, std: float, counts: Sequence[int]) -> float:
+    """The chance that a two-sided t-test at 0.05 notices a true difference between sums of arms' means.
+
+    Args:
+        difference: True difference.
+        std: Of every arm, above 0.
+        counts: Values in each arm: two for a gain, four for an interaction.
+    """
+    standardised, df = difference / (std * math.sqrt(sum(1 / n for n in counts))), sum(counts) - len(counts)
+    if standardised > CERTAIN:
+        return 1.0
+    # The square of a noncentral t; scipy's noncentral t itself is NaN in far tails.
+    return float(stats.ncf.sf(stats.f.isf(ALPHA, 1, df), 1, df, standardised**2))
+
+
+def smallest_detectable(std: float, counts: Sequence[int]) -> float:
+    """The smallest true difference that a two-sided t-test at 0.05 notices with 80 % power; NaN where nothing can be tested."""
+    if min(counts) < 2 or not std > 0:
+        return NAN
+    most = CERTAIN * math.sqrt(sum(1 / n for n in counts))
+    return std * float(optimize.brentq(lambda d: power_of(d, 1.0, counts) - POWER, 1e-9, most))
+
+
+def seeds_for(difference: float, std: float) -> int | None:
+    """Seeds per arm with which a gain of that size is noticed with 80 % power; None where there is no std to go by."""
+    return fewest(lambda n: power_of(difference, std, (n, n))) if std > 0 else None
+
+
+def seeds_for_equivalence(margin: float, std: float) -> int | None:
+    """Seeds per arm with which two one-sided tests find equivalence with 80 % power, if there is no difference at all."""
+    return fewest(lambda n: power_of_equivalence(margin, std, n)) if std > 0 else None
+
+
+def power_of_equivalence(margin: float, std: float, n: int) -> float:
+    """The chance that two one-sided t-tests at 0.05 find two arms of n equivalent whose true means are equal.
+
+    For an estimated standard error e both tests reject where the difference is within margin - t * e; its probability
+    is averaged over the chi distribution of e (Phillips 1990, Journal of Pharmacokinetics and Biopharmaceutics 18).
+    """
+    freedom, se = 2 * n - 2, std * math.sqrt(2 / n)
+    critical = stats.t.ppf(1 - ALPHA, freedom)
+    estimate = stats.chi(freedom, scale=1 / math.sqrt(freedom))  # of the standard error, as a share of the true one
+
+    def found(share: float) -> float:
+        return float((2 * stats.norm.cdf(margin / se - critical * share) - 1) * estimate.pdf(share))
+
+    low, high = estimate.ppf([1e-10, 1 - 1e-10])
+    end = min(margin / (se * critical), high)
+    return float(integrate.quad(found, low, end, limit=200)[0]) if end > low else 0.0
+
+
+def fewest(power: Callable[[int], float]) -> int | None:
+    """The smallest n of at least 2 with enough power, which grows with n; None if a million are too few."""
+    low, high = 1, 2
+    while power(high) < POWER:
+        low, high = high, 2 * high
+        if high > MOST_SEEDS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(middle) >= POWER else (middle, high)
+    return high
+
+
+def mcnemar_exact(only_a: int, only_b: int) -> float:
+    """The exact two-sided p of McNemar's test: images that only a, and that only b, has right; 1 if there are none.
+
+    Source: McNemar 1947, Psychometrika 12; exact by the binomial distribution.
+    """
+    return float(mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue)

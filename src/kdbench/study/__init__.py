@@ -1,0 +1,1 @@
+"""Studies: a question, stages of sweeps that answer it, and winners chosen on validation."""

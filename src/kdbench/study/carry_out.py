@@ -1,0 +1,281 @@
+"""Carrying a study out: stage after stage, sweep after sweep, again and again until nothing is left."""
+
+import json
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from kdbench import sweep as sweeps
+from kdbench.errors import ConfigError
+from kdbench.runs import check_writable
+from kdbench.runtime import device_name, resolve
+from kdbench.study.plan import StageConfig, Study, Sweep, key_of
+from kdbench.study.progress import DONE, REFUSED, RESUMABLE, Job, Speed, duration, located, summaries_under
+from kdbench.study.winners import Candidate, choose, write_selected
+
+log = logging.getLogger(__name__)
+
+TIME_IS_UP = 3
+"""Exit code: the minutes given are over and there is more to do."""
+INTERRUPTED = 130
+
+
+class StudyRun:
+    """A study on its way: its jobs, the winners so far, and what failed.
+
+    Args:
+        study: What to do.
+        command: Carries out `kdbench` with these arguments and returns its exit code.
+    """
+
+    def __init__(self, study: Study, command: Callable[[list[str]], int]) -> None:
+        self.study = study
+        self.command = command
+        example = study.compose(*study.overrides, "method=logit")
+        self.output_root = Path(example.output_root).expanduser()
+        check_writable(self.output_root)
+        self.device = device_name(resolve(example.runtime).device)
+        self.folder = Path(example.output_root).expanduser() / "studies" / study.label
+        self.winners: dict[str, list[dict[str, Any]]] = {}
+        self.jobs: dict[str, list[tuple[Sweep, list[Job]]]] = {}
+        self.composed: dict[tuple[str, ...], Job] = {}
+        self.failed: dict[str, str] = {}
+        """Titles of jobs that were tried twice, with what was said."""
+        self.started = time.monotonic()
+        self.look()
+
+    def look(self) -> None:
+        """Where everything stands: every stage's jobs as far as they are known, winners where selection is complete."""
+        for title in self.study.stages:
+            self.plan(title)
+
+    def plan(self, title: str) -> None:
+        """The sweeps and jobs of a stage; of one that chooses, its winners if all its runs are complete."""
+        stage = self.study.config.stages[title]
+        winners: Sequence[Mapping[str, Any]] = []
+        if stage.winners_of is not None:
+            if stage.winners_of not in self.winners and stage.winners_of not in self.study.stages:
+                self.plan(stage.winners_of)  # a selection that was carried out before
+            winners = self.winners.get(stage.winners_of, [])
+        self.jobs[title] = [(s, [self.job(o) for o in s.jobs]) for s in self.study.sweeps(stage, winners)]
+        if stage.choose and all(job.state == DONE for _, jobs in self.jobs[title] for job in jobs):
+            self.select(title)
+
+    def job(self, overrides: tuple[str, ...]) -> Job:
+        if overrides not in self.composed:
+            try:
+                self.composed[overrides] = located(overrides, self.study.compose(*overrides))
+            except ConfigError as error:
+                self.composed[overrides] = Job(overrides, None, None, str(error))
+        return self.composed[overrides]
+
+    def select(self, title: str) -> None:
+        """Choose a stage's winners among its complete runs, and write selected.yaml."""
+        stage, config = self.study.config.stages[title], self.study.config
+        assert stage.choose is not None
+        candidates: dict[tuple[str | None, tuple[str, ...]], list[Mapping[str, Any]]] = {}
+        for _, jobs in self.jobs[title]:
+            for job in jobs:
+                summary = job.summary()
+                pair = next((o.partition("=")[2] for o in job.overrides if key_of(o) == "pair"), None)
+                runs = candidates.setdefault((pair, varied(job, stage)), [])
+                runs += [summary] if summary else []
+        listed = [Candidate(pair, overrides, runs) for (pair, overrides), runs in candidates.items()]
+        self.winners[title] = choose(listed, stage.choose)
+        seeds = {"selection_seeds": stage.seeds, "final_seeds": config.final_seeds}
+        write_selected(self.selected, self.study.name, title, stage.choose, seeds, self.winners[title])
+
+    @property
+    def selected(self) -> Path:
+        return self.folder / "selected.yaml"
+
+    def all_jobs(self) -> list[Job]:
+        """Of the stages to carry out, each run once."""
+        known = {job.title: job for title in self.study.stages for _, jobs in self.jobs[title] for job in jobs}
+        by_key = {job.directory.key if job.directory else job.title: job for job in known.values()}
+        return list(by_key.values())
+
+    def carry_out(self, minutes: float | None) -> int:
+        """Everything that is left, for so many minutes at most.
+
+        Returns:
+            0: all is done; 1: done without the runs that failed twice; 3: time is up; 130: interrupted.
+        """
+        with limited(minutes) as is_over, sweeps.heading(self.line):
+            try:
+                for title in self.study.stages:
+                    self.stage(title)
+            except KeyboardInterrupt:
+                return TIME_IS_UP if is_over() else INTERRUPTED
+        return 1 if self.failed else 0
+
+    def stage(self, title: str) -> None:
+        """Carry out the sweeps of a stage, and choose if it chooses."""
+        stage = self.study.config.stages[title]
+        self.plan(title)
+        log.info("\nstage %s", title)
+        for pair, method in self.lacking(stage):
+            self.failed[f"{title}: {pair} by {method}"] = f"{stage.winners_of} has no winner for it"
+        for one, jobs in self.jobs[title]:
+            self.sweep(one, jobs)
+        if stage.choose:
+            self.select(title)
+            self.say_winners(title)
+
+    def lacking(self, stage: StageConfig) -> list[tuple[str, str]]:
+        """Pairs and methods that wait for a winner where none could be chosen."""
+        if stage.winners_of is None:
+            return []
+        methods = stage.winning_methods or list(self.study.config.stages[stage.winners_of].methods)
+        known = {(w["pair"], w["method"]) for w in self.winners.get(stage.winners_of, [])}
+        return [(pair, method) for pair in stage.pairs for method in methods if (pair, method) not in known]
+
+    def sweep(self, one: Sweep, jobs: list[Job]) -> None:
+        """Carry out a sweep, and what failed of it once more.
+
+        Raises:
+            KeyboardInterrupt: it was interrupted.
+        """
+        if all(job.state == DONE for job in jobs):
+            log.info("done already: %s", one.command)
+            return
+        arguments = ["-m", *self.flags(), *one.overrides]
+        for attempt in ("", "once more: "):
+            log.info("%s%s", attempt, one.command)
+            if self.command(arguments) == INTERRUPTED:
+                raise KeyboardInterrupt
+            for job in jobs:
+                job.refresh()
+            if all(job.state == DONE for job in jobs):
+                return
+        errors = self.errors()
+        for job in jobs:
+            if job.state != DONE:
+                self.failed[job.title] = job.error or errors.get(job.title, "said above")
+
+    def flags(self) -> list[str]:
+        """Hydra's own flags for each sweep."""
+        return ["--config-dir", str(self.study.config_dir)] if self.study.config_dir else []
+
+    def errors(self) -> dict[str, str]:
+        """What the last sweep's record says of the jobs that failed."""
+        records = sorted((self.output_root / "sweeps").glob("*.json"), key=lambda file: file.stat().st_mtime)
+        try:
+            jobs = json.loads(records[-1].read_text())["jobs"]
+            return {" ".join(job["overrides"]): job["error"] for job in jobs if job["error"]}
+        except (IndexError, OSError, ValueError, KeyError):
+            return {}
+
+    def line(self) -> str:
+        """How far the study is, for the line above each run."""
+        jobs = self.all_jobs()
+        for job in jobs:
+            job.refresh()
+        done = sum(job.state == DONE for job in jobs)
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        return (
+            f"study {self.study.label}: {done} of {len(jobs) + self.unknown()} runs done{failed}, "
+            f"{duration(time.monotonic() - self.started)} so far, {self.time_left(jobs)}"
+        )
+
+    def unknown(self) -> int:
+        """Runs that wait for winners which are not yet chosen."""
+        stages = (self.study.config.stages[title] for title in self.study.stages)
+        return sum(
+            self.study.unknown_winners(stage) for stage in stages if stage.winners_of and stage.winners_of not in self.winners
+        )
+
+    def time_left(self, jobs: Sequence[Job]) -> str:
+        """At the speed of the runs finished under the same output_root on such a device, in words."""
+        speed = Speed(summaries_under(self.output_root), self.device)
+        left = [job for job in jobs if job.state != DONE and job.config]
+        seconds = [speed.seconds(job) for job in left]
+        known = [s for s in seconds if s is not None]
+        if len(known) < len(seconds) or (not known and self.unknown()):
+            return "time left unknown: no finished run to measure it by"
+        unknown = self.unknown() * self.time_of_final(speed)
+        return f"about {duration(sum(known) + unknown)} left"
+
+    def time_of_final(self, speed: Speed) -> float:
+        """Seconds of a run whose setting is not yet chosen: the mean of the candidates', at the epochs of the finals."""
+        per_epoch = [
+            (speed.seconds(job) or 0) / job.epochs_left
+            for title in self.study.stages
+            if self.study.config.stages[title].choose
+            for _, jobs in self.jobs[title]
+            for job in jobs
+            if job.config and job.epochs_left
+        ]
+        epochs = self.study.compose(*self.study.overrides, "method=logit").recipe.epochs
+        return epochs * sum(per_epoch) / len(per_epoch) if per_epoch else 0.0
+
+    def dry_run(self) -> str:
+        """Every sweep and run with its state, and the time left."""
+        lines = [self.study.config.question.strip()]
+        for title in self.study.stages:
+            stage = self.study.config.stages[title]
+            waiting = self.study.unknown_winners(stage) if stage.winners_of and stage.winners_of not in self.winners else 0
+            lines.append(f"\nstage {title}" + (f": {waiting} runs wait for the winners of {stage.winners_of}" * bool(waiting)))
+            for one, jobs in self.jobs[title]:
+                lines.append(f"  {one.command}")
+                common = set(jobs[0].overrides).intersection(*(job.overrides for job in jobs)) if len(jobs) > 1 else set()
+                for job in jobs:
+                    own = " ".join(o for o in job.overrides if o not in common)
+                    lines.append(f"    {self.described(job):<28}{own}" + (f": {job.error}" if job.error else ""))
+        jobs = self.all_jobs()
+        counts = {state: sum(job.state == state for job in jobs) for state in (DONE, RESUMABLE, "missing", REFUSED)}
+        counts["waiting for winners"] = self.unknown()
+        total = ", ".join(f"{n} {state}" for state, n in counts.items() if n or state in (DONE, "missing"))
+        lines.append(f"\n{len(jobs) + self.unknown()} runs: {total}; {self.time_left(jobs)}")
+        return "\n".join(lines)
+
+    def described(self, job: Job) -> str:
+        if job.state == RESUMABLE and job.config:
+            return f"{job.state} ({job.config.recipe.epochs - int(job.epochs_left)} of {job.config.recipe.epochs} epochs)"
+        return job.state
+
+    def say_winners(self, title: str) -> None:
+        for w in self.winners[title]:
+            margin = f"{w['margin']:.2f} points ahead, noise {w['noise']:.2f}" if w["runner_up"] else "without a rival"
+            log.info("chosen: %s %s: %s (%s)", w["pair"] or w["student"], w["method"], " ".join(w["overrides"]), margin)
+        log.info("written to %s", self.selected)
+
+    def result_runs(self) -> list[Path]:
+        """Complete runs of the stages that do not choose: what a report is made of."""
+        stages = [title for title in self.study.stages if not self.study.config.stages[title].choose]
+        jobs = [job for title in stages for _, jobs in self.jobs[title] for job in jobs]
+        return list(dict.fromkeys(job.directory.path for job in jobs if job.directory and job.state == DONE))
+
+
+def varied(job: Job, stage: StageConfig) -> tuple[str, ...]:
+    """The overrides by which the candidates of a pair and method differ."""
+    grids = [*stage.methods.values(), stage.undistilled]
+    keys = {key for grid in grids for key in grid or {}}
+    return tuple(override for override in job.overrides if key_of(override) in keys)
+
+
+@contextmanager
+def limited(minutes: float | None) -> Iterator[Callable[[], bool]]:
+    """Interrupt what is done inside, as Ctrl-C would, after so many minutes. Gives a function: whether that was it."""
+    over = False
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal over
+        over = True
+        raise KeyboardInterrupt
+
+    if minutes is None:
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    try:
+        yield lambda: over
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
