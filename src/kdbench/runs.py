@@ -60,8 +60,13 @@ def group_key(identity: Mapping[str, Any]) -> str:
 
 
 def baseline_key(identity: Mapping[str, Any]) -> str:
-    """The same for runs that differ in method and teacher alone: a distilled student and its undistilled one."""
-    return key_of({name: value for name, value in identity.items() if name not in ("method", "teacher", "stages")})
+    """The same for runs that differ in method and teacher alone: a distilled student and its undistilled one.
+
+    Whether projections are clipped is the method's affair: the undistilled student has none.
+    """
+    recipe = {name: value for name, value in identity["recipe"].items() if name != "clip_projections"}
+    shared = {name: value for name, value in identity.items() if name not in ("method", "teacher", "stages")}
+    return key_of(shared | {"recipe": recipe})
 
 
 def key_of(identity: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from kdbench.errors import ConfigError
@@ -35,7 +35,6 @@ class Group:
     runs: list[Run]
     setting: str = ""
     """What tells it apart from others of its student, teacher and method."""
-    remarks: list[str] = field(default_factory=list)
 
     def __getitem__(self, key: str) -> Any:
         return self.runs[0][key]
@@ -60,8 +59,7 @@ class Group:
     def name(self) -> str:
         """In words, without its seeds."""
         source = f" from {self['teacher']}" if self["teacher"] else ""
-        seed = f" (seed {self['teacher_seed']})" if self["teacher_seed"] is not None else ""
-        return f"{self['student']} {self['method']}{source}{seed}" + (f", {self.setting}" if self.setting else "")
+        return f"{self['student']} {self['method']}{source}" + (f", {self.setting}" if self.setting else "")
 
 
 def check_alike(runs: Sequence[Run]) -> None:
@@ -104,15 +102,17 @@ def order(group: Group) -> tuple[Any, ...]:
 
 
 def name_settings(groups: Sequence[Group]) -> None:
-    """Say of each group what differs among those of its method: of its student too if its own recipe differs."""
+    """Say of each group the method's keys that differ among its method, and all others that differ among its like."""
     for group in groups:
-        own = flat(group.runs[0], (*STUDENT, "method_params"))
+        own = told_apart_by(group)
         alike = [g for g in groups if g["method"] == group["method"]]
-        same_student = [g for g in alike if g["student"] == group["student"]]
+        like = [g for g in alike if (g["student"], g["teacher"]) == (group["student"], group["teacher"])]
         varying = {key for key in own if key.startswith("method_params.") and differs(key, own[key], alike)}
-        varying |= {key for key in own if differs(key, own[key], same_student)}
-        hidden = {"num_params", "student"} | ({"epochs"} if "recipe.epochs" in own else set())
-        group.setting = " ".join(f"{short(key)}={own[key]}" for key in own if key in varying - hidden)
+        varying |= {key for key in own if differs(key, own[key], like)}
+        for weaker, stronger in (("epochs", "recipe.epochs"), ("teacher_key", "teacher_seed")):
+            if stronger in varying:
+                varying.discard(weaker)
+        group.setting = " ".join(f"{short(key)}={own[key]}" for key in own if key in varying)
     for group in groups:  # what the summary's keys do not tell apart still is apart
         twins = [g for g in groups if g.name == group.name]
         if len(twins) > 1:
@@ -120,8 +120,12 @@ def name_settings(groups: Sequence[Group]) -> None:
                 twin.setting = f"{twin.setting} variant={number}".strip()
 
 
+def told_apart_by(group: Group) -> dict[str, Any]:
+    return flat(group.runs[0], ("method_params", *STUDENT, "teacher_seed", "teacher_key"))
+
+
 def differs(key: str, value: Any, groups: Sequence[Group]) -> bool:
-    return any(flat(g.runs[0], (*STUDENT, "method_params")).get(key) != value for g in groups)
+    return any(told_apart_by(g).get(key) != value for g in groups)
 
 
 def short(key: str) -> str:
@@ -141,4 +145,5 @@ def undistilled_of(group: Group, groups: Sequence[Group]) -> Group | None:
 
 def base_of(group: Group) -> Mapping[str, Any]:
     """What a distilled group shares with its undistilled student."""
-    return {key: value for key, value in flat(group.runs[0], STUDENT).items() if key != "recipe.clip_projections"}
+    shared = flat(group.runs[0], STUDENT) | {"baseline_key": group["baseline_key"]}
+    return {key: value for key, value in shared.items() if key != "recipe.clip_projections"}
