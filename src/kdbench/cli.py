@@ -43,7 +43,7 @@ def main_bench() -> None:
 
 
 def main_study() -> None:
-    """Entry point of `kdbench-study`. Exit codes as above, and 3: the minutes given are over, and there is more to do."""
+    """Entry point of `kdbench-study`. Exit codes as above, and 3: the minutes are over, and there is more to do."""
     share_processors()
     say_what_happens()
     try:

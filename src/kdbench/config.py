@@ -133,6 +133,7 @@ class RunConfig:
     data_seed: int
     output_root: str
     overwrite: bool
+    report: str | None
 
     def node(self) -> dict[str, Any]:
         """Plain data in the shape of the YAML it came from; `parse` reads it back."""
@@ -161,6 +162,7 @@ class Document:
     data_seed: int = whole(0)
     output_root: str = ranged(lambda value: value.strip() != "", "a folder")
     overwrite: bool = MISSING
+    report: str | None = optional(ranged(lambda value: value.strip() != "", "a folder"))
 
 
 @dataclass

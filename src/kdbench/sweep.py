@@ -133,6 +133,13 @@ class Sweep:
         runs = [Path(job.run) for job in self.jobs if job.run]
         if runs:
             print(f"\n{runs_table(runs)}\n\nrecord of this sweep: {self.record}")
+        if runs and self.config.report:
+            from kdbench.report.command import report  # late: most sweeps end without one
+
+            try:
+                report([*map(str, dict.fromkeys(runs)), "--out", str(self.config.report)])
+            except ConfigError as error:  # the runs are there all the same
+                print(f"no report: {error}")
         unfinished = [job for job in self.jobs if job.status != "complete"]
         if unfinished:
             raise RunError(f"{len(unfinished)} of {len(self.jobs)} jobs failed (each said why above)")

@@ -68,7 +68,9 @@ def build(
     remarks += [f"{gain.group.name}: {gain.remark}" for gain in gains if gain.base is None]
     remarks += untested(table) + unmatched + faithful.remarks
     if bases:
-        remarks.append(f"undistilled students of {', '.join(sorted(bases))} had their recipe selected too: gains are over those")
+        remarks.append(
+            f"undistilled students of {', '.join(sorted(bases))} had their recipe selected too: gains are over those"
+        )
     return Report(
         runs=kept,
         groups=groups,
@@ -89,7 +91,8 @@ def build(
 def same_seed_twice(groups: Sequence[Group]) -> list[str]:
     """Runs of one group that share their seeds, and so are no two samples."""
     return [
-        f"{group.name}: several runs have the same seeds; they count as separate runs, which makes the deviation too small"
+        f"{group.name}: several runs have the same seeds; they count as separate runs, which makes the "
+        f"deviation too small"
         for group in groups
         if len(set(group.seeds)) < len(group.seeds)
     ]
@@ -98,7 +101,8 @@ def same_seed_twice(groups: Sequence[Group]) -> list[str]:
 def untested(gains: pd.DataFrame) -> list[str]:
     """How many gains are without a test, and why."""
     known = gains[gains["delta"].notna() & gains["p_welch"].isna()]
-    return [f"{len(rows)} gain{'s' if len(rows) > 1 else ''}: {why}" for why, rows in known.groupby("remarks") if why]
+    counts = known["remarks"].value_counts(sort=False)
+    return [f"{n} gain{'s' if n > 1 else ''}: {why}" for why, n in counts.items() if why]
 
 
 def group_row(group: Group) -> dict[str, Any]:

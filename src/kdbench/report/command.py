@@ -52,7 +52,9 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write to")
     parser.add_argument("--select", type=Path, metavar="FILE", help="a study's selected.yaml: keep its winners only")
     parser.add_argument("--margin", type=float, default=0.1, help="of equivalence, in points of accuracy (0.1)")
-    parser.add_argument("--allow-mixed", action="store_true", help="take runs of different data sets or splits together")
+    parser.add_argument(
+        "--allow-mixed", action="store_true", help="take runs of different data sets or splits together"
+    )
     parser.add_argument("--title", default="What distillation did", help="heads the page")
     given = parser.parse_args(arguments)
     if not (math.isfinite(given.margin) and given.margin > 0):

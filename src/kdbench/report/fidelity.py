@@ -85,14 +85,16 @@ def fidelity(runs: Sequence[Run], groups: Sequence[Group], gains: Sequence[Gain]
         if gain.is_pooled:
             continue
         teacher = teacher_of(gain.group.runs[0], runs)
-        known = logits_of(teacher)
+        taught_by = logits_of(teacher)
         base = gain.base.runs if gain.base else []
-        row = fidelity_row(gain, known, base)
-        if known is None and any(logits_of(run) for run in gain.group.runs):
-            remarks.append(f"{gain.group.name}: its teacher's logits are not here, so undistilled students are not compared to it")
+        row = fidelity_row(gain, taught_by, base)
+        if taught_by is None and any(logits_of(run) for run in gain.group.runs):
+            remarks.append(
+                f"{gain.group.name}: its teacher's logits are not here, so undistilled students are not compared to it"
+            )
         rows.append(row)
         flips += flip_rows(gain)
-    classes = [row for group in groups if (row := per_class_row(group))]
+    classes = [known for group in groups if (known := per_class_row(group))]
     return Fidelity(
         pd.DataFrame(rows, columns=list(FIDELITY)),
         pd.DataFrame(classes),

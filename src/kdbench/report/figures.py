@@ -1,6 +1,5 @@
 """The report's figures, drawn by matplotlib without a display."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +10,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, NullLocator
 
 from kdbench import metrics
 from kdbench.report import statistics as st
 from kdbench.report.fidelity import logits_of, same_images, teacher_of
-from kdbench.report.gains import Gain
+from kdbench.report.gains import Gain, grouped_by
 from kdbench.report.groups import Group
 from kdbench.report.runs import Run
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c613c", "#000000")
 """Distinguishable with any colour vision (Okabe and Ito 2008); black, the last, is the undistilled student's."""
 MARKERS = "osD^vPX*"
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -67,7 +67,7 @@ class Material:
 
 
 def draw_all(material: Material, folder: Path) -> tuple[list[Picture], list[str]]:
-    """Every figure for which there is something to show, as NAME.png and NAME.svg, and a line for each that is left out."""
+    """Every figure for which there is something to show, as NAME.png and NAME.svg; a line for each that is left out."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures, left_out = [], []
     figures: list[tuple[str, str, Callable[[Material], tuple[Figure, str] | str]]] = [
@@ -92,7 +92,8 @@ def draw_all(material: Material, folder: Path) -> tuple[list[Picture], list[str]
 
 
 def gains(material: Material) -> tuple[Figure, str] | str:
-    shown = [(gain, row) for gain, row in zip(material.gains, material.gains_table.itertuples(), strict=True) if gain.base]
+    rows = material.gains_table.to_dict("records")
+    shown = [(gain, row) for gain, row in zip(material.gains, rows, strict=True) if gain.base]
     if not shown:
         return "no gain can be computed"
     figure = Figure(figsize=(8, 1.6 + 0.42 * len(shown)), layout="constrained")
@@ -103,23 +104,25 @@ def gains(material: Material) -> tuple[Figure, str] | str:
         colour = material.colour(gain.group["method"])
         points = [value for _, value in gain.by_seed]
         axes.plot(points, np.full(len(points), y), "o", ms=5, mfc="none", mec=colour, alpha=0.7)
-        if not np.isnan(row.ci_low):  # type: ignore[arg-type]  # a column of floats
-            axes.plot([row.ci_low, row.ci_high], [y, y], color=colour, lw=2)
-        axes.plot([row.delta], [y], "D", ms=6, color=colour)
+        axes.plot([row["ci_low"], row["ci_high"]], [y, y], color=colour, lw=2)  # NaN draws nothing
+        axes.plot([row["delta"]], [y], "D", ms=6, color=colour)
     names = [row_name(gain) for gain, _ in shown]
     axes.set_yticks(range(len(shown)), names)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlabel("gain in points of test accuracy")
     axes.grid(axis="y", visible=False)
     return figure, (
-        "Filled: difference of means, with its 95 % Welch interval, not corrected for the number of gains. Hollow: every seed, "
-        "against the same seed's undistilled student where seeds match, else against their mean. Shaded: the margin of equivalence."
+        "Filled: difference of means, with its 95 % Welch interval, not corrected for the number of gains. "
+        "Hollow: every seed, "
+        "against the same seed's undistilled student where seeds match, else against their mean. Shaded: the "
+        "margin of equivalence."
     )
 
 
 def row_name(gain: Gain) -> str:
     setting = f"\n{gain.setting}" if gain.setting else ""
-    return f"{gain.group['teacher'] or ''} → {gain.group['student']}, {gain.group['method']} (n={len(gain.values)}){setting}"
+    who = f"{gain.group['teacher'] or ''} → {gain.group['student']}"
+    return f"{who}, {gain.group['method']} (n={len(gain.values)}){setting}"
 
 
 def curves(material: Material) -> tuple[Figure, str] | str:
@@ -135,15 +138,16 @@ def curves(material: Material) -> tuple[Figure, str] | str:
     rows = -(-len(drawn) // columns)
     figure = Figure(figsize=(5.2 * columns, 3.8 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
-    for axes, (student, lines) in itertools.zip_longest(panels.flat, drawn.items(), fillvalue=(None, None)):
-        if student is None:
-            axes.set_axis_off()
-            continue
+    for spare in list(panels.flat)[len(drawn) :]:
+        spare.set_axis_off()
+    for axes, (student, lines) in zip(panels.flat, drawn.items(), strict=False):
         for group, table in lines:
             colour, marker = material.colour(group["method"]), material.marker(group["teacher"])
             mean, spread = table.mean(axis=1), table.std(axis=1)
             every = max(1, len(mean) // 8)
-            axes.plot(mean.index, mean, color=colour, marker=marker, markevery=every, ms=4, lw=1.4, label=label_of(group))
+            axes.plot(
+                mean.index, mean, color=colour, marker=marker, markevery=every, ms=4, lw=1.4, label=label_of(group)
+            )
             axes.fill_between(mean.index, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)
         axes.set_title(student)
         axes.set_xlabel("epoch")
@@ -177,64 +181,84 @@ def size(material: Material) -> tuple[Figure, str] | str:
     panels = [(key, name) for key, name in panels if any(group[key] for group in material.groups)]
     if not panels:
         return "no summary says a size"
-    figure = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(panels), 4.8), layout="constrained")
+    labels: dict[str, Any] = {}
     for axes, (key, name) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
-        seen = set()
-        for group in material.groups:
-            if not group[key]:
-                continue
-            values = group.accuracies
-            label = f"{group['method']}{' from ' + group['teacher'] if group['teacher'] else ''}"
-            axes.errorbar(
-                [group[key]], [np.mean(values)], yerr=[st.std(values)] if len(values) > 1 else None,
-                fmt=material.marker(group["teacher"]), color=material.colour(group["method"]), ms=6, capsize=3, lw=1, alpha=0.85,
-                label=None if label in seen else label,
-            )  # fmt: skip
-            seen.add(label)
+        ticks: dict[float, str] = {}
+        for student, groups in grouped_by([g for g in material.groups if g[key]], lambda group: group["student"]):
+            ticks[groups[0][key]] = f"{student}\n{EngFormatter(places=1)(groups[0][key])}"
+            for place, group in enumerate(groups):
+                apart = 1.012 ** (place - (len(groups) - 1) / 2)  # beside each other, not on one line
+                drawn = axes.errorbar(
+                    [group[key] * apart],
+                    [np.mean(group.accuracies)],
+                    yerr=[std_or_0(group)],
+                    fmt=material.marker(group["teacher"]),
+                    color=material.colour(group["method"]),
+                    ms=6,
+                    capsize=3,
+                    lw=1,
+                )
+                labels.setdefault(f"{group['method']}{' from ' + group['teacher'] if group['teacher'] else ''}", drawn)
         axes.set_xscale("log")
+        axes.margins(x=0.15)
+        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(name)
         axes.set_ylabel("test accuracy, %")
-        legend(axes, len(seen))
-    return figure, "Mean over seeds at the best validation epoch; bars are one standard deviation."
+    if len(labels) <= GROUPS_IN_LEGEND:
+        figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=4, fontsize=8)
+    return figure, (
+        "Mean over seeds at the best validation epoch; bars are one standard deviation. Groups of one size "
+        "stand beside each other."
+    )
+
+
+def std_or_0(group: Group) -> float:
+    return st.std(group.accuracies) if len(group.runs) > 1 else 0.0
 
 
 def agreement(material: Material) -> tuple[Figure, str] | str:
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
-    axes = figure.subplots()
-    seen: set[str] = set()
-
-    def point(x: float, y: float, group: Group, label: str, **style: Any) -> None:
-        colour, marker = material.colour(group["method"]), material.marker(group["teacher"])
-        axes.plot([x], [y], marker, color=colour, ms=6, alpha=0.8, label=None if label in seen else label, **style)
-        seen.add(label)
-
-    for gain in material.gains:
-        if gain.is_pooled:
-            continue
-        for run in gain.group.runs:
-            agreed = run.percent("agreement")
-            if agreed is not None:
-                point(agreed, run.percent("test_acc_best") or 0, gain.group, f"{run['student']} {run['method']} from {run['teacher']}")
-        teacher = logits_of(teacher_of(gain.group.runs[0], material.runs))
-        for run in gain.base.runs if gain.base else []:
-            own = logits_of(run)
-            if teacher and own and same_images(teacher, own):
-                agreed = 100 * metrics.agreement(own.logits, teacher.logits)
-                colour, label = COLOURS[-1], f"{run['student']} undistilled, with {gain.group['teacher']}"
-                axes.plot(
-                    [agreed], [run.percent("test_acc_best")], material.marker(gain.group["teacher"]), mfc="none", mec=colour, ms=6,
-                    label=None if label in seen else label,
-                )  # fmt: skip
-                seen.add(label)
-    if not seen:
+    shown = [g for g in material.gains if not g.is_pooled and any(r["agreement"] is not None for r in g.group.runs)]
+    if not shown:
         return "no distilled run says its agreement"
-    axes.set_xlabel("agreement with the teacher, % of test images")
-    axes.set_ylabel("test accuracy, %")
-    legend(axes, len(seen))
+    students = grouped_by(shown, lambda gain: gain.group["student"])
+    figure = Figure(figsize=(5.2 * len(students), 4.6), layout="constrained")
+    labels: dict[str, Any] = {}
+    for axes, (student, gains) in zip(figure.subplots(1, len(students), squeeze=False).flat, students, strict=True):
+        for gain in gains:
+            teacher, marker = gain.group["teacher"], material.marker(gain.group["teacher"])
+            points = [
+                (x, run.percent("test_acc_best"))
+                for run in gain.group.runs
+                if (x := run.percent("agreement")) is not None
+            ]
+            (drawn,) = axes.plot(
+                *zip(*points, strict=True), marker, color=material.colour(gain.group["method"]), ms=6, alpha=0.8
+            )
+            labels.setdefault(f"{gain.group['method']} from {teacher}", drawn)
+            null = undistilled_points(gain, material.runs)
+            if null:
+                (drawn,) = axes.plot(*zip(*null, strict=True), marker, mfc="none", mec=COLOURS[-1], ms=6)
+                labels.setdefault(f"undistilled, with {teacher}", drawn)
+        axes.set_title(student)
+        axes.set_xlabel("agreement with the teacher, % of test images")
+        axes.set_ylabel("test accuracy, %")
+    if len(labels) <= GROUPS_IN_LEGEND:
+        figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=3, fontsize=8)
     return figure, (
         "One point for each run. Hollow: undistilled students, compared with the teacher that they never saw; what an "
         "agreement is worth is its distance from these at equal accuracy."
     )
+
+
+def undistilled_points(gain: Gain, runs: Sequence[Run]) -> list[tuple[float, float | None]]:
+    """Agreement and accuracy, per cent, of undistilled students with the teacher of a distilled group."""
+    teacher = logits_of(teacher_of(gain.group.runs[0], runs))
+    if not teacher or not gain.base:
+        return []
+    known = [(run, own) for run in gain.base.runs if (own := logits_of(run)) and same_images(teacher, own)]
+    return [(100 * metrics.agreement(own.logits, teacher.logits), run.percent("test_acc_best")) for run, own in known]
 
 
 def power(material: Material) -> tuple[Figure, str] | str:
@@ -243,11 +267,11 @@ def power(material: Material) -> tuple[Figure, str] | str:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     sizes = material.std * np.geomspace(0.25, 8, 40)
-    axes.plot(sizes, [st.seeds_for(float(size), material.std) or np.nan for size in sizes], color=COLOURS[0], label="to notice a gain")
-    axes.plot(
-        sizes, [st.seeds_for_equivalence(float(size), material.std) or np.nan for size in sizes], color=COLOURS[1], ls="--",
-        label="to show equivalence within this margin",
-    )  # fmt: skip
+    for needed, style, label in (
+        (st.seeds_for, "-", "to notice a gain"),
+        (st.seeds_for_equivalence, "--", "to show equivalence within this margin"),
+    ):
+        axes.plot(sizes, [needed(float(size), material.std) or np.nan for size in sizes], style, label=label)
     for size in (0.1, 0.2):
         n = st.seeds_for(size, material.std)
         if n and sizes[0] <= size <= sizes[-1]:
@@ -261,6 +285,7 @@ def power(material: Material) -> tuple[Figure, str] | str:
     axes.yaxis.set_major_formatter("{x:g}")
     legend(axes, 2)
     return figure, (
-        f"Two-sided test at 0.05 with 80 % power, and two one-sided tests where there is no gain at all; standard deviation "
+        f"Two-sided test at 0.05 with 80 % power, and two one-sided tests where there is no gain at all; "
+        f"standard deviation "
         f"{material.std:.3f} points, pooled over all groups here."
     )

@@ -19,8 +19,8 @@ GAINS = (
     "equivalent", "seeds_for_equivalence", "teacher_seed", "base_setting", "remarks",
 )  # fmt: skip
 INTERACTIONS = (
-    "method", "teacher", "student_a", "student_b", "gain_a", "gain_b", "difference", "se", "df", "ci_low", "ci_high", "p",
-    "p_holm", "mde80", "setting_a", "setting_b", "teacher_seed",
+    "method", "teacher", "student_a", "student_b", "gain_a", "gain_b", "difference", "se", "df", "ci_low", "ci_high",
+    "p", "p_holm", "mde80", "setting_a", "setting_b", "teacher_seed",
 )  # fmt: skip
 
 
@@ -54,7 +54,11 @@ class Gain:
         if not self.base:
             return []
         if self.is_pooled or self.group.seeds != self.base.seeds:
-            names = [f"{i}" for i in range(len(self.values))] if self.is_pooled else [str(r["seed"]) for r in self.group.runs]
+            names = (
+                [f"{i}" for i in range(len(self.values))]
+                if self.is_pooled
+                else [str(r["seed"]) for r in self.group.runs]
+            )
             mean = float(np.mean(self.base_values))
             return [(name, value - mean) for name, value in zip(names, self.values, strict=True)]
         pairs = zip(self.group.runs, self.values, self.base_values, strict=True)
@@ -62,7 +66,7 @@ class Gain:
 
 
 def gains_of(groups: Sequence[Group], chosen_bases: dict[str, Group] | None = None) -> list[Gain]:
-    """Every distilled group beside its undistilled student, and where several teachers taught alike, all of them pooled.
+    """Every distilled group beside its undistilled student; where several teachers taught alike, all of them pooled.
 
     Args:
         groups: All of the report's.
@@ -110,7 +114,7 @@ def gains_table(gains: Sequence[Gain], std: float, margin: float) -> pd.DataFram
         row["p_holm"], row["significant"] = p, p < st.ALPHA
     table = pd.DataFrame(rows, columns=list(GAINS))
     whole = ["n", "n_base", "seeds_for_0p1", "seeds_for_0p2", "seeds_for_equivalence"]
-    return table.astype({name: "Int64" for name in whole})
+    return table.astype(dict.fromkeys(whole, "Int64"))
 
 
 def gain_row(gain: Gain, std: float, margin: float) -> dict[str, Any]:
@@ -175,7 +179,8 @@ def interactions_table(gains: Sequence[Gain], std: float) -> tuple[pd.DataFrame,
             if not matched:
                 first = of_a[0].group
                 remarks.append(
-                    f"no interaction of {name_a} and {name_b} by {first['method']} from {first['teacher']}: several settings, "
+                    f"no interaction of {name_a} and {name_b} by {first['method']} from {first['teacher']}: "
+                    f"several settings, "
                     "none that both have (choose one each: --select)"
                 )
     for row, p in zip(rows, st.holm([row["p"] for row in rows]), strict=True):
@@ -189,7 +194,9 @@ def lesson_of(gain: Gain) -> str:
     hidden = ("student", "num_params")
     shared = flat(run, [key for key in STUDENT if key not in hidden])
     teacher = None if gain.is_pooled else run["teacher_key"]
-    return plain(shared | {"method": run["method"], "teacher": run["teacher"], "key": teacher, "seed": gain.teacher_seed})
+    return plain(
+        shared | {"method": run["method"], "teacher": run["teacher"], "key": teacher, "seed": gain.teacher_seed}
+    )
 
 
 def size_of(gain: Gain) -> tuple[float, str]:

@@ -135,7 +135,8 @@ def short(key: str) -> str:
 def undistilled_of(group: Group, groups: Sequence[Group]) -> Group | None:
     """The same student without a teacher: equal in all but method and teacher.
 
-    `clip_projections` is the method's affair too: without projections it changes nothing. Where undistilled students with
+    `clip_projections` is the method's affair too: without projections it changes nothing. Where undistilled students
+    with
     both values are there, the one with the same value is taken.
     """
     same = [g for g in groups if g["method"] == UNDISTILLED and base_of(g) == base_of(group)]

@@ -58,7 +58,7 @@ def contrast(arms: Sequence[Sequence[float]], weights: Sequence[float]) -> Compa
     difference = float(sum(w * np.mean(arm) for w, arm in zip(weights, arms, strict=True)))
     if min(len(arm) for arm in arms) < 2 or not any(varies(arm) for arm in arms):
         return Comparison(difference, NAN, NAN, NAN, NAN, NAN)
-    parts = [w**2 * np.var(arm, ddof=1) / len(arm) for w, arm in zip(weights, arms, strict=True)]
+    parts = [w**2 * float(np.var(arm, ddof=1)) / len(arm) for w, arm in zip(weights, arms, strict=True)]
     se = math.sqrt(sum(parts))
     df = sum(parts) ** 2 / sum(part**2 / (len(arm) - 1) for part, arm in zip(parts, arms, strict=True))
     low, high = stats.t.interval(1 - ALPHA, df, loc=difference, scale=se)
@@ -71,18 +71,25 @@ def varies(values: Sequence[float]) -> bool:
 
 
 def welch(values: Sequence[float], base: Sequence[float]) -> Comparison:
-    """Welch's t-test of two independent arms; only the difference is a number where it is undefined (see `contrast`)."""
+    """Welch's t-test of two independent arms; where it is undefined only the difference is a number."""
     if min(len(values), len(base)) < 2 or not (varies(values) or varies(base)):
         return contrast([values, base], [1.0, -1.0])
     test = stats.ttest_ind(values, base, equal_var=False)
     interval = test.confidence_interval(1 - ALPHA)
     difference = float(np.mean(values) - np.mean(base))
-    return Comparison(difference, abs(difference / test.statistic) if test.statistic else NAN, float(test.df), float(interval.low), float(interval.high), float(test.pvalue))
+    return Comparison(
+        difference,
+        abs(difference / test.statistic) if test.statistic else NAN,
+        float(test.df),
+        float(interval.low),
+        float(interval.high),
+        float(test.pvalue),
+    )
 
 
 def paired(values: Sequence[float], base: Sequence[float]) -> float:
-    """The two-sided p of the paired t-test; the values of one position belong together. NaN where all pairs differ alike."""
-    differences = np.subtract(values, base)
+    """The two-sided p of the paired t-test, values of one position a pair; NaN where all pairs differ alike."""
+    differences = [float(a - b) for a, b in zip(values, base, strict=True)]
     if len(differences) < 2 or not varies(differences):
         return NAN
     return float(stats.ttest_rel(values, base).pvalue)
@@ -133,7 +140,7 @@ def power_of(difference: float, std: float, counts: Sequence[int]) -> float:
 
 
 def smallest_detectable(std: float, counts: Sequence[int]) -> float:
-    """The smallest true difference that a two-sided t-test at 0.05 notices with 80 % power; NaN where nothing can be tested."""
+    """The smallest true difference that a two-sided t-test at 0.05 notices with 80 % power; NaN without a test."""
     if min(counts) < 2 or not std > 0:
         return NAN
     most = CERTAIN * math.sqrt(sum(1 / n for n in counts))
@@ -146,7 +153,7 @@ def seeds_for(difference: float, std: float) -> int | None:
 
 
 def seeds_for_equivalence(margin: float, std: float) -> int | None:
-    """Seeds per arm with which two one-sided tests find equivalence with 80 % power, if there is no difference at all."""
+    """Seeds per arm with which two one-sided tests find equivalence with 80 % power, if there is no difference."""
     return fewest(lambda n: power_of_equivalence(margin, std, n)) if std > 0 else None
 
 

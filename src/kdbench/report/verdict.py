@@ -1,6 +1,7 @@
 """What the numbers support, in words, and no more."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -24,13 +25,19 @@ def on_gains(gains: pd.DataFrame, std: float, margin: float) -> list[str]:
             "What stands below are single numbers or means, and prove nothing."
         ]
     significant = gains[gains["significant"].fillna(False).astype(bool)]
-    lines = [f"{len(significant)} of {tested} gains {are(len(significant))} significant after Holm{named(significant)}."]
+    lines = [
+        f"{len(significant)} of {tested} gains {are(len(significant))} significant after Holm{named(significant)}."
+    ]
     if computed > tested:
-        lines.append(f"{computed - tested} more {'have' if computed - tested > 1 else 'has'} too few seeds to be tested.")
+        lines.append(
+            f"{computed - tested} more {'have' if computed - tested > 1 else 'has'} too few seeds to be tested."
+        )
     if std > 0:
         seeds = {size: gains[f"seeds_for_{column}"].iloc[0] for size, column in ((0.1, "0p1"), (0.2, "0p2"))}
         said = " and ".join(f"{size} points would need {count(n)}" for size, n in seeds.items())
-        lines.append(f"At the seeds' standard deviation here, {std:.2f} points, {said} seeds per arm (80 % power at 0.05).")
+        lines.append(
+            f"At the seeds' standard deviation here, {std:.2f} points, {said} seeds per arm (80 % power at 0.05)."
+        )
     equivalent = int(gains["equivalent"].fillna(False).astype(bool).sum())
     lines.append(f"{equivalent} of {tested} gains {are(equivalent)} shown to be within ±{margin:g} points of zero.")
     return lines
@@ -52,16 +59,16 @@ def are(n: int) -> str:
     return "is" if n == 1 else "are"
 
 
-def count(n: object) -> str:
-    return "more than a million" if pd.isna(n) else str(n)  # type: ignore[call-overload]  # a number or pd.NA
+def count(n: Any) -> str:
+    return "more than a million" if pd.isna(n) else str(n)
 
 
 def named(significant: pd.DataFrame) -> str:
     """The significant gains by name and size."""
-    rows = [
-        f"{row.student} from {row.teacher} by {row.method}{f' ({row.setting})' if row.setting else ''} {row.delta:+.2f}"
-        for row in significant.itertuples()
-    ]
+    rows = []
+    for row in significant.to_dict("records"):
+        setting = f" ({row['setting']})" if row["setting"] else ""
+        rows.append(f"{row['student']} from {row['teacher']} by {row['method']}{setting} {row['delta']:+.2f}")
     return f": {', '.join(rows)}" if rows else ""
 
 
@@ -81,7 +88,9 @@ def on_selection(selection: Selection | None) -> list[str]:
     close = [w for w in selection.winners if w["margin"] is not None and w["margin"] < 2 * w["noise"]]
     compared = [w for w in selection.winners if w["margin"] is not None]
     if compared:
-        lines.append(f"{len(close)} of {len(compared)} choices were closer than twice their noise: chance could have made them.")
+        lines.append(
+            f"{len(close)} of {len(compared)} choices were closer than twice their noise: chance could have made them."
+        )
     return lines
 
 

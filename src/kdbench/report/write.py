@@ -25,8 +25,30 @@ HIDDEN = {
 """Columns that stand in a CSV file alone."""
 PUBLISHED = {
     "groups": ("student", "teacher", "method", "setting", "n", "mean", "std", "mean_last", "std_last"),
-    "gains": ("student", "teacher", "method", "setting", "n", "n_base", "delta", "ci_low", "ci_high", "p_holm", "mde80"),
-    "interactions": ("method", "teacher", "student_a", "student_b", "difference", "ci_low", "ci_high", "p_holm", "mde80"),
+    "gains": (
+        "student",
+        "teacher",
+        "method",
+        "setting",
+        "n",
+        "n_base",
+        "delta",
+        "ci_low",
+        "ci_high",
+        "p_holm",
+        "mde80",
+    ),
+    "interactions": (
+        "method",
+        "teacher",
+        "student_a",
+        "student_b",
+        "difference",
+        "ci_low",
+        "ci_high",
+        "p_holm",
+        "mde80",
+    ),
 }
 """Columns of tables.tex."""
 
@@ -129,7 +151,9 @@ def page_table(name: str, table: pd.DataFrame, report: Report) -> Table:
     """A table as the page shows it: without columns that are empty throughout."""
     title, note = TITLES[name]
     shown = [c for c in table.columns if c not in HIDDEN.get(name, ()) and not table[c].map(is_missing_or_blank).all()]
-    rows = [[cell(value, column_of(c).form) for c, value in zip(shown, row, strict=True)] for row in table[shown].values]
+    rows = [
+        [cell(value, column_of(c).form) for c, value in zip(shown, row, strict=True)] for row in table[shown].values
+    ]
     return Table(name, title, note, [(c, column_of(c)) for c in shown], rows)
 
 
@@ -146,7 +170,9 @@ def cell(value: Any, form: str) -> Cell:
 
 def latex(tables: dict[str, pd.DataFrame]) -> str:
     """The tables that one publishes, for the package booktabs."""
-    parts = ["% Needs \\usepackage{booktabs}. Accuracies in per cent, gains in points; intervals are 95 %, not corrected.\n"]
+    parts = [
+        "% Needs \\usepackage{booktabs}. Accuracies in per cent, gains in points; intervals are 95 %, not corrected.\n"
+    ]
     for name, columns in PUBLISHED.items():
         table = tables[name]
         if not len(table):

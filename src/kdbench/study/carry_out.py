@@ -187,7 +187,9 @@ class StudyRun:
         """Runs that wait for winners which are not yet chosen."""
         stages = (self.study.config.stages[title] for title in self.study.stages)
         return sum(
-            self.study.unknown_winners(stage) for stage in stages if stage.winners_of and stage.winners_of not in self.winners
+            self.study.unknown_winners(stage)
+            for stage in stages
+            if stage.winners_of and stage.winners_of not in self.winners
         )
 
     def time_left(self, jobs: Sequence[Job]) -> str:
@@ -202,7 +204,7 @@ class StudyRun:
         return f"about {duration(sum(known) + unknown)} left"
 
     def time_of_final(self, speed: Speed) -> float:
-        """Seconds of a run whose setting is not yet chosen: the mean of the candidates', at the epochs of the finals."""
+        """Seconds of a run whose setting is not yet chosen: the candidates' mean, at the epochs of the finals."""
         per_epoch = [
             (speed.seconds(job) or 0) / job.epochs_left
             for title in self.study.stages
@@ -219,11 +221,17 @@ class StudyRun:
         lines = [self.study.config.question.strip()]
         for title in self.study.stages:
             stage = self.study.config.stages[title]
-            waiting = self.study.unknown_winners(stage) if stage.winners_of and stage.winners_of not in self.winners else 0
-            lines.append(f"\nstage {title}" + (f": {waiting} runs wait for the winners of {stage.winners_of}" * bool(waiting)))
+            waiting = (
+                self.study.unknown_winners(stage) if stage.winners_of and stage.winners_of not in self.winners else 0
+            )
+            lines.append(
+                f"\nstage {title}" + (f": {waiting} runs wait for the winners of {stage.winners_of}" * bool(waiting))
+            )
             for one, jobs in self.jobs[title]:
                 lines.append(f"  {one.command}")
-                common = set(jobs[0].overrides).intersection(*(job.overrides for job in jobs)) if len(jobs) > 1 else set()
+                common = (
+                    set(jobs[0].overrides).intersection(*(job.overrides for job in jobs)) if len(jobs) > 1 else set()
+                )
                 for job in jobs:
                     own = " ".join(o for o in job.overrides if o not in common)
                     lines.append(f"    {self.described(job):<28}{own}" + (f": {job.error}" if job.error else ""))
@@ -236,7 +244,9 @@ class StudyRun:
 
     def described(self, job: Job) -> str:
         if job.state == RESUMABLE and job.config:
-            return f"{job.state} ({job.config.recipe.epochs - int(job.epochs_left)} of {job.config.recipe.epochs} epochs)"
+            return (
+                f"{job.state} ({job.config.recipe.epochs - int(job.epochs_left)} of {job.config.recipe.epochs} epochs)"
+            )
         return job.state
 
     def say_winners(self, title: str) -> None:

@@ -175,7 +175,9 @@ class Study:
         run = self.compose(*self.overrides, "method=logit")
         assert run.teacher is not None
         own, wanted = dataclasses.asdict(run.recipe), dataclasses.asdict(run.teacher.recipe)
-        return [f"recipe.{key}={'null' if value is None else value}" for key, value in wanted.items() if own[key] != value]
+        return [
+            f"recipe.{key}={'null' if value is None else value}" for key, value in wanted.items() if own[key] != value
+        ]
 
 
 def listed(key: str, values: Sequence[Any]) -> str:

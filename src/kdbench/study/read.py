@@ -77,16 +77,19 @@ def check(config: StudyConfig, name: str) -> None:
         if not (stage.students or stage.teachers or stage.pairs):
             raise ConfigError(f"{path} trains nothing; give it students, teachers or pairs")
         if stage.choose is not None and stage.choose not in CHOSEN_BY:
-            raise ConfigError(f"{path}.choose is {stage.choose!r}; it may be {' or '.join(CHOSEN_BY)}: never the test set")
+            raise ConfigError(
+                f"{path}.choose is {stage.choose!r}; it may be {' or '.join(CHOSEN_BY)}: never the test set"
+            )
         if stage.winners_of is not None:
             if stage.winners_of not in seen or config.stages[stage.winners_of].choose is None:
-                choosing = [s for s in seen if config.stages[s].choose] or ["none"]
+                choosing = ", ".join(s for s in seen if config.stages[s].choose) or "none is there"
                 raise ConfigError(
-                    f"{path}.winners_of is {stage.winners_of!r}; it may be an earlier stage that chooses: {', '.join(choosing)}"
+                    f"{path}.winners_of is {stage.winners_of!r}; it may be an earlier stage that chooses: {choosing}"
                 )
             missing = set(stage.pairs) - set(config.stages[stage.winners_of].pairs)
             if missing:
-                raise ConfigError(f"{path}.pairs has {', '.join(sorted(missing))}, which {stage.winners_of} does not choose for")
+                names = ", ".join(sorted(missing))
+                raise ConfigError(f"{path}.pairs has {names}, which {stage.winners_of} does not choose for")
         elif stage.pairs and not stage.methods:
             raise ConfigError(f"{path} has pairs but neither methods nor winners_of to say how they learn")
         for method, grid in (stage.methods | {"undistilled": stage.undistilled}).items():
@@ -112,4 +115,4 @@ def chosen_stages(config: StudyConfig, wanted: str | None) -> tuple[str, ...]:
 
 def readable(override: str) -> str:
     """An override as a part of a folder's name."""
-    return re.sub(r"[^A-Za-z0-9.=+-]+", "-", override).strip("-")
+    return re.sub(r"[^A-Za-z0-9_.=+-]+", "-", override).strip("-")

@@ -35,8 +35,10 @@ def choose(candidates: Sequence[Candidate], by: str) -> list[dict[str, Any]]:
         by: The key of summary.json that decides; of validation images.
 
     Returns:
-        For each: pair, student, teacher, method, overrides and method_params of the winner, its score and the runner-up's
-        in per cent, `margin` between them in points, and `noise`: the standard error in points of a difference of two such
+        For each: pair, student, teacher, method, overrides and method_params of the winner, its score and the
+        runner-up's
+        in per cent, `margin` between them in points, and `noise`: the standard error in points of a difference of
+        two such
         scores that the number of validation images alone brings about, were both measured on images of their own. Both
         are measured on the same ones, so the true one is smaller; `seed_std` is the standard deviation over seeds.
     """
@@ -90,14 +92,24 @@ def noise(best: Candidate, second: Candidate, by: str) -> float:
     return 100 * math.sqrt(variance(best) + variance(second))
 
 
-def write_selected(path: Path, study: str, stage: str, by: str, seeds: Mapping[str, Sequence[int]], winners: Any) -> None:
+def write_selected(
+    path: Path, study: str, stage: str, by: str, seeds: Mapping[str, Sequence[int]], winners: Any
+) -> None:
     """selected.yaml: what was chosen, from what, by how much, and how noisy that choice is."""
     header = (
-        f"# Chosen by {by} on validation images, mean over the selection's seeds, in per cent; the test set had no say.\n"
-        "# margin: points ahead of the runner-up. noise: the standard error of that margin from the number of validation\n"
+        f"# Chosen by {by} on validation images, mean over the selection's seeds, in per cent; the test set had "
+        f"no say.\n"
+        "# margin: points ahead of the runner-up. noise: the standard error of that margin from the number of "
+        "validation\n"
         "# images alone. A margin below twice the noise says little about which setting is better.\n"
     )
-    content = {"study": study, "stage": stage, "chosen_by": by, **{k: list(v) for k, v in seeds.items()}, "winners": winners}
+    content = {
+        "study": study,
+        "stage": stage,
+        "chosen_by": by,
+        **{k: list(v) for k, v in seeds.items()},
+        "winners": winners,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_atomically(path) as temporary:
         temporary.write_text(header + OmegaConf.to_yaml(OmegaConf.create(content)))
