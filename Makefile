@@ -11,7 +11,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-quickstart: .venv/ready  ## one teacher, three students, one table, on embedded data
+quickstart: .venv/ready  ## one teacher, three students, one table and one report, on embedded data
 	$(BIN)/kdbench experiment=quickstart
 
 test: .venv/ready  ## the everyday suite, under three minutes on two cores

@@ -138,7 +138,7 @@ BAD = {
     "recipe.batch_size=63": "which leaves one of data.num_train=64 images alone",
     "recipe.min_lr=1": "recipe.min_lr is 1; it may be at most recipe.lr",
     "recipe.momentum=0": "recipe.nesterov=true does not allow",
-    "recipe=null": "recipe=null: recipe takes the name of one option; valid: paper, quickstart, short, smoke",
+    "recipe=null": "recipe=null: recipe takes the name of one option; valid: lab, paper, quickstart, short, smoke",
     "method=[ce,logit]": "method takes one option by name; a sweep over several is -m method=A,B",
     "data.augment=2": "data.augment is 2; it may be true or false",
     "overwrite=yep": "overwrite is 'yep'; it may be true or false",

@@ -102,5 +102,9 @@ def check_ranges(section: Any, prefix: str) -> None:
         value = getattr(section, f.name)
         if dataclasses.is_dataclass(value):
             check_ranges(value, f"{prefix}{f.name}.")
+        elif isinstance(value, dict):
+            for name, inner in value.items():
+                if dataclasses.is_dataclass(inner):
+                    check_ranges(inner, f"{prefix}{f.name}.{name}.")
         elif "allowed" in f.metadata and not f.metadata["allowed"](value):
             raise ConfigError(f"{prefix}{f.name} is {value!r}; it may be {f.metadata['description']}")

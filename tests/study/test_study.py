@@ -309,7 +309,7 @@ def test_winners_are_the_first_of_equals_and_only_fully_covered_settings_compete
     ("arguments", "says"),
     [
         ([], "which study? Say study=NAME; valid: capacity, lab, tiny"),
-        (["study=tyni"], "study=tyni is no option; did you mean tiny?"),
+        (["study=tinyy"], "study=tinyy is no option; did you mean tiny?"),
         (["study=tiny", "stages=[finale]"], "finale is no stage; did you mean finals?"),
         (["study=tiny", "final_seeds=[-1]"], "seeds is [-1]; it may be different whole numbers from 0 on"),
         (["study=tiny", "final_seeds=[0,0]"], "seeds is [0, 0]; it may be"),

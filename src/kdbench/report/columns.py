@@ -76,7 +76,7 @@ COLUMNS = {
     "base_agreement": Column(
         "undistilled agreement %", "the same for undistilled students, who never saw this teacher: the null", PER_CENT
     ),
-    "kl_t1": Column("KL, T = 1", "mean KL(teacher || student) in nats; 0: the same probabilities", ".3f"),
+    "kl_t1": Column("KL, T = 1", "mean KL(teacher ‖ student) in nats; 0: the same probabilities", ".3f"),
     "base_kl_t1": Column("undistilled KL, T = 1", "the same for undistilled students", ".3f"),
     "kl_t4": Column("KL, T = 4", "at temperature 4, without the factor 16", ".3f"),
     "base_kl_t4": Column("undistilled KL, T = 4", "the same for undistilled students", ".3f"),

@@ -1,0 +1,440 @@
+"""Groups, the undistilled student of each, and the two tables of tests."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kdbench.errors import ConfigError
+from kdbench.report import statistics as st
+from tests.report.conftest import made, write_group, write_run, write_selected
+
+GAINS = (
+    "student teacher method setting n n_base mean std base_mean delta ci_low ci_high p_welch p_paired p_holm significant "
+    "mde80 seeds_for_0p1 seeds_for_0p2 p_equivalence equivalent seeds_for_equivalence"
+).split()
+INTERACTIONS = (
+    "method teacher student_a student_b gain_a gain_b difference se df ci_low ci_high p p_holm mde80"
+).split()  # fmt: skip
+"""As the issue lists them."""
+LESSON = {"teacher": "resnet20", "method": "logit"}
+ALONE, TAUGHT = (90.0, 90.2, 89.9), (90.5, 90.4, 90.6)
+
+
+def exactly(mean, std, turn=0):
+    """Five numbers with just this mean and this sample standard deviation, in an order that `turn` decides."""
+    z = np.roll([-1.3, -0.4, 0.1, 0.7, 0.9], turn)
+    z = (z - z.mean()) / z.std(ddof=1)
+    return (mean + std * z).tolist()
+
+
+def the_row(table, **values):
+    rows = table
+    for name, value in values.items():
+        rows = rows[rows[name] == value]
+    assert len(rows) == 1, f"{len(rows)} rows with {values}"
+    return rows.iloc[0]
+
+
+def names(report):
+    return [group.name for group in report.groups]
+
+
+def test_runs_that_differ_in_seeds_alone_are_one_group(tmp_path):
+    write_group(tmp_path, ALONE)
+    write_run(tmp_path, seed=7, init_seed=8, data_seed=9, accuracy=0.9)
+    report = made(tmp_path)
+    assert [len(group.runs) for group in report.groups] == [4]
+    assert report.groups[0].seeds == [(0, 0), (1, 1), (2, 2), (8, 9)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"student": "resnet14"},
+        {"method": "feature"},
+        {"teacher": "resnet32"},
+        {"method_params": {"alpha": 0.5}},
+        {"recipe": {"lr": 0.05}},
+        {"epochs": 30},
+        {"precision": "bf16"},
+        {"stem": "imagenet"},
+        {"teacher_seed": 1},
+        {"teacher_key": "another teacher"},
+        {"group_key": "what no other key says"},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_anything_but_seeds_makes_a_group_of_its_own(tmp_path, other):
+    write_group(tmp_path, TAUGHT, **LESSON)
+    write_group(tmp_path, TAUGHT, **LESSON | other)
+    report = made(tmp_path)
+    assert [len(group.runs) for group in report.groups] == [3, 3]
+    assert len(set(names(report))) == 2
+
+
+def test_a_group_reports_the_best_and_the_last_epoch(tmp_path):
+    write_group(tmp_path, ALONE)
+    row = made(tmp_path).groups_table.iloc[0]
+    assert row["mean"] == pytest.approx(np.mean(ALONE))
+    assert row["mean_last"] == pytest.approx(np.mean(ALONE) - 0.1)
+    assert row["std"] == row["std_last"] == pytest.approx(np.std(ALONE, ddof=1))
+    assert (row["n"], row["params"]) == (3, 78_042)
+
+
+def test_columns_start_with_the_lists_of_the_issue(tmp_path, kdbench_report):
+    for student in ("resnet8", "resnet14"):
+        write_group(tmp_path / "runs", ALONE, student=student)
+        write_group(tmp_path / "runs", TAUGHT, student=student, **LESSON)
+    said = kdbench_report(tmp_path / "runs")
+    assert said.table("gains").columns[: len(GAINS)].tolist() == GAINS
+    assert said.table("interactions").columns[: len(INTERACTIONS)].tolist() == INTERACTIONS
+    assert len(said.table("gains")) == 2
+    assert len(said.table("interactions")) == 1
+    assert len(said.table("runs")) == 12
+    assert len(said.table("groups")) == 4
+
+
+def test_a_gain_is_over_the_same_student_equal_in_all_but_method_and_teacher(tmp_path):
+    write_group(tmp_path, ALONE)
+    write_group(tmp_path, (70.0, 71.0, 72.0), recipe={"lr": 0.01})
+    write_group(tmp_path, (60.0, 61.0, 62.0), student="resnet14")
+    write_group(tmp_path, (50.0, 51.0, 52.0), precision="bf16")
+    write_group(tmp_path, TAUGHT, **LESSON)
+    row = the_row(made(tmp_path).gains_table)
+    test = stats.ttest_ind(TAUGHT, ALONE, equal_var=False)
+    interval = test.confidence_interval(0.95)
+    assert row["base_mean"] == pytest.approx(np.mean(ALONE))
+    assert row["mean"] == pytest.approx(np.mean(TAUGHT))
+    assert row["delta"] == pytest.approx(np.mean(TAUGHT) - np.mean(ALONE))
+    assert row["p_welch"] == pytest.approx(test.pvalue)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((interval.low, interval.high))
+    assert (row["n"], row["n_base"]) == (3, 3)
+    assert "lr" in row["base_setting"]
+
+
+def test_clipping_of_projections_is_no_matter_of_the_undistilled_student(tmp_path):
+    write_group(tmp_path, ALONE)
+    write_group(tmp_path, TAUGHT, recipe={"clip_projections": False}, **LESSON)
+    row = the_row(made(tmp_path).gains_table)
+    assert row["delta"] == pytest.approx(np.mean(TAUGHT) - np.mean(ALONE))
+
+
+def test_of_two_undistilled_students_the_one_with_the_same_clipping_is_taken(tmp_path):
+    write_group(tmp_path, ALONE)
+    write_group(tmp_path, (80.0, 80.1, 80.2), recipe={"clip_projections": False})
+    write_group(tmp_path, TAUGHT, recipe={"clip_projections": False}, **LESSON)
+    write_group(tmp_path, TAUGHT, **LESSON)
+    gains = made(tmp_path).gains_table
+    assert sorted(gains["base_mean"]) == pytest.approx([80.1, np.mean(ALONE)])
+    assert gains["setting"].tolist() != ["", ""]
+
+
+@pytest.mark.parametrize("seeds", [(3, 4, 5), (1, 2, 3)])
+def test_seeds_need_not_match_for_a_gain(tmp_path, seeds):
+    # As kdbench writes them: one baseline_key for each seed, shared by the runs of that seed.
+    for alone, taught, seed, other in zip(ALONE, TAUGHT, range(3), seeds, strict=True):
+        write_run(tmp_path, accuracy=alone / 100, seed=seed, baseline_key=f"b{seed}", group_key="alone")
+        write_run(tmp_path, accuracy=taught / 100, seed=other, baseline_key=f"b{other}", group_key="taught", **LESSON)
+    row = the_row(made(tmp_path).gains_table)
+    assert row["delta"] == pytest.approx(np.mean(TAUGHT) - np.mean(ALONE))
+    assert row["p_welch"] == pytest.approx(stats.ttest_ind(TAUGHT, ALONE, equal_var=False).pvalue)
+    assert math.isnan(row["p_paired"])
+
+
+def test_the_paired_test_needs_matching_seeds(tmp_path):
+    write_group(tmp_path / "same", ALONE, seeds=(2, 0, 1))
+    write_group(tmp_path / "same", TAUGHT, seeds=(0, 1, 2), **LESSON)
+    write_group(tmp_path / "more", ALONE)
+    write_group(tmp_path / "more", (*TAUGHT, 90.7), **LESSON)
+    # Sorted by seed, the undistilled values are those of seeds 0, 1, 2.
+    expected = stats.ttest_rel(TAUGHT, (ALONE[1], ALONE[2], ALONE[0])).pvalue
+    assert the_row(made(tmp_path / "same").gains_table)["p_paired"] == pytest.approx(expected)
+    assert math.isnan(the_row(made(tmp_path / "more").gains_table)["p_paired"])
+
+
+def test_equal_initial_weights_with_other_data_order_are_no_match(tmp_path):
+    for seed, (alone, taught) in enumerate(zip(ALONE, TAUGHT, strict=True)):
+        write_run(tmp_path, accuracy=alone / 100, seed=seed)
+        write_run(tmp_path, accuracy=taught / 100, seed=seed, data_seed=seed + 10, **LESSON)
+    row = the_row(made(tmp_path).gains_table)
+    assert not math.isnan(row["p_welch"])
+    assert math.isnan(row["p_paired"])
+
+
+def test_settings_tell_groups_of_one_lesson_apart(tmp_path):
+    write_group(tmp_path, ALONE)
+    for alpha in (0.3, 0.5):
+        write_group(tmp_path, TAUGHT, method_params={"alpha": alpha, "temperature": 4}, **LESSON)
+    write_group(tmp_path, TAUGHT, teacher="resnet20", method="feature", method_params={"beta": 1})
+    gains = made(tmp_path).gains_table
+    assert gains[gains["method"] == "logit"]["setting"].tolist() == ["alpha=0.3", "alpha=0.5"]
+    assert the_row(gains, method="feature")["setting"] == ""
+
+
+def test_groups_that_the_summary_cannot_tell_apart_have_names_of_their_own(tmp_path):
+    write_group(tmp_path, TAUGHT, group_key="a", **LESSON)
+    write_group(tmp_path, TAUGHT, group_key="b", **LESSON)
+    settings = made(tmp_path).gains_table["setting"]
+    assert len(set(settings)) == 2
+    assert all(settings)
+
+
+def several(root, gains=(0.1, 0.5, 0.9)):
+    """Two students of three methods, with gains that differ."""
+    for place, student in enumerate(("resnet8", "resnet14")):
+        write_group(root, exactly(90, 0.2, place), student=student)
+        for turn, (method, gain) in enumerate(zip(("logit", "feature", "other"), gains, strict=True)):
+            values = exactly(90 + gain * (1 + 2 * place), 0.2, turn + place)
+            write_group(root, values, student=student, teacher="resnet20", method=method)
+
+
+def test_gains_and_interactions_are_holm_families_of_their_own(tmp_path):
+    several(tmp_path)
+    report = made(tmp_path)
+    for table, raw in ((report.gains_table, "p_welch"), (report.interactions_table, "p")):
+        ps = table[raw].to_numpy(dtype=float)
+        order, expected, largest = np.argsort(ps), np.empty(len(ps)), 0.0
+        for rank, place in enumerate(order):
+            largest = max(largest, min(1.0, (len(ps) - rank) * ps[place]))
+            expected[place] = largest
+        assert table["p_holm"].tolist() == pytest.approx(expected.tolist())
+    assert len(report.gains_table) == 6
+    assert len(report.interactions_table) == 3
+
+
+def test_significant_is_holm_below_0p05_and_not_welch(tmp_path):
+    several(tmp_path)
+    gains = made(tmp_path).gains_table
+    assert gains["significant"].tolist() == (gains["p_holm"] < 0.05).tolist()
+    assert 0 < gains["significant"].sum() < len(gains)
+
+
+def test_the_deviation_is_pooled_over_all_groups_of_two_and_more(tmp_path):
+    write_group(tmp_path, exactly(90, 0.3))
+    write_group(tmp_path, exactly(91, 0.1), **LESSON)
+    write_run(tmp_path, teacher="resnet20", method="feature", accuracy=0.5)
+    report = made(tmp_path)
+    assert report.std == pytest.approx(math.sqrt((0.3**2 + 0.1**2) / 2))
+    row = the_row(report.gains_table, method="logit")
+    assert row["mde80"] == pytest.approx(st.smallest_detectable(report.std, (5, 5)))
+    for size, column in ((0.1, "seeds_for_0p1"), (0.2, "seeds_for_0p2")):
+        # n grows with the square of std / gain: 2 (1.96 + 0.84)^2 of it, and about one for the t distribution.
+        normal = 2 * ((stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * report.std / size) ** 2
+        assert normal < row[column] < normal + 2.5
+    assert row["seeds_for_equivalence"] == st.seeds_for_equivalence(0.1, report.std)
+
+
+def test_equivalence_is_found_where_it_is_and_by_the_margin_given(tmp_path):
+    write_group(tmp_path, exactly(90, 0.05))
+    write_group(tmp_path, exactly(90.02, 0.05, 2), **LESSON)
+    write_group(tmp_path, exactly(91, 0.05, 1), teacher="resnet20", method="feature")
+    wide, narrow = made(tmp_path, margin=0.15).gains_table, made(tmp_path, margin=0.03).gains_table
+    assert the_row(wide, method="logit")["equivalent"]
+    assert not the_row(wide, method="feature")["equivalent"]
+    assert not the_row(narrow, method="logit")["equivalent"]
+    test = stats.ttest_ind_from_stats(90.02, 0.05, 5, 90, 0.05, 5, equal_var=False)
+    se, df = 0.05 * math.sqrt(2 / 5), 8
+    assert test.statistic == pytest.approx(0.02 / se)
+    assert the_row(wide, method="logit")["p_equivalence"] == pytest.approx(stats.t.cdf((0.02 - 0.15) / se, df))
+
+
+def test_an_interaction_is_the_larger_students_gain_minus_the_smaller_ones(tmp_path):
+    # Named so that neither the alphabet nor the order of writing gives the larger one.
+    arms = {}
+    for student, size, gain, turn in (("a_small", 10, 0.2, 0), ("b_large", 1000, 0.7, 1)):
+        arms[student] = exactly(90 + gain, 0.1, turn), exactly(90, 0.2 + 0.1 * turn, turn + 2)
+        write_group(tmp_path, arms[student][0], student=student, num_params=size, **LESSON)
+        write_group(tmp_path, arms[student][1], student=student, num_params=size)
+    row = the_row(made(tmp_path).interactions_table)
+    assert (row["student_a"], row["student_b"]) == ("b_large", "a_small")
+    assert (row["gain_a"], row["gain_b"], row["difference"]) == pytest.approx((0.7, 0.2, 0.5))
+    parts = [sd**2 / 5 for sd in (0.1, 0.3, 0.1, 0.2)]
+    df, se = sum(parts) ** 2 / sum(part**2 / 4 for part in parts), math.sqrt(sum(parts))
+    assert (row["se"], row["df"]) == pytest.approx((se, df))
+    assert row["p"] == pytest.approx(2 * stats.t.sf(0.5 / se, df))
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(stats.t.interval(0.95, df, loc=0.5, scale=se))
+    assert row["mde80"] == pytest.approx(st.smallest_detectable(made(tmp_path).std, (5, 5, 5, 5)))
+
+
+def test_three_students_make_three_pairs(tmp_path):
+    for turn, student in enumerate(("resnet8", "resnet14", "resnet18")):
+        write_group(tmp_path, exactly(90, 0.2, turn), student=student)
+        write_group(tmp_path, exactly(90.5, 0.2, turn + 1), student=student, **LESSON)
+    table = made(tmp_path).interactions_table
+    pairs = set(zip(table["student_a"], table["student_b"], strict=True))
+    assert pairs == {("resnet18", "resnet14"), ("resnet18", "resnet8"), ("resnet14", "resnet8")}
+
+
+def test_students_of_different_teachers_or_methods_do_not_interact(tmp_path):
+    for student, teacher, method in (("resnet8", "resnet20", "logit"), ("resnet14", "resnet32", "logit")):
+        write_group(tmp_path, ALONE, student=student)
+        write_group(tmp_path, TAUGHT, student=student, teacher=teacher, method=method)
+    write_group(tmp_path, TAUGHT, student="resnet14", teacher="resnet20", method="feature")
+    assert made(tmp_path).interactions_table.empty
+
+
+def test_several_settings_of_one_student_pair_by_equal_settings_or_are_said(tmp_path):
+    for student in ("resnet8", "resnet14"):
+        write_group(tmp_path, ALONE, student=student)
+    for alpha in (0.3, 0.5):
+        write_group(tmp_path, TAUGHT, student="resnet8", method_params={"alpha": alpha}, **LESSON)
+    write_group(tmp_path, TAUGHT, student="resnet14", method_params={"alpha": 0.5}, **LESSON)
+    row = the_row(made(tmp_path).interactions_table)
+    assert (row["setting_a"], row["setting_b"]) == ("alpha=0.5", "alpha=0.5")
+    write_group(tmp_path, TAUGHT, student="resnet18", method_params={"alpha": 0.9}, **LESSON)
+    write_group(tmp_path, ALONE, student="resnet18")
+    assert any("no interaction of resnet18 and resnet8" in line for line in made(tmp_path).remarks)
+
+
+def taught_by_three(root, student="resnet8", shift=0.0):
+    means = []
+    for teacher_seed in range(3):
+        values = exactly(90.3 + 0.1 * teacher_seed + shift, 0.2, teacher_seed)
+        write_group(root, values, student=student, teacher_seed=teacher_seed, **LESSON)
+        means.append(sum(values) / 5)
+    write_group(root, exactly(90, 0.2, 3), student=student)
+    return means
+
+
+def test_teachers_of_several_seeds_have_a_group_each_and_a_pooled_row(tmp_path):
+    means = taught_by_three(tmp_path)
+    gains = made(tmp_path).gains_table
+    assert gains["teacher_seed"].tolist() == [0, 1, 2, "pooled"]
+    assert gains["n"].tolist() == [5, 5, 5, 3]
+    assert len(set(gains["setting"])) == 4
+    pooled = the_row(gains, teacher_seed="pooled")
+    test = stats.ttest_ind(means, exactly(90, 0.2, 3), equal_var=False)
+    assert pooled["delta"] == pytest.approx(0.4)
+    assert pooled["p_welch"] == pytest.approx(test.pvalue)
+    assert pooled["std"] == pytest.approx(0.1)
+    assert math.isnan(pooled["p_paired"])
+
+
+def test_students_of_the_same_teachers_interact_by_teacher_and_pooled(tmp_path):
+    taught_by_three(tmp_path)
+    taught_by_three(tmp_path, "resnet14", 0.5)
+    table = made(tmp_path).interactions_table
+    assert table["teacher_seed"].tolist() == [0, 1, 2, "pooled"]
+    assert table["difference"].tolist() == pytest.approx([0.5] * 4)
+
+
+def test_means_of_single_teachers_do_not_count_twice_in_the_pooled_deviation(tmp_path):
+    taught_by_three(tmp_path)
+    assert made(tmp_path).std == pytest.approx(0.2)
+
+
+def selection_of(root, final_seeds=(1, 2, 3)):
+    """Two settings tried with seed 0, more runs of both, and the file that says which won."""
+    keys = {}
+    for alpha in (0.3, 0.5):
+        keys[alpha] = f"selection{alpha}"
+        write_run(root, accuracy=0.99, run_key=keys[alpha], method_params={"alpha": alpha}, **LESSON)
+    for alpha in (0.3, 0.5):
+        write_group(root, TAUGHT, seeds=(1, 2, 3), method_params={"alpha": alpha}, **LESSON)
+    write_group(root, ALONE, seeds=(1, 2, 3))
+    winner = {
+        "method_params": {"alpha": 0.5}, "margin": 0.1, "noise": 0.4,
+        "candidates": [{"overrides": [], "score": 90, "run_keys": [key]} for key in keys.values()],
+    }  # fmt: skip
+    return write_selected(root / "selected.yaml", [winner], (0,), final_seeds)
+
+
+def test_a_selection_keeps_the_winner_and_leaves_out_the_runs_that_chose(tmp_path):
+    selected = selection_of(tmp_path)
+    assert len(made(tmp_path).gains_table) == 2
+    report = made(tmp_path, selected)
+    row = the_row(report.gains_table)
+    assert (row["n"], row["mean"]) == (3, pytest.approx(np.mean(TAUGHT)))
+    assert {run["method_params"].get("alpha") for run in report.runs} == {None, 0.5}
+    assert not any(run["run_key"].startswith("selection") for run in report.runs)
+    assert not any("MARKED" in line for line in report.verdict)
+    assert any("1 of 1 choices were closer than twice their noise" in line for line in report.verdict)
+
+
+def test_seeds_that_choose_and_report_are_marked(tmp_path):
+    selected = selection_of(tmp_path, final_seeds=(0, 1, 2, 3))
+    report = made(tmp_path, selected)
+    assert any("MARKED" in line and "seeds 0 " in line for line in report.verdict)
+    assert the_row(report.gains_table)["n"] == 4
+
+
+def test_a_selection_leaves_alone_what_did_not_compete(tmp_path):
+    selected = selection_of(tmp_path)
+    write_group(tmp_path, TAUGHT, teacher="resnet32", method="logit")
+    teachers = made(tmp_path, selected).gains_table["teacher"].tolist()
+    assert sorted(teachers) == ["resnet20", "resnet32"]
+
+
+def test_undistilled_students_with_a_selection_of_their_own_are_the_base(tmp_path):
+    write_group(tmp_path, ALONE)
+    write_group(tmp_path, (91.0, 91.1, 91.2), recipe={"lr": 0.05})
+    write_group(tmp_path, TAUGHT, **LESSON)
+    recipe = dict(made(tmp_path).groups[0]["recipe"]) | {"lr": 0.05}
+    winners = [{"teacher": None, "method": "ce", "recipe": recipe}, {}]
+    report = made(tmp_path, write_selected(tmp_path / "selected.yaml", winners, (9,), (0, 1, 2)))
+    assert the_row(report.gains_table)["base_mean"] == pytest.approx(91.1)
+    assert any("recipe selected too" in line for line in report.remarks)
+
+
+REFERENCE = [
+    # Student, teacher, method, mean, std: the table of REFERENCE.md, five seeds each.
+    ("resnet18", None, "ce", 94.86, 0.14),
+    ("resnet18", "resnet34", "logit", 94.78, 0.09),
+    ("resnet18", "resnet34", "feature", 94.98, 0.15),
+    ("resnet18", "resnet50", "logit", 94.91, 0.08),
+    ("resnet18", "resnet50", "feature", 94.95, 0.20),
+    ("resnet34", None, "ce", 95.04, 0.13),
+    ("resnet34", "resnet50", "logit", 95.13, 0.16),
+    ("resnet34", "resnet50", "feature", 95.24, 0.10),
+    ("resnet34", "resnet101", "logit", 95.10, 0.16),
+    ("resnet34", "resnet101", "feature", 95.26, 0.11),
+]
+
+
+def test_no_gain_of_the_reference_study_survives_holm(tmp_path):
+    for turn, (student, teacher, method, mean, std) in enumerate(REFERENCE):
+        write_group(tmp_path, exactly(mean, std, turn), student=student, teacher=teacher, method=method)
+    report = made(tmp_path)
+    gains = report.gains_table
+    alone = {student: (mean, std) for student, teacher, _, mean, std in REFERENCE if not teacher}
+    for student, teacher, method, mean, std in REFERENCE:
+        if teacher:
+            row = the_row(gains, student=student, teacher=teacher, method=method)
+            test = stats.ttest_ind_from_stats(mean, std, 5, *alone[student], 5, equal_var=False)
+            assert row["p_welch"] == pytest.approx(test.pvalue)
+            assert row["delta"] == pytest.approx(mean - alone[student][0])
+    assert (gains["p_welch"] < 0.05).sum() == 2
+    assert gains["significant"].sum() == 0
+    assert report.verdict[0] == "0 of 8 gains are significant after Holm."
+    assert report.std == pytest.approx(math.sqrt(sum(std**2 for *_, std in REFERENCE) / 10))
+    assert gains["seeds_for_0p2"].tolist() == [9] * 8
+    assert "0.2 points would need 9 seeds per arm" in report.verdict[1]
+    assert (report.interactions_table["p"] > 0.05).all()
+    logit = the_row(report.interactions_table, method="logit")
+    assert (logit["student_a"], logit["teacher"]) == ("resnet34", "resnet50")
+    assert logit["difference"] == pytest.approx((95.13 - 95.04) - (94.91 - 94.86))
+
+
+def test_a_report_of_undistilled_students_says_that_there_is_no_gain(tmp_path):
+    write_group(tmp_path, ALONE)
+    report = made(tmp_path)
+    assert report.gains_table.empty
+    assert report.verdict == ["There is no distilled student here, so there is no gain to speak of."]
+
+
+def test_a_teacher_whose_weights_were_given_is_no_distilled_student(tmp_path):
+    write_group(tmp_path, ALONE)
+    write_run(tmp_path, method="checkpoint", seed=9)
+    assert made(tmp_path).gains_table.empty
+
+
+def test_mixed_data_sets_are_compared_only_with_their_like(tmp_path):
+    write_group(tmp_path, ALONE)
+    write_group(tmp_path, (50.0, 51.0, 52.0), dataset="shapes")
+    write_group(tmp_path, TAUGHT, **LESSON)
+    with pytest.raises(ConfigError, match="dataset"):
+        made(tmp_path)
+    row = the_row(made(tmp_path, allow_mixed=True).gains_table)
+    assert row["base_mean"] == pytest.approx(np.mean(ALONE))
