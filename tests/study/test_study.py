@@ -260,6 +260,7 @@ def test_the_dry_run_says_states_and_the_time_left_and_writes_nothing(studies: P
     begun.directory.path.mkdir(parents=True)
     begun.directory.checkpoint.write_bytes(b"")
     text = study.dry_run()
+    assert not study.folder.exists()
     assert "2 done, 1 resumable, 2 missing, 2 waiting" in text
     # one minute an epoch, one epoch a run, five runs, however different their teachers: the same macs everywhere
     assert "left" in text.splitlines()[-1]

@@ -75,8 +75,8 @@ class StudyRun:
         return self.composed[overrides]
 
     def select(self, title: str) -> None:
-        """Choose a stage's winners among its complete runs, and write selected.yaml."""
-        stage, config = self.study.config.stages[title], self.study.config
+        """Choose a stage's winners among its complete runs."""
+        stage = self.study.config.stages[title]
         assert stage.choose is not None
         candidates: dict[tuple[str | None, tuple[str, ...]], list[Mapping[str, Any]]] = {}
         for _, jobs in self.jobs[title]:
@@ -87,8 +87,13 @@ class StudyRun:
                 runs += [summary] if summary else []
         listed = [Candidate(pair, overrides, runs) for (pair, overrides), runs in candidates.items()]
         self.winners[title] = choose(listed, stage.choose)
-        seeds = {"selection_seeds": stage.seeds, "final_seeds": config.final_seeds}
-        write_selected(self.selected, self.study.name, title, stage.choose, seeds, self.winners[title])
+
+    def write_selected(self, title: str) -> None:
+        """selected.yaml: the winners, from what they were chosen, and the seeds that chose and that report."""
+        stages = self.study.config.stages
+        reporting = {seed for stage in stages.values() if stage.winners_of == title for seed in stage.seeds}
+        seeds = {"selection_seeds": stages[title].seeds, "final_seeds": sorted(reporting)}
+        write_selected(self.selected, self.study.name, title, str(stages[title].choose), seeds, self.winners[title])
 
     @property
     def selected(self) -> Path:
@@ -125,6 +130,7 @@ class StudyRun:
             self.sweep(one, jobs)
         if stage.choose:
             self.select(title)
+            self.write_selected(title)
             self.say_winners(title)
 
     def lacking(self, stage: StageConfig) -> list[tuple[str, str]]:

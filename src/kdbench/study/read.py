@@ -46,7 +46,7 @@ def read_study(arguments: Sequence[str], config_dir: Path | None = None) -> Stud
     stages = chosen_stages(config, wanted)
     overrides = (*config.overrides, *of_runs)
     last = {key_of(override): override for override in overrides}  # what comes last counts, where it first stood
-    label = "_".join([name, *(readable(o) for o in of_runs if key_of(o).partition(".")[0] not in NOT_IN_NAME)])
+    label = "_".join([name, *(readable(o) for o in of_runs if re.split(r"[./]", key_of(o))[0] not in NOT_IN_NAME)])
     return Study(name, config, tuple(last.values()), stages, label, config_dir)
 
 
@@ -72,6 +72,11 @@ def values_of(file: Path, given: dict[str, str]) -> dict[str, Any]:
 def check(config: StudyConfig, name: str) -> None:
     """Rules between a study's fields."""
     seen: list[str] = []
+    choosing = [title for title, stage in config.stages.items() if stage.choose]
+    if len(choosing) > 1:
+        raise ConfigError(
+            f"study={name}: stages {' and '.join(choosing)} choose; one stage may, for there is one selected.yaml"
+        )
     for title, stage in config.stages.items():
         path = f"study={name}: stages.{title}"
         if not (stage.students or stage.teachers or stage.pairs):
@@ -82,9 +87,9 @@ def check(config: StudyConfig, name: str) -> None:
             )
         if stage.winners_of is not None:
             if stage.winners_of not in seen or config.stages[stage.winners_of].choose is None:
-                choosing = ", ".join(s for s in seen if config.stages[s].choose) or "none is there"
+                earlier = ", ".join(s for s in seen if config.stages[s].choose) or "none is there"
                 raise ConfigError(
-                    f"{path}.winners_of is {stage.winners_of!r}; it may be an earlier stage that chooses: {choosing}"
+                    f"{path}.winners_of is {stage.winners_of!r}; it may be an earlier stage that chooses: {earlier}"
                 )
             missing = set(stage.pairs) - set(config.stages[stage.winners_of].pairs)
             if missing:
