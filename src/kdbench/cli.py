@@ -49,11 +49,23 @@ def main_study() -> None:
     try:
         from kdbench.study.command import study  # late: the environment is set before torch is imported
 
-        sys.exit(study(sys.argv[1:]))
+        sys.exit(study(sys.argv[1:], swept))
     except KdbenchError as error:
         sys.exit(refuse(error, program="kdbench-study"))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def swept(arguments: list[str]) -> int:
+    """`kdbench` with these arguments in this process; its exit code, whatever way it leaves."""
+    before = sys.argv
+    sys.argv = ["kdbench", *arguments]
+    try:
+        return command(arguments)
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 1
+    finally:
+        sys.argv = before
 
 
 def main_report() -> None:

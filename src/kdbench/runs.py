@@ -281,14 +281,14 @@ def read_summary(path: Path) -> dict[str, Any]:
     return summary
 
 
-def check_writable(output_root: Path) -> None:
-    """That runs can be written under a folder which may not exist yet. Writes nothing.
+def check_writable(output_root: Path, key: str = "output_root") -> None:
+    """That files can be written under a folder which may not exist yet, named by `key`. Writes nothing.
 
     Raises:
         ConfigError: something on the way to it is no folder, or may not be written to.
     """
     existing = next(parent for parent in (output_root.absolute(), *output_root.absolute().parents) if parent.exists())
     if not existing.is_dir():
-        raise ConfigError(f"output_root is {output_root}, but {existing} is a file; give another folder")
+        raise ConfigError(f"{key} is {output_root}, but {existing} is a file; give another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"output_root is {output_root}, but {existing} cannot be written to; give another folder")
+        raise ConfigError(f"{key} is {output_root}, but {existing} cannot be written to; give another folder")

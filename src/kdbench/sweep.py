@@ -23,6 +23,8 @@ from kdbench.runs import check_writable, write_json
 
 log = logging.getLogger(__name__)
 
+carried_out: list["Sweep"] = []
+"""This process's sweeps, the last one last."""
 headings: list[Callable[[], str]] = []
 """What is said above each job of this process's sweeps: the progress of whatever they are part of."""
 
@@ -65,6 +67,7 @@ class Sweep:
         Raises:
             RunError: at the end, if any job was refused or failed.
         """
+        carried_out.append(self)
         check_writable(self.record.parent)
         readers: dict[Path, list[tuple[Job, RunConfig]]] = {}
         for job in self.jobs:

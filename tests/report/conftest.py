@@ -1,9 +1,10 @@
-"""Run directories for the report, written without training: the contract's files, with whatever numbers a test wants."""
+"""Run directories for the report, written without training: the contract's files, with the numbers a test wants."""
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 from safetensors.numpy import save_file
 
 from kdbench.errors import KdbenchError
+from kdbench.report import statistics
 from kdbench.report.build import Report, build
 from kdbench.report.command import report as command
 from kdbench.report.select import read_selection
@@ -135,17 +137,29 @@ class Said:
         return (self.folder / name).read_text()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def numbers_of_seeds_once() -> Iterator[None]:
+    """Searches for numbers of seeds, pure and slow, are made once for each standard deviation."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("seeds_for", "seeds_for_equivalence", "smallest_detectable"):
+            patched.setattr(statistics, name, functools.cache(getattr(statistics, name)))
+        yield
+
+
 @pytest.fixture
 def kdbench_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """The command, called in this process; it writes to `tmp_path / "report"`."""
+    """The command, called in this process; it writes to `tmp_path / "report"`. Figures take seconds: only if asked."""
 
-    def call(*arguments: str | Path) -> Said:
+    def call(*arguments: str | Path, figures: bool = False) -> Said:
         folder = tmp_path / "report"
         error = ""
-        try:
-            code = command([*map(str, arguments), "--out", str(folder)])
-        except KdbenchError as refused:
-            code, error = refused.exit_code, str(refused)
+        with pytest.MonkeyPatch.context() as patched:
+            if not figures:
+                patched.setattr("kdbench.report.write.draw_all", lambda material, folder: ([], []))
+            try:
+                code = command([*map(str, arguments), "--out", str(folder)])
+            except KdbenchError as refused:
+                code, error = refused.exit_code, str(refused)
         captured = capsys.readouterr()
         return Said(code, captured.out, captured.err + error, folder)
 

@@ -11,8 +11,8 @@ from kdbench.report import statistics as st
 from tests.report.conftest import made, write_group, write_run, write_selected
 
 GAINS = (
-    "student teacher method setting n n_base mean std base_mean delta ci_low ci_high p_welch p_paired p_holm significant "
-    "mde80 seeds_for_0p1 seeds_for_0p2 p_equivalence equivalent seeds_for_equivalence"
+    "student teacher method setting n n_base mean std base_mean delta ci_low ci_high p_welch p_paired p_holm "
+    "significant mde80 seeds_for_0p1 seeds_for_0p2 p_equivalence equivalent seeds_for_equivalence"
 ).split()
 INTERACTIONS = (
     "method teacher student_a student_b gain_a gain_b difference se df ci_low ci_high p p_holm mde80"
@@ -79,7 +79,7 @@ def test_a_group_reports_the_best_and_the_last_epoch(tmp_path):
     row = made(tmp_path).groups_table.iloc[0]
     assert row["mean"] == pytest.approx(np.mean(ALONE))
     assert row["mean_last"] == pytest.approx(np.mean(ALONE) - 0.1)
-    assert row["std"] == row["std_last"] == pytest.approx(np.std(ALONE, ddof=1))
+    assert [row["std"], row["std_last"]] == pytest.approx([np.std(ALONE, ddof=1)] * 2)
     assert (row["n"], row["params"]) == (3, 78_042)
 
 
@@ -176,9 +176,23 @@ def test_settings_tell_groups_of_one_lesson_apart(tmp_path):
 def test_groups_that_the_summary_cannot_tell_apart_have_names_of_their_own(tmp_path):
     write_group(tmp_path, TAUGHT, group_key="a", **LESSON)
     write_group(tmp_path, TAUGHT, group_key="b", **LESSON)
-    settings = made(tmp_path).gains_table["setting"]
+    settings = [group.setting for group in made(tmp_path).groups]
     assert len(set(settings)) == 2
     assert all(settings)
+
+
+def test_groups_of_one_teacher_are_not_pooled(tmp_path):
+    write_group(tmp_path, TAUGHT, group_key="a", **LESSON)
+    write_group(tmp_path, TAUGHT, group_key="b", **LESSON)
+    assert made(tmp_path).gains_table["teacher_seed"].tolist() == [0, 0]
+
+
+def test_teachers_of_one_seed_that_were_trained_differently_are_not_pooled(tmp_path):
+    # A pooled row is over teachers that differ in their seed alone.
+    write_group(tmp_path, ALONE)
+    for key in ("long", "short"):
+        write_group(tmp_path, TAUGHT, teacher_key=key, **LESSON)
+    assert made(tmp_path).gains_table["teacher_seed"].tolist() == [0, 0]
 
 
 def several(root, gains=(0.1, 0.5, 0.9)):
@@ -372,7 +386,7 @@ def test_undistilled_students_with_a_selection_of_their_own_are_the_base(tmp_pat
     write_group(tmp_path, (91.0, 91.1, 91.2), recipe={"lr": 0.05})
     write_group(tmp_path, TAUGHT, **LESSON)
     recipe = dict(made(tmp_path).groups[0]["recipe"]) | {"lr": 0.05}
-    winners = [{"teacher": None, "method": "ce", "recipe": recipe}, {}]
+    winners = [{"teacher": None, "method": "ce", "recipe": recipe, "overrides": ["recipe.lr=0.05"]}, {}]
     report = made(tmp_path, write_selected(tmp_path / "selected.yaml", winners, (9,), (0, 1, 2)))
     assert the_row(report.gains_table)["base_mean"] == pytest.approx(91.1)
     assert any("recipe selected too" in line for line in report.remarks)

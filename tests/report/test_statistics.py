@@ -138,9 +138,7 @@ def test_four_arms_against_the_formula_of_satterthwaite():
 def test_weights_scale_a_contrast():
     arms = ([5.0, 5.4, 5.1], [4.0, 4.9, 4.2])
     one, half = st.contrast(arms, (1, -1)), st.contrast(arms, (0.5, -0.5))
-    assert (half.difference, half.se, half.df, half.p) == pytest.approx(
-        (one.difference / 2, one.se / 2, one.df, one.p)
-    )
+    assert (half.difference, half.se, half.df, half.p) == pytest.approx((one.difference / 2, one.se / 2, one.df, one.p))
 
 
 def test_contrast_with_one_arm_of_one_value_has_no_test():
@@ -152,10 +150,10 @@ def test_contrast_with_one_arm_of_one_value_has_no_test():
 def test_interval_of_a_contrast_covers_the_truth_19_times_in_20():
     random = np.random.default_rng(5)
     scales, covered = (0.5, 1.0, 2.0, 1.0), 0
-    for _ in range(2000):
+    for _ in range(1000):
         test = st.contrast([scale * random.normal(size=5) for scale in scales], (1, -1, -1, 1))
         covered += test.low <= 0 <= test.high
-    assert covered / 2000 == pytest.approx(0.95, abs=0.015)
+    assert covered / 1000 == pytest.approx(0.95, abs=0.02)
 
 
 def test_paired_test_of_the_sleep_data_is_what_r_prints():
@@ -235,7 +233,9 @@ def test_power_is_the_published_one(n, difference, std, expected):
     assert st.power_of(difference, std, (n, n)) == pytest.approx(expected, abs=2e-6)
 
 
-@pytest.mark.parametrize(("difference", "counts"), [(1.0, (5, 5)), (1.5, (3, 8)), (2.0, (5, 5, 5, 5)), (2.5, (2, 4, 6, 3))])
+@pytest.mark.parametrize(
+    ("difference", "counts"), [(1.0, (5, 5)), (1.5, (3, 8)), (2.0, (5, 5, 5, 5)), (2.5, (2, 4, 6, 3))]
+)
 def test_power_is_how_often_a_simulated_test_notices(difference, counts):
     random, trials = np.random.default_rng(1), 40_000
     weights = [1, -1] if len(counts) == 2 else [1, -1, -1, 1]

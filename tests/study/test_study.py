@@ -129,7 +129,10 @@ def test_capacity_has_the_runs_of_the_reference_study() -> None:
         for index, pair in enumerate(pairs, 1)
         for method in ("logit", "feature")
     ]
-    counts = {title: sum(len(s.jobs) for s in study.sweeps(stages[title], winners * bool(stages[title].winners_of))) for title in stages}
+    counts = {
+        title: sum(len(s.jobs) for s in study.sweeps(stages[title], winners * bool(stages[title].winners_of)))
+        for title in stages
+    }
     assert counts == {
         "teachers": 9, "selection": 48, "finals": 50, "stem": 6, "stem_teacher": 1, "clipping": 5, "more_teachers": 80,
     }  # fmt: skip

@@ -10,7 +10,13 @@ import pytest
 
 from tests.study.test_study import TINY
 
-SIZE = ("data.num_train=64", "data.num_val=50", "data.num_test=60", "recipe.batch_size=32", "teacher.recipe.batch_size=32")
+SIZE = (
+    "data.num_train=64",
+    "data.num_val=50",
+    "data.num_test=60",
+    "recipe.batch_size=32",
+    "teacher.recipe.batch_size=32",
+)
 
 
 @pytest.mark.slow
@@ -34,7 +40,9 @@ def test_a_study_carried_out_in_parts_ends_with_its_report(tmp_path: Path) -> No
     label = "tiny_" + "_".join(SIZE)
     folder = tmp_path / "outputs" / "studies" / label
     gains = pd.read_csv(folder / "report" / "gains.csv")
-    assert gains[["student", "teacher", "method", "n", "n_base"]].values.tolist() == [["resnet8", "resnet20", "logit", 2, 2]]
+    assert gains[["student", "teacher", "method", "n", "n_base"]].values.tolist() == [
+        ["resnet8", "resnet20", "logit", 2, 2]
+    ]
     assert (folder / "report" / "report.html").stat().st_size > 10_000
     assert str(Path("outputs", "studies", label, "report", "report.html")) in part.stdout
     assert len(list((tmp_path / "outputs" / "runs").glob("*/summary.json"))) == 7

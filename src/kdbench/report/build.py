@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kdbench.errors import ConfigError
 from kdbench.report import statistics as st
 from kdbench.report.fidelity import Fidelity, fidelity
 from kdbench.report.gains import Gain, gains_of, gains_table, interactions_table
@@ -58,8 +59,9 @@ def build(
     groups = grouped(runs)
     groups = selection.kept(groups) if selection else groups
     remarks = [*found.remarks, *same_seed_twice(groups)]
-    bases = selection.bases(groups) if selection else {}
-    gains = gains_of(groups, bases)
+    if not groups:
+        raise ConfigError("--select leaves no run to report: all of these chose, or lost")
+    gains = gains_of(groups, selection)
     std = st.pooled_std([group.accuracies for group in groups])
     table = gains_table(gains, std, margin)
     interactions, unmatched = interactions_table(gains, std)
@@ -67,9 +69,12 @@ def build(
     faithful = fidelity(kept, groups, gains)
     remarks += [f"{gain.group.name}: {gain.remark}" for gain in gains if gain.base is None]
     remarks += untested(table) + unmatched + faithful.remarks
-    if bases:
+    tuned = sorted(
+        {group["student"] for group in groups if selection and selection.selects_undistilled(group["student"])}
+    )
+    if tuned:
         remarks.append(
-            f"undistilled students of {', '.join(sorted(bases))} had their recipe selected too: gains are over those"
+            f"undistilled {', '.join(tuned)} had a recipe selected too: gains are over students trained by it"
         )
     return Report(
         runs=kept,
@@ -82,7 +87,7 @@ def build(
         fidelity=faithful,
         std=std,
         margin=margin,
-        verdict=[*verdict(table, interactions, std, margin), *on_selection(selection)],
+        verdict=[*verdict(table, interactions, std, margin), *on_selection(selection, groups)],
         remarks=remarks,
         damaged=found.damaged,
     )

@@ -59,5 +59,5 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     if not (math.isfinite(given.margin) and given.margin > 0):
         raise ConfigError(f"--margin is {given.margin:g}; it may be any number of points above 0")
-    check_writable(given.out)
+    check_writable(given.out, "--out")
     return given

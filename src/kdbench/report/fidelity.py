@@ -1,6 +1,7 @@
 """How a student's predictions relate to its teacher's and to those of its undistilled twin, from saved logits."""
 
 import functools
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,12 +107,12 @@ def fidelity(runs: Sequence[Run], groups: Sequence[Group], gains: Sequence[Gain]
 def teacher_of(run: Run, runs: Sequence[Run]) -> Run | None:
     """The run that taught, by its key: among those given, or beside the student's."""
     key = run["teacher_key"]
-    if not key:
+    if not key or Path(key).name != key:
         return None
     for other in runs:
         if other["run_key"] == key:
             return other
-    for folder in sorted(run.path.parent.glob(f"*_{key}")):
+    for folder in sorted(run.path.parent.glob(f"*_{glob.escape(key)}")):
         try:
             return Run(folder, read(folder / "summary.json"))
         except ValueError:

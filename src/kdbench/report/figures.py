@@ -31,6 +31,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "svg.hashsalt": "kdbench",
     "svg.fonttype": "path",
+    "text.parse_math": False,
 }
 GROUPS_IN_LEGEND = 24
 

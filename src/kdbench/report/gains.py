@@ -11,6 +11,7 @@ import pandas as pd
 
 from kdbench.report import statistics as st
 from kdbench.report.groups import LESSON, STUDENT, Group, flat, plain, undistilled_of
+from kdbench.report.select import Selection
 
 POOLED = "pooled"
 GAINS = (
@@ -65,27 +66,42 @@ class Gain:
         return [(str(run["seed"]), value - base) for run, value, base in pairs]
 
 
-def gains_of(groups: Sequence[Group], chosen_bases: dict[str, Group] | None = None) -> list[Gain]:
+def gains_of(groups: Sequence[Group], selection: Selection | None = None) -> list[Gain]:
     """Every distilled group beside its undistilled student; where several teachers taught alike, all of them pooled.
 
     Args:
         groups: All of the report's.
-        chosen_bases: Undistilled groups that a selection chose, by student; they take the place of the equal ones.
+        selection: Where it chose the undistilled students' recipe, these take the place of the equal ones.
     """
     gains = []
     distilled = [group for group in groups if group.is_distilled]
     for _, members in grouped_by(distilled, but_teacher_seed):
-        for group in members:
-            base = (chosen_bases or {}).get(group["student"]) or undistilled_of(group, groups)
-            remark = "" if base else "no undistilled student (ce, equal in all but method and teacher): no gain"
-            gains.append(Gain(group, base, group.accuracies, group["teacher_seed"], group.setting, remark))
-        if len(members) > 1:
-            first = gains[-len(members)]
+        own = [gain_of(group, groups, selection) for group in members]
+        gains += own
+        seeds = {group["teacher_seed"] for group in members}
+        bases = {id(undistilled_of(group, groups)) for group in members}
+        if len(members) > 1 and len(seeds) == len(members) and None not in seeds and len(bases) == 1:
             means = [float(np.mean(group.accuracies)) for group in members]
-            setting = " ".join(part for part in first.setting.split() if not part.startswith("teacher_"))
+            setting = " ".join(part for part in own[0].setting.split() if not part.startswith("teacher_"))
             pooled = f"{setting} {len(members)} teachers pooled".strip()
-            gains.append(Gain(first.group, first.base, means, POOLED, pooled, "n is the number of teachers"))
+            gains.append(Gain(members[0], own[0].base, means, POOLED, pooled, "n is the number of teachers"))
     return gains
+
+
+def gain_of(group: Group, groups: Sequence[Group], selection: Selection | None) -> Gain:
+    """A distilled group beside the undistilled one that it compares with."""
+    remark = ""
+    if selection and selection.selects_undistilled(group["student"]):
+        base = selection.base_for(group, groups)
+        if base is None:
+            remark = "the selected undistilled student is not here: no gain"
+    else:
+        base = undistilled_of(group, groups)
+        if base is None:
+            remark = "no undistilled student (ce, equal in all but method and teacher): no gain"
+    if base and selection:
+        base = selection.base_runs(base)
+    return Gain(group, base, group.accuracies, group["teacher_seed"], group.setting, remark)
 
 
 def but_teacher_seed(group: Group) -> str:
@@ -111,10 +127,10 @@ def gains_table(gains: Sequence[Gain], std: float, margin: float) -> pd.DataFram
     """
     rows = [gain_row(gain, std, margin) for gain in gains]
     for row, p in zip(rows, st.holm([row["p_welch"] for row in rows]), strict=True):
-        row["p_holm"], row["significant"] = p, p < st.ALPHA
+        row["p_holm"], row["significant"] = p, decided(p)
     table = pd.DataFrame(rows, columns=list(GAINS))
     whole = ["n", "n_base", "seeds_for_0p1", "seeds_for_0p2", "seeds_for_equivalence"]
-    return table.astype(dict.fromkeys(whole, "Int64"))
+    return table.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(("significant", "equivalent"), "boolean"))
 
 
 def gain_row(gain: Gain, std: float, margin: float) -> dict[str, Any]:
@@ -131,10 +147,10 @@ def gain_row(gain: Gain, std: float, margin: float) -> dict[str, Any]:
         "teacher_seed": gain.teacher_seed,
         "remarks": gain.remark,
         "p_welch": math.nan,
-        "seeds_for_0p1": st.seeds_for(0.1, std),
-        "seeds_for_0p2": st.seeds_for(0.2, std),
-        "seeds_for_equivalence": st.seeds_for_equivalence(margin, std),
     }
+    if not gain.is_pooled:  # a teacher's mean varies otherwise than a run does
+        row["seeds_for_0p1"], row["seeds_for_0p2"] = st.seeds_for(0.1, std), st.seeds_for(0.2, std)
+        row["seeds_for_equivalence"] = st.seeds_for_equivalence(margin, std)
     if gain.base is None:
         return row
     test = st.welch(values, base)
@@ -148,11 +164,16 @@ def gain_row(gain: Gain, std: float, margin: float) -> dict[str, Any]:
         "ci_high": test.high,
         "p_welch": test.p,
         "p_paired": st.paired(values, base) if matched else math.nan,
-        "mde80": st.smallest_detectable(std, (len(values), len(base))),
+        "mde80": math.nan if gain.is_pooled else st.smallest_detectable(std, (len(values), len(base))),
         "p_equivalence": p_equivalence,
-        "equivalent": p_equivalence < st.ALPHA,
+        "equivalent": decided(p_equivalence),
         "remarks": gain.remark or untested(values, base),
     }
+
+
+def decided(p: float) -> bool | None:
+    """Whether a p is below 0.05; None where there is no test."""
+    return None if math.isnan(p) else p < st.ALPHA
 
 
 def untested(values: Sequence[float], base: Sequence[float]) -> str:
@@ -172,7 +193,13 @@ def interactions_table(gains: Sequence[Gain], std: float) -> tuple[pd.DataFrame,
     able = [gain for gain in gains if gain.base]
     for _, lessons in grouped_by(able, lesson_of):
         students = grouped_by(lessons, lambda gain: gain.group["student"])
-        sized = sorted(students, key=lambda item: size_of(item[1][0]), reverse=True)
+        measure = next(
+            (k for k in ("num_params", "macs") if all(of[0].group[k] is not None for _, of in students)), None
+        )
+        if measure is None and len(students) > 1:
+            remarks.append(f"no interaction of {', '.join(name for name, _ in students)}: their sizes are not known")
+            continue
+        sized = sorted(students, key=lambda item: (item[1][0].group[measure or "seed"], item[0]), reverse=True)
         for (name_a, of_a), (name_b, of_b) in itertools.combinations(sized, 2):
             matched = matches(of_a, of_b)
             rows += [interaction_row(a, b, std) for a, b in matched]
@@ -199,10 +226,6 @@ def lesson_of(gain: Gain) -> str:
     )
 
 
-def size_of(gain: Gain) -> tuple[float, str]:
-    return (gain.group["num_params"] or gain.group["macs"] or 0, gain.group["student"])
-
-
 def matches(of_a: Sequence[Gain], of_b: Sequence[Gain]) -> list[tuple[Gain, Gain]]:
     """Gains of two students that belong together: the only ones, or those with equal parameters of the method."""
     if len(of_a) == len(of_b) == 1:
@@ -226,7 +249,7 @@ def interaction_row(a: Gain, b: Gain, std: float) -> dict[str, Any]:
         "ci_low": test.low,
         "ci_high": test.high,
         "p": test.p,
-        "mde80": st.smallest_detectable(std, tuple(len(arm) for arm in arms)),
+        "mde80": math.nan if a.is_pooled else st.smallest_detectable(std, tuple(len(arm) for arm in arms)),
         "setting_a": a.setting,
         "setting_b": b.setting,
         "teacher_seed": a.teacher_seed,

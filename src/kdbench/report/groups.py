@@ -1,12 +1,13 @@
 """Groups of runs that differ in their seeds alone, and which of them is whose undistilled student."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kdbench.errors import ConfigError
 from kdbench.report.runs import UNDISTILLED, Run
+from kdbench.runs import SCHEMA_VERSION
 
 PROTOCOL = ("dataset", "num_train", "num_val", "num_test", "schema_version")
 """What all runs of one report share: numbers of different data sets or splits do not compare."""
@@ -68,6 +69,13 @@ def check_alike(runs: Sequence[Run]) -> None:
     Raises:
         ConfigError: they are of different data sets, splits or protocol versions; says which keys differ.
     """
+    unknown = {run["schema_version"] for run in runs} - {None, SCHEMA_VERSION}
+    if unknown:
+        said = ", ".join(sorted(map(str, unknown)))
+        raise ConfigError(
+            f"runs have schema_version {said}, this kdbench knows {SCHEMA_VERSION}; leave them out, or "
+            "--allow-mixed to read them as if it were the same"
+        )
     differing = {}
     for key in PROTOCOL:
         values = {plain(run[key]): run[key] for run in runs if run[key] is not None}
@@ -139,12 +147,17 @@ def undistilled_of(group: Group, groups: Sequence[Group]) -> Group | None:
     with
     both values are there, the one with the same value is taken.
     """
-    same = [g for g in groups if g["method"] == UNDISTILLED and base_of(g) == base_of(group)]
+    same = [g for g in groups if g["method"] == UNDISTILLED and base_of(g) == base_of(group) and compatible(g, group)]
     same.sort(key=lambda g: g["recipe"] != group["recipe"])
     return same[0] if same else None
 
 
-def base_of(group: Group) -> Mapping[str, Any]:
+def base_of(group: Group) -> dict[str, Any]:
     """What a distilled group shares with its undistilled student."""
-    shared = flat(group.runs[0], STUDENT) | {"baseline_key": group["baseline_key"]}
-    return {key: value for key, value in shared.items() if key != "recipe.clip_projections"}
+    return {key: value for key, value in flat(group.runs[0], STUDENT).items() if key != "recipe.clip_projections"}
+
+
+def compatible(group: Group, other: Group) -> bool:
+    """Whether runs of equal seeds agree in `baseline_key`, which covers what the summary's other keys do not say."""
+    keys = {run.seeds: run["baseline_key"] for run in group.runs}
+    return all(keys.get(run.seeds) in (None, run["baseline_key"]) or run["baseline_key"] is None for run in other.runs)

@@ -1,14 +1,14 @@
 """Finding runs and reading their summaries, by the files of the contract alone."""
 
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kdbench.errors import ConfigError
-from kdbench.runs import SCHEMA_VERSION
 
 UNDISTILLED = "ce"
 GIVEN = "checkpoint"
@@ -106,8 +106,13 @@ def run_folders(path: Path) -> list[Path]:
     if not path.is_dir():
         kind = "a file; give the run directory that it lies in" if path.exists() else "missing"
         raise ConfigError(f"{path} is {kind}")
-    found = []
-    for folder, below, files in os.walk(path):
+    found, visited = [], set()
+    for folder, below, files in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:  # links may lead in circles
+            below.clear()
+            continue
+        visited.add(real)
         below.sort()
         if "summary.json" in files or {"config.yaml", "train.log"} <= set(files):
             found.append(Path(folder))
@@ -132,16 +137,49 @@ def read(file: Path) -> dict[str, Any]:
     lacking = [key for key in REQUIRED if summary.get(key) is None]
     if lacking:
         raise ValueError(f"lacks {', '.join(lacking)}")
-    for key, value in summary.items():
-        if key.startswith(("test_acc_", "best_val_acc")) and value is not None and not is_fraction(value):
-            raise ValueError(f"{key} is {value!r}, no fraction in [0, 1]")
-    if summary.get("schema_version") not in (None, SCHEMA_VERSION):
-        raise ValueError(f"schema_version is {summary['schema_version']!r}; this kdbench reads {SCHEMA_VERSION}")
+    for allowed, description, keys in KINDS:
+        for key in keys:
+            if summary.get(key) is not None and not allowed(summary[key]):
+                raise ValueError(f"{key} is {summary[key]!r}, no {description}")
     return summary
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def is_fraction(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    return is_number(value) and 0 <= value <= 1
+
+
+KINDS: tuple[tuple[Callable[[Any], bool], str, tuple[str, ...]], ...] = (
+    (
+        lambda v: isinstance(v, str),
+        "text",
+        ("run_key", "student", "teacher", "method", "dataset", "stem", "precision", "teacher_key", "group_key", "baseline_key"),
+    ),
+    (
+        is_whole,
+        "whole number",
+        (
+            "seed", "init_seed", "data_seed", "teacher_seed", "num_params", "macs", "epochs", "num_train", "num_val",
+            "num_test", "best_val_epoch",
+        ),
+    ),
+    (is_fraction, "fraction in [0, 1]", ("test_acc_best", "test_acc_final", "best_val_acc", "agreement", "test_ece")),
+    (is_number, "finite number", ("test_nll", "kl_t1", "kl_t4", "train_seconds", "images_per_second")),
+    (lambda v: isinstance(v, dict), "section", ("method_params", "recipe", "environment")),
+    (
+        lambda v: isinstance(v, list) and all(a is None or is_fraction(a) for a in v),
+        "list of fractions in [0, 1]",
+        ("per_class_acc",),
+    ),
+)  # fmt: skip
+"""What keys of a summary must be where they are not null: a check, its name, the keys."""
 
 
 def duplicate(first: Run, second: Run) -> str:

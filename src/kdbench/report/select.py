@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from kdbench.errors import ConfigError
-from kdbench.report.groups import Group
+from kdbench.report.groups import Group, base_of
 from kdbench.report.runs import UNDISTILLED, Run
 
 
@@ -22,10 +22,15 @@ class Selection:
     final_seeds: tuple[int, ...]
     winners: Sequence[Mapping[str, Any]]
 
-    @property
-    def overlap(self) -> list[int]:
-        """Seeds that choose and report."""
-        return sorted(set(self.selection_seeds) & set(self.final_seeds))
+    def reporting_seeds(self, groups: Sequence[Group]) -> list[int]:
+        """Seeds of the distilled runs that report what was chosen."""
+        return sorted(
+            {run["seed"] for group in groups if group.is_distilled and self.competed(group) for run in group.runs}
+        )
+
+    def overlap(self, groups: Sequence[Group]) -> list[int]:
+        """Seeds that chose and report."""
+        return sorted(set(self.selection_seeds) & set(self.reporting_seeds(groups)))
 
     @property
     def candidates(self) -> set[str]:
@@ -44,19 +49,34 @@ class Selection:
         return any(same_subject(winner, group) for winner in self.winners)
 
     def won(self, group: Group) -> bool:
-        return any(
-            same_subject(winner, group) and winner["method_params"] == group["method_params"] for winner in self.winners
-        )
+        return any(same_subject(winner, group) and same_setting(winner, group) for winner in self.winners)
 
-    def bases(self, groups: Sequence[Group]) -> dict[str, Group]:
-        """The undistilled groups that were chosen, by student; empty where undistilled students were not selected."""
-        return {
-            group["student"]: group
-            for winner in self.winners
-            if winner["method"] == UNDISTILLED
-            for group in groups
-            if same_subject(winner, group) and group["recipe"] == winner["recipe"]
-        }
+    def selects_undistilled(self, student: str) -> bool:
+        return any(winner["method"] == UNDISTILLED and winner["student"] == student for winner in self.winners)
+
+    def base_for(self, group: Group, groups: Sequence[Group]) -> Group | None:
+        """The undistilled group with the selected recipe, equal to a distilled one in all that was not selected."""
+        for winner in self.winners:
+            varied = {override.partition("=")[0] for override in winner["overrides"]}
+            for other in groups:
+                if other["method"] == UNDISTILLED and same_subject(winner, other) and same_setting(winner, other):
+                    ours, theirs = base_of(group), base_of(other)
+                    if all(ours.get(key) == theirs.get(key) for key in {*ours, *theirs} - varied):
+                        return other
+        return None
+
+    def base_runs(self, base: Group) -> Group:
+        """The runs of an undistilled group that report: others have it too, as teachers or from other studies."""
+        kept = [run for run in base.runs if run["seed"] in self.final_seeds]
+        return Group(kept, base.setting) if kept else base
+
+
+def same_setting(winner: Mapping[str, Any], group: Group) -> bool:
+    """Whether a group has a winner's parameters of the method, and of the recipe those that were selected."""
+    recipe = group["recipe"] or {}
+    keys = [o.partition("=")[0].partition(".")[2] for o in winner["overrides"] if o.startswith("recipe.")]
+    same_recipe = all(recipe.get(key) == winner["recipe"].get(key) for key in keys)
+    return winner["method_params"] == group["method_params"] and same_recipe
 
 
 def same_subject(winner: Mapping[str, Any], group: Group) -> bool:
@@ -71,16 +91,28 @@ def read_selection(path: Path) -> Selection:
     """
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
-        return Selection(
+        selection = Selection(
             str(content["study"]),
             str(content["chosen_by"]),
-            tuple(content["selection_seeds"]),
-            tuple(content["final_seeds"]),
-            [dict(winner) | {"candidates": list(winner["candidates"])} for winner in content["winners"]],
+            whole(content["selection_seeds"]),
+            whole(content["final_seeds"]),
+            [{**winner, "candidates": [dict(c) for c in winner["candidates"]]} for winner in content["winners"]],
         )
+        for winner in selection.winners:
+            needed = ("student", "teacher", "method", "method_params", "recipe", "overrides", "margin", "noise")
+            lacking = [key for key in needed if key not in winner]
+            if lacking:
+                raise ValueError(f"a winner lacks {', '.join(lacking)}")
+        assert all(isinstance(key, str) for key in selection.candidates)
     except OSError as error:
         raise ConfigError(f"--select is {path}, which cannot be read ({error.strerror})") from None
     except Exception as error:  # whatever YAML of another shape raises
-        raise ConfigError(
-            f"--select is {path}, which is no selected.yaml of kdbench-study ({type(error).__name__}: {error})"
-        ) from None
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"--select is {path}, which is no selected.yaml of kdbench-study ({said})") from None
+    return selection
+
+
+def whole(seeds: Any) -> tuple[int, ...]:
+    if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds):
+        raise ValueError(f"seeds are {seeds!r}, no list of whole numbers")
+    return tuple(seeds)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from kdbench.report.groups import Group
 from kdbench.report.select import Selection
 
 
@@ -30,10 +31,11 @@ def on_gains(gains: pd.DataFrame, std: float, margin: float) -> list[str]:
     ]
     if computed > tested:
         lines.append(
-            f"{computed - tested} more {'have' if computed - tested > 1 else 'has'} too few seeds to be tested."
+            f"{computed - tested} more {'have' if computed - tested > 1 else 'has'} no test: "
+            "too few seeds, or no variation."
         )
     if std > 0:
-        seeds = {size: gains[f"seeds_for_{column}"].iloc[0] for size, column in ((0.1, "0p1"), (0.2, "0p2"))}
+        seeds = {size: gains[f"seeds_for_{column}"].dropna().min() for size, column in ((0.1, "0p1"), (0.2, "0p2"))}
         said = " and ".join(f"{size} points would need {count(n)}" for size, n in seeds.items())
         lines.append(
             f"At the seeds' standard deviation here, {std:.2f} points, {said} seeds per arm (80 % power at 0.05)."
@@ -72,17 +74,19 @@ def named(significant: pd.DataFrame) -> str:
     return f": {', '.join(rows)}" if rows else ""
 
 
-def on_selection(selection: Selection | None) -> list[str]:
+def on_selection(selection: Selection | None, groups: Sequence[Group]) -> list[str]:
     """What a reader must know of how settings were chosen."""
     if selection is None:
         return []
     lines = [
         f"Settings were chosen by {selection.chosen_by} on seeds {joined(selection.selection_seeds)} in the study "
-        f"{selection.study}, and are reported with seeds {joined(selection.final_seeds)}."
+        f"{selection.study}, and are reported with seeds "
+        f"{joined(selection.reporting_seeds(groups)) or 'of none'}."
     ]
-    if selection.overlap:
+    overlap = selection.overlap(groups)
+    if overlap:
         lines.append(
-            f"MARKED: seeds {joined(selection.overlap)} both chose the settings and report them, so gains over "
+            f"MARKED: seeds {joined(overlap)} both chose the settings and report them, so gains over "
             "undistilled students are biased upwards."
         )
     close = [w for w in selection.winners if w["margin"] is not None and w["margin"] < 2 * w["noise"]]

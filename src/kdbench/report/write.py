@@ -107,7 +107,7 @@ def write_report(report: Report, out: Path, title: str, command: Sequence[str]) 
         "tables": [page_table(name, tables[name], report) for name in TITLES if len(tables[name])],
         "pictures": pictures,
         "margin": report.margin,
-        "std": report.std,
+        "std": f"{report.std:.4f} points" if report.std > 0 else "unknown",
         "command": shlex.join(command),
         "environment": environment(report),
         "version": __version__,
@@ -181,7 +181,7 @@ def latex(tables: dict[str, pd.DataFrame]) -> str:
         headed = pd.DataFrame(cells).rename(columns={c: column_of(c).heading for c in columns})
         alignment = "".join("r" if column_of(c).form else "l" for c in columns)
         parts.append(f"% {TITLES[name][0]}\n" + headed.to_latex(index=False, escape=True, column_format=alignment))
-    return "\n".join(parts)
+    return "\n".join(parts).replace("< 0.0001", "$<$ 0.0001")
 
 
 def environment(report: Report) -> list[tuple[str, str]]:
@@ -202,4 +202,4 @@ def embedded(picture: Picture) -> str:
 
 def markdown(text: str) -> str:
     """Text that Markdown prints as it is, in a table too."""
-    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", str(text)).replace("\n", " ")
+    return re.sub(r"([\\`*_{}\[\]<>|#&~])", r"\\\1", str(text)).replace("\n", " ")

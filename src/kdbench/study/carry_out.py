@@ -1,6 +1,6 @@
 """Carrying a study out: stage after stage, sweep after sweep, again and again until nothing is left."""
 
-import json
+import itertools
 import logging
 import signal
 import time
@@ -14,7 +14,7 @@ from kdbench import sweep as sweeps
 from kdbench.errors import ConfigError
 from kdbench.runs import check_writable
 from kdbench.runtime import device_name, resolve
-from kdbench.study.plan import StageConfig, Study, Sweep, key_of
+from kdbench.study.plan import UNDISTILLED, StageConfig, Study, Sweep, key_of, shown
 from kdbench.study.progress import DONE, REFUSED, RESUMABLE, Job, Speed, duration, located, summaries_under
 from kdbench.study.winners import Candidate, choose, write_selected
 
@@ -60,7 +60,8 @@ class StudyRun:
         winners: Sequence[Mapping[str, Any]] = []
         if stage.winners_of is not None:
             if stage.winners_of not in self.winners and stage.winners_of not in self.study.stages:
-                self.plan(stage.winners_of)  # a selection that was carried out before
+                self.plan(stage.winners_of)  # a selection that was carried out before, as far as it came
+                self.select(stage.winners_of)
             winners = self.winners.get(stage.winners_of, [])
         self.jobs[title] = [(s, [self.job(o) for o in s.jobs]) for s in self.study.sweeps(stage, winners)]
         if stage.choose and all(job.state == DONE for _, jobs in self.jobs[title] for job in jobs):
@@ -78,15 +79,15 @@ class StudyRun:
         """Choose a stage's winners among its complete runs."""
         stage = self.study.config.stages[title]
         assert stage.choose is not None
-        candidates: dict[tuple[str | None, tuple[str, ...]], list[Mapping[str, Any]]] = {}
+        candidates: dict[tuple[Any, ...], Candidate] = {}
         for _, jobs in self.jobs[title]:
-            for job in jobs:
-                summary = job.summary()
+            for job in (job for job in jobs if job.config):
+                assert job.config is not None
                 pair = next((o.partition("=")[2] for o in job.overrides if key_of(o) == "pair"), None)
-                runs = candidates.setdefault((pair, varied(job, stage)), [])
-                runs += [summary] if summary else []
-        listed = [Candidate(pair, overrides, runs) for (pair, overrides), runs in candidates.items()]
-        self.winners[title] = choose(listed, stage.choose)
+                subject = (pair, job.config.student.name, job.config.method.name, varied(job, stage))
+                candidate = candidates.setdefault(subject, Candidate(pair, varied(job, stage), []))
+                candidate.summaries.extend(filter(None, [job.summary()]))
+        self.winners[title] = choose(list(candidates.values()), stage.choose)
 
     def write_selected(self, title: str) -> None:
         """selected.yaml: the winners, from what they were chosen, and the seeds that chose and that report."""
@@ -117,6 +118,8 @@ class StudyRun:
                     self.stage(title)
             except KeyboardInterrupt:
                 return TIME_IS_UP if is_over() else INTERRUPTED
+        done = {job.title for job in self.all_jobs() if job.state == DONE}
+        self.failed = {title: error for title, error in self.failed.items() if title not in done}
         return 1 if self.failed else 0
 
     def stage(self, title: str) -> None:
@@ -124,8 +127,10 @@ class StudyRun:
         stage = self.study.config.stages[title]
         self.plan(title)
         log.info("\nstage %s", title)
-        for pair, method in self.lacking(stage):
-            self.failed[f"{title}: {pair} by {method}"] = f"{stage.winners_of} has no winner for it"
+        if stage.winners_of:
+            self.write_selected(stage.winners_of)  # which seeds report may have changed since
+        for subject, method in self.lacking(stage):
+            self.failed[f"{title}: {subject} by {method}"] = f"{stage.winners_of} has no winner for it"
         for one, jobs in self.jobs[title]:
             self.sweep(one, jobs)
         if stage.choose:
@@ -134,12 +139,16 @@ class StudyRun:
             self.say_winners(title)
 
     def lacking(self, stage: StageConfig) -> list[tuple[str, str]]:
-        """Pairs and methods that wait for a winner where none could be chosen."""
+        """Pairs (students, for undistilled ones) and methods that wait for a winner where none could be chosen."""
         if stage.winners_of is None:
             return []
-        methods = stage.winning_methods or list(self.study.config.stages[stage.winners_of].methods)
-        known = {(w["pair"], w["method"]) for w in self.winners.get(stage.winners_of, [])}
-        return [(pair, method) for pair in stage.pairs for method in methods if (pair, method) not in known]
+        selection = self.study.config.stages[stage.winners_of]
+        methods = stage.winning_methods or list(selection.methods)
+        wanted = [(pair, method) for pair in stage.pairs for method in methods]
+        if self.study.selects_undistilled(selection):
+            wanted += [(student, UNDISTILLED) for student in stage.students]
+        known = {(w["pair"] or w["student"], w["method"]) for w in self.winners.get(stage.winners_of, [])}
+        return [subject for subject in wanted if subject not in known]
 
     def sweep(self, one: Sweep, jobs: list[Job]) -> None:
         """Carry out a sweep, and what failed of it once more.
@@ -148,34 +157,21 @@ class StudyRun:
             KeyboardInterrupt: it was interrupted.
         """
         if all(job.state == DONE for job in jobs):
-            log.info("done already: %s", one.command)
+            log.info("done already: %s", shown(self.study.arguments(one)))
             return
-        arguments = ["-m", *self.flags(), *one.overrides]
+        arguments = self.study.arguments(one)
         for attempt in ("", "once more: "):
-            log.info("%s%s", attempt, one.command)
+            log.info("%s%s", attempt, shown(arguments))
             if self.command(arguments) == INTERRUPTED:
                 raise KeyboardInterrupt
             for job in jobs:
                 job.refresh()
             if all(job.state == DONE for job in jobs):
                 return
-        errors = self.errors()
-        for job in jobs:
+        said = [job.error for job in sweeps.carried_out[-1].jobs] if sweeps.carried_out else []
+        for job, error in itertools.zip_longest(jobs, said[: len(jobs)]):
             if job.state != DONE:
-                self.failed[job.title] = job.error or errors.get(job.title, "said above")
-
-    def flags(self) -> list[str]:
-        """Hydra's own flags for each sweep."""
-        return ["--config-dir", str(self.study.config_dir)] if self.study.config_dir else []
-
-    def errors(self) -> dict[str, str]:
-        """What the last sweep's record says of the jobs that failed."""
-        records = sorted((self.output_root / "sweeps").glob("*.json"), key=lambda file: file.stat().st_mtime)
-        try:
-            jobs = json.loads(records[-1].read_text())["jobs"]
-            return {" ".join(job["overrides"]): job["error"] for job in jobs if job["error"]}
-        except (IndexError, OSError, ValueError, KeyError):
-            return {}
+                self.failed[job.title] = job.error or error or "said above"
 
     def line(self) -> str:
         """How far the study is, for the line above each run."""
@@ -234,7 +230,7 @@ class StudyRun:
                 f"\nstage {title}" + (f": {waiting} runs wait for the winners of {stage.winners_of}" * bool(waiting))
             )
             for one, jobs in self.jobs[title]:
-                lines.append(f"  {one.command}")
+                lines.append(f"  {shown(self.study.arguments(one))}")
                 common = (
                     set(jobs[0].overrides).intersection(*(job.overrides for job in jobs)) if len(jobs) > 1 else set()
                 )

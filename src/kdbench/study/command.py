@@ -4,10 +4,9 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kdbench import cli
 from kdbench.errors import ConfigError, RunError
 from kdbench.study.carry_out import INTERRUPTED, TIME_IS_UP, StudyRun
 from kdbench.study.plan import key_of
@@ -19,8 +18,12 @@ CHECKPOINT_IN_PARTS = "checkpoint.every_minutes=0.2"
 """What is lost at most, and computed again, where a part of a study ends."""
 
 
-def study(arguments: Sequence[str]) -> int:
+def study(arguments: Sequence[str], command: Callable[[list[str]], int]) -> int:
     """Carry out the command line's study.
+
+    Args:
+        arguments: Of the command line.
+        command: Carries out `kdbench` with these arguments and returns its exit code.
 
     Returns:
         The exit code: 0 done, 1 done without runs that failed twice, 3 time is up, 130 interrupted.
@@ -33,7 +36,7 @@ def study(arguments: Sequence[str]) -> int:
     if given.minutes is not None and not any(key_of(o) == "checkpoint.every_minutes" for o in overrides):
         overrides.append(CHECKPOINT_IN_PARTS)
     plan = read_study(overrides, given.config_dir)
-    run = StudyRun(plan, swept)
+    run = StudyRun(plan, command)
     if given.dry_run:
         print(run.dry_run())
         return 0
@@ -68,18 +71,6 @@ def reported(run: StudyRun) -> int:
         return report(arguments)
     except ConfigError as error:
         raise RunError(str(error)) from None
-
-
-def swept(arguments: list[str]) -> int:
-    """`kdbench` in this process, its exit code returned whatever way it leaves."""
-    before = sys.argv
-    sys.argv = ["kdbench", *arguments]
-    try:
-        return cli.command(arguments)
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 1
-    finally:
-        sys.argv = before
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:

@@ -63,7 +63,7 @@ SETTABLE = ("selection_seeds", "final_seeds", "teacher_seeds", "select_undistill
 """Keys of a study that the command line may set; others there are the runs'."""
 CHOSEN_BY = ("best_val_acc",)
 UNDISTILLED = "ce"
-NOT_IN_NAME = ("output_root", "runtime", "checkpoint", "hydra", "overwrite")
+NOT_IN_NAME = ("output_root", "report", "runtime", "checkpoint", "hydra", "overwrite")
 """Overrides that change no number, and so not what the study is called."""
 
 
@@ -72,10 +72,6 @@ class Sweep:
     """One `kdbench -m`, its values as they stand on the command line."""
 
     overrides: tuple[str, ...]
-
-    @property
-    def command(self) -> str:
-        return shlex.join(["kdbench", "-m", *self.overrides])
 
     @property
     def jobs(self) -> list[tuple[str, ...]]:
@@ -120,7 +116,7 @@ class Study:
         for method, grid in stage.methods.items():
             values = [listed(key, choices) for key, choices in (grid or {}).items()]
             sweeps.append(self.sweep(stage, listed("pair", stage.pairs), f"method={method}", *values, seeds))
-        if stage.undistilled and self.config.select_undistilled:
+        if self.selects_undistilled(stage):
             values = [listed(key, choices) for key, choices in stage.undistilled.items()]
             students = list(dict.fromkeys(self.pair(pair).student.name for pair in stage.pairs))
             sweeps.append(self.sweep(stage, listed("student", students), "method=ce", *values, seeds))
@@ -147,8 +143,18 @@ class Study:
         for override in self.overrides:
             if key_of(override) in fixed and key_of(override) not in {key_of(o) for o in self.config.overrides}:
                 raise ConfigError(f"{override}: study={self.name} sets {key_of(override)} itself; edit conf/study")
+        for override in (*self.overrides, *own, *stage.overrides):
+            if "(" in override.partition("=")[2]:
+                raise ConfigError(f"{override}: a study's sweeps list their values, a,b,c; functions are not read here")
         kept = [override for override in self.overrides if key_of(override) not in fixed]
         return Sweep((*kept, *own, *stage.overrides))
+
+    def selects_undistilled(self, stage: StageConfig) -> bool:
+        return bool(stage.undistilled) and self.config.select_undistilled
+
+    def arguments(self, sweep: Sweep) -> list[str]:
+        """What stands after `kdbench` to carry a sweep out."""
+        return ["-m", *(["--config-dir", str(self.config_dir)] if self.config_dir else []), *sweep.overrides]
 
     def unknown_winners(self, stage: StageConfig) -> int:
         """How many runs a stage will have that waits for the winners of another."""
@@ -157,7 +163,7 @@ class Study:
         selection = self.config.stages[stage.winners_of]
         methods = stage.winning_methods or list(selection.methods)
         runs = len(methods) * len(set(stage.pairs) & set(selection.pairs))
-        if self.config.select_undistilled and selection.undistilled and not stage.winning_methods:
+        if self.selects_undistilled(selection) and not stage.winning_methods:
             runs += len(stage.students)
         more = [len(Sweep((override,)).jobs) for override in stage.overrides]
         return runs * len(stage.seeds) * math.prod(more)
@@ -175,13 +181,21 @@ class Study:
         run = self.compose(*self.overrides, "method=logit")
         assert run.teacher is not None
         own, wanted = dataclasses.asdict(run.recipe), dataclasses.asdict(run.teacher.recipe)
-        return [
-            f"recipe.{key}={'null' if value is None else value}" for key, value in wanted.items() if own[key] != value
-        ]
+        return [listed(f"recipe.{key}", [value]) for key, value in wanted.items() if own[key] != value]
 
 
 def listed(key: str, values: Sequence[Any]) -> str:
-    return f"{key}={','.join(map(str, values))}"
+    return f"{key}={','.join(written(value) for value in values)}"
+
+
+def written(value: Any) -> str:
+    """A value as Hydra reads it on the command line."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def shown(arguments: Sequence[str]) -> str:
+    """A command of kdbench as one types it."""
+    return shlex.join(["kdbench", *arguments])
 
 
 def key_of(override: str) -> str:

@@ -88,11 +88,12 @@ class Speed:
         self.per_mac: list[float] = []
         self.sizes: dict[str, float] = {}
         for s in summaries:
-            if s.get("environment", {}).get("device") != device or not s.get("train_seconds"):
+            size = (s.get("epochs") or 0) * (s.get("num_train") or 0)
+            if not size or not s.get("train_seconds") or (s.get("environment") or {}).get("device") != device:
                 continue
-            seconds = s["train_seconds"] / (s["epochs"] * s["num_train"])
-            self.like.setdefault((s["student"], s.get("teacher"), s["method"]), []).append(seconds)
-            if not s.get("teacher"):
+            seconds = s["train_seconds"] / size
+            self.like.setdefault((s.get("student"), s.get("teacher"), s.get("method")), []).append(seconds)
+            if not s.get("teacher") and s.get("macs"):
                 self.per_mac.append(seconds / (3 * s["macs"]))
 
     def seconds(self, job: Job) -> float | None:

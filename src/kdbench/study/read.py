@@ -46,7 +46,14 @@ def read_study(arguments: Sequence[str], config_dir: Path | None = None) -> Stud
     stages = chosen_stages(config, wanted)
     overrides = (*config.overrides, *of_runs)
     last = {key_of(override): override for override in overrides}  # what comes last counts, where it first stood
-    label = "_".join([name, *(readable(o) for o in of_runs if re.split(r"[./]", key_of(o))[0] not in NOT_IN_NAME)])
+    settings = [f"{key}={value}" for key, value in given.items()]
+    label = "_".join(
+        [
+            name,
+            *map(readable, settings),
+            *(readable(o) for o in of_runs if re.split(r"[./]", key_of(o))[0] not in NOT_IN_NAME),
+        ]
+    )
     return Study(name, config, tuple(last.values()), stages, label, config_dir)
 
 
@@ -95,6 +102,8 @@ def check(config: StudyConfig, name: str) -> None:
             if missing:
                 names = ", ".join(sorted(missing))
                 raise ConfigError(f"{path}.pairs has {names}, which {stage.winners_of} does not choose for")
+        elif stage.methods and not stage.pairs:
+            raise ConfigError(f"{path} has methods but no pairs to learn by them")
         elif stage.pairs and not stage.methods:
             raise ConfigError(f"{path} has pairs but neither methods nor winners_of to say how they learn")
         for method, grid in (stage.methods | {"undistilled": stage.undistilled}).items():
@@ -102,6 +111,11 @@ def check(config: StudyConfig, name: str) -> None:
                 isinstance(grid, dict) and all(isinstance(values, list) and values for values in grid.values())
             ):
                 raise ConfigError(f"{path}: {method} is {grid!r}; it must map keys to lists of values")
+        for key in stage.undistilled:
+            if not key.startswith("recipe."):
+                raise ConfigError(
+                    f"{path}.undistilled varies {key}; undistilled students may vary keys of their recipe"
+                )
         seen.append(title)
 
 

@@ -18,7 +18,7 @@ class Candidate:
 
     pair: str | None
     overrides: tuple[str, ...]
-    summaries: Sequence[Mapping[str, Any]]
+    summaries: list[Mapping[str, Any]]
 
     def score(self, key: str) -> float:
         """Mean over the seeds, per cent."""

@@ -1,0 +1,341 @@
+"""What a report says of runs that are missing, damaged, mixed, alone or hostile."""
+
+import json
+import math
+import re
+import shutil
+
+import pytest
+
+from kdbench.cli import main_report
+from tests.report.conftest import made, write_group, write_run, write_selected
+
+ALONE, TAUGHT = (90.0, 90.2, 89.9), (90.5, 90.4, 90.6)
+LESSON = {"teacher": "resnet20", "method": "logit"}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A folder with a distilled and an undistilled group of three."""
+    write_group(tmp_path / "runs", ALONE)
+    write_group(tmp_path / "runs", TAUGHT, **LESSON)
+    return tmp_path / "runs"
+
+
+def test_a_folder_without_runs_is_refused_by_name(tmp_path, kdbench_report):
+    (tmp_path / "empty").mkdir()
+    said = kdbench_report(tmp_path / "empty")
+    assert said.code == 2
+    assert f"no complete run under {tmp_path / 'empty'}" in said.err
+    assert not said.folder.exists()
+
+
+def test_a_missing_path_is_refused_by_name(tmp_path, runs, kdbench_report):
+    said = kdbench_report(runs, tmp_path / "nowhere")
+    assert (said.code, said.folder.exists()) == (2, False)
+    assert f"{tmp_path / 'nowhere'} is missing" in said.err
+
+
+def test_a_file_instead_of_a_run_directory_is_refused(runs, kdbench_report):
+    said = kdbench_report(next(runs.rglob("summary.json")))
+    assert said.code == 2
+    assert "give the run directory" in said.err
+
+
+def test_the_command_line_says_a_refusal_in_one_line_and_exits_with_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["kdbench-report", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as left:
+        main_report()
+    err = capsys.readouterr().err
+    assert left.value.code == 2
+    assert "nowhere is missing" in err
+    assert "Traceback" not in err
+
+
+def test_runs_that_are_not_finished_are_left_out_and_counted(tmp_path, runs, kdbench_report):
+    for name in ("config.yaml", "train.log"):
+        (runs / "unfinished").mkdir(exist_ok=True)
+        (runs / "unfinished" / name).write_text("")
+    write_run(runs, seed=9, status="running", **LESSON)
+    said = kdbench_report(runs)
+    assert said.code == 0
+    assert "2 unfinished runs were left out" in said.out
+    assert len(said.table("runs")) == 6
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "old"),
+    [("dataset", "shapes", "cifar10"), ("num_train", 1000, 45000), ("num_val", 7, 5000), ("num_test", 8, 10000)],
+)
+def test_mixed_runs_are_refused_with_the_keys_and_their_values(runs, kdbench_report, key, value, old):
+    write_run(runs, seed=9, accuracy=0.5, **{key: value})
+    said = kdbench_report(runs)
+    assert (said.code, said.folder.exists()) == (2, False)
+    assert re.search(rf"differ in {key}: ({value} and {old}|{old} and {value});", said.err)
+    assert "--allow-mixed" in said.err
+
+
+def test_all_differing_keys_are_named_at_once(runs, kdbench_report):
+    write_run(runs, dataset="shapes", num_train=5)
+    assert re.search(r"dataset: .*num_train: ", kdbench_report(runs).err)
+
+
+def test_mixed_runs_are_reported_when_allowed(runs, kdbench_report):
+    write_group(runs, (50.0, 51.0), dataset="shapes")
+    said = kdbench_report(runs, "--allow-mixed")
+    assert said.code == 0
+    assert said.table("gains")["base_mean"].tolist() == pytest.approx([sum(ALONE) / 3])
+    assert len(said.table("groups")) == 3
+
+
+def test_another_protocol_version_is_named(runs, kdbench_report):
+    write_run(runs, seed=9, schema_version=99)
+    said = kdbench_report(runs)
+    assert said.code == 2
+    assert "schema_version 99" in said.err
+    assert kdbench_report(runs, "--allow-mixed").code == 0
+
+
+def test_one_seed_has_means_without_tests_and_says_so(tmp_path, kdbench_report):
+    write_group(tmp_path / "runs", (90.0,))
+    write_group(tmp_path / "runs", (90.5,), **LESSON)
+    said = kdbench_report(tmp_path / "runs", figures=True)
+    assert said.code == 0
+    row = said.table("gains").iloc[0]
+    assert row["delta"] == pytest.approx(0.5)
+    assert row[["std", "ci_low", "p_welch", "p_paired", "p_holm", "mde80", "p_equivalence"]].isna().all()
+    assert row[["significant", "equivalent"]].isna().all()
+    assert "1 gain: one seed only: means without tests" in said.out
+    assert "No gain can be tested" in said.out
+    for page in ("report.html", "report.md"):
+        assert not re.search(r"[>| ]nan[<| ]", said.text(page))
+
+
+def test_one_seed_in_one_arm_is_no_test_either(tmp_path, kdbench_report):
+    write_group(tmp_path / "runs", ALONE)
+    write_group(tmp_path / "runs", (90.5,), **LESSON)
+    said = kdbench_report(tmp_path / "runs")
+    assert said.table("gains")["p_welch"].isna().all()
+    assert "one seed only" in said.out
+
+
+def test_duplicates_of_a_run_count_once_and_are_said(runs, tmp_path, kdbench_report):
+    first = sorted(runs.iterdir())[0]
+    shutil.copytree(first, tmp_path / "copies" / "again")
+    said = kdbench_report(runs, tmp_path / "copies")
+    assert said.code == 0
+    assert f"{tmp_path / 'copies' / 'again'} is the same run as {first}; counted once" in said.out
+    assert len(said.table("runs")) == 6
+
+
+def test_one_path_given_twice_is_no_duplicate(runs, kdbench_report):
+    said = kdbench_report(runs, runs, runs / ".." / "runs")
+    assert "counted once" not in said.out
+    assert len(said.table("runs")) == 6
+
+
+def test_a_duplicate_with_other_numbers_is_said_to_be_one(runs, tmp_path, kdbench_report):
+    first = sorted(runs.iterdir())[0]
+    summary = json.loads((first / "summary.json").read_text())
+    write_run(tmp_path / "copies", **{k: v for k, v in summary.items() if k != "test_acc_best"}, test_acc_best=0.1)
+    said = kdbench_report(runs, tmp_path / "copies")
+    assert "but with other numbers" in said.out
+    assert said.table("runs")["test_acc_best"].min() > 80
+
+
+def test_runs_of_one_group_with_the_same_seeds_are_said(runs):
+    write_run(runs, seed=0, accuracy=0.9, run_key="twice")
+    assert any("several runs have the same seeds" in line for line in made(runs).remarks)
+
+
+DAMAGE = {
+    "empty": "",
+    "cut off": '{"student": "resnet8", "me',
+    "no object": "[1, 2]",
+    "no UTF-8": b"\xff\xfe\x00{",
+    "nothing in it": "{}",
+    "accuracy of 93": {"test_acc_best": 93.0},
+    "accuracy in words": {"test_acc_best": "high"},
+    "NaN": {"test_acc_best": math.nan},
+    "no seed": {"seed": None},
+    "seed in words": {"seed": "zero"},
+    "key that is a list": {"run_key": ["a"]},
+    "agreement in words": {"agreement": "high"},
+    "calibration in words": {"test_ece": "low"},
+    "likelihood that is a list": {"test_nll": [1]},
+    "classes that are a number": {"per_class_acc": 5},
+    "size in words": {"num_params": "many"},
+    "infinite size": {"num_params": math.inf},
+    "environment in words": {"environment": "mine"},
+}
+
+
+@pytest.mark.parametrize("content", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_summary_is_named_left_out_and_costs_the_exit_code(runs, kdbench_report, content):
+    folder = write_run(runs, seed=9, accuracy=0.01, **LESSON)
+    file = folder / "summary.json"
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(file.read_text()) | content)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = kdbench_report(runs)
+    assert said.code == 1
+    assert str(file) in said.err
+    assert len(said.table("runs")) == 6
+    for page in ("report.html", "report.md"):
+        assert folder.name in said.text(page).replace("\\", "")
+
+
+def test_only_damaged_summaries_are_no_runs(tmp_path, kdbench_report):
+    folder = write_run(tmp_path / "runs")
+    (folder / "summary.json").write_text("{")
+    said = kdbench_report(tmp_path / "runs")
+    assert said.code == 2
+    assert "no complete run" in said.err
+    assert folder.name in said.err
+
+
+def test_keys_that_a_summary_lacks_are_null(runs, kdbench_report):
+    kept = ("run_key", "student", "teacher", "method", "seed", "test_acc_best")
+    for file in runs.rglob("summary.json"):
+        summary = json.loads(file.read_text())
+        file.write_text(json.dumps({key: summary[key] for key in kept}))
+    said = kdbench_report(runs)
+    assert said.code == 0
+    assert said.table("gains")["delta"].tolist() == pytest.approx([(sum(TAUGHT) - sum(ALONE)) / 3])
+
+
+def test_a_missing_undistilled_student_is_said_and_not_guessed(tmp_path, kdbench_report):
+    write_group(tmp_path / "runs", ALONE, student="resnet14")
+    write_group(tmp_path / "runs", TAUGHT, **LESSON)
+    said = kdbench_report(tmp_path / "runs")
+    assert said.code == 0
+    row = said.table("gains").iloc[0]
+    assert row[["delta", "base_mean", "p_welch", "p_holm", "ci_low"]].isna().all()
+    assert row["n_base"] == 0
+    assert "resnet8 logit from resnet20: no undistilled student" in said.out
+    assert "No gain can be computed" in said.out
+
+
+@pytest.mark.parametrize(
+    ("alone", "taught"),
+    [((90.0,) * 3, (90.5,) * 3), ((90.0,) * 3, (90.0,) * 3), ((90.0,) * 3, TAUGHT), (ALONE, (90.5,) * 3)],
+    ids=["both arms", "both arms, no gain", "undistilled", "distilled"],
+)
+def test_identical_values_are_no_error_and_no_warning(tmp_path, kdbench_report, alone, taught):
+    for student in ("resnet8", "resnet14"):
+        write_group(tmp_path / "runs", alone, student=student)
+        write_group(tmp_path / "runs", taught, student=student, **LESSON)
+    said = kdbench_report(tmp_path / "runs")
+    gains = said.table("gains")
+    is_tested = len({*alone}) > 1 or len({*taught}) > 1
+    assert (said.code, said.err) == (0, "")
+    assert gains["delta"].tolist() == pytest.approx([(sum(taught) - sum(alone)) / 3] * 2)
+    assert gains["p_welch"].notna().all() == is_tested
+    assert said.table("interactions")["p"].notna().all() == is_tested
+    assert ("no variation over seeds: no test" in said.out) != is_tested
+
+
+def test_figures_of_identical_values_are_drawn_without_warning(tmp_path, kdbench_report):
+    write_group(tmp_path / "runs", (90.0,) * 3)
+    write_group(tmp_path / "runs", (90.0,) * 3, **LESSON)
+    said = kdbench_report(tmp_path / "runs", figures=True)
+    assert (said.folder / "figures" / "gains.png").stat().st_size > 1000
+    assert "no figure “Seeds that a gain needs”" in said.text("report.md")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"hello", b"- 1\n- 2\n", b"study: x\n", b"{unclosed: [", b"\xff\xfe\x00", b"a: ${b}\n",
+        b"study: x\nchosen_by: y\nselection_seeds: 3\nfinal_seeds: [1]\nwinners: []\n",
+        b"study: x\nchosen_by: y\nselection_seeds: [0]\nfinal_seeds: one\nwinners: []\n",
+        b"study: x\nchosen_by: y\nselection_seeds: [0]\nfinal_seeds: [1]\nwinners: 3\n",
+        b"study: x\nchosen_by: y\nselection_seeds: [0]\nfinal_seeds: [1]\nwinners: [{candidates: []}]\n",
+        b"study: x\nchosen_by: y\nselection_seeds: [0]\nfinal_seeds: [1]\nwinners: [{candidates: [1]}]\n",
+    ],
+    ids=["empty", "words", "list", "keys missing", "no YAML", "no UTF-8", "interpolation", "seeds are a number",
+         "seeds are a word", "winners are a number", "winner without its keys", "candidate that is a number"],
+)  # fmt: skip
+def test_a_file_that_is_no_selection_is_refused(runs, tmp_path, kdbench_report, content):
+    file = tmp_path / "selected.yaml"
+    file.write_bytes(content)
+    said = kdbench_report(runs, "--select", file)
+    assert (said.code, said.folder.exists()) == (2, False)
+    assert f"--select is {file}" in said.err
+
+
+def test_a_selection_that_is_not_there_is_refused(runs, tmp_path, kdbench_report):
+    for path in (tmp_path / "nowhere.yaml", tmp_path):
+        said = kdbench_report(runs, "--select", path)
+        assert said.code == 2
+        assert f"--select is {path}" in said.err
+
+
+def test_a_selection_that_leaves_no_run_is_said(tmp_path, kdbench_report):
+    write_run(tmp_path / "runs", run_key="tried", **LESSON)
+    winner = {"candidates": [{"overrides": [], "score": 1.0, "run_keys": ["tried"]}]}
+    selected = write_selected(tmp_path / "selected.yaml", [winner], (0,), (1,))
+    said = kdbench_report(tmp_path / "runs", "--select", selected)
+    assert said.code == 2
+    assert "--select leaves no run to report" in said.err
+
+
+@pytest.mark.parametrize("margin", ["0", "-1", "nan", "inf"])
+def test_a_margin_that_is_no_margin_is_refused(runs, kdbench_report, margin):
+    said = kdbench_report(runs, f"--margin={margin}")
+    assert said.code == 2
+    assert "--margin is" in said.err
+
+
+def test_an_output_folder_that_cannot_be_is_refused(runs, tmp_path, kdbench_report):
+    (tmp_path / "report").write_text("a file")
+    said = kdbench_report(runs)
+    assert said.code == 2
+    assert "--out" in said.err
+
+
+HOSTILE = r"<b>|x|</b> & \input{y} $1_2$ 100% #3 ~^ `c` *d* [e](f) \"g\""
+"""A student that HTML, LaTeX and Markdown would all take for more than a name."""
+
+
+@pytest.fixture
+def hostile(tmp_path, kdbench_report):
+    write_group(tmp_path / "runs", ALONE, student=HOSTILE)
+    write_group(tmp_path / "runs", TAUGHT, student=HOSTILE, teacher=HOSTILE, method=HOSTILE, environment={"x": HOSTILE})
+    return kdbench_report(tmp_path / "runs", "--title", HOSTILE)
+
+
+def test_names_are_text_in_html(hostile):
+    page = hostile.text("report.html")
+    assert "<b>" not in page
+    assert "&lt;b&gt;|x|&lt;/b&gt; &amp; " in page
+
+
+def test_names_are_text_in_latex(hostile):
+    tables = hostile.text("tables.tex")
+    assert r"\input{" not in tables
+    body = [line for line in tables.splitlines() if not line.startswith("%") and "|x|" in line]
+    assert body
+    for line in body:
+        cells = re.sub(r"\\text\w+|\\space|\\[&%$#_{}]|\\\\$", "", line)
+        assert not re.search(r"[%$#_{}~^\\]", cells), line
+    assert len({len(re.findall(r"(?<!\\)&", line)) for line in body}) <= 2  # groups and gains
+
+
+def test_names_are_text_in_markdown(hostile):
+    page = hostile.text("report.md")
+    rows = [line for line in page.splitlines() if line.startswith("|") and "x" in line and "input" in line]
+    assert rows
+    for line in page.splitlines():
+        if line.startswith("    "):
+            continue  # a block of code: nothing is markup
+        assert not re.search(r"(?<!\\)<b>|(?<!\\)\[e\]|(?<!\\)\*d\*|(?<!\\)`c`", line), line
+    header = next(line for line in page.splitlines() if line.startswith("| student"))
+    unescaped = re.compile(r"(?<!\\)\|")
+    for row in rows[:1]:
+        assert len(unescaped.findall(row)) == len(unescaped.findall(header))
+
+
+def test_a_title_of_several_lines_stays_in_its_block(runs, kdbench_report):
+    said = kdbench_report(runs, "--title", "one\n\n# two")
+    assert not any(line.startswith("# two") for line in said.text("report.md").splitlines())
