@@ -160,7 +160,10 @@ KINDS: tuple[tuple[Callable[[Any], bool], str, tuple[str, ...]], ...] = (
     (
         lambda v: isinstance(v, str),
         "text",
-        ("run_key", "student", "teacher", "method", "dataset", "stem", "precision", "teacher_key", "group_key", "baseline_key"),
+        (
+            "run_key", "student", "teacher", "method", "dataset", "stem", "precision", "teacher_key", "group_key",
+            "baseline_key",
+        ),
     ),
     (
         is_whole,

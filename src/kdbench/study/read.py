@@ -134,4 +134,4 @@ def chosen_stages(config: StudyConfig, wanted: str | None) -> tuple[str, ...]:
 
 def readable(override: str) -> str:
     """An override as a part of a folder's name."""
-    return re.sub(r"[^A-Za-z0-9_.=+-]+", "-", override).strip("-")
+    return re.sub(r"[^A-Za-z0-9_.=+-]+", "-", re.sub(r"[\[\]{}'\"]", "", override)).strip("-")
