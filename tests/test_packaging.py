@@ -60,7 +60,9 @@ def test_wheel_takes_a_users_own_yaml(installed, tmp_path):
 
 @pytest.mark.slow
 def test_wheel_sweeps(installed):
-    call, _, _ = installed
-    run = call("-m", *SMALL, "method=ce", "seed=0,1")
+    call, site, _ = installed
+    run = call("-m", *SMALL, "method=ce", "seed=0,1", "report=said")
     assert run.returncode == 0, run.stderr
     assert "record of this sweep" in run.stdout
+    assert "report: said/report.html" in run.stdout
+    assert (site / "kdbench" / "conf" / "study" / "lab.yaml").is_file()

@@ -11,7 +11,7 @@ import pandas as pd
 from kdbench.errors import ConfigError
 from kdbench.report import statistics as st
 from kdbench.report.fidelity import Fidelity, fidelity
-from kdbench.report.gains import Gain, gains_of, gains_table, interactions_table
+from kdbench.report.gains import Gain, gains_of, gains_table, grouped_by, interactions_table
 from kdbench.report.groups import Group, check_alike, grouped
 from kdbench.report.runs import Run, find, shown
 from kdbench.report.select import Selection
@@ -67,7 +67,7 @@ def build(
     interactions, unmatched = interactions_table(gains, std)
     kept = [run for group in groups for run in group.runs]
     faithful = fidelity(kept, groups, gains)
-    remarks += [f"{gain.group.name}: {gain.remark}" for gain in gains if gain.base is None]
+    remarks += without_base(gains)
     remarks += untested(table) + unmatched + faithful.remarks
     tuned = sorted(
         {group["student"] for group in groups if selection and selection.selects_undistilled(group["student"])}
@@ -101,6 +101,12 @@ def same_seed_twice(groups: Sequence[Group]) -> list[str]:
         for group in groups
         if len(set(group.seeds)) < len(group.seeds)
     ]
+
+
+def without_base(gains: Sequence[Gain]) -> list[str]:
+    """Groups whose gain cannot be computed, a line for each reason."""
+    lacking = grouped_by([gain for gain in gains if gain.base is None], lambda gain: gain.remark)
+    return [f"{remark}: {'; '.join(gain.group.name for gain in of)}" for remark, of in lacking]
 
 
 def untested(gains: pd.DataFrame) -> list[str]:
