@@ -251,9 +251,11 @@ def test_group_key_is_the_same_for_other_seeds_only(small):
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_complete_run_without_its_weights_is_said(small):
-    config = small("method=ce")
+def test_complete_run_is_skipped_without_its_weights_unless_they_are_to_teach(small):
+    config = small("method=ce", "student=resnet20")
     run = execute(config)
+    written = run.summary.stat().st_mtime_ns
     run.weights.unlink()
-    with pytest.raises(ConfigError, match=r"is complete but lacks best.safetensors; delete it"):
-        execute(config)
+    assert execute(config).summary.stat().st_mtime_ns == written
+    with pytest.raises(ConfigError, match=r"best\.safetensors.*delete .* to have this teacher made again"):
+        execute(small("method=logit"))

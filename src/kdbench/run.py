@@ -109,7 +109,7 @@ def located(config: RunConfig) -> tuple[RunConfig, RunDirectory]:
 def skipped(directory: RunDirectory, config: RunConfig) -> bool:
     if not directory.is_complete() or config.overwrite:
         return False
-    directory.check_result()
+    directory.read_summary()  # its presence means complete; weights may have been removed since, unless they teach
     log.info("complete already, skipped: %s", directory.path)
     return True
 

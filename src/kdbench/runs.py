@@ -218,17 +218,6 @@ class RunDirectory:
     def read_summary(self) -> dict[str, Any]:
         return read_summary(self.path)
 
-    def check_result(self) -> None:
-        """That a complete run's result is still there.
-
-        Raises:
-            ConfigError: what is damaged or missing, and what to do.
-        """
-        self.read_summary()
-        missing = [file.name for file in (self.config, self.weights, self.logits) if not file.is_file()]
-        if missing:
-            raise ConfigError(f"{self.path} is complete but lacks {', '.join(missing)}; delete it to repeat the run")
-
     @contextlib.contextmanager
     def locked(self, purpose: str, name: str | None = None) -> Iterator[None]:
         """Hold this run, or `name`, alone among all processes; a second one waits, and says for what."""
