@@ -1,10 +1,9 @@
 """Run directories for the report, written without training: the contract's files, with the numbers a test wants."""
 
 import dataclasses
-import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from omegaconf import OmegaConf
 from safetensors.numpy import save_file
 
 from kdbench.errors import KdbenchError
-from kdbench.report import statistics
 from kdbench.report.build import Report, build
 from kdbench.report.command import report as command
 from kdbench.report.select import read_selection
@@ -135,15 +133,6 @@ class Said:
 
     def text(self, name: str) -> str:
         return (self.folder / name).read_text()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def numbers_of_seeds_once() -> Iterator[None]:
-    """Searches for numbers of seeds, pure and slow, are made once for each standard deviation."""
-    with pytest.MonkeyPatch.context() as patched:
-        for name in ("seeds_for", "seeds_for_equivalence", "smallest_detectable"):
-            patched.setattr(statistics, name, functools.cache(getattr(statistics, name)))
-        yield
 
 
 @pytest.fixture

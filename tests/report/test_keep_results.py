@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from kdbench.report.command import report
-from tests.report.conftest import LESSON, TAUGHT, write_group
+from tests.report.conftest import write_group
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "keep_results.py"
 
 
 def test_a_report_of_small_results_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_group(tmp_path / "runs", (90.0, 90.2, 90.1))
-    write_group(tmp_path / "runs", TAUGHT, **LESSON)
+    write_group(tmp_path / "runs", (90.5, 90.4, 90.6), teacher="resnet20", method="logit")
     monkeypatch.setattr(sys, "argv", ["keep_results.py", str(tmp_path / "runs"), "--out", str(tmp_path / "small")])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     assert report([str(tmp_path / "runs"), "--out", str(tmp_path / "a")]) == 0
