@@ -15,7 +15,7 @@ quickstart: .venv/ready  ## one teacher, three students, one table and one repor
 	$(BIN)/kdbench experiment=quickstart
 
 test: .venv/ready  ## the everyday suite, under three minutes on two cores
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 test-slow: .venv/ready  ## real trainings, the wheel, races: minutes
 	$(BIN)/pytest -m 'slow and not gpu'
