@@ -340,3 +340,26 @@ def test_names_are_text_in_markdown(hostile):
 def test_a_title_of_several_lines_stays_in_its_block(runs, kdbench_report):
     said = kdbench_report(runs, "--title", "one\n\n# two")
     assert not any(line.startswith("# two") for line in said.text("report.md").splitlines())
+
+
+def test_a_selection_of_another_study_is_refused(runs, tmp_path, kdbench_report):
+    selected = write_selected(tmp_path / "selected.yaml", [{"student": "resnet14"}], (9,), (0, 1))
+    said = kdbench_report(runs, "--select", selected)
+    assert said.code == 2
+    assert "none of its winners is among these runs" in said.err
+
+
+def test_seeds_that_differ_are_said_where_the_paired_test_is_missing(tmp_path, kdbench_report):
+    write_group(tmp_path / "runs", ALONE)
+    write_group(tmp_path / "runs", (*TAUGHT, 90.1), seeds=(0, 1, 2, 100), **LESSON)
+    row = kdbench_report(tmp_path / "runs").table("gains").iloc[0]
+    assert math.isnan(row["p_paired"])
+    assert row["remarks"] == "seeds 0, 1, 2, 100 against 0, 1, 2: no paired test"
+
+
+def test_a_mixed_report_says_so_and_every_row_says_its_data(runs, kdbench_report):
+    write_group(runs, ALONE, num_train=1000)
+    write_group(runs, TAUGHT, num_train=1000, **LESSON)
+    said = kdbench_report(runs, "--allow-mixed")
+    assert "MIXED (num_train: 1000 and 45000)" in said.out
+    assert sorted(said.table("gains")["setting"]) == ["num_train=1000", "num_train=45000"]

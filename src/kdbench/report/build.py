@@ -12,7 +12,7 @@ from kdbench.errors import ConfigError
 from kdbench.report import statistics as st
 from kdbench.report.fidelity import Fidelity, fidelity
 from kdbench.report.gains import Gain, gains_of, gains_table, grouped_by, interactions_table
-from kdbench.report.groups import Group, check_alike, grouped
+from kdbench.report.groups import Group, check_alike, differing, grouped
 from kdbench.report.runs import Run, find, shown
 from kdbench.report.select import Selection
 from kdbench.report.verdict import on_selection, verdict
@@ -58,9 +58,11 @@ def build(
         check_alike(runs)
     groups = grouped(runs)
     groups = selection.kept(groups) if selection else groups
-    remarks = [*found.remarks, *same_seed_twice(groups)]
+    remarks = [*found.remarks, *mixed(runs), *same_seed_twice(groups)]
     if not groups:
         raise ConfigError("--select leaves no run to report: all of these chose, or lost")
+    if selection and not any(group.is_distilled and selection.competed(group) for group in groups):
+        raise ConfigError(f"--select is of the study {selection.study}, and none of its winners is among these runs")
     gains = gains_of(groups, selection)
     std = st.pooled_std([group.accuracies for group in groups])
     table = gains_table(gains, std, margin)
@@ -91,6 +93,18 @@ def build(
         remarks=remarks,
         damaged=found.damaged,
     )
+
+
+def mixed(runs: Sequence[Run]) -> list[str]:
+    """That runs of several data sets or splits stand together, as --allow-mixed allows."""
+    keys = differing(runs)
+    if not keys:
+        return []
+    said = "; ".join(f"{key}: {values}" for key, values in keys.items())
+    return [
+        f"MIXED ({said}): each group is compared with its like only, but one standard deviation is pooled over "
+        "all of them, and so every number of seeds and every detectable difference here is of little use"
+    ]
 
 
 def same_seed_twice(groups: Sequence[Group]) -> list[str]:

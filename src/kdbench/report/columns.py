@@ -69,6 +69,10 @@ COLUMNS = {
     "se": Column("standard error", "of that difference, in points", PER_CENT),
     "df": Column("df", "degrees of freedom (Welch-Satterthwaite, over the four groups)", ".1f"),
     "p": Column("p", "two-sided t-test of the difference of gains", P),
+    "n_a": Column("n (larger)", "runs of the larger student's distilled group", "d"),
+    "n_base_a": Column("n base (larger)", "runs of the larger student without a teacher", "d"),
+    "n_b": Column("n (smaller)", "runs of the smaller student's distilled group", "d"),
+    "n_base_b": Column("n base (smaller)", "runs of the smaller student without a teacher", "d"),
     "setting_a": Column("setting (larger)", "of the larger student's distilled group"),
     "setting_b": Column("setting (smaller)", "of the smaller student's"),
     "agreement": Column("agreement %", "test images on which student and teacher choose the same class", PER_CENT),
@@ -135,5 +139,6 @@ def printed(value: Any, form: str) -> str:
     if form == P:
         return "< 0.0001" if value < 1e-4 else f"{value:.4f}" if value < 0.1 else f"{value:.2f}"
     if form and not isinstance(value, str):
-        return format(int(value) if form.endswith("d") else float(value), form)
+        text = format(int(value) if form.endswith("d") else float(value), form)
+        return text if any(digit in "123456789" for digit in text) else text.replace("-", "+" if "+" in form else "")
     return str(value)

@@ -81,6 +81,10 @@ def fidelity(runs: Sequence[Run], groups: Sequence[Group], gains: Sequence[Gain]
     """
     broken = [found for run in runs if isinstance(found := predictions_of(run.logits), str)]
     remarks = list(broken)
+    if gains and not any(logits_of(run) for run in runs):
+        remarks.append(
+            "no logits here: agreement is that of the summaries, without undistilled students to compare it to"
+        )
     rows, flips = [], []
     for gain in gains:
         if gain.is_pooled:

@@ -1,5 +1,6 @@
 """The report's figures, drawn by matplotlib without a display."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,8 @@ def gains(material: Material) -> tuple[Figure, str] | str:
     shown = [(gain, row) for gain, row in zip(material.gains, rows, strict=True) if gain.base]
     if not shown:
         return "no gain can be computed"
-    figure = Figure(figsize=(8, 1.6 + 0.42 * len(shown)), layout="constrained")
+    lines = sum(row_name(gain).count("\n") + 1 for gain, _ in shown)
+    figure = Figure(figsize=(8, 1.6 + 0.22 * max(lines, 2 * len(shown))), layout="constrained")
     axes = figure.subplots()
     axes.axvspan(-material.margin, material.margin, color="#000000", alpha=0.06, lw=0)
     axes.axvline(0, color="#000000", lw=1)
@@ -121,7 +123,7 @@ def gains(material: Material) -> tuple[Figure, str] | str:
 
 
 def row_name(gain: Gain) -> str:
-    setting = f"\n{gain.setting}" if gain.setting else ""
+    setting = f"\n{textwrap.fill(gain.setting, 44)}" if gain.setting else ""
     who = f"{gain.group['teacher'] or ''} → {gain.group['student']}"
     return f"{who}, {gain.group['method']} (n={len(gain.values)}){setting}"
 

@@ -21,7 +21,7 @@ GAINS = (
 )  # fmt: skip
 INTERACTIONS = (
     "method", "teacher", "student_a", "student_b", "gain_a", "gain_b", "difference", "se", "df", "ci_low", "ci_high",
-    "p", "p_holm", "mde80", "setting_a", "setting_b", "teacher_seed",
+    "p", "p_holm", "mde80", "n_a", "n_base_a", "n_b", "n_base_b", "setting_a", "setting_b", "teacher_seed",
 )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def gain_of(group: Group, groups: Sequence[Group], selection: Selection | None) 
         base = undistilled_of(group, groups)
         if base is None:
             remark = "no undistilled student (ce, equal in all but method and teacher): no gain"
-    if base and selection:
+    if base and selection and selection.competed(group):
         base = selection.base_runs(base)
     return Gain(group, base, group.accuracies, group["teacher_seed"], group.setting, remark)
 
@@ -167,13 +167,20 @@ def gain_row(gain: Gain, std: float, margin: float) -> dict[str, Any]:
         "mde80": math.nan if gain.is_pooled else st.smallest_detectable(std, (len(values), len(base))),
         "p_equivalence": p_equivalence,
         "equivalent": decided(p_equivalence),
-        "remarks": gain.remark or untested(values, base),
+        "remarks": gain.remark or untested(values, base) or unmatched(gain),
     }
 
 
 def decided(p: float) -> bool | None:
     """Whether a p is below 0.05; None where there is no test."""
     return None if math.isnan(p) else p < st.ALPHA
+
+
+def unmatched(gain: Gain) -> str:
+    """That the two arms have different seeds, in words, or nothing."""
+    assert gain.base is not None
+    ours, theirs = (", ".join(str(run["seed"]) for run in group.runs) for group in (gain.group, gain.base))
+    return "" if gain.group.seeds == gain.base.seeds else f"seeds {ours} against {theirs}: no paired test"
 
 
 def untested(values: Sequence[float], base: Sequence[float]) -> str:
@@ -250,6 +257,10 @@ def interaction_row(a: Gain, b: Gain, std: float) -> dict[str, Any]:
         "ci_high": test.high,
         "p": test.p,
         "mde80": math.nan if a.is_pooled else st.smallest_detectable(std, tuple(len(arm) for arm in arms)),
+        "n_a": len(a.values),
+        "n_base_a": len(a.base_values),
+        "n_b": len(b.values),
+        "n_base_b": len(b.base_values),
         "setting_a": a.setting,
         "setting_b": b.setting,
         "teacher_seed": a.teacher_seed,

@@ -76,17 +76,23 @@ def check_alike(runs: Sequence[Run]) -> None:
             f"runs have schema_version {said}, this kdbench knows {SCHEMA_VERSION}; leave them out, or "
             "--allow-mixed to read them as if it were the same"
         )
-    differing = {}
-    for key in PROTOCOL:
-        values = {plain(run[key]): run[key] for run in runs if run[key] is not None}
-        if len(values) > 1:
-            differing[key] = " and ".join(str(value) for _, value in sorted(values.items()))
-    if differing:
-        said = "; ".join(f"{key}: {values}" for key, values in differing.items())
+    keys = differing(runs)
+    if keys:
+        said = "; ".join(f"{key}: {values}" for key, values in keys.items())
         raise ConfigError(
             f"these runs do not compare, they differ in {said}; give the paths of runs that belong together, "
             "or --allow-mixed to have them in one report, compared only with their like"
         )
+
+
+def differing(runs: Sequence[Run]) -> dict[str, str]:
+    """Keys of the protocol in which runs differ, with their values in words."""
+    found = {}
+    for key in PROTOCOL:
+        values = {plain(run[key]): run[key] for run in runs if run[key] is not None}
+        if len(values) > 1:
+            found[key] = " and ".join(str(value) for _, value in sorted(values.items()))
+    return found
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
@@ -117,6 +123,7 @@ def name_settings(groups: Sequence[Group]) -> None:
         like = [g for g in alike if (g["student"], g["teacher"]) == (group["student"], group["teacher"])]
         varying = {key for key in own if key.startswith("method_params.") and differs(key, own[key], alike)}
         varying |= {key for key in own if differs(key, own[key], like)}
+        varying |= {key for key in PROTOCOL if differs(key, own[key], groups)}
         for weaker, stronger in (("epochs", "recipe.epochs"), ("teacher_key", "teacher_seed")):
             if stronger in varying:
                 varying.discard(weaker)

@@ -38,7 +38,8 @@ def on_gains(gains: pd.DataFrame, std: float, margin: float) -> list[str]:
         seeds = {size: gains[f"seeds_for_{column}"].dropna().min() for size, column in ((0.1, "0p1"), (0.2, "0p2"))}
         said = " and ".join(f"{size} points would need {count(n)}" for size, n in seeds.items())
         lines.append(
-            f"At the seeds' standard deviation here, {std:.2f} points, {said} seeds per arm (80 % power at 0.05)."
+            f"At the seeds' standard deviation here, {std:.2f} points, {said} seeds per arm "
+            "(80 % power in one test at 0.05, before any correction)."
         )
     equivalent = int(gains["equivalent"].fillna(False).astype(bool).sum())
     lines.append(f"{equivalent} of {tested} gains {are(equivalent)} shown to be within ±{margin:g} points of zero.")
@@ -53,7 +54,7 @@ def on_interactions(interactions: pd.DataFrame) -> list[str]:
     return [
         f"{len(significant)} of {len(tested)} interactions (one student gains more than the other) "
         f"{are(len(significant))} significant after Holm; the smallest that would be noticed is "
-        f"{tested['mde80'].min():.2f} points."
+        f"{tested['mde80'].min():.2f} points (80 % power in one test at 0.05, before any correction)."
     ]
 
 

@@ -191,7 +191,7 @@ class StudyRun:
         return sum(
             self.study.unknown_winners(stage)
             for stage in stages
-            if stage.winners_of and stage.winners_of not in self.winners
+            if stage.winners_of and not self.winners.get(stage.winners_of)
         )
 
     def time_left(self, jobs: Sequence[Job]) -> str:
@@ -224,7 +224,7 @@ class StudyRun:
         for title in self.study.stages:
             stage = self.study.config.stages[title]
             waiting = (
-                self.study.unknown_winners(stage) if stage.winners_of and stage.winners_of not in self.winners else 0
+                self.study.unknown_winners(stage) if stage.winners_of and not self.winners.get(stage.winners_of) else 0
             )
             lines.append(
                 f"\nstage {title}" + (f": {waiting} runs wait for the winners of {stage.winners_of}" * bool(waiting))
