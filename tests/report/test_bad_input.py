@@ -363,3 +363,9 @@ def test_a_mixed_report_says_so_and_every_row_says_its_data(runs, kdbench_report
     said = kdbench_report(runs, "--allow-mixed")
     assert "MIXED (num_train: 1000 and 45000)" in said.out
     assert sorted(said.table("gains")["setting"]) == ["num_train=1000", "num_train=45000"]
+
+
+def test_a_missing_list_of_paths_is_said_in_one_line(runs, kdbench_report):
+    said = kdbench_report("@gone.txt")
+    assert said.code == 2
+    assert said.err == "@gone.txt: there is no file gone.txt; @FILE holds a path on each line"

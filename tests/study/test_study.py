@@ -195,6 +195,7 @@ def test_a_study_goes_from_teachers_to_finals_of_the_winner(studies: Path, train
     (winner,) = selected["winners"]
     assert winner["overrides"] == ["method.temperature=4"]
     assert winner["margin"] == pytest.approx(2.0)
+    assert not winner["tie"]
     assert winner["noise"] == pytest.approx(100 * (0.62 * 0.38 / 1000 + 0.6 * 0.4 / 1000) ** 0.5, abs=1e-3)
     assert (selected["selection_seeds"], selected["final_seeds"]) == ([9], [0, 1])
 
@@ -390,6 +391,7 @@ def test_winners_are_the_first_of_equals_and_only_fully_covered_settings_compete
     (winner,) = choose(candidates, "best_val_acc")
     assert winner["overrides"] == ["a=1"]
     assert winner["margin"] == 0
+    assert winner["tie"]
     assert winner["seed_std"] == pytest.approx(100 * 0.1 / 2**0.5, abs=1e-3)
     assert [c["overrides"] for c in winner["candidates"]] == [["a=1"], ["a=2"], ["a=3"]]
     assert json.dumps(winner)

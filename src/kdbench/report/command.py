@@ -56,6 +56,9 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         "--allow-mixed", action="store_true", help="take runs of different data sets or splits together"
     )
     parser.add_argument("--title", default="What distillation did", help="heads the page")
+    for argument in arguments:
+        if argument.startswith("@") and not Path(argument[1:]).is_file():
+            raise ConfigError(f"{argument}: there is no file {argument[1:]}; @FILE holds a path on each line")
     given = parser.parse_args(arguments)
     if not (math.isfinite(given.margin) and given.margin > 0):
         raise ConfigError(f"--margin is {given.margin:g}; it may be any number of points above 0")

@@ -254,6 +254,8 @@ class StudyRun:
     def say_winners(self, title: str) -> None:
         for w in self.winners[title]:
             margin = f"{w['margin']:.2f} points ahead, noise {w['noise']:.2f}" if w["runner_up"] else "without a rival"
+            if w["tie"]:
+                margin = f"a tie, the first of the grid; noise {w['noise']:.2f}"
             log.info("chosen: %s %s: %s (%s)", w["pair"] or w["student"], w["method"], " ".join(w["overrides"]), margin)
         log.info("written to %s", self.selected)
 

@@ -39,7 +39,9 @@ def read_study(arguments: Sequence[str], config_dir: Path | None = None) -> Stud
     if name is None:
         raise ConfigError(f"which study? Say study=NAME; {nearest('', files)}")
     if name not in files:
-        raise ConfigError(f"study={name} is no option; {nearest(name, files)}")
+        raise ConfigError(
+            f"study={name} is no option; {nearest(name, files)}; your own: --config-dir DIR, which holds study/"
+        )
     wanted = given.pop("stages", None)
     config = typed(StudyConfig, values_of(files[name], given), f"study={name}")
     check(config, name)

@@ -36,11 +36,10 @@ def choose(candidates: Sequence[Candidate], by: str) -> list[dict[str, Any]]:
 
     Returns:
         For each: pair, student, teacher, method, overrides and method_params of the winner, its score and the
-        runner-up's
-        in per cent, `margin` between them in points, and `noise`: the standard error in points of a difference of
-        two such
-        scores that the number of validation images alone brings about, were both measured on images of their own. Both
-        are measured on the same ones, so the true one is smaller; `seed_std` is the standard deviation over seeds.
+        runner-up's in per cent, `margin` between them in points, `tie` where it is 0, and `noise`: the standard error
+        in points of a difference of two such scores that the number of validation images alone brings about, were both
+        measured on images of their own. Both are measured on the same ones, so the true one is smaller; `seed_std` is
+        the standard deviation over seeds.
     """
 
     def subject(candidate: Candidate) -> tuple[str, str]:
@@ -67,6 +66,7 @@ def choose(candidates: Sequence[Candidate], by: str) -> list[dict[str, Any]]:
                 "score": round(best.score(by), 4),
                 "runner_up": second and {"overrides": list(second.overrides), "score": round(second.score(by), 4)},
                 "margin": round(best.score(by) - second.score(by), 4) if second else None,
+                "tie": second is not None and best.score(by) == second.score(by),
                 "noise": round(noise(best, second, by), 4) if second else None,
                 "seed_std": round(100 * stdev(s[by] for s in best.summaries), 4) if most > 1 else None,
                 "candidates": [
@@ -97,11 +97,10 @@ def write_selected(
 ) -> None:
     """selected.yaml: what was chosen, from what, by how much, and how noisy that choice is."""
     header = (
-        f"# Chosen by {by} on validation images, mean over the selection's seeds, in per cent; the test set had "
-        f"no say.\n"
-        "# margin: points ahead of the runner-up. noise: the standard error of that margin from the number of "
-        "validation\n"
-        "# images alone. A margin below twice the noise says little about which setting is better.\n"
+        f"# Chosen by {by} on validation images, mean over the selection's seeds, in per cent; not on test data.\n"
+        "# margin: points ahead of the runner-up; of a tie the first of the grid wins. noise: the standard error of\n"
+        "# that margin from the number of validation images alone. A margin below twice the noise says little about\n"
+        "# which setting is better.\n"
     )
     content = {
         "study": study,
