@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from kdbench.compose import run_config as composed
 from kdbench.config import RunConfig
 from kdbench.models import build
 from kdbench.run import execute
+from kdbench.train.checkpoint import Checkpointer
 
 SMALL = (
     "student=resnet8", "teacher=resnet20", "data=shapes", "data.num_train=64", "data.num_val=50", "data.num_test=60",
@@ -71,6 +73,27 @@ def teachers_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained_teachers(teachers_once: Path, tmp_path: Path) -> None:
     """What `small` learns from is trained already, with augmentation, without, and for 400 images without."""
     shutil.copytree(teachers_once / "runs", tmp_path / "out" / "runs")
+
+
+class Killed(BaseException):
+    """Ends a run where a SIGKILL would: nothing catches it."""
+
+
+@contextmanager
+def killed_after(epoch: int, step: int = 0, epochs: int | None = None) -> Iterator[None]:
+    """Runs (of so many epochs) die with the checkpoint that they write after an epoch and so many steps of the next."""
+    save = Checkpointer.save
+
+    def die(self: Checkpointer) -> None:
+        save(self)
+        here = self.learner
+        if (here.epoch, here.step_of_epoch) == (epoch, step) and epochs in (None, here.recipe.epochs):
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Checkpointer, "save", die)
+        with pytest.raises(Killed):
+            yield
 
 
 @functools.cache

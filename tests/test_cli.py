@@ -2,11 +2,13 @@
 
 import json
 import resource
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from kdbench.stopping import leave_if_asked
 from tests.conftest import SMALL
 
 TINY = (*SMALL, "output_root=out")
@@ -102,17 +104,23 @@ def test_own_configs_are_added_with_config_dir(kdbench, tmp_path):
     assert "did you mean narrow?" in wrong.err
 
 
-def test_interrupt_ends_with_one_line(kdbench, monkeypatch):
+@pytest.mark.parametrize(
+    ("asked", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGUSR2, 75)]
+)
+def test_signal_ends_a_run_with_one_line(kdbench, monkeypatch, asked, code):
     from kdbench import run
 
+    before = signal.getsignal(asked)
+
     def interrupted(*arguments):
-        raise KeyboardInterrupt
+        signal.raise_signal(asked)
+        leave_if_asked()
 
     monkeypatch.setattr(run, "fit", interrupted)
     result = kdbench(*TINY, "method=ce")
-    assert result.code == 130
-    assert result.err.count("\n") == 1
-    assert "goes on from last.ckpt" in result.err
+    assert result.code == code
+    assert result.err == f"kdbench: stopped by {asked.name}; the same command goes on where it was\n"
+    assert signal.getsignal(asked) is before
 
 
 @pytest.mark.parametrize("limit", [pytest.param(10_000, marks=pytest.mark.slow), 200_000])
@@ -144,7 +152,8 @@ def test_interrupted_sweep_keeps_a_record_of_what_was_done(kdbench, tmp_path, mo
     def second_is_interrupted(*arguments):
         calls.append(1)
         if len(calls) == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
+            leave_if_asked()
         fit(*arguments)
 
     monkeypatch.setattr(run, "fit", second_is_interrupted)

@@ -15,7 +15,7 @@ from kdbench.config import parse
 from kdbench.errors import ConfigError, RunError
 from kdbench.methods.logit import LogitDistillation
 from kdbench.run import execute
-from kdbench.train.checkpoint import Checkpointer
+from tests.conftest import killed_after
 
 CONTRACT = {"config.yaml", "metrics.csv", "summary.json", "logits.safetensors", "best.safetensors", "train.log"}
 
@@ -110,24 +110,16 @@ def test_seed_alone_changes_nothing_once_the_others_are_given(small):
     assert execute(dataclasses.replace(config, seed=7)) == first
 
 
-def test_killed_run_resumes_to_the_same_numbers(small, monkeypatch):
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_killed_run_resumes_to_the_same_numbers(small, step):
     settings = ("method=feature", "recipe.epochs=3", "checkpoint.every_minutes=0")
     whole = execute(small(*settings, "output_root=" + str(small().output_root) + "/whole"))
     config = small(*settings)
-    save = Checkpointer.save_if_due
-
-    def die_after_epoch_two(self, learner):
-        save(self, learner)
-        if learner.epoch == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Checkpointer, "save_if_due", die_after_epoch_two)
-    execute(small("method=ce", "student=resnet20"))  # its teacher
-    with pytest.raises(KeyboardInterrupt):
+    with killed_after(epoch=2, step=step, epochs=3):
         execute(config)
-    monkeypatch.setattr(Checkpointer, "save_if_due", save)
     resumed = execute(config)
-    assert "resuming after epoch 2 of 3" in resumed.log.read_text()
+    within = f" and {step} steps" if step else ""
+    assert f"resuming from last.ckpt after 2 of 3 epochs{within}\n" in resumed.log.read_text()
     assert not resumed.checkpoint.exists()
     timing = ["images_per_second", "seconds"]
     pd.testing.assert_frame_equal(
@@ -145,7 +137,8 @@ def test_damaged_checkpoint_is_said_and_the_run_begins_anew(small):
     run.summary.unlink()
     run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:1000])
     assert execute(config).weights.read_bytes() == weights
-    assert "is damaged; starting over" in run.log.read_text()
+    assert "last.ckpt is damaged or no checkpoint (its content is not what its checksum says)" in run.log.read_text()
+    assert "no checkpoint is readable; starting over" in run.log.read_text()
 
 
 def test_loss_that_is_not_finite_stops_before_the_step(small, monkeypatch):
@@ -222,7 +215,7 @@ def test_random_state_goes_on_where_it_was(small, tmp_path):
 
 
 def test_run_that_was_begun_keeps_its_threads_and_memory_format(small):
-    config = small("method=ce", "runtime.threads=1")
+    config = small("method=ce", "runtime.threads=1", "checkpoint.keep_last=true")
     run = execute(config)
     run.summary.unlink()
     again = execute(small("method=ce", "runtime.threads=2", "runtime.channels_last=false"))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdbench import tables, teachers
+from kdbench import run, tables, teachers
 from kdbench.data.views import NUM_VIEWS
 from kdbench.errors import RunError
 from kdbench.methods.method import Needs
@@ -21,7 +21,7 @@ from kdbench.run import check, execute, located, prepare
 from kdbench.runs import sha256
 from kdbench.runtime import applied
 from kdbench.teaching import LiveTeacher, TabulatedTeacher
-from kdbench.train.checkpoint import Checkpointer
+from tests.conftest import killed_after
 
 PLAIN = ("data.augment=false", "teacher.table=on")
 """One view an image, so that a table takes no time."""
@@ -221,19 +221,10 @@ def test_a_bare_on_or_off_in_yaml_means_what_it_says(small, written, meant):
 # A run continues as it began
 
 
-def interrupted(config, monkeypatch, after=1):
-    """Begin a run and stop it after an epoch, with a checkpoint."""
-    save = Checkpointer.save_if_due
-
-    def die(self, learner):
-        save(self, learner)
-        if learner.epoch == after and learner.recipe.epochs == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Checkpointer, "save_if_due", die)
-    with pytest.raises(KeyboardInterrupt):
+def begin(config):
+    """Have a run die after an epoch, with a checkpoint."""
+    with killed_after(epoch=1, epochs=3):
         execute(config)
-    monkeypatch.setattr(Checkpointer, "save_if_due", save)
 
 
 LONG = ("data.augment=false", "recipe.epochs=3", "checkpoint.every_minutes=0")
@@ -241,7 +232,7 @@ LONG = ("data.augment=false", "recipe.epochs=3", "checkpoint.every_minutes=0")
 
 def test_run_that_began_live_goes_on_live_though_there_is_a_table_now(small, monkeypatch, said):
     config = small(*LONG, "teacher.table=off")
-    interrupted(config, monkeypatch)
+    begin(config)
     execute(small(*PLAIN, "seed=1"))
     resumed = execute(small(*LONG, "teacher.table=on"))
     assert resumed.read_summary()["teacher_table"] is False
@@ -249,7 +240,7 @@ def test_run_that_began_live_goes_on_live_though_there_is_a_table_now(small, mon
 
 
 def test_run_that_began_with_a_table_goes_on_with_one(small, monkeypatch):
-    interrupted(small(*LONG, "teacher.table=on"), monkeypatch)
+    begin(small(*LONG, "teacher.table=on"))
     (table,) = Path(small().output_root).glob("runs/*/table-cpu.npy")
     table.unlink()
     assert execute(small(*LONG, "teacher.table=off")).read_summary()["teacher_table"] is True
@@ -257,7 +248,7 @@ def test_run_that_began_with_a_table_goes_on_with_one(small, monkeypatch):
 
 def test_run_that_began_with_a_table_stops_where_there_is_no_room_for_it(small, monkeypatch, full_disk):
     config = small(*LONG, "teacher.table=on")
-    interrupted(config, monkeypatch)
+    begin(config)
     directory = located(config)[1]
     teachers.directory_of(located(config)[0]).path.joinpath("table-cpu.npy").unlink()
     full_disk()
@@ -408,8 +399,13 @@ def test_overwriting_a_run_chooses_anew(small):
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """Call it, and no byte is free."""
-    return lambda: monkeypatch.setattr(tables.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    """Call it, and no byte is free for a table."""
+
+    def fill() -> None:
+        monkeypatch.setattr(tables.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+        monkeypatch.setattr(run, "check_room", lambda *_: None)
+
+    return fill
 
 
 def test_no_room_is_said_before_anything_is_computed_and_the_run_goes_on_live(small, said, full_disk):

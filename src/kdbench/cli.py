@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,12 +19,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kdbench import __version__
 from kdbench.config import CONF_DIR, parse, register_models
-from kdbench.errors import ConfigError, KdbenchError
+from kdbench.errors import BusyError, ConfigError, KdbenchError
 from kdbench.processors import share_processors
+from kdbench.stopping import TIME_IS_UP, Interrupted, listening
 
 
 def main() -> None:
-    """Entry point. Exit code 0: done; 1: a run failed; 2: the config cannot run; 130: interrupted."""
+    """Entry point. Exit codes 0: done; 1: a run failed; 2: the config cannot run; 130: stopped by Ctrl-C; 75: stopped
+    by another signal, or left to another process (after the last two the same command goes on).
+    """
     sys.exit(command(sys.argv[1:]))
 
 
@@ -49,11 +53,12 @@ def main_study() -> None:
     try:
         from kdbench.study.command import study  # late: the environment is set before torch is imported
 
-        sys.exit(study(sys.argv[1:], swept))
+        with listening():
+            sys.exit(study(sys.argv[1:], swept))
     except KdbenchError as error:
         sys.exit(refuse(error, program="kdbench-study"))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except Interrupted as interruption:
+        sys.exit(interruption.exit_code)
 
 
 def swept(arguments: list[str]) -> int:
@@ -87,30 +92,37 @@ def command(arguments: list[str]) -> int:
         return 0
     say_what_happens()
     share_processors()
-    # Hydra would print its errors itself, in several lines, and exit with 1; so it hands them on, to be said below.
+    return exit_code_of(lambda: compose_and_run(arguments))
+
+
+def exit_code_of(action: Callable[[], object]) -> int:
+    """Carry something out, and say in one line what kept it from its end."""
+    try:
+        with listening():
+            action()
+    except KdbenchError as error:
+        return refuse(error)
+    except Interrupted as interruption:
+        if interruption.exit_code != TIME_IS_UP:  # the study that set the alarm says so itself
+            print(f"kdbench: stopped by {interruption}; the same command goes on where it was", file=sys.stderr)
+        return interruption.exit_code
+    return 0
+
+
+def compose_and_run(arguments: list[str]) -> None:
+    # Hydra would print its errors itself, in several lines, and exit with 1; so it hands them on, to be said above.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     config_dir = None
     try:
         config_dir = given_config_dir(arguments)
         register_models(CONF_DIR, *([config_dir] if config_dir else []))
         hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
-    except KdbenchError as error:
-        return refuse(error)
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         if not came_up_in_hydra(error):
             raise
         from kdbench.compose import explained
 
-        return refuse(explained(error, arguments, config_dir))
-    except KeyboardInterrupt:
-        print(
-            "kdbench: interrupted; the same command goes on from last.ckpt, "
-            "or from the start if none was written yet (checkpoint.every_minutes); "
-            "a table goes on after its last block",
-            file=sys.stderr,
-        )
-        return 130
-    return 0
+        raise explained(error, arguments, config_dir) from None
 
 
 def refuse(error: KdbenchError, where: str = "", program: str = "kdbench") -> int:
@@ -120,7 +132,12 @@ def refuse(error: KdbenchError, where: str = "", program: str = "kdbench") -> in
 
 def job(config: DictConfig) -> dict[str, Any]:
     """One run of the app. In a sweep a failure is said and returned, so that the other jobs go on."""
-    say_what_happens()  # again: launchers may have started a process of their own
+    say_what_happens()  # again, as listening: launchers may have started a process of their own
+    with listening():
+        return carried_out(config)
+
+
+def carried_out(config: DictConfig) -> dict[str, Any]:
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.RUN:
         try:
@@ -136,6 +153,9 @@ def job(config: DictConfig) -> dict[str, Any]:
     print("", *(say() for say in headings), f"job {hydra_config.job.num + 1}: {title}", sep="\n", flush=True)
     try:
         return {"status": "complete", "run": str(carry_out(config))}
+    except BusyError as error:
+        print(f"left: {error}", flush=True)
+        return {"status": "left", "error": str(error)}
     except KdbenchError as error:
         refuse(error, where=f"{title}: ")
         return {"status": "failed", "error": str(error)}

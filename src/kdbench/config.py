@@ -37,6 +37,8 @@ class RecipeConfig:
     weight_decay: float = number(0)
     clip_norm: float | None = optional(number(0, above=True))
     clip_projections: bool = MISSING
+    on_nonfinite: str = one_of("stop", "skip")
+    nonfinite_limit: int = whole(1)
 
 
 @dataclass
@@ -67,7 +69,9 @@ class RuntimeConfig:
 
 @dataclass
 class CheckpointConfig:
-    every_minutes: float = number(0)
+    every_epochs: int | None = optional(whole(1))
+    every_minutes: float | None = optional(number(0))
+    grace_seconds: float = number(0, above=True)
     keep_last: bool = MISSING
 
 
@@ -132,6 +136,7 @@ class RunConfig:
     init_seed: int
     data_seed: int
     output_root: str
+    on_busy: str
     overwrite: bool
     report: str | None
 
@@ -161,6 +166,7 @@ class Document:
     init_seed: int = whole(0)
     data_seed: int = whole(0)
     output_root: str = ranged(lambda value: value.strip() != "", "a folder")
+    on_busy: str = one_of("wait", "skip")
     overwrite: bool = MISSING
     report: str | None = optional(ranged(lambda value: value.strip() != "", "a folder"))
 

@@ -20,6 +20,12 @@ class RunError(KdbenchError):
     """A run that started and could not be finished."""
 
 
+class BusyError(KdbenchError):
+    """Another process has this run, and it was not to be waited for."""
+
+    exit_code = 75
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a mistyped `name`: the closest valid names first, then all of them if they are few."""
     options = sorted(valid)

@@ -12,14 +12,17 @@ import numpy as np
 import torch
 
 from kdbench import metrics, tables, teachers
-from kdbench.config import RunConfig, TeacherConfig
+from kdbench.config import RunConfig, RuntimeConfig, TeacherConfig
 from kdbench.data import Batches, Dataset, load
 from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
 from kdbench.errors import RunError
+from kdbench.limits import check_room, failures_told
+from kdbench.locks import Held
 from kdbench.methods.method import Method
 from kdbench.models import Description, Network, build, describe
-from kdbench.runs import RunDirectory, check_writable, identity, key_of
+from kdbench.runs import RunDirectory, check_writable, identity, key_of, write_json
 from kdbench.runtime import applied, placed, resolve
+from kdbench.stopping import Interrupted, deferred
 from kdbench.summary import Predictions, fidelity, write_result
 from kdbench.teaching import LiveTeacher, TabulatedTeacher, no_teacher
 from kdbench.train.checkpoint import Checkpointer
@@ -27,6 +30,8 @@ from kdbench.train.display import Display
 from kdbench.train.evaluate import predict
 from kdbench.train.learner import Learner
 from kdbench.train.loop import Answers, fit
+from kdbench.train.optim import learning_rate
+from kdbench.train.sums import NonFiniteError
 
 log = logging.getLogger(__name__)
 
@@ -45,33 +50,40 @@ def execute(config: RunConfig) -> RunDirectory:
     Raises:
         ConfigError: the config cannot run here.
         RunError: it was started and could not be finished.
+        BusyError: another process has it, and `on_busy` is skip.
+        Interrupted: a signal has asked to stop; the run goes on where it was when it is executed again.
     """
+    asked = config
     config, directory = located(config)
     if skipped(directory, config):
         return directory
-    try:
-        with applied(config.runtime):
-            parts = prepare(config)
-            lesson = taught(config, directory, parts) if config.teacher else None
-            with directory.locked(f"this run of {config.student.name}"):
-                directory = RunDirectory.of(config, directory.key)  # another process may have named it meanwhile
-                if skipped(directory, config):
-                    return directory
-                if directory.is_complete():
-                    directory.clear()
-                elif lesson and directory.recorded_table() not in (None, lesson.config.table):
-                    lesson = taught(config, directory, parts)  # another process has begun it meanwhile
+    with failures_told(config, directory.path), applied(config.runtime):
+        parts = prepare(config)
+        lesson = taught(config, directory, parts) if config.teacher else None
+        with directory.locked(f"this run of {config.student.name}", config.on_busy) as lock:
+            directory = RunDirectory.of(config, directory.key)  # another process may have named it meanwhile
+            if skipped(directory, config):
+                return directory
+            if directory.is_complete():
+                directory.clear()
+            if agrees(directory, config, lesson):
+                check_room(directory, [parts.student, parts.method], len(parts.dataset.val) + len(parts.dataset.test))
                 directory.create()
                 with directory.logging():
-                    train(config, directory, parts, lesson)
-    except OSError as error:
-        raise RunError(f"{directory.path}: {error}") from error
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            f"out of memory on {config.runtime.device} with recipe.batch_size={config.recipe.batch_size}; "
-            "lower it, or use runtime.precision=bf16"
-        ) from error
-    return directory
+                    train(config, directory, parts, lesson, lock)
+                return directory
+    return execute(asked)  # another process began it meanwhile, with choices of its own
+
+
+def agrees(directory: RunDirectory, config: RunConfig, lesson: "Lesson | None") -> bool:
+    """Whether we do as the run began, if it was begun."""
+    choices, table = directory.recorded_choices(), directory.recorded_table()
+    return choices in ({}, choices_of(config.runtime)) and (not lesson or table in (None, lesson.config.table))
+
+
+def choices_of(runtime: RuntimeConfig) -> dict[str, Any]:
+    """What rounds sums and so must stay as it is until a run is done."""
+    return {name: getattr(runtime, name) for name in ("threads", "channels_last", "deterministic")}
 
 
 def check(config: RunConfig) -> Path | None:
@@ -190,7 +202,7 @@ def taught(config: RunConfig, directory: RunDirectory, parts: Parts) -> Lesson:
     return Lesson(teacher, answers, dataclasses.replace(config.teacher, table=table), source)
 
 
-def train(config: RunConfig, directory: RunDirectory, parts: Parts, lesson: Lesson | None) -> None:
+def train(config: RunConfig, directory: RunDirectory, parts: Parts, lesson: Lesson | None, lock: Held) -> None:
     """Train the student of a run, resuming if it was begun, and write its directory."""
     dataset, runtime = parts.dataset, config.runtime
     if lesson:
@@ -200,25 +212,64 @@ def train(config: RunConfig, directory: RunDirectory, parts: Parts, lesson: Less
     title = f"{config.student.name} {config.method.name}{source} seed {config.seed}"
     log.info("%s: %s on %s, %s, threads: %d", title, directory.path, runtime.device, runtime.precision, runtime.threads)
     directory.write_config(config)
+    directory.bad_numbers.unlink(missing_ok=True)
     measure_memory_from_here(runtime.device)
     learner = Learner(parts.student, parts.method, config.recipe, runtime)
     torch.manual_seed(derived_seed(config.data_seed, "training"))  # for models that draw while they train
-    checkpointer = Checkpointer(directory, config.checkpoint)
-    checkpointer.resume(learner)
+    checkpointer = Checkpointer(directory, config.checkpoint, learner, lock, facts_of(config, parts, lesson))
+    checkpointer.resume()
 
     def record(learner: Learner) -> None:
+        lock.check()
         directory.write_metrics(learner.rows)
-        checkpointer.save_if_due(learner)
+        checkpointer.end_of_epoch()
 
-    display = Display(title, config.recipe.epochs, len(dataset.train), learner.epoch)
+    done = learner.epoch + learner.step_of_epoch / len(parts.batches)
+    display = Display(title, config.recipe.epochs, len(dataset.train), done)
     answers = lesson.answers if lesson else no_teacher
-    try:
-        fit([learner], parts.batches, dataset, answers, config.recipe.epochs, display, record)
-    finally:
-        display.close()
-    finish(config, directory, parts, lesson.teacher if lesson else None, learner)
-    if not config.checkpoint.keep_last:
-        directory.checkpoint.unlink(missing_ok=True)
+    with deferred(config.checkpoint.grace_seconds):
+        try:
+            fit([learner], parts.batches, dataset, answers, config.recipe.epochs, display, checkpointer.watched, record)
+        except NonFiniteError as error:
+            write_json(directory.bad_numbers, what_went_bad(error, parts, learner))
+            raise RunError(f"{error}. What the step saw: {directory.bad_numbers}") from None
+        except Interrupted as interruption:
+            checkpointer.save()
+            log.info("%s: stopped after %s", interruption, checkpointer.where())
+            raise
+        finally:
+            display.close()
+        finish(config, directory, parts, lesson.teacher if lesson else None, learner)
+    for file in directory.checkpoints():
+        if not (config.checkpoint.keep_last and file == directory.checkpoint):
+            file.unlink(missing_ok=True)
+
+
+def facts_of(config: RunConfig, parts: Parts, lesson: Lesson | None) -> dict[str, Any]:
+    """What a run depends on and must find again when it goes on."""
+    taught_by = lesson.teacher.directory.read_summary()["weights_sha256"] if lesson else None
+    return {
+        "choices": choices_of(config.runtime),
+        "table": lesson.config.table if lesson else None,
+        "teacher": taught_by,
+        "training_data": parts.dataset.train.sha256,
+    }
+
+
+def what_went_bad(error: NonFiniteError, parts: Parts, learner: Learner) -> dict[str, Any]:
+    """What a step saw that could not be taken, for whoever wants to find out why."""
+    batch = next(parts.batches.epoch(error.epoch - 1, error.step - 1))
+    named = [*learner.student.named_parameters(), *learner.method.named_parameters()]
+    return {
+        "epoch": error.epoch,
+        "step": error.step,
+        "learning_rate": learning_rate(learner.recipe, error.epoch - 1),
+        "precision": learner.runtime.precision,
+        "terms": {name: repr(value) for name, value in error.values.items()},
+        "weight_norms": {name: repr(float(value.detach().norm())) for name, value in named},
+        "indices": batch.indices.tolist(),
+        "views": batch.views.tolist(),
+    }
 
 
 def finish(
@@ -245,6 +296,8 @@ def finish(
         "train_seconds": sum(row["seconds"] for row in learner.rows),
         "images_per_second": statistics.median(speeds[1:] or speeds),
         "peak_memory_bytes": peak_memory(runtime.device),
+        "skipped_steps": learner.skipped,
+        "overflowed_steps": learner.overflows,
     }
     write_result(directory, config, dataset, parts.description, best["weights"], predictions, training)
     accuracy = metrics.accuracy(test_logits.numpy(), dataset.test.labels.cpu().numpy())

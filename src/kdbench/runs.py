@@ -7,17 +7,18 @@ import hashlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
-from kdbench.config import ModelConfig, RunConfig, RuntimeConfig
+from kdbench import checked, locks
+from kdbench.config import ModelConfig, RunConfig
 from kdbench.errors import ConfigError, first_line
-from kdbench.schema import typed
 
 SCHEMA_VERSION = 1
 log = logging.getLogger(__name__)
@@ -30,6 +31,11 @@ def identity(config: RunConfig, teacher_key: str | None) -> dict[str, Any]:
     """
     data = dataclasses.asdict(config.data)
     del data["root"], data["download"]
+    recipe = dataclasses.asdict(config.recipe)
+    # How many bad steps are borne ends runs and changes none; that a run bears any is said where it does.
+    del recipe["nonfinite_limit"]
+    if recipe["on_nonfinite"] == "stop":
+        del recipe["on_nonfinite"]
     method = config.method.node()
     del method["name"]
     stages = {}
@@ -42,7 +48,7 @@ def identity(config: RunConfig, teacher_key: str | None) -> dict[str, Any]:
         "teacher": teacher_key,
         "stages": stages,
         "data": data,
-        "recipe": dataclasses.asdict(config.recipe),
+        "recipe": recipe,
         "init_seed": config.init_seed,
         "data_seed": config.data_seed,
         "precision": config.runtime.precision,
@@ -86,7 +92,8 @@ def written_atomically(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         sync_folder(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that fails, the first error is the one to tell
+            temporary.unlink(missing_ok=True)
         raise
 
 
@@ -150,36 +157,57 @@ class RunDirectory:
         return self.path / "last.ckpt"
 
     @property
+    def previous_checkpoint(self) -> Path:
+        return self.path / "previous.ckpt"
+
+    @property
+    def bad_numbers(self) -> Path:
+        """What a step saw whose loss was not finite."""
+        return self.path / "nonfinite.json"
+
+    @property
     def log(self) -> Path:
         return self.path / "train.log"
 
     def is_complete(self) -> bool:
         return self.summary.is_file()
 
-    def recorded_choices(self) -> dict[str, Any]:
-        """What a run that was begun here decided of its runtime and has to keep to; empty if there is none."""
-        try:
-            runtime = typed(RuntimeConfig, OmegaConf.select(OmegaConf.load(self.config), "runtime"))
-        except Exception:  # whatever a missing or damaged file raises: then there is nothing to keep to
+    def checkpoints(self) -> tuple[Path, Path]:
+        """The newest first."""
+        return self.checkpoint, self.previous_checkpoint
+
+    def checkpoint_facts(self) -> dict[str, Any]:
+        """What the newest readable checkpoint of an unfinished run says of itself; empty if there is none."""
+        if self.is_complete():
             return {}
-        return {name: getattr(runtime, name) for name in ("threads", "channels_last", "deterministic")}
+        for file in self.checkpoints():
+            with contextlib.suppress(OSError, checked.DamagedError):
+                return checked.read_facts(file)
+        return {}
+
+    def recorded_choices(self) -> dict[str, Any]:
+        """What an unfinished run decided of its runtime and has to keep to: threads, memory format, determinism."""
+        return self.checkpoint_facts().get("choices", {})
 
     def recorded_table(self) -> str | None:
-        """What an unfinished run of which there is a checkpoint learns from: its teacher's table (on), or not (off)."""
-        if self.is_complete() or not self.checkpoint.is_file():
-            return None
-        try:
-            table = OmegaConf.select(OmegaConf.load(self.config), "teacher.table")
-        except Exception:  # as above
-            return None
-        return table if table in ("on", "off") else None
+        """What an unfinished run learns from: its teacher's table (on), or not (off)."""
+        return self.checkpoint_facts().get("table")
 
     def create(self) -> None:
-        """Make the folder, and remove what a killed process left half written in it."""
+        """Make the folder, and remove what a killed process left half written in it.
+
+        Raises:
+            ConfigError: it, or a file in it, is a link, so that what is written would land elsewhere.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        for file in (self.path, *self.files()):
+            if file.is_symlink():
+                raise ConfigError(
+                    f"{file} is a link to {file.readlink()}; a run's files lie in its own folder: remove it"
+                )
         for file in self.files():
             for leftover in self.path.glob(f".{file.name}.*"):
-                leftover.unlink()
+                leftover.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove what an earlier run left, the mark of completeness first."""
@@ -188,7 +216,8 @@ class RunDirectory:
 
     def files(self) -> tuple[Path, ...]:
         """Every file of the contract, the mark of completeness first."""
-        return self.summary, self.checkpoint, self.metrics, self.logits, self.weights, self.config, self.log
+        records = self.metrics, self.logits, self.weights, self.config, self.log, self.bad_numbers
+        return self.summary, *self.checkpoints(), *records
 
     def write_config(self, config: RunConfig) -> None:
         with written_atomically(self.config) as temporary:
@@ -215,32 +244,32 @@ class RunDirectory:
             except (SafetensorError, RuntimeError) as error:
                 raise OSError(f"{path.name} could not be written: {first_line(error)}") from error
 
+    def write_checkpoint(self, write: Callable[[Path], None]) -> None:
+        """A new last.ckpt; what was it becomes previous.ckpt. At every moment one that is whole is there."""
+        with written_atomically(self.checkpoint) as temporary:
+            write(temporary)
+            if self.checkpoint.is_file():
+                self.checkpoint.replace(self.previous_checkpoint)
+
     def read_summary(self) -> dict[str, Any]:
         return read_summary(self.path)
 
-    @contextlib.contextmanager
-    def locked(self, purpose: str, name: str | None = None) -> Iterator[None]:
-        """Hold this run, or `name`, alone among all processes; a second one waits, and says for what."""
-        locks = self.path.parent.parent / ".locks"
-        try:
-            locks.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"output_root cannot be written to ({error}); give another folder") from None
-        lock = FileLock(locks / f"{name or self.key}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("waiting: another process has %s (%s)", purpose, self.path.name)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+    def locked(self, purpose: str, on_busy: str, name: str | None = None) -> AbstractContextManager[locks.Held]:
+        """Hold this run, or `name`, alone among all processes.
+
+        Args:
+            purpose: What is held, for the user.
+            on_busy: wait for another process that has it, or skip.
+            name: Of what is held, if it is not the run.
+        """
+        file = self.path.parent.parent / ".locks" / f"{name or self.key}.lock"
+        return locks.held(file, f"{purpose} ({self.path.name})", wait=on_busy == "wait")
 
     @contextlib.contextmanager
     def logging(self) -> Iterator[None]:
         """Everything kdbench logs meanwhile also goes to train.log."""
-        handler = logging.FileHandler(self.log)
+        end_torn_line(self.log)
+        handler = LogFile(self.log)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         package = logging.getLogger("kdbench")
         level = package.level
@@ -252,6 +281,23 @@ class RunDirectory:
             package.removeHandler(handler)
             package.setLevel(level)
             handler.close()
+
+
+class LogFile(logging.FileHandler):
+    """A log that ends the run when it cannot be written: the disk is full, or gone."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name for it
+        """Hand the error on; logging would print it with a traceback and go on."""
+        error = sys.exception()
+        assert error is not None
+        raise error
+
+
+def end_torn_line(file: Path) -> None:
+    """A line that a killed process left without its end gets one, so that what follows stands on its own."""
+    if file.is_file() and file.stat().st_size and not file.read_bytes().endswith(b"\n"):
+        with file.open("ab") as opened:
+            opened.write(b"\n")
 
 
 def read_summary(path: Path) -> dict[str, Any]:

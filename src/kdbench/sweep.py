@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from kdbench import run, tables
 from kdbench.compose import explained
 from kdbench.config import RunConfig, parse
-from kdbench.errors import ConfigError, RunError
+from kdbench.errors import BusyError, ConfigError, RunError
 from kdbench.report.table import runs_table
 from kdbench.runs import check_writable, write_json
 
@@ -35,7 +35,7 @@ class Job:
 
     overrides: tuple[str, ...]
     status: str = "not started"
-    """not started, refused, complete, failed or interrupted."""
+    """not started, refused, complete, failed, left (to another process that has it) or interrupted."""
     run: str | None = None
     error: str | None = None
 
@@ -66,6 +66,7 @@ class Sweep:
 
         Raises:
             RunError: at the end, if any job was refused or failed.
+        BusyError: at the end, if any was left to another process.
         """
         carried_out.append(self)
         check_writable(self.record.parent)
@@ -143,9 +144,13 @@ class Sweep:
                 report([*map(str, dict.fromkeys(runs)), "--out", str(self.config.report)])
             except ConfigError as error:  # the runs are there all the same
                 print(f"no report: {error}")
-        unfinished = [job for job in self.jobs if job.status != "complete"]
-        if unfinished:
-            raise RunError(f"{len(unfinished)} of {len(self.jobs)} jobs failed (each said why above)")
+        statuses = [job.status for job in self.jobs]
+        left = statuses.count("left")
+        failed = len(statuses) - left - statuses.count("complete")
+        if failed:
+            raise RunError(f"{failed} of {len(self.jobs)} jobs failed (each said why above)")
+        if left:
+            raise BusyError(f"{left} of {len(self.jobs)} jobs were left to the processes that have them")
 
 
 @contextmanager

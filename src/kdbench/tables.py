@@ -163,7 +163,8 @@ def obtain(choice: Choice, config: RunConfig, teacher: Teacher, batches: Batches
         RunError: a table that was just built does not agree with its teacher, or the run cannot go on without one.
     """
     table = Table(config, teacher, batches)
-    with teacher.directory.locked("this teacher's table", f"{teacher.directory.key}-{table.file.stem}"):
+    name = f"{teacher.directory.key}-{table.file.stem}"
+    with teacher.directory.locked("this teacher's table", config.on_busy, name):
         problem = table.problem()
         if problem and not choice.build:
             return f"live ({table.file} is not used: {problem}; teacher.table=on builds it anew)"

@@ -152,7 +152,7 @@ def load_checkpoint(network: Network, config: RunConfig) -> None:
 def imported(config: RunConfig, dataset: Dataset) -> RunDirectory:
     """The run directory of given weights: evaluated once, then found like any teacher's."""
     run, directory = given_run(config), directory_of(config)
-    with directory.locked("this teacher's evaluation"):
+    with directory.locked("this teacher's evaluation", config.on_busy):
         if directory.is_complete():
             return directory
         network = built(config)

@@ -15,11 +15,10 @@ from kdbench.models import build, folded, weights
 from kdbench.run import execute, prepare
 from kdbench.runtime import applied, narrow, placed, resolve
 from kdbench.teaching import LiveTeacher, TabulatedTeacher, no_teacher
-from kdbench.train.checkpoint import Checkpointer
 from kdbench.train.evaluate import predict
 from kdbench.train.learner import Learner
 from kdbench.train.loop import train_epoch
-from tests.conftest import composed
+from tests.conftest import composed, killed_after
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -160,7 +159,8 @@ def test_table_holds_what_the_live_teacher_answers(trained, precision):
             assert error < tables.TOLERANCE[precision]
 
 
-def test_killed_run_resumes_to_the_same_numbers(tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", [0, 2])
+def test_killed_run_resumes_to_the_same_numbers(tmp_path, step):
     settings = (
         *SMALL_ON_CUDA,
         "method=ce",
@@ -169,18 +169,9 @@ def test_killed_run_resumes_to_the_same_numbers(tmp_path, monkeypatch):
         "checkpoint.every_minutes=0",
     )
     whole = execute(composed(*settings, f"output_root={tmp_path / 'whole'}"))
-    save = Checkpointer.save_if_due
-
-    def die_after_epoch_two(self, learner):
-        save(self, learner)
-        if learner.epoch == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Checkpointer, "save_if_due", die_after_epoch_two)
     config = composed(*settings, f"output_root={tmp_path / 'killed'}")
-    with pytest.raises(KeyboardInterrupt):
+    with killed_after(epoch=2, step=step):
         execute(config)
-    monkeypatch.setattr(Checkpointer, "save_if_due", save)
     resumed = execute(config)
     assert resumed.weights.read_bytes() == whole.weights.read_bytes()
     assert resumed.logits.read_bytes() == whole.logits.read_bytes()

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from kdbench import run
 from kdbench.compose import run_config
 from kdbench.config import RunConfig
 from kdbench.errors import ConfigError
+from kdbench.stopping import INTERRUPTED, TIME_IS_UP, Interrupted
 from kdbench.study import plan
-from kdbench.study.carry_out import INTERRUPTED, TIME_IS_UP, StudyRun
+from kdbench.study.carry_out import StudyRun
 from kdbench.study.plan import Sweep
 from kdbench.study.read import read_study
 from kdbench.study.winners import Candidate, choose
@@ -79,6 +81,8 @@ class Trainer:
             if directory.is_complete():
                 continue
             if self.interrupted_after is not None and len(self.trained) >= self.interrupted_after:
+                with pytest.raises(Interrupted):
+                    signal.raise_signal(signal.SIGINT)
                 return INTERRUPTED
             if self.fails(title):
                 failed = True

@@ -1,5 +1,6 @@
 """The batches of an epoch, made on the device."""
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -46,13 +47,12 @@ class Batches:
         """Steps in an epoch."""
         return -(-len(self.dataset.train) // self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch, counted from 0."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, counted from 0, without the first `start`."""
         device = self.dataset.train.labels.device
         order, views = augmentation.epoch_plan(len(self.dataset.train), self.data_seed, epoch, self.augment)
-        for rows, row_views in zip(
-            order.to(device).split(self.batch_size), views.to(device).split(self.batch_size), strict=True
-        ):
+        parts = zip(order.to(device).split(self.batch_size), views.to(device).split(self.batch_size), strict=True)
+        for rows, row_views in itertools.islice(parts, start, None):
             yield self.batch(rows, row_views)
 
     def batch(self, rows: Tensor, views: Tensor) -> Batch:

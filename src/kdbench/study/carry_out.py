@@ -7,22 +7,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from kdbench import sweep as sweeps
 from kdbench.errors import ConfigError
 from kdbench.runs import check_writable
 from kdbench.runtime import device_name, resolve
+from kdbench.stopping import Interrupted, leave_if_asked, listening
 from kdbench.study.plan import UNDISTILLED, StageConfig, Study, Sweep, key_of, shown
 from kdbench.study.progress import DONE, REFUSED, RESUMABLE, Job, Speed, duration, located, summaries_under
 from kdbench.study.winners import Candidate, choose, write_selected
 
 log = logging.getLogger(__name__)
-
-TIME_IS_UP = 3
-"""Exit code: the minutes given are over and there is more to do."""
-INTERRUPTED = 130
 
 
 class StudyRun:
@@ -110,14 +106,15 @@ class StudyRun:
         """Everything that is left, for so many minutes at most.
 
         Returns:
-            0: all is done; 1: done without the runs that failed twice; 3: time is up; 130: interrupted.
+            0: all is done; 1: done without the runs that failed twice, or that other processes have; 3: time is up; 75
+            or 130: a signal asked to stop.
         """
-        with limited(minutes) as is_over, sweeps.heading(self.line):
+        with limited(minutes), sweeps.heading(self.line):
             try:
                 for title in self.study.stages:
                     self.stage(title)
-            except KeyboardInterrupt:
-                return TIME_IS_UP if is_over() else INTERRUPTED
+            except Interrupted as interruption:
+                return interruption.exit_code
         done = {job.title for job in self.all_jobs() if job.state == DONE}
         self.failed = {title: error for title, error in self.failed.items() if title not in done}
         return 1 if self.failed else 0
@@ -154,7 +151,7 @@ class StudyRun:
         """Carry out a sweep, and what failed of it once more.
 
         Raises:
-            KeyboardInterrupt: it was interrupted.
+            Interrupted: a signal asked to stop.
         """
         if all(job.state == DONE for job in jobs):
             log.info("done already: %s", shown(self.study.arguments(one)))
@@ -162,8 +159,8 @@ class StudyRun:
         arguments = self.study.arguments(one)
         for attempt in ("", "once more: "):
             log.info("%s%s", attempt, shown(arguments))
-            if self.command(arguments) == INTERRUPTED:
-                raise KeyboardInterrupt
+            self.command(arguments)
+            leave_if_asked()
             for job in jobs:
                 job.refresh()
             if all(job.state == DONE for job in jobs):
@@ -274,22 +271,11 @@ def varied(job: Job, stage: StageConfig) -> tuple[str, ...]:
 
 
 @contextmanager
-def limited(minutes: float | None) -> Iterator[Callable[[], bool]]:
-    """Interrupt what is done inside, as Ctrl-C would, after so many minutes. Gives a function: whether that was it."""
-    over = False
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal over
-        over = True
-        raise KeyboardInterrupt
-
-    if minutes is None:
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
-    try:
-        yield lambda: over
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+def limited(minutes: float | None) -> Iterator[None]:
+    """Ask what is done inside to stop, as Ctrl-C would, after so many minutes."""
+    with listening():
+        signal.setitimer(signal.ITIMER_REAL, 60 * (minutes or 0))  # 0: never
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)

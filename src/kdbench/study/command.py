@@ -8,14 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kdbench.errors import ConfigError, RunError
-from kdbench.study.carry_out import INTERRUPTED, TIME_IS_UP, StudyRun
-from kdbench.study.plan import key_of
+from kdbench.stopping import INTERRUPTED, NOT_FINISHED, TIME_IS_UP
+from kdbench.study.carry_out import StudyRun
 from kdbench.study.read import read_study, study_files
 
 log = logging.getLogger(__name__)
-
-CHECKPOINT_IN_PARTS = "checkpoint.every_minutes=0.2"
-"""What is lost at most, and computed again, where a part of a study ends."""
 
 
 def study(arguments: Sequence[str], command: Callable[[list[str]], int]) -> int:
@@ -26,16 +23,13 @@ def study(arguments: Sequence[str], command: Callable[[list[str]], int]) -> int:
         command: Carries out `kdbench` with these arguments and returns its exit code.
 
     Returns:
-        The exit code: 0 done, 1 done without runs that failed twice, 3 time is up, 130 interrupted.
+        The exit code: 0 done, 1 done without runs that failed twice, 3 time is up, 75 or 130 stopped by a signal.
 
     Raises:
         ConfigError: the study, or what it is to be changed to, cannot be.
     """
     given = parsed(arguments)
-    overrides = list(given.overrides)
-    if given.minutes is not None and not any(key_of(o) == "checkpoint.every_minutes" for o in overrides):
-        overrides.append(CHECKPOINT_IN_PARTS)
-    plan = read_study(overrides, given.config_dir)
+    plan = read_study(given.overrides, given.config_dir)
     run = StudyRun(plan, command)
     if given.dry_run:
         print(run.dry_run())
@@ -43,8 +37,8 @@ def study(arguments: Sequence[str], command: Callable[[list[str]], int]) -> int:
     log.info("study %s: %s", plan.label, plan.config.question.strip())
     code = run.carry_out(given.minutes)
     print()
-    if code in (TIME_IS_UP, INTERRUPTED):
-        why = "time is up" if code == TIME_IS_UP else "interrupted"
+    if code in (TIME_IS_UP, INTERRUPTED, NOT_FINISHED):
+        why = "time is up" if code == TIME_IS_UP else "stopped"
         print(f"{run.line()}\n{why}; the same command goes on: {shlex.join(['kdbench-study', *arguments])}")
         return code
     print(run.line())

@@ -23,18 +23,18 @@ class Display:
         epochs_done: Before a resume.
     """
 
-    def __init__(self, title: str, epochs: int, images_per_epoch: int, epochs_done: int = 0) -> None:
+    def __init__(self, title: str, epochs: int, images_per_epoch: int, epochs_done: float = 0) -> None:
         self.epochs = epochs
         self.bar = tqdm(
             desc=title,
             total=epochs * images_per_epoch,
-            initial=epochs_done * images_per_epoch,
+            initial=round(epochs_done * images_per_epoch),
             unit=" images",
             unit_scale=True,
             dynamic_ncols=True,
             disable=not sys.stderr.isatty(),
         )
-        self.bar.set_postfix_str(f"epoch {epochs_done + 1}/{epochs}")
+        self.bar.set_postfix_str(f"epoch {int(epochs_done) + 1}/{epochs}")
 
     def counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:

@@ -10,6 +10,7 @@ from kdbench.data.source import Split
 from kdbench.methods.method import Method
 from kdbench.models import Network
 from kdbench.runtime import autocast
+from kdbench.stopping import leave_if_asked
 
 EVALUATION_BATCH = {"cpu": 128, "cuda": 1000}
 """Images a forward pass, per kind of device: as many as make it fast (docs/performance.md)."""
@@ -19,7 +20,11 @@ EVALUATION_BATCH = {"cpu": 128, "cuda": 1000}
 def predict(
     network: Network, dataset: Dataset, split: Split, runtime: RuntimeConfig, method: Method | None = None
 ) -> Tensor:
-    """Logits [N, C] float32, on the CPU, of a split's images in order. The network is left in its mode."""
+    """Logits [N, C] float32, on the CPU, of a split's images in order. The network is left in its mode.
+
+    Raises:
+        Interrupted: the process was asked to stop meanwhile.
+    """
     modules = [module for module in (network, method) if module is not None]
     were_training = [module.training for module in modules]
     for module in modules:
@@ -27,6 +32,7 @@ def predict(
     parts, batch_size = [], EVALUATION_BATCH[split.labels.device.type]
     with autocast(runtime):
         for images in plain_batches(dataset, split, batch_size, runtime.channels_last):
+            leave_if_asked()
             output = network(images)
             parts.append((method.predict(output) if method else output.logits).float())
     for module, was_training in zip(modules, were_training, strict=True):

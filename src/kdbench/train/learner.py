@@ -1,6 +1,7 @@
 """A learner: a student, its method, its optimiser, its schedule and its records."""
 
 import copy
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,24 +44,51 @@ class Learner:
         self.optimizer = build_optimizer(recipe, own, projections)
         self.clipped = own + projections if recipe.clip_projections else own
         self.scaler = torch.amp.GradScaler(torch.device(runtime.device).type, enabled=runtime.precision == "fp16")
+        self.buffers = [*student.buffers(), *method.buffers()]
         self.epoch = 0
         """Epochs done."""
+        self.step_of_epoch = 0
+        """Steps done of the epoch that has begun."""
+        self.resumed = False
+        """Whether the epoch that begins next has begun already, in another process."""
+        self.seconds_before = 0.0
+        """Spent on this epoch by a process before this one."""
+        self.begun = time.perf_counter()
+        self.skipped = 0
+        """Steps left out because their loss was not finite, in the epochs done."""
+        self.overflows = 0
+        """Steps that gradient scaling left out, in the epochs done."""
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
         self.sums = self.fresh_sums()
+        self.buffers_before: list[Tensor] = []
+
+    @property
+    def skips(self) -> bool:
+        """Whether a step that is not finite is left out, or ends the run."""
+        return self.recipe.on_nonfinite == "skip"
 
     def fresh_sums(self) -> EpochSums:
-        return EpochSums(self.runtime.device, norms_may_overflow=self.scaler.is_enabled())
+        limit = self.recipe.nonfinite_limit if self.skips else 0
+        return EpochSums(self.runtime.device, self.scaler.is_enabled(), limit, self.skipped)
 
     def begin_epoch(self) -> None:
+        """Begin the next epoch, or go on with the one that a resume has brought back."""
         self.student.train()
         self.method.train()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.epoch)
-        self.sums = self.fresh_sums()
+        if not self.resumed:
+            self.sums, self.step_of_epoch, self.seconds_before = self.fresh_sums(), 0, 0.0
+        self.resumed, self.begun = False, time.perf_counter()
+
+    def seconds(self) -> float:
+        """Spent on the epoch that has begun, by all processes that worked on it."""
+        return self.seconds_before + time.perf_counter() - self.begun
 
     def losses(self, batch: Batch, knowledge: Knowledge | None) -> dict[str, Tensor]:
         """Forward pass: the method's named scalar terms."""
+        self.buffers_before = [buffer.clone() for buffer in self.buffers] if self.skips else []
         with autocast(self.runtime):
             output = self.student(batch.images)
             terms = self.method(output, knowledge, batch, progress=Progress(self.epoch, self.recipe.epochs))
@@ -74,12 +102,19 @@ class Learner:
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.clipped, self.recipe.clip_norm)
         failed = self.sums.add_terms(terms, grad_norm, self.epoch + 1)
+        for buffer, before in zip(self.buffers, self.buffers_before, strict=False):  # running statistics, memory banks
+            buffer.copy_(torch.where(failed > 0, before, buffer))
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
             self.optimizer.found_inf = failed  # type: ignore[attr-defined]  # read by the fused step
             self.optimizer.step()
+        self.step_of_epoch += 1
+
+    def raise_if_failed(self) -> None:
+        """That no step of this epoch ended the run. Waits for a GPU."""
+        self.sums.raise_if_failed(self.epoch + 1)
 
     def end_epoch(self, dataset: Dataset, train_seconds: float) -> dict[str, float]:
         """Validate, keep the best weights, and add this epoch's row to the records."""
@@ -107,18 +142,27 @@ class Learner:
                 "method": copy.deepcopy(self.method.state_dict()),
                 "val_logits": val_logits,
             }
+        row["seconds"] = self.seconds()
         self.rows.append(row)
         self.epoch += 1
+        self.step_of_epoch = 0
+        self.skipped += int(self.sums.skipped)
+        self.overflows += int(self.sums.overflows)
         return row
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a later process needs to go on as if nothing had happened, at the end of an epoch."""
+        """Everything that a later process needs to go on as if nothing had happened, after any step."""
         return {
             "student": self.student.state_dict(),
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
+            "step": self.step_of_epoch,
+            "sums": self.sums.state_dict() if self.step_of_epoch else None,
+            "seconds": self.seconds() if self.step_of_epoch else 0.0,
+            "skipped": self.skipped,
+            "overflows": self.overflows,
             "rows": self.rows,
             "best": self.best,
         }
@@ -131,6 +175,11 @@ class Learner:
             # The fused step walks memory, so the buffers must be laid out as the weights are here.
             kept["momentum_buffer"] = torch.zeros_like(parameter).copy_(kept["momentum_buffer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.epoch = state["epoch"]
+        self.epoch, self.step_of_epoch, self.seconds_before = state["epoch"], state["step"], state["seconds"]
+        self.skipped, self.overflows = state["skipped"], state["overflows"]
+        self.sums = self.fresh_sums()
+        self.resumed = state["sums"] is not None
+        if self.resumed:
+            self.sums.load_state_dict(state["sums"])
         self.rows = state["rows"]
         self.best = state["best"]

@@ -1,6 +1,5 @@
 """The training loop: one batch, one teacher forward, then one step per learner."""
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -22,9 +21,10 @@ def fit(
     teacher: Answers,
     epochs: int,
     display: Display,
+    watched: Callable[[Iterable[Batch]], Iterable[Batch]],
     end_of_epoch: Callable[[Learner], None],
 ) -> None:
-    """Train learners that have done equally many epochs until they have done `epochs`.
+    """Train learners that have done equally many epochs and steps until they have done `epochs`.
 
     Args:
         learners: At least one.
@@ -33,21 +33,21 @@ def fit(
         teacher: What the methods asked for about a batch.
         epochs: In total, those before a resume included.
         display: Is told of every batch and every epoch.
+        watched: Hands the batches on; what it does between two of them is done between two steps.
         end_of_epoch: Called for each learner when its row is recorded: where records and checkpoints are written.
 
     Raises:
-        RunError: a loss was not finite.
+        NonFiniteError: a loss was not finite.
+        Interrupted: the process was asked to stop; the learners stand between two steps.
     """
     for epoch in range(learners[0].epoch, epochs):
-        started = time.perf_counter()
         for learner in learners:
             learner.begin_epoch()
-        train_epoch(learners, display.counted(batches.epoch(epoch)), teacher)
+        steps = display.counted(batches.epoch(epoch, learners[0].step_of_epoch))
+        train_epoch(learners, watched(steps), teacher)
         wait_for_device(batches)
-        trained = time.perf_counter()
         for learner in learners:
-            row = learner.end_epoch(dataset, trained - started)
-            row["seconds"] = time.perf_counter() - started
+            row = learner.end_epoch(dataset, learner.seconds())
             display.epoch_done(row)
             end_of_epoch(learner)
 
