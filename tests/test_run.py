@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,13 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from kdbench import metrics
+from kdbench import summary as summary_module
 from kdbench.config import parse
+from kdbench.data import load
 from kdbench.errors import ConfigError, RunError
 from kdbench.methods.logit import LogitDistillation
 from kdbench.run import execute
+from kdbench.runs import read_summary, sealed, sha256
 from tests.conftest import killed_after
 
 CONTRACT = {"config.yaml", "metrics.csv", "summary.json", "logits.safetensors", "best.safetensors", "train.log"}
@@ -39,13 +43,57 @@ def test_summary_has_every_key_of_the_contract(finished):
     expected = """schema_version run_key status student teacher method dataset method_params recipe stem precision seed
         init_seed data_seed teacher_seed num_train num_val num_test epochs num_params macs best_val_acc best_val_epoch
         test_acc_best test_acc_final test_nll test_ece per_class_acc teacher_test_acc teacher_key agreement kl_t1 kl_t4
-        train_seconds images_per_second peak_memory_bytes environment"""
+        train_seconds images_per_second peak_memory_bytes environment data_sha256 config_sha256 metrics_sha256
+        weights_sha256 logits_sha256 teacher_weights_sha256 seal"""
     assert set(expected.split()) <= set(summary)
     assert (summary["student"], summary["teacher"], summary["method"]) == ("resnet8", "resnet20", "logit")
     assert (summary["seed"], summary["init_seed"], summary["data_seed"], summary["teacher_seed"]) == (5, 5, 5, 0)
     assert (summary["status"], summary["schema_version"], summary["epochs"]) == ("complete", 1, 3)
     assert summary["method_params"] == {"alpha": 0.5, "ce_weight": None, "kd_weight": None, "temperature": 4.0}
     assert summary["environment"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_summary_says_of_which_files_and_data_it_is(finished):
+    config, run = finished
+    summary = run.read_summary()
+    dataset = load(config.data, "cpu")
+    assert summary["data_sha256"] == {name: getattr(dataset, name).sha256 for name in ("train", "val", "test")}
+    assert len(set(summary["data_sha256"].values())) == 3
+    for name in ("config", "metrics", "weights", "logits"):
+        assert summary[f"{name}_sha256"] == sha256(getattr(run, name))
+    (teacher,) = run.path.parent.glob(f"*_{summary['teacher_key']}")
+    assert summary["teacher_weights_sha256"] == sha256(teacher / "best.safetensors")
+    assert read_summary(teacher)["teacher_weights_sha256"] is None
+
+
+def test_a_summary_that_was_edited_is_refused_until_it_is_sealed_again(finished, tmp_path):
+    summary = finished[1].read_summary()
+    edited = summary | {"test_acc_best": 0.99}
+    (tmp_path / "summary.json").write_text(json.dumps(edited))
+    with pytest.raises(ConfigError, match=r"summary.json was changed since it was written; restore it, or delete"):
+        read_summary(tmp_path)
+    for accepted in (sealed(edited), {key: value for key, value in summary.items() if key != "seal"}):
+        (tmp_path / "summary.json").write_text(json.dumps(accepted))
+        assert read_summary(tmp_path) == accepted
+
+
+def test_environment_says_whether_the_checkout_was_changed(tmp_path, monkeypatch):
+    file = tmp_path / "summary.py"
+    file.write_text("")
+    monkeypatch.setattr(summary_module, "__file__", str(file))
+
+    def git(*arguments):
+        names = ("-c", "user.name=A", "-c", "user.email=a@b")
+        subprocess.run(["git", "-C", tmp_path, *names, *arguments], check=True, capture_output=True)
+
+    assert summary_module.git_state() == {"git_revision": None, "git_dirty": None}
+    git("init")
+    git("add", "summary.py")
+    git("commit", "-m", "first")
+    (tmp_path / "untracked").write_text("")
+    assert summary_module.git_state()["git_dirty"] is False
+    file.write_text("changed")
+    assert summary_module.git_state()["git_dirty"] is True
 
 
 def test_numbers_of_the_summary_come_from_the_saved_logits(finished):
@@ -77,7 +125,6 @@ def test_metrics_have_a_row_per_epoch_and_name_the_best(finished):
 
 
 def test_saved_weights_give_the_saved_logits(finished):
-    from kdbench.data import load
     from kdbench.models import build
     from kdbench.train.evaluate import predict
 

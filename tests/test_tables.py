@@ -18,7 +18,7 @@ from kdbench.data.views import NUM_VIEWS
 from kdbench.errors import RunError
 from kdbench.methods.method import Needs
 from kdbench.run import check, execute, located, prepare
-from kdbench.runs import sha256
+from kdbench.runs import sealed, sha256
 from kdbench.runtime import applied
 from kdbench.teaching import LiveTeacher, TabulatedTeacher
 from tests.conftest import killed_after
@@ -359,7 +359,7 @@ def test_table_of_a_teacher_that_was_trained_anew_is_stale(small, tabulated, sai
 
     save(weights, file.parent / "best.safetensors", read_metadata(file.parent / "best.safetensors"))
     summary["weights_sha256"] = sha256(file.parent / "best.safetensors")
-    (file.parent / "summary.json").write_text(json.dumps(summary))
+    (file.parent / "summary.json").write_text(json.dumps(sealed(summary)))
     execute(small(*PLAIN, "seed=1"))
     assert any("is built anew: its weights_sha256 is " in line for line in said)
 

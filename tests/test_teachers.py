@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from kdbench.errors import ConfigError
 from kdbench.models import build
 from kdbench.run import execute
-from kdbench.runs import sha256
+from kdbench.runs import sealed, sha256
 from kdbench.teachers import forget_verified
 
 
@@ -20,7 +20,7 @@ def teacher(small, trained_teachers):
 
 
 def edit_summary(run, **changes):
-    run.summary.write_text(json.dumps(run.read_summary() | changes))
+    run.summary.write_text(json.dumps(sealed(run.read_summary() | changes)))
 
 
 def test_teacher_is_the_very_run_that_one_could_ask_for(small, teacher):

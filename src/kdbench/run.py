@@ -292,6 +292,7 @@ def finish(
         "test_acc_final": metrics.accuracy(final.numpy(), dataset.test.labels.cpu().numpy()),
         "teacher_test_acc": teacher.test_acc if teacher else None,
         "teacher_key": teacher.directory.key if teacher else None,
+        "teacher_weights_sha256": teacher.weights_sha256 if teacher else None,
         **fidelity(predictions.test, teacher.test_logits if teacher else None),
         "train_seconds": sum(row["seconds"] for row in learner.rows),
         "images_per_second": statistics.median(speeds[1:] or speeds),

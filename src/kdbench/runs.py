@@ -230,7 +230,7 @@ class RunDirectory:
             writer.writerows(rows)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        write_json(self.summary, summary)
+        write_json(self.summary, sealed(summary))
 
     def write_with(self, path: Path, write: Callable[[Path], None]) -> None:
         """A file that torch or safetensors writes, atomically.
@@ -300,8 +300,33 @@ def end_torn_line(file: Path) -> None:
             opened.write(b"\n")
 
 
+def sealed(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A summary with the hash of everything else in it, so that a later change by hand is noticed."""
+    content = {key: value for key, value in summary.items() if key != "seal"}
+    return content | {"seal": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
+
+
+def seal_fits(summary: Mapping[str, Any]) -> bool:
+    """Whether a summary is as it was written. One from before there were seals is taken as it is."""
+    return "seal" not in summary or summary["seal"] == sealed(summary)["seal"]
+
+
 def read_summary(path: Path) -> dict[str, Any]:
     """The summary of a complete run, from its directory.
+
+    Raises:
+        ConfigError: the file is missing, damaged, or changed since it was written.
+    """
+    summary = stored_summary(path)
+    if not seal_fits(summary):
+        raise ConfigError(
+            f"{path / 'summary.json'} was changed since it was written; restore it, or delete {path} to repeat the run"
+        )
+    return summary
+
+
+def stored_summary(path: Path) -> dict[str, Any]:
+    """What summary.json holds, whether its seal fits or not.
 
     Raises:
         ConfigError: the file is missing or damaged.
@@ -309,7 +334,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     file = path / "summary.json"
     try:
         summary = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read ({error}); delete {path} to repeat the run") from None
     if not isinstance(summary, dict):
         raise ConfigError(f"{file} holds no object; delete {path} to repeat the run")

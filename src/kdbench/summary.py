@@ -75,31 +75,46 @@ def write_result(
             "group_key": group_key(known),
             "baseline_key": baseline_key(known),
             "status": "complete",
-            "student": config.student.name,
-            "teacher": config.teacher.model.name if config.teacher else None,
-            "method": config.method.name,
-            "dataset": config.data.name,
-            "method_params": asdict(config.method.params),
-            "recipe": asdict(config.recipe),
-            "stem": config.student.stem,
-            "precision": config.runtime.precision,
-            "seed": config.seed,
-            "init_seed": config.init_seed,
-            "data_seed": config.data_seed,
-            "teacher_table": config.teacher.table == "on" if config.teacher else None,
-            "teacher_seed": config.teacher.seed if config.teacher and not config.teacher.checkpoint else None,
-            "num_train": len(dataset.train),
-            "num_val": len(dataset.val),
-            "num_test": len(dataset.test),
+            **restated(config),
             "num_params": description.num_params,
             "macs": description.macs,
             **quality(predictions, dataset),
             **training,
+            "data_sha256": data_sha256(dataset),
+            "config_sha256": sha256(directory.config) if directory.config.is_file() else None,
+            "metrics_sha256": sha256(directory.metrics) if directory.metrics.is_file() else None,
             "weights_sha256": sha256(directory.weights),
             "logits_sha256": sha256(directory.logits),
             "environment": environment(config),
         }
     )
+
+
+def restated(config: RunConfig) -> dict[str, Any]:
+    """What a summary says again of its run's config, for readers that open nothing else."""
+    return {
+        "student": config.student.name,
+        "teacher": config.teacher.model.name if config.teacher else None,
+        "method": config.method.name,
+        "dataset": config.data.name,
+        "method_params": asdict(config.method.params),
+        "recipe": asdict(config.recipe),
+        "stem": config.student.stem,
+        "precision": config.runtime.precision,
+        "seed": config.seed,
+        "init_seed": config.init_seed,
+        "data_seed": config.data_seed,
+        "teacher_table": config.teacher.table == "on" if config.teacher else None,
+        "teacher_seed": config.teacher.seed if config.teacher and not config.teacher.checkpoint else None,
+        "num_train": config.data.num_train,
+        "num_val": config.data.num_val,
+        "num_test": config.data.num_test,
+    }
+
+
+def data_sha256(dataset: Dataset) -> dict[str, str]:
+    """Of each split: its images, labels, and which of the set they are."""
+    return {name: getattr(dataset, name).sha256 for name in ("train", "val", "test")}
 
 
 def quality(predictions: Predictions, dataset: Dataset) -> dict[str, Any]:
@@ -144,7 +159,7 @@ def environment(config: RunConfig) -> dict[str, Any]:
         "cuda": torch.version.cuda if config.runtime.device != "cpu" else None,
         "device": device_name(config.runtime.device),
         "threads": config.runtime.threads,
-        "git_revision": git_revision(),
+        **git_state(),
     }
 
 
@@ -155,15 +170,19 @@ def installed(package: str) -> str | None:
         return None
 
 
-def git_revision() -> str | None:
-    """The commit of the checkout that this code runs from, or None where it was installed."""
+def git_state() -> dict[str, str | bool | None]:
+    """Commit of the checkout that this code runs from, and whether files of it were changed since.
+
+    Both are null where the code was installed.
+    """
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)  # an environment may lie in somebody else's checkout
-        return git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return {"git_revision": git("rev-parse", "HEAD"), "git_dirty": changed != ""}
     except (OSError, subprocess.SubprocessError):
-        return None
+        return {"git_revision": None, "git_dirty": None}

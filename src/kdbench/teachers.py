@@ -39,6 +39,7 @@ class Teacher:
     directory: RunDirectory
     network: Network
     """Folded: for inference only."""
+    weights_sha256: str
     test_logits: Tensor
     test_acc: float
 
@@ -170,7 +171,8 @@ def imported(config: RunConfig, dataset: Dataset) -> RunDirectory:
             log.info("%s: validation accuracy %.2f%%", checkpoint_path(config), 100 * accuracy)
         description = describe(run.student, NUM_CLASSES, IMAGE_SHAPE, "teacher")
         unknown = dict.fromkeys(UNKNOWN_OF_GIVEN_WEIGHTS)
-        training = unknown | {"teacher_test_acc": None, "teacher_key": None} | fidelity(predictions.test, None)
+        untaught = dict.fromkeys(("teacher_test_acc", "teacher_key", "teacher_weights_sha256"))
+        training = unknown | untaught | fidelity(predictions.test, None)
         write_result(directory, run, dataset, description, network.body.state_dict(), predictions, training)
     return directory
 
@@ -199,7 +201,7 @@ def load_verified(directory: RunDirectory, config: RunConfig, needs: Needs, data
     check_accuracy(network, directory, summary, config, dataset, remedy)
     test_logits = load_file(directory.logits)["test_logits"]
     test_acc = metrics.accuracy(test_logits.numpy(), dataset.test.labels.cpu().numpy())
-    return Teacher(directory, network, test_logits, test_acc)
+    return Teacher(directory, network, summary["weights_sha256"], test_logits, test_acc)
 
 
 def check_hash(file: Path, recorded: str | None, remedy: str) -> None:

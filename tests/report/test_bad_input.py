@@ -167,6 +167,7 @@ DAMAGE = {
     "size in words": {"num_params": "many"},
     "infinite size": {"num_params": math.inf},
     "environment in words": {"environment": "mine"},
+    "seal of another summary": {"seal": "0" * 64},
 }
 
 

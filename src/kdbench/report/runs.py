@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.errors import ConfigError
+from kdbench.runs import seal_fits
 
 UNDISTILLED = "ce"
 GIVEN = "checkpoint"
@@ -134,6 +135,8 @@ def read(file: Path) -> dict[str, Any]:
         raise ValueError(f"no valid JSON ({error})") from None
     if not isinstance(summary, dict):
         raise ValueError("holds no object")
+    if not seal_fits(summary):
+        raise ValueError("was changed since it was written")
     lacking = [key for key in REQUIRED if summary.get(key) is None]
     if lacking:
         raise ValueError(f"lacks {', '.join(lacking)}")
