@@ -1,0 +1,126 @@
+"""Configs read back from run directories: data, which may have come from anywhere.
+
+The class paths in them are resolved inside `kdbench.models` and `kdbench.methods`, and in modules that the user names.
+No other module is imported, since importing runs its code, and nothing in them is looked up in the environment.
+"""
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from kdbench.config import MethodConfig, RunConfig, parse
+from kdbench.errors import ConfigError, first_line
+from kdbench.methods.method import Method
+from kdbench.schema import typed
+from kdbench.teachers import GivenWeights
+
+MODELS, METHODS = "kdbench.models", "kdbench.methods"
+GIVEN_WEIGHTS = f"{GivenWeights.__module__}.{GivenWeights.__qualname__}"
+UNDISTILLED = {"name": "ce", "_target_": "kdbench.methods.ce.CrossEntropy"}
+
+
+def read_config(file: Path, trusted: Sequence[str] = ()) -> RunConfig:
+    """The run that a config.yaml describes.
+
+    Args:
+        file: Written by `RunDirectory.write_config`, or by somebody who wants us to run something.
+        trusted: Modules whose own classes and functions may be named in it, beside kdbench's models and methods.
+
+    Raises:
+        ConfigError: it cannot be read, is no config of a run, or names code that is not trusted.
+    """
+    try:
+        tree: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except Exception as error:  # damaged bytes can raise anything
+        raise ConfigError(f"{file} cannot be read: {first_line(error)}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file} holds no config: it must be a mapping with student, method, data, ...")
+    for text in texts(tree):
+        if "${" in text:
+            raise ConfigError(f"{file} holds {text!r}; a recorded config has nothing left to interpolate")
+    for group in ("student", "teacher"):
+        check_model(tree.get(group), group, trusted)
+    method = tree.get("method")
+    if not isinstance(method, dict) or method.get("_target_") != GIVEN_WEIGHTS:
+        check_method(method, trusted)
+        return parse(tree)
+    # Of a teacher whose weights were given, how they were trained is unknown: the method is a record of the file.
+    params = typed(
+        GivenWeights, {key: value for key, value in method.items() if key not in ("name", "_target_")}, "method"
+    )
+    run = parse(tree | {"method": UNDISTILLED})
+    return dataclasses.replace(run, method=MethodConfig("checkpoint", GivenWeights, params))
+
+
+def texts(node: Any) -> Iterator[str]:
+    """Every text in plain data, keys included."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict | list):
+        for item in (*node, *node.values()) if isinstance(node, dict) else node:
+            yield from texts(item)
+
+
+def check_model(node: Any, group: str, trusted: Sequence[str]) -> None:
+    """That what builds a network is trusted; of kdbench's own functions, only those that take `num_classes` do."""
+    if not isinstance(node, dict) or "_target_" not in node:
+        return  # no teacher, or nothing that can be called
+    path = f"{group}._target_"
+    found = resolved(node["_target_"], path, (MODELS, *trusted))
+    if lies_in(found.__module__, (MODELS,)) and "num_classes" not in inspect.signature(found).parameters:
+        raise ConfigError(f"{path} is {node['_target_']!r}, which takes no num_classes and so is no architecture")
+
+
+def check_method(node: Any, trusted: Sequence[str]) -> None:
+    if not isinstance(node, dict) or "_target_" not in node:
+        return
+    found = resolved(node["_target_"], "method._target_", (METHODS, *trusted))
+    if not (inspect.isclass(found) and issubclass(found, Method)):
+        raise ConfigError(f"method._target_ is {node['_target_']!r}; it must be a subclass of kdbench.methods.Method")
+
+
+def resolved(target: Any, path: str, trusted: Sequence[str]) -> Any:
+    """The class or function that `target` names, if it is defined in a trusted module or below one.
+
+    Args:
+        target: Its import path, not trusted.
+        path: Where in the config it stands.
+        trusted: Modules; these and what lies below them may be imported, and no other.
+
+    Raises:
+        ConfigError: it is defined elsewhere, or not there.
+    """
+    refusal = ConfigError(
+        f"{path} is {target!r}, which is not defined in {' or '.join(trusted)}; nothing of it was run; "
+        "if you trust its code, say --trust MODULE"
+    )
+    names = target.split(".") if isinstance(target, str) else []
+    module = next((name for name in trusted if names[: name.count(".") + 1] == name.split(".")), None)
+    if module is None or any(name.startswith("_") for name in names):
+        raise refusal
+    try:
+        found = importlib.import_module(module)
+        for name in names[module.count(".") + 1 :]:
+            if isinstance(found, ModuleType) and not hasattr(found, name):
+                importlib.import_module(f"{found.__name__}.{name}")
+            found = getattr(found, name)
+            # A module holds others by the names it imports them by: kdbench.models.resnet.torchvision.
+            if isinstance(found, ModuleType) and not lies_in(found.__name__, trusted):
+                raise refusal
+    except ConfigError:
+        raise
+    except Exception as error:  # an import can raise anything
+        raise ConfigError(f"{path} is {target!r}, which cannot be imported: {first_line(error)}") from None
+    if not (inspect.isclass(found) or inspect.isfunction(found)) or not lies_in(str(found.__module__), trusted):
+        raise refusal
+    return found
+
+
+def lies_in(module: str, trusted: Sequence[str]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in trusted)

@@ -1,0 +1,180 @@
+"""Configs read back from run directories: what they may name, and that nothing else is imported."""
+
+import dataclasses
+import sys
+
+import pytest
+import yaml
+
+from kdbench.config import CONF_DIR, ModelConfig
+from kdbench.errors import ConfigError
+from kdbench.recorded import read_config
+from kdbench.runs import RunDirectory
+from tests.conftest import SMALL, composed
+
+EVIL = """
+import os
+import pathlib
+pathlib.Path({marker!r}).write_text("run")
+
+from torch import nn
+from kdbench.methods.ce import CrossEntropy
+
+class Net(nn.Linear):
+    def __init__(self, num_classes):
+        super().__init__(1, num_classes)
+
+class Mine(CrossEntropy):
+    pass
+"""
+
+
+@pytest.fixture
+def marker(tmp_path, monkeypatch):
+    """A file that exists once the module `evil`, which can be imported, has been."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "evil.py").write_text(EVIL.format(marker=str(tmp_path / "marker")))
+    monkeypatch.syspath_prepend(site)
+    yield tmp_path / "marker"
+    sys.modules.pop("evil", None)
+
+
+@pytest.fixture
+def file(small, tmp_path):
+    run = RunDirectory(tmp_path, "0" * 16)
+    run.write_config(small())
+    return run.config
+
+
+def edit(file, group, **changes):
+    tree = yaml.safe_load(file.read_text())
+    tree[group] |= changes
+    file.write_text(yaml.safe_dump(tree))
+
+
+@pytest.mark.parametrize("model", sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml")))
+def test_every_shipped_model_reads_back(tmp_path, model):
+    config = composed(*SMALL, f"student={model}", f"teacher={model}", "method=feature")
+    run = RunDirectory(tmp_path, "0" * 16)
+    run.write_config(config)
+    assert read_config(run.config) == config
+
+
+@pytest.mark.parametrize("method", ["ce", "logit", "feature"])
+def test_every_shipped_method_reads_back(small, file, method):
+    config = small(f"method={method}")
+    RunDirectory(file.parent, "").write_config(config)
+    assert read_config(file) == config
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "evil.Net",
+        "os.system",
+        "builtins.eval",
+        "kdbench.cli.main",
+        "kdbench.summary.subprocess.run",
+        "kdbench.models.weights.torch.load",
+        "kdbench.models.resnet.torchvision.models.resnet18",
+        "kdbench.models.network.hydra.utils.instantiate",
+        "kdbench.models.network.create_feature_extractor",
+        "kdbench.models.network.Network.__init__.__globals__",
+        "kdbench.models_of_others.Net",
+        "kdbench.models",
+        ["evil.Net"],
+        "",
+    ],
+)
+@pytest.mark.parametrize("group", ["student", "teacher"])
+def test_a_model_defined_elsewhere_is_refused_and_not_imported(file, marker, group, target):
+    edit(file, group, _target_=target)
+    with pytest.raises(ConfigError, match=rf"^{group}\._target_ is .*not defined in kdbench\.models.*--trust") as error:
+        read_config(file)
+    assert str(target) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("target", ["evil.Mine", "subprocess.Popen", "kdbench.models.cifar_resnet.CifarResNet"])
+def test_a_method_defined_elsewhere_is_refused_and_not_imported(file, marker, target):
+    edit(file, "method", _target_=target)
+    with pytest.raises(ConfigError, match=r"^method\._target_ is .*--trust"):
+        read_config(file)
+    assert not marker.exists()
+
+
+def test_what_is_no_model_or_method_of_ours_is_refused(file):
+    edit(file, "student", _target_="kdbench.models.weights.read")
+    with pytest.raises(ConfigError, match="takes no num_classes and so is no architecture"):
+        read_config(file)
+    edit(file, "student", _target_="kdbench.models.cifar_resnet.CifarResNet")
+    edit(file, "method", _target_="kdbench.methods.logit.LogitDistillation.Config")
+    with pytest.raises(ConfigError, match="must be a subclass of"):
+        read_config(file)
+
+
+def test_a_module_that_the_user_trusts_is_imported(file, marker):
+    tree = yaml.safe_load(file.read_text())
+    tree["student"] = {"name": "net", "_target_": "evil.Net", "stages": {}}
+    tree["method"] = {"name": "mine", "_target_": "evil.Mine"}
+    file.write_text(yaml.safe_dump(tree))
+    config = read_config(file, trusted=["evil"])
+    assert config.student == ModelConfig("net", "evil.Net", {}, {})
+    assert config.method.target.__name__ == "Mine"
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("trusted", ["evi", "evil.Net.deeper", "torchvision"])
+def test_trust_in_one_module_is_none_in_another(file, marker, trusted):
+    edit(file, "student", _target_="evil.Net")
+    with pytest.raises(ConfigError, match="--trust"):
+        read_config(file, trusted=[trusted])
+    assert not marker.exists()
+
+
+def test_a_trusted_module_does_not_lead_to_what_it_imports(file, marker):
+    edit(file, "student", _target_="evil.os.system")
+    with pytest.raises(ConfigError, match=r"'evil\.os\.system', which is not defined in kdbench\.models or evil;"):
+        read_config(file, trusted=["evil"])
+
+
+def test_torchvision_can_be_trusted(file):
+    tree = yaml.safe_load(file.read_text())
+    tree["student"] = {
+        "name": "mobilenet", "_target_": "torchvision.models.mobilenet_v3_small", "stages": {"layer1": "features.1"},
+    }  # fmt: skip
+    file.write_text(yaml.safe_dump(tree))
+    with pytest.raises(ConfigError, match="--trust"):
+        read_config(file)
+    assert read_config(file, trusted=["torchvision.models"]).student.target == "torchvision.models.mobilenet_v3_small"
+
+
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", "a ${seed} b", r'"\x24{oc.env:HOME}"'])
+def test_nothing_is_looked_up_in_the_environment(file, text):
+    tree = yaml.safe_load(file.read_text())
+    del tree["output_root"]
+    file.write_text(yaml.safe_dump(tree) + f"output_root: {text}\n")
+    with pytest.raises(ConfigError, match="nothing left to interpolate"):
+        read_config(file)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"[1, 2]", b"a: [", b"a: &a [*a]", b"student: 3", b"!!python/name:os.system"]
+)
+def test_a_damaged_file_is_one_line(file, content):
+    file.write_bytes(content)
+    with pytest.raises(ConfigError):
+        read_config(file)
+
+
+def test_a_given_teacher_reads_back(small, tmp_path):
+    from kdbench.config import MethodConfig
+    from kdbench.teachers import GivenWeights
+
+    run = RunDirectory(tmp_path, "0" * 16)
+    params = GivenWeights("teacher.pth", "ab" * 32)
+    config = dataclasses.replace(small("method=ce"), method=MethodConfig("checkpoint", GivenWeights, params))
+    run.write_config(config)
+    assert read_config(run.config) == config
