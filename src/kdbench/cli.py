@@ -86,6 +86,19 @@ def main_report() -> None:
         sys.exit(130)
 
 
+def main_verify() -> None:
+    """Entry point of `kdbench-verify`. Exit code 0: what was checked holds; 1: something fails; 2: no check made."""
+    share_processors()
+    try:
+        from kdbench.verify.command import verify_runs  # late: the environment is set before torch is imported
+
+        sys.exit(verify_runs(sys.argv[1:]))
+    except KdbenchError as error:
+        sys.exit(refuse(error, program="kdbench-verify"))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
 def command(arguments: list[str]) -> int:
     if "--version" in arguments:
         print(f"kdbench {__version__} (torch {version('torch')}, torchvision {version('torchvision')})")

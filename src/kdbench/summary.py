@@ -8,7 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -123,10 +125,16 @@ def quality(predictions: Predictions, dataset: Dataset) -> dict[str, Any]:
     val_labels, test_labels = dataset.val.labels.cpu().numpy(), dataset.test.labels.cpu().numpy()
     return {
         "best_val_acc": metrics.accuracy(val, val_labels),
-        "test_acc_best": metrics.accuracy(test, test_labels),
-        "test_nll": metrics.nll(test, test_labels),
-        "test_ece": metrics.expected_calibration_error(test, test_labels),
-        "per_class_acc": metrics.per_class_accuracy(test, test_labels),
+        **quality_on_test(test, test_labels),
+    }
+
+
+def quality_on_test(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> dict[str, Any]:
+    return {
+        "test_acc_best": metrics.accuracy(logits, labels),
+        "test_nll": metrics.nll(logits, labels),
+        "test_ece": metrics.expected_calibration_error(logits, labels),
+        "per_class_acc": metrics.per_class_accuracy(logits, labels),
     }
 
 

@@ -90,11 +90,14 @@ def key_of_teacher(config: RunConfig) -> str:
     if config.teacher.checkpoint is None:
         return key_of(identity(teacher_run(config), teacher_key=None))
     run = given_run(config)
-    whole = identity(run, teacher_key=None)
+    return key_of_given(run, run.method.params.sha256)
+
+
+def key_of_given(run: RunConfig, weights_file_sha256: str) -> str:
+    """The key of given weights, from the run that would have trained them."""
     # How the weights came to be is unknown, and what the file is called changes nothing.
-    return key_of(
-        {name: whole[name] for name in ("student", "data", "precision")} | {"sha256": run.method.params.sha256}
-    )
+    whole = identity(run, teacher_key=None)
+    return key_of({name: whole[name] for name in ("student", "data", "precision")} | {"sha256": weights_file_sha256})
 
 
 def directory_of(config: RunConfig) -> RunDirectory:

@@ -1,0 +1,1 @@
+"""Does a run directory say the truth? What can be recomputed is, and compared with what was recorded."""
