@@ -94,18 +94,25 @@ def test_a_summary_edited_by_hand_is_noticed(student):
 
 
 @pytest.mark.parametrize(
-    "key",
-    """best_val_acc test_acc_best test_nll test_ece agreement kl_t1 kl_t4 teacher_test_acc num_params macs
-    best_val_epoch epochs train_seconds images_per_second run_key group_key baseline_key teacher_key weights_sha256
-    logits_sha256 config_sha256 metrics_sha256 teacher_weights_sha256 schema_version status student teacher method
-    dataset precision seed init_seed data_seed teacher_seed num_train num_test per_class_acc data_sha256 recipe
-    method_params stem teacher_table""".split(),
+    "keys",
+    [
+        "best_val_acc test_acc_best test_nll test_ece per_class_acc num_params macs",
+        "agreement kl_t1 kl_t4 teacher_test_acc",
+        "best_val_epoch train_seconds images_per_second",
+        "run_key group_key baseline_key",
+        "teacher_key",
+        "weights_sha256 logits_sha256 config_sha256 metrics_sha256 teacher_weights_sha256 data_sha256",
+        "schema_version status student teacher method dataset precision seed init_seed data_seed teacher_seed "
+        "teacher_table stem recipe method_params epochs num_train",
+        "num_val num_test",
+    ],
 )
-def test_each_key_of_a_resealed_summary_is_held_against_what_it_is_of(student, key):
-    value = summary_of(student)[key]
-    reseal(student, **{key: changed(value)})
-    assert not any(what == "seal" for what in found(student))
-    assert any(key in f"{what} {detail}" for what, detail in found(student).items())
+def test_each_key_of_a_resealed_summary_is_held_against_what_it_is_of(student, keys):
+    summary = summary_of(student)
+    reseal(student, **{key: changed(summary[key]) for key in keys.split()})
+    failed = found(student)
+    assert set(keys.split()) <= failed.keys()
+    assert "seal" not in failed
 
 
 def changed(value):
@@ -139,6 +146,18 @@ def test_logits_of_other_weights_are_noticed_even_if_the_summary_was_made_to_fit
     failed = found(student, quick=False)
     assert "test_acc_best" not in failed
     assert "predictions differ" in failed["test_logits from the weights"]
+
+
+def test_predictions_turned_within_rounding_are_noticed(student, monkeypatch):
+    """bfloat16 rounds so much that an accuracy could be made up within it."""
+    edit_config(student, "runtime", precision="bf16")
+    file = student / "logits.safetensors"
+    logits = load_file(file)
+    logits["test_logits"] += 0.03 * logits["test_logits"].abs().max() * torch.eye(10)[logits["test_labels"]]
+    save_file(logits, file)
+    assert "test_logits from the weights" in found(student, quick=False)
+    monkeypatch.setattr("kdbench.verify.numbers.FLIPS_OFF", 1)
+    assert "test_logits from the weights" not in found(student, quick=False)
 
 
 def other_weights(path, model):
@@ -293,7 +312,7 @@ FILES = ("summary.json", "config.yaml", "metrics.csv", "logits.safetensors", "be
 @pytest.mark.parametrize("name", FILES)
 def test_a_truncated_file_is_a_line(student, capsys, name):
     content = (student / name).read_bytes()
-    for size in (0, 1, 9, len(content) // 2, len(content) - 2):
+    for size in (0, len(content) // 2, len(content) - 2):
         (student / name).write_bytes(content[:size])
         assert verify_runs([str(student), "--quick"]) == 1
         assert "FAILS" in capsys.readouterr().out
@@ -303,7 +322,7 @@ def test_a_truncated_file_is_a_line(student, capsys, name):
 def test_a_flipped_bit_is_a_line(student, capsys, name):
     content = (student / name).read_bytes()
     draw = random.Random(0)
-    for place in (0, 8, *(draw.randrange(len(content)) for _ in range(6))):
+    for place in (0, *(draw.randrange(len(content)) for _ in range(3))):
         damaged = bytearray(content)
         damaged[place] ^= 1 << draw.randrange(8)
         (student / name).write_bytes(damaged)

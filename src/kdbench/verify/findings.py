@@ -84,7 +84,7 @@ class Findings:
         """Checks of one kind as one line, but for those that fail."""
         held = [line.what for line in group.lines if line.verdict == HOLDS]
         if held:
-            self.holds(what, ", ".join(held))
+            self.holds(what, ", ".join(held) if len(held) <= 8 else f"{len(held)} keys")
         self.lines += [line for line in group.lines if line.verdict != HOLDS]
 
 

@@ -80,7 +80,7 @@ def key_of_its_teacher(run: Run) -> str:
 
 
 def check_restated(run: Run, found: Findings) -> None:
-    with found.checking("config.yaml, said again"):
+    with found.checking("restated of config.yaml"):
         config = needed(run.config, "config.yaml")
         expected: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
@@ -93,4 +93,4 @@ def check_restated(run: Run, found: Findings) -> None:
         group = Findings(run.summary)
         for key, value in expected.items():
             group.same(key, value, "in config.yaml")
-        found.together("config.yaml, said again", group)
+        found.together("restated of config.yaml", group)
