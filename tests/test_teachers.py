@@ -76,6 +76,12 @@ def test_recorded_accuracy_must_be_what_is_measured(small, teacher):
         execute(small())
 
 
+def test_teacher_whose_summary_was_edited_is_refused(small, teacher):
+    teacher.summary.write_text(json.dumps(teacher.read_summary() | {"test_nll": 0.0}))
+    with pytest.raises(ConfigError, match=r"summary\.json was changed since it was written"):
+        execute(small())
+
+
 def test_accuracy_within_half_a_point_is_accepted(small, teacher):
     edit_summary(teacher, best_val_acc=teacher.read_summary()["best_val_acc"] + 0.004)
     execute(small())

@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from kdbench import metrics
+from kdbench.cli import main_verify
 from kdbench.data import dataset as datasets
 from kdbench.errors import ConfigError
 from kdbench.methods.logit import LogitDistillation
@@ -448,3 +449,11 @@ def test_what_cannot_be_verified_is_refused(tmp_path, monkeypatch, arguments, me
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=message):
         verify_runs(arguments)
+
+
+def test_the_command_says_an_error_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kdbench-verify", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit) as leaving:
+        main_verify()
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err == f"kdbench-verify: error: {tmp_path / 'nowhere'} is missing\n"

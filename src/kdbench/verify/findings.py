@@ -65,7 +65,7 @@ class Findings:
         except KdbenchError as error:
             self.fails(what, first_line(error))
         except Exception as error:  # damaged bytes can raise anything
-            self.fails(what, f"cannot be read ({type(error).__name__}: {first_line(error)})")
+            self.fails(what, f"cannot be checked ({type(error).__name__}: {first_line(error)})")
 
     def same(self, key: str, here: Any, source: str, tolerance: float = ROUNDING) -> None:
         """A key of the summary holds what it is found to be."""
