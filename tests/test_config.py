@@ -169,6 +169,7 @@ BAD = {
     "runtime.precision=fp16": "runtime.precision=fp16 needs a CUDA device",
     "runtime.precision=fp8": "runtime.precision is 'fp8'",
     "runtime.threads=0": "runtime.threads is 0",
+    "runtime.threads=100000": "runtime.threads is 100000; it may be auto or a whole number from 1 to 1024",
     "output_root=/dev/null/x": "but /dev/null is a file",
     "output_root=/proc/nothing": "output_root",
     "method=ce,logit": "several values need -m",

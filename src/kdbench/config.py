@@ -61,8 +61,11 @@ class RuntimeConfig:
     )
     precision: str = one_of("auto", "fp32", "bf16", "fp16")
     channels_last: bool = MISSING
-    threads: Any = ranged(
-        lambda value: value == "auto" or (type(value) is int and value >= 1), "auto or a whole number of at least 1"
+    threads: Any = (
+        ranged(  # OpenMP ends the process, and says nothing, where it cannot start as many as it was asked for
+            lambda value: value == "auto" or (type(value) is int and 1 <= value <= 1024),
+            "auto or a whole number from 1 to 1024",
+        )
     )
     deterministic: bool = MISSING
 
