@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from kdbench import cli
 from kdbench.stopping import leave_if_asked
 from tests.conftest import SMALL
 
@@ -136,6 +137,28 @@ def test_disk_without_room_is_said_in_one_line(tmp_path, limit):
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("kdbench: error: out/runs/shapes_resnet8_ce_seed0_")
     assert not list(tmp_path.rglob("summary.json"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "arguments", "message"),
+    [
+        (cli.main_study, ["--minutes", "x"], "argument --minutes: invalid float value: 'x'; see kdbench-study --help"),
+        (cli.main_report, ["runs"], "the following arguments are required: --out; see kdbench-report --help"),
+        (
+            cli.main_bench,
+            ["--rounds", "0"],
+            "argument --rounds: '0' is no whole number of at least 1; see kdbench-bench",
+        ),
+    ],
+)
+def test_flags_of_the_other_commands_are_refused_in_one_line_too(monkeypatch, capfd, entry, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    with pytest.raises(SystemExit) as leaving:
+        entry()
+    err = capfd.readouterr().err
+    assert leaving.value.code == 2
+    assert message in err
+    assert err.count("\n") == 1
 
 
 def test_wrong_order_of_flags_is_explained(kdbench):

@@ -1,7 +1,9 @@
 """What kdbench tells a user who can do something about it. Anything else that is raised is a bug."""
 
+import argparse
 import difflib
 from collections.abc import Iterable
+from typing import NoReturn
 
 
 class KdbenchError(Exception):
@@ -24,6 +26,13 @@ class BusyError(KdbenchError):
     """Another process has this run, and it was not to be waited for."""
 
     exit_code = 75
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line, as for a config, where argparse prints its usage first."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{' '.join(message.split())}; see {self.prog} --help")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

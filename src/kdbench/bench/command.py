@@ -20,7 +20,7 @@ from kdbench.bench.arms import ARMS, Arm, Bench, arms_of
 from kdbench.bench.measure import figures, measured
 from kdbench.compose import explained, run_config
 from kdbench.config import RunConfig
-from kdbench.errors import ConfigError, nearest
+from kdbench.errors import ConfigError, Parser, nearest
 from kdbench.processors import available_cores
 from kdbench.run import check_parts
 from kdbench.runs import write_json
@@ -58,7 +58,7 @@ SETS = {
 
 
 def arguments_of(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="kdbench-bench",
         description="Training speed of kdbench beside a reference trainer, as ratios measured in one process.",
         epilog="arms: " + "; ".join(f"{arm.name} ({arm.what})" for arm in ARMS),

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdbench.errors import ConfigError, RunError
+from kdbench.errors import ConfigError, Parser, RunError
 from kdbench.report.build import build
 from kdbench.report.select import read_selection
 from kdbench.report.write import write_report
@@ -39,7 +39,7 @@ def report(arguments: Sequence[str]) -> int:
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="kdbench-report",
         description="Tables, tests, figures and one page of finished runs.",
         epilog="Example: kdbench-report outputs/runs --out report. What every column means: docs/report.md.",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kdbench.errors import ConfigError, RunError
+from kdbench.errors import ConfigError, Parser, RunError
 from kdbench.stopping import INTERRUPTED, NOT_FINISHED, TIME_IS_UP
 from kdbench.study.carry_out import StudyRun
 from kdbench.study.read import read_study, study_files
@@ -68,7 +68,7 @@ def reported(run: StudyRun) -> int:
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="kdbench-study",
         description="Carry out a study: stages of sweeps, winners chosen on validation, a report. "
         "Stopped anywhere, the same command goes on.",
