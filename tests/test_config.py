@@ -163,6 +163,8 @@ BAD = {
     "data.num_train=200000": "draws at most 100000 images",
     "data.num_val=0": "data.num_val is 0",
     "data.std=[1,1]": "data.std is [1.0, 1.0]; it may be three numbers above 0",
+    "data.name='a\nb'": "data.name is 'a\\nb'",
+    "student='a\nb\u2028'": "student=a\\nb\\u2028 is no option",
     "data=cifar11": "data=cifar11 is no option; did you mean cifar10?",
     "runtime.device=gpu": "runtime.device is 'gpu'; it may be auto, cpu, cuda",
     "runtime.device=cuda:99": "runtime.device=cuda:99 and this machine has",

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kdbench import __version__
 from kdbench.config import CONF_DIR, parse, register_models
-from kdbench.errors import BusyError, ConfigError, KdbenchError
+from kdbench.errors import BusyError, ConfigError, KdbenchError, printable
 from kdbench.processors import share_processors
 from kdbench.stopping import TIME_IS_UP, Interrupted, listening
 
@@ -160,7 +160,7 @@ def carried_out(config: DictConfig) -> dict[str, Any]:
         except Exception:  # a bug
             traceback.print_exc()
             sys.exit(1)
-    title = " ".join(hydra_config.overrides.task)
+    title = printable(" ".join(hydra_config.overrides.task))
     from kdbench.sweep import headings
 
     print("", *(say() for say in headings), f"job {hydra_config.job.num + 1}: {title}", sep="\n", flush=True)

@@ -11,6 +11,9 @@ class KdbenchError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
 
 class ConfigError(KdbenchError):
     """A config that cannot run. Nothing has been written."""
@@ -33,6 +36,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{' '.join(message.split())}; see {self.prog} --help")
+
+
+def printable(text: str) -> str:
+    """Text that a user gave, in one line: line breaks, control characters and broken bytes as their escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

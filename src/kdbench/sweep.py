@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from kdbench import run, tables
 from kdbench.compose import explained
 from kdbench.config import RunConfig, parse
-from kdbench.errors import BusyError, ConfigError, RunError
+from kdbench.errors import BusyError, ConfigError, RunError, printable
 from kdbench.report.table import runs_table
 from kdbench.runs import check_writable, write_json
 
@@ -41,7 +41,7 @@ class Job:
 
     @property
     def title(self) -> str:
-        return " ".join(self.overrides)
+        return printable(" ".join(self.overrides))
 
 
 class Sweep:
