@@ -7,6 +7,7 @@ has only known keys, right types, values in range, and fields that fit together.
 import dataclasses
 import inspect
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,20 @@ from kdbench.schema import number, one_of, optional, ranged, typed, whole
 INSTALLED_CONF = Path(__file__).parent / "conf"
 # A wheel carries conf/ inside the package; a checkout has it at the top.
 CONF_DIR = INSTALLED_CONF if INSTALLED_CONF.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+FOLDER = "a folder whose path this system can have"
+
+
+def is_path(value: str) -> bool:
+    """Whether the system can take it for a path: not too long, and `~name` is somebody's home."""
+    try:
+        os.stat(Path(value).expanduser())  # noqa: PTH116  # Path.exists is silent about some of it in some Pythons
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return True
+    except (OSError, RuntimeError, ValueError):
+        return False
+    return True
 
 
 @dataclass
@@ -44,7 +59,7 @@ class RecipeConfig:
 @dataclass
 class DataConfig:
     name: str = MISSING
-    root: str = MISSING
+    root: str = ranged(is_path, FOLDER)
     download: bool = MISSING
     num_train: int = whole(1)
     num_val: int = whole(1)
@@ -61,11 +76,9 @@ class RuntimeConfig:
     )
     precision: str = one_of("auto", "fp32", "bf16", "fp16")
     channels_last: bool = MISSING
-    threads: Any = (
-        ranged(  # OpenMP ends the process, and says nothing, where it cannot start as many as it was asked for
-            lambda value: value == "auto" or (type(value) is int and 1 <= value <= 1024),
-            "auto or a whole number from 1 to 1024",
-        )
+    threads: Any = ranged(  # where OpenMP cannot start as many as it was asked for, it ends the process without a word
+        lambda value: value == "auto" or (type(value) is int and 1 <= value <= 1024),
+        "auto or a whole number from 1 to 1024",
     )
     deterministic: bool = MISSING
 
@@ -168,17 +181,17 @@ class Document:
     seed: int = whole(0)
     init_seed: int = whole(0)
     data_seed: int = whole(0)
-    output_root: str = ranged(lambda value: value.strip() != "", "a folder")
+    output_root: str = ranged(lambda value: value.strip() != "" and is_path(value), FOLDER)
     on_busy: str = one_of("wait", "skip")
     overwrite: bool = MISSING
-    report: str | None = optional(ranged(lambda value: value.strip() != "", "a folder"))
+    report: str | None = optional(ranged(lambda value: value.strip() != "" and is_path(value), FOLDER))
 
 
 @dataclass
 class TeacherKeys:
     seed: int = whole(0)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
-    checkpoint: str | None = MISSING
+    checkpoint: str | None = optional(ranged(is_path, "a file whose path this system can have"))
     table: str = one_of("auto", "on", "off")
 
 
@@ -243,8 +256,10 @@ def check_arguments(target: str, arguments: Mapping[str, Any], path: str) -> Non
 
 def check_name(name: Any, path: str) -> None:
     """Names become part of the run directory's name."""
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise ConfigError(f"{path}.name is {name!r}; it may hold letters, digits, dots, dashes and underscores")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
+        raise ConfigError(
+            f"{path}.name is {name!r}; it may hold letters, digits, dots, dashes and underscores, at most 64"
+        )
 
 
 def parse_method(node: Mapping[str, Any]) -> MethodConfig:

@@ -347,7 +347,12 @@ def check_writable(output_root: Path, key: str = "output_root") -> None:
     Raises:
         ConfigError: something on the way to it is no folder, or may not be written to.
     """
-    existing = next(parent for parent in (output_root.absolute(), *output_root.absolute().parents) if parent.exists())
+    try:
+        existing = next(
+            parent for parent in (output_root.absolute(), *output_root.absolute().parents) if parent.exists()
+        )
+    except OSError as error:
+        raise ConfigError(f"{key} is {output_root}, which cannot be a folder: {error.strerror}; give another") from None
     if not existing.is_dir():
         raise ConfigError(f"{key} is {output_root}, but {existing} is a file; give another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
