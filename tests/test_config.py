@@ -134,6 +134,7 @@ BAD = {
     "recipe.lr=-1": "recipe.lr is -1.0",
     "recipe.epochs=0": "recipe.epochs is 0; it may be a whole number of at least 1",
     "recipe.epochs=1.5": "recipe.epochs is 1.5; it may be a whole number",
+    "recipe.batch_size=99999999999999999999": "it may be a whole number of at least 2, below 2**63",
     "recipe.batch_size=1": "recipe.batch_size is 1",
     "recipe.batch_size=63": "which leaves one of data.num_train=64 images alone",
     "recipe.min_lr=1": "recipe.min_lr is 1; it may be at most recipe.lr",

@@ -25,7 +25,8 @@ def one_of(*options: str) -> Any:
 
 
 def whole(low: int) -> Any:
-    return ranged(lambda value: value >= low, f"a whole number of at least {low}")
+    """An integer from `low` to the largest that a tensor holds."""
+    return ranged(lambda value: low <= value < 2**63, f"a whole number of at least {low}, below 2**63")
 
 
 def number(low: float, high: float = math.inf, *, above: bool = False) -> Any:
