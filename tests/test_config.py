@@ -154,6 +154,7 @@ BAD = {
     "~seed": "~seed: no key of a run can be deleted",
     "student.stages.layer1=nope": "names the node 'nope'",
     "method.temperature=0": "method.temperature is 0.0; it may be a finite number above 0",
+    "method.temperature=1e300": "it may be a finite number above 0 and at most 1000",
     "method.temperature=inf": "method.temperature is inf",
     "method.alpha=1.5": "method.alpha is 1.5; it may be a finite number of at least 0 and at most 1",
     "method.ce_weight=1": "for these weights set method.alpha=null",

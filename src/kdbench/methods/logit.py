@@ -45,7 +45,7 @@ class LogitDistillation(Method):
 
     @dataclass
     class Config(Weights):
-        temperature: float = number(0, above=True)
+        temperature: float = number(0, 1000, above=True)  # beyond, float32 rounds all classes to the same logit
 
     uses_stages = False
     needs_teacher = True
