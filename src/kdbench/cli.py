@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -12,10 +13,8 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from kdbench import __version__
 from kdbench.config import CONF_DIR, parse, register_models
@@ -129,8 +128,12 @@ def compose_and_run(arguments: list[str]) -> None:
     try:
         config_dir = given_config_dir(arguments)
         register_models(CONF_DIR, *([config_dir] if config_dir else []))
-        hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+        with warnings.catch_warnings():  # a folder that is not there, said in two lines, and then the run starts
+            warnings.filterwarnings("error", "provider=hydra.searchpath")
+            hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
+    except KdbenchError:
+        raise
+    except Exception as error:
         if not came_up_in_hydra(error):
             raise
         from kdbench.compose import explained
@@ -200,9 +203,11 @@ def given_config_dir(arguments: list[str]) -> Path | None:
 
 
 def came_up_in_hydra(error: Exception) -> bool:
-    """Whether Hydra raised it while it composed; else it is a bug of ours."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    return frames[-1][0].f_globals["__name__"].split(".")[0] in ("hydra", "omegaconf")
+    """Whether Hydra raised it while it composed, or something that it called; else it is a bug of ours."""
+    packages = [
+        frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    return next(p for p in reversed(packages) if p in ("hydra", "omegaconf", "kdbench")) != "kdbench"
 
 
 def unknown_flag(message: str) -> NoReturn:
