@@ -58,7 +58,8 @@ def explained(error: Exception, overrides: Sequence[str], config_dir: Path | Non
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         if group:
-            return ConfigError(f"{group}={option} is no option; {nearest(option, error.options or [])}")
+            valid = error.options or (options(group) if group in groups() else [])
+            return ConfigError(f"{group}={option} is no option; {nearest(option, valid)}")
         return ConfigError(f"there is no config named {option}")
     unmatched = re.match(r"Could not (?:override|delete|append to config)[^']*'([^']+)'", str(error))
     if unmatched:
@@ -77,7 +78,7 @@ def explained(error: Exception, overrides: Sequence[str], config_dir: Path | Non
 def groups() -> set[str]:
     """Groups that a run chooses one option of."""
     folders = {folder.name for folder in CONF_DIR.iterdir() if folder.is_dir()}
-    return folders - {"model", "hydra"} | {"student", "teacher"}
+    return folders - {"model", "hydra", "study"} | {"student", "teacher"}
 
 
 def options(group: str) -> list[str]:
@@ -98,6 +99,8 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
         valid = {str(k) for k in beside}
     else:
         return unknown_key(path, overrides, config_dir)
+    if name in valid:
+        return ConfigError(f"{key} is there already, and one value is all that it takes; write {key}=VALUE")
     return ConfigError(f"{key} is no known key; {nearest(name, valid)}")
 
 
