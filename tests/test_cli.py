@@ -161,6 +161,14 @@ def test_flags_of_the_other_commands_are_refused_in_one_line_too(monkeypatch, ca
     assert err.count("\n") == 1
 
 
+def test_weights_that_overflow_after_the_last_step_are_no_result(kdbench, tmp_path):
+    result = kdbench(*TINY, "method=ce", "recipe.lr=1e9", "data.num_train=40", "recipe.batch_size=20")
+    assert result.code == 1
+    assert "epoch 1: the weights give logits that are not finite. Lower recipe.lr" in result.err
+    assert result.err.count("\n") == 1
+    assert not list((tmp_path / "home").rglob("summary.json"))
+
+
 def test_wrong_order_of_flags_is_explained(kdbench):
     result = kdbench("method=ce", "-m", "seed=0,1")
     assert result.code == 2

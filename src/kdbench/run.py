@@ -27,7 +27,7 @@ from kdbench.summary import Predictions, fidelity, write_result
 from kdbench.teaching import LiveTeacher, TabulatedTeacher, no_teacher
 from kdbench.train.checkpoint import Checkpointer
 from kdbench.train.display import Display
-from kdbench.train.evaluate import predict
+from kdbench.train.evaluate import finite, predict
 from kdbench.train.learner import Learner
 from kdbench.train.loop import Answers, fit
 from kdbench.train.optim import learning_rate
@@ -278,12 +278,12 @@ def finish(
     """Read the test set, with the last weights and with the best, and write the result."""
     dataset, runtime, best = parts.dataset, config.runtime, learner.best
     assert best is not None
-    final = predict(learner.student, dataset, dataset.test, runtime, learner.method)
+    final = finite(predict(learner.student, dataset, dataset.test, runtime, learner.method), learner.epoch)
     test_logits = final
     if best["epoch"] != learner.epoch:
         learner.student.body.load_state_dict(best["weights"])
         learner.method.load_state_dict(best["method"])
-        test_logits = predict(learner.student, dataset, dataset.test, runtime, learner.method)
+        test_logits = finite(predict(learner.student, dataset, dataset.test, runtime, learner.method), best["epoch"])
     predictions = Predictions(best["val_logits"], test_logits)
     speeds = [row["images_per_second"] for row in learner.rows]
     training: dict[str, Any] = {

@@ -7,6 +7,7 @@ from kdbench.config import RuntimeConfig
 from kdbench.data.batches import plain_batches
 from kdbench.data.dataset import Dataset
 from kdbench.data.source import Split
+from kdbench.errors import RunError
 from kdbench.methods.method import Method
 from kdbench.models import Network
 from kdbench.runtime import autocast
@@ -38,3 +39,17 @@ def predict(
     for module, was_training in zip(modules, were_training, strict=True):
         module.train(was_training)
     return torch.cat(parts).cpu()
+
+
+def finite(logits: Tensor, epoch: int) -> Tensor:
+    """The same logits, which a result may be computed from.
+
+    Raises:
+        RunError: weights of an epoch whose every loss was finite can still overflow in evaluation.
+    """
+    if not bool(logits.isfinite().all()):
+        raise RunError(
+            f"epoch {epoch}: the weights give logits that are not finite. "
+            "Lower recipe.lr or the method's weights, or use runtime.precision=fp32"
+        )
+    return logits

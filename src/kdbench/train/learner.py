@@ -15,7 +15,7 @@ from kdbench.data.dataset import Dataset
 from kdbench.methods.method import Knowledge, Method, Progress
 from kdbench.models import Network
 from kdbench.runtime import autocast
-from kdbench.train.evaluate import predict
+from kdbench.train.evaluate import finite, predict
 from kdbench.train.optim import build_optimizer, clip_gradients, learning_rate
 from kdbench.train.sums import GRAD_NORM, EpochSums
 
@@ -119,7 +119,7 @@ class Learner:
     def end_epoch(self, dataset: Dataset, train_seconds: float) -> dict[str, float]:
         """Validate, keep the best weights, and add this epoch's row to the records."""
         means = self.sums.means(self.epoch + 1)
-        val_logits = predict(self.student, dataset, dataset.val, self.runtime, self.method)
+        val_logits = finite(predict(self.student, dataset, dataset.val, self.runtime, self.method), self.epoch + 1)
         labels = dataset.val.labels.cpu().numpy()
         train_loss, train_acc, grad_norm = means.pop("total"), means.pop("train_acc"), means.pop(GRAD_NORM)
         assert not means.keys() & COLUMNS, "a loss term has the name of a column"
