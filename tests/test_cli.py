@@ -149,6 +149,8 @@ def test_disk_without_room_is_said_in_one_line(tmp_path, limit):
             ["--rounds", "0"],
             "argument --rounds: '0' is no whole number of at least 1; see kdbench-bench",
         ),
+        (cli.main_bench, ["=1"], "Config group override must be a string or a list"),
+        (cli.main_study, ["study=lab", "+=1", "--dry-run"], "Config group override must be a string or a list"),
     ],
 )
 def test_flags_of_the_other_commands_are_refused_in_one_line_too(monkeypatch, capfd, entry, arguments, message):

@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 
 from kdbench.bench.arms import ARMS, Arm, Bench, arms_of
 from kdbench.bench.measure import figures, measured
@@ -132,7 +131,7 @@ def expanded(overrides: Sequence[str]) -> list[Case]:
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    except HydraException as error:
+    except Exception as error:  # Hydra's own and what it trips over
         raise explained(error, overrides) from None
     return [Case(tuple(job)) for job in jobs]
 
