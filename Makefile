@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow test-gpu bench gpu-checks lint format clean
+.PHONY: quickstart test test-slow faults test-gpu bench gpu-checks lint format clean
 .DEFAULT_GOAL := quickstart
 
 .venv/ready: pyproject.toml constraints.txt
@@ -19,6 +19,9 @@ test: .venv/ready  ## the everyday suite, under three minutes on two cores
 
 test-slow: .venv/ready  ## real trainings, the wheel, races: minutes
 	$(BIN)/pytest -m 'slow and not gpu'
+
+faults: .venv/ready  ## 1,000 faults and 500 random command lines against real processes: about an hour; counts to benchmarks/faults.json
+	OMP_NUM_THREADS=1 KDBENCH_FAULTS=1000 KDBENCH_CONFIGS=300 KDBENCH_FAULTS_RECORD=$(CURDIR)/benchmarks/faults.json $(BIN)/pytest -m slow tests/faults
 
 test-gpu: .venv/ready  ## what only a CUDA device can show
 	$(BIN)/pytest -m gpu

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdbench.errors import ConfigError
+from kdbench.errors import ConfigError, Parser
 from kdbench.report.runs import run_folders, shown
 from kdbench.verify.findings import FAILS, HOLDS, NOT_CHECKED
 from kdbench.verify.material import Options
@@ -44,7 +44,7 @@ def verify_runs(arguments: Sequence[str]) -> int:
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="kdbench-verify",
         description="Recompute what can be recomputed of finished runs, and say line by line what holds.",
         epilog="Exit code 0: all that was checked holds; 1: something fails; 2: there was nothing to check.",
