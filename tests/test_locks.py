@@ -12,7 +12,9 @@ from filelock import SoftFileLease
 from kdbench import locks
 from kdbench.errors import BusyError, RunError
 
-FOREIGN = "filelock/2\npid={pid}\nhost=elsewhere\nmode=lease\ntoken=0123456789abcdef0123456789abcdef\nduration={lease}\n"
+FOREIGN = (
+    "filelock/2\npid={pid}\nhost=elsewhere\nmode=lease\ntoken=0123456789abcdef0123456789abcdef\nduration={lease}\n"
+)
 
 DIES = """
 import os

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,13 +12,13 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from kdbench import metrics
+from kdbench import checked, metrics
 from kdbench import summary as summary_module
 from kdbench.config import parse
 from kdbench.data import load
-from kdbench.errors import ConfigError, RunError
+from kdbench.errors import BusyError, ConfigError, RunError
 from kdbench.methods.logit import LogitDistillation
-from kdbench.run import execute
+from kdbench.run import execute, located, prepare
 from kdbench.runs import read_summary, sealed, sha256
 from tests.conftest import killed_after
 
@@ -299,3 +300,120 @@ def test_complete_run_is_skipped_without_its_weights_unless_they_are_to_teach(sm
     assert execute(config).summary.stat().st_mtime_ns == written
     with pytest.raises(ConfigError, match=r"best\.safetensors.*delete .* to have this teacher made again"):
         execute(small("method=logit"))
+
+
+def nan_at(steps, monkeypatch):
+    """Have the KD term of these steps of a run be no number."""
+    forward, count = LogitDistillation.forward, []
+
+    def bad(self, *arguments, **options):
+        terms = forward(self, *arguments, **options)
+        count.append(1)
+        return {name: term * torch.nan if len(count) in steps else term for name, term in terms.items()}
+
+    monkeypatch.setattr(LogitDistillation, "forward", bad)
+
+
+def test_what_a_bad_step_saw_is_kept(small, monkeypatch):
+    nan_at([4], monkeypatch)
+    config = small("method=logit", "recipe.epochs=3", "checkpoint.every_epochs=1")
+    with pytest.raises(RunError, match=r"epoch 2, step 2: .* What the step saw: .*nonfinite\.json"):
+        execute(config)
+    directory = located(config)[1]
+    seen = json.loads(directory.bad_numbers.read_text())
+    batch = list(prepare(config).batches.epoch(1))[1]
+    assert (seen["epoch"], seen["step"], seen["terms"]["kd"]) == (2, 2, "nan")
+    assert (seen["indices"], seen["views"]) == (batch.indices.tolist(), batch.views.tolist())
+    assert all(float(norm) > 0 for name, norm in seen["weight_norms"].items() if "conv" in name)
+    assert checked.read_facts(directory.checkpoint)["epoch"] == 1  # the last good one
+    monkeypatch.undo()
+    assert not execute(config).bad_numbers.exists()
+
+
+def test_bad_steps_may_be_skipped_and_are_counted(small, monkeypatch):
+    nan_at([2, 3], monkeypatch)
+    run = execute(small("method=logit", "recipe.epochs=3", "recipe.on_nonfinite=skip"))
+    summary = run.read_summary()
+    assert summary["skipped_steps"] == 2
+    assert np.isfinite(pd.read_csv(run.metrics).to_numpy()).all()
+    assert all(bool(tensor.isfinite().all()) for tensor in load_file(run.weights).values())
+
+
+def test_skipped_step_leaves_the_running_statistics_as_they_were(small, monkeypatch):
+    from kdbench.data import Batches
+    from kdbench.train.learner import Learner
+
+    parts = prepare(config := small("method=ce", "recipe.on_nonfinite=skip"))
+    assert isinstance(parts.batches, Batches)
+    learner = Learner(parts.student, parts.method, config.recipe, located(config)[0].runtime)
+    learner.begin_epoch()
+    before = {name: value.clone() for name, value in learner.student.state_dict().items()}
+    batch = next(parts.batches.epoch(0))
+    learner.step(learner.losses(batch._replace(images=batch.images * torch.nan), None))
+    after = learner.student.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    learner.step(learner.losses(batch, None))
+    assert not torch.equal(learner.student.state_dict()["body.bn1.running_mean"], before["body.bn1.running_mean"])
+
+
+def test_stopping_at_bad_steps_is_no_part_of_a_key_and_skipping_them_is(small):
+    keys = [
+        located(small("method=ce", *more))[1].key
+        for more in ((), ("recipe.nonfinite_limit=5",), ("recipe.on_nonfinite=skip",))
+    ]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_room_is_asked_for_before_anything_is_written(small, monkeypatch):
+    from kdbench import limits
+
+    monkeypatch.setattr(limits.shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000))
+    config = small("method=ce")
+    with pytest.raises(RunError, match=r"no room for this run: about 4 MB needed and 2 MB free in .*; make some"):
+        execute(config)
+    assert not located(config)[1].path.exists()
+
+
+@pytest.mark.parametrize("name", ["", "best.safetensors", "train.log"])
+def test_run_does_not_write_through_links(small, tmp_path, name):
+    config, outside = small("method=ce"), tmp_path / "outside"
+    directory = located(config)[1]
+    outside.mkdir()
+    if name:
+        directory.path.mkdir(parents=True)
+        (directory.path / name).symlink_to(outside / name)
+    else:
+        directory.path.parent.mkdir(parents=True)
+        directory.path.symlink_to(outside)
+    with pytest.raises(ConfigError, match=r"is a link to .*outside.*; a run's files lie in its own folder: remove it"):
+        execute(config)
+    assert not list(outside.iterdir())
+
+
+def test_run_that_another_process_has_is_left_to_it_if_so_wished(small):
+    config = small("method=ce", "on_busy=skip")
+    directory = located(config)[1]
+    with (
+        directory.locked("this run", "wait"),
+        pytest.raises(BusyError, match=r"has this run of resnet8 \(.*on_busy=skip"),
+    ):
+        execute(config)
+    assert execute(config).is_complete()
+
+
+def test_memory_that_is_not_there_is_said_with_what_lowers_the_need(small, monkeypatch):
+    def greedy(*arguments):
+        torch.empty(10**16)
+
+    monkeypatch.setattr("kdbench.run.fit", greedy)
+    with pytest.raises(RunError, match=r"on cpu; 4\d{16} bytes more were asked for\. Lower recipe\.batch_size \(32\)"):
+        execute(small("method=ce"))
+
+
+def test_torn_last_line_of_a_log_gets_its_end(small):
+    config = small("method=ce", "checkpoint.every_minutes=0")
+    with killed_after(epoch=1):
+        execute(config)
+    log = located(config)[1].log
+    log.write_text(log.read_text() + "2026-01-01 00:00:00 epoch 1/")
+    assert "epoch 1/\n" in execute(config).log.read_text()

@@ -12,44 +12,55 @@ from kdbench.stopping import Interrupted, deferred, leave_if_asked, listening
 ASKS = [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGUSR2, 75), (signal.SIGALRM, 3)]
 
 
+def hear(*numbers):
+    for number in numbers:
+        signal.raise_signal(number)
+
+
+def work(*numbers):
+    """Hear signals, do something, and leave where one can."""
+    done = []
+    with listening(), deferred(grace_seconds=60):
+        hear(*numbers)
+        done.append("this")
+        try:
+            leave_if_asked()
+        except Interrupted as interruption:
+            return done, interruption
+    return done, None
+
+
 @pytest.mark.parametrize(("asked", "code"), ASKS)
 def test_where_nothing_is_lost_a_signal_leaves_at_once(asked, code):
-    with pytest.raises(Interrupted) as told, listening():
-        signal.raise_signal(asked)
-        pytest.fail("went on")
+    with listening(), pytest.raises(Interrupted) as told:
+        hear(asked, asked)
     assert (told.value.exit_code, str(told.value)) == (code, asked.name)
 
 
 @pytest.mark.parametrize(("asked", "code"), ASKS)
 def test_where_something_is_lost_a_signal_waits_for_a_place_to_leave(asked, code):
-    done = []
-    with pytest.raises(Interrupted) as told, listening(), deferred(grace_seconds=60):
-        signal.raise_signal(asked)
-        done.append("this")
-        leave_if_asked()
+    done, interruption = work(asked)
     assert done
-    assert told.value.exit_code == code
+    assert interruption.exit_code == code
 
 
 def test_a_place_to_leave_is_passed_if_nobody_asked():
-    with listening(), deferred(grace_seconds=60):
-        leave_if_asked()
+    assert work() == (["this"], None)
 
 
 def test_afterwards_signals_mean_what_they_meant_before_and_nothing_is_remembered():
     before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
-    with pytest.raises(Interrupted), listening(), listening():
+    with listening(), listening():
         assert signal.getsignal(signal.SIGTERM) == stopping.note
-        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            hear(signal.SIGTERM)
     assert {number: signal.getsignal(number) for number in stopping.SIGNALS} == before
     leave_if_asked()
 
 
 def test_a_batch_system_may_repeat_itself():
-    with pytest.raises(Interrupted, match="SIGUSR1"), listening(), deferred(grace_seconds=60):
-        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
-            signal.raise_signal(number)
-        leave_if_asked()
+    _, interruption = work(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+    assert str(interruption) == "SIGUSR1"
 
 
 BUSY = """

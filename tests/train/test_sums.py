@@ -44,3 +44,32 @@ def test_with_gradient_scaling_norms_may_overflow_and_do_not_count():
     assert sums.means(2)["grad_norm"] == 3.0
     with pytest.raises(RunError, match="ce is nan"):
         add(sums, 2, ce=torch.nan, norm=1.0)
+
+
+def test_skipped_steps_count_in_no_sum_and_too_many_of_them_end_the_run():
+    sums = EpochSums("cpu", limit=3, before=1)
+    taken = [1 - float(add(sums, size, ce=ce, norm=1.0, right=1)) for size, ce in ((2, 1.0), (5, torch.nan), (2, 3.0))]
+    assert taken == [1, 0, 1]
+    assert sums.means(2) == {"total": 2.0, "ce": 2.0, "train_acc": 0.5, "grad_norm": 1.0}
+    add(sums, 2, ce=torch.inf, norm=1.0)
+    with pytest.raises(RunError, match=r"epoch 2, step 2: ce is nan .*more than recipe.nonfinite_limit=3 such steps"):
+        add(sums, 2, ce=torch.nan, norm=1.0)
+
+
+def test_overflows_of_gradient_scaling_are_counted():
+    sums = EpochSums("cpu", norms_may_overflow=True)
+    for norm in (torch.inf, 1.0, torch.nan):
+        add(sums, 2, ce=1.0, norm=norm)
+    assert int(sums.overflows) == 2
+
+
+def test_sums_go_on_where_they_were():
+    whole, first = EpochSums("cpu"), EpochSums("cpu")
+    steps = [{"size": 3, "ce": 0.1, "norm": 0.7, "right": 1}, {"size": 2, "ce": 0.3, "norm": 0.9, "right": 2}]
+    for step in steps:
+        add(whole, **step)
+    add(first, **steps[0])
+    second = EpochSums("cpu")
+    second.load_state_dict(first.state_dict())
+    add(second, **steps[1])
+    assert second.means(2) == whole.means(2)
