@@ -177,7 +177,7 @@ class Campaign:
             for path in named:
                 shutil.rmtree(path)
         done = results_or_none(folder)
-        if done is None or differences(done, self.expected[commands]):
+        if done is None or differences(done, self.expected[commands]) or unreadable(folder):
             # What is complete is not read again unless it teaches: the user's own check finds it, and deletes.
             self.verified(folder)
             self.finish(commands, folder)

@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -61,12 +62,15 @@ class Command:
         unprivileged: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.said = folder.parent / f"{folder.name}.{next(_numbers)}.said"
+        # What it says goes through a pipe: it must be heard where no file can be written.
+        self.said, speaks = context.Pipe(duplex=False)
         asked = tuple(arguments) if "-m" in arguments else composed(*arguments)
         self.process: BaseProcess = context.Process(
-            target=called, args=(folder, asked, self.said, largest_file, unprivileged)
+            target=called, args=(folder, asked, speaks, largest_file, unprivileged)
         )
         self.process.start()
+        speaks.close()
+        self.heard: str | None = None
 
     def send(self, number: signal.Signals) -> bool:
         """Whether it was still there to hear it."""
@@ -86,20 +90,15 @@ class Command:
         return self.process.exitcode
 
     def output(self) -> str:
-        return self.said.read_text() if self.said.is_file() else ""
+        """All that it said, once it has ended."""
+        if self.heard is None:
+            with open(self.said.fileno(), "rb", closefd=False) as pipe:
+                self.heard = pipe.read().decode()
+            self.said.close()
+        return self.heard
 
     def errors(self) -> list[str]:
         return [line for line in self.output().splitlines() if line.startswith("kdbench: error: ")]
-
-
-def counter():
-    number = 0
-    while True:
-        yield number
-        number += 1
-
-
-_numbers = counter()
 
 
 @functools.cache
@@ -109,12 +108,12 @@ def composed(*arguments: str) -> RunConfig:
 
 
 def called(
-    folder: Path, asked: tuple[str, ...] | RunConfig, said: Path, largest_file: int | None, unprivileged: bool
+    folder: Path, asked: tuple[str, ...] | RunConfig, speaks: Connection, largest_file: int | None, unprivileged: bool
 ) -> None:
     """What the child does: a command line, or a run that is composed already."""
-    stream = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for standard in (1, 2):
-        os.dup2(stream, standard)
+        os.dup2(speaks.fileno(), standard)
+    speaks.close()
     sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)
