@@ -5,6 +5,7 @@ import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from kdbench import run
 from kdbench.compose import run_config
 from kdbench.config import RunConfig
 from kdbench.errors import ConfigError
-from kdbench.stopping import INTERRUPTED, TIME_IS_UP, Interrupted
-from kdbench.study import plan
+from kdbench.stopping import INTERRUPTED, NOT_FINISHED, TIME_IS_UP, Interrupted
+from kdbench.study import carry_out, plan
 from kdbench.study.carry_out import StudyRun
 from kdbench.study.plan import Sweep
 from kdbench.study.read import read_study
@@ -442,3 +443,39 @@ def test_mistakes_in_a_study_are_said(studies: Path, old: str, new: str, says: s
 def test_an_override_of_what_a_stage_varies_is_refused(studies: Path, trainer: Trainer) -> None:
     with pytest.raises(ConfigError, match=r"study=tiny sets method\.temperature itself"):
         tiny(studies, trainer, "method.temperature=3")
+
+
+def others_have(runs: Callable[[str], bool], trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the sweeps leave some of their jobs to other processes, as on_busy=skip does."""
+
+    def sweep(arguments: list[str]) -> int:
+        code = trainer(arguments)
+        jobs = [" ".join(job) for job in Sweep(tuple(a for a in arguments if "=" in a)).jobs]
+        told = [SimpleNamespace(status="left" if runs(title) else "complete", error=None) for title in jobs]
+        carry_out.sweeps.carried_out.append(SimpleNamespace(jobs=told))
+        return code
+
+    trainer.fails = runs
+    monkeypatch.setattr(carry_out.sweeps, "carried_out", [])
+    monkeypatch.setattr(StudyRun, "command", property(lambda self: sweep, lambda self, value: None), raising=False)
+
+
+def test_final_runs_that_other_processes_have_are_no_failures(
+    studies: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others_have(lambda title: "seed=1" in title, trainer, monkeypatch)
+    study = tiny(studies, trainer)
+    assert study.carry_out(None) == NOT_FINISHED
+    assert study.left
+    assert not study.failed
+    trainer.fails = lambda _: False
+    assert tiny(studies, trainer).carry_out(None) == 0
+
+
+def test_winners_are_not_chosen_before_other_processes_are_done(
+    studies: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others_have(lambda title: "method.temperature=4" in title, trainer, monkeypatch)
+    study = tiny(studies, trainer)
+    assert study.carry_out(None) == NOT_FINISHED
+    assert not study.selected.is_file()

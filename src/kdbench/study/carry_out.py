@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from kdbench import sweep as sweeps
-from kdbench.errors import ConfigError
+from kdbench.errors import BusyError, ConfigError
 from kdbench.runs import check_writable
 from kdbench.runtime import device_name, resolve
-from kdbench.stopping import Interrupted, leave_if_asked, listening
+from kdbench.stopping import NOT_FINISHED, Interrupted, leave_if_asked, listening
 from kdbench.study.plan import UNDISTILLED, StageConfig, Study, Sweep, key_of, shown
 from kdbench.study.progress import DONE, REFUSED, RESUMABLE, Job, Speed, duration, located, summaries_under
 from kdbench.study.winners import Candidate, choose, write_selected
@@ -42,6 +42,8 @@ class StudyRun:
         self.composed: dict[tuple[str, ...], Job] = {}
         self.failed: dict[str, str] = {}
         """Titles of jobs that were tried twice, with what was said."""
+        self.left: set[str] = set()
+        """Titles of jobs that other processes have (on_busy=skip)."""
         self.started = time.monotonic()
         self.look()
 
@@ -106,8 +108,8 @@ class StudyRun:
         """Everything that is left, for so many minutes at most.
 
         Returns:
-            0: all is done; 1: done without the runs that failed twice, or that other processes have; 3: time is up; 75
-            or 130: a signal asked to stop.
+            0: all is done; 1: done without the runs that failed twice; 3: time is up; 75: other processes have the
+            rest, or a signal asked to stop; 130: Ctrl-C did.
         """
         with limited(minutes), sweeps.heading(self.line):
             try:
@@ -115,9 +117,15 @@ class StudyRun:
                     self.stage(title)
             except Interrupted as interruption:
                 return interruption.exit_code
+            except BusyError as error:
+                log.info("%s", error)
+                return NOT_FINISHED
         done = {job.title for job in self.all_jobs() if job.state == DONE}
         self.failed = {title: error for title, error in self.failed.items() if title not in done}
-        return 1 if self.failed else 0
+        self.left -= done
+        if self.failed:
+            return 1
+        return NOT_FINISHED if self.left else 0
 
     def stage(self, title: str) -> None:
         """Carry out the sweeps of a stage, and choose if it chooses."""
@@ -131,6 +139,8 @@ class StudyRun:
         for one, jobs in self.jobs[title]:
             self.sweep(one, jobs)
         if stage.choose:
+            if left := self.left.intersection(job.title for _, jobs in self.jobs[title] for job in jobs):
+                raise BusyError(f"stage {title} chooses when all its runs are done; {len(left)} are other processes'")
             self.select(title)
             self.write_selected(title)
             self.say_winners(title)
@@ -165,10 +175,12 @@ class StudyRun:
                 job.refresh()
             if all(job.state == DONE for job in jobs):
                 return
-        said = [job.error for job in sweeps.carried_out[-1].jobs] if sweeps.carried_out else []
-        for job, error in itertools.zip_longest(jobs, said[: len(jobs)]):
-            if job.state != DONE:
-                self.failed[job.title] = job.error or error or "said above"
+        said = sweeps.carried_out[-1].jobs[: len(jobs)] if sweeps.carried_out else []
+        for job, what in itertools.zip_longest(jobs, said):
+            if job.state != DONE and what and what.status == "left":
+                self.left.add(job.title)
+            elif job.state != DONE:
+                self.failed[job.title] = job.error or (what and what.error) or "said above"
 
     def line(self) -> str:
         """How far the study is, for the line above each run."""

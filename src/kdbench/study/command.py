@@ -38,7 +38,7 @@ def study(arguments: Sequence[str], command: Callable[[list[str]], int]) -> int:
     code = run.carry_out(given.minutes)
     print()
     if code in (TIME_IS_UP, INTERRUPTED, NOT_FINISHED):
-        why = "time is up" if code == TIME_IS_UP else "stopped"
+        why = "time is up" if code == TIME_IS_UP else "other processes have the rest" if run.left else "stopped"
         print(f"{run.line()}\n{why}; the same command goes on: {shlex.join(['kdbench-study', *arguments])}")
         return code
     print(run.line())
