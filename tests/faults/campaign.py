@@ -26,6 +26,8 @@ SCENARIOS: dict[str, tuple[tuple[str, ...], ...]] = {
     "a sweep": (("-m", "method=ce,logit", "seed=0,1"),),
 }
 """By name, the commands that are given at the same time."""
+WEIGHTS = (6, 4, 4, 1)
+"""How often each is drawn: a sweep takes ten times as long as a run."""
 RACES: dict[str, tuple[tuple[str, ...], ...]] = {
     "two for one run": (("method=ce",),) * 2,
     "four for one run": (("method=ce",),) * 4,
@@ -85,14 +87,14 @@ class Campaign:
     def kills(self) -> None:
         """SIGKILL at a random moment, and again while the next ones try to go on."""
         commands, folder = self.begin()
-        for _ in range(self.random.randint(1, 4)):
+        for _ in range(self.random.randint(2, 8)):
             self.disturbed(commands, folder, "SIGKILL", lambda command: command.send(signal.SIGKILL), {-9})
         self.end(commands, folder)
 
     def asks(self) -> None:
         """A signal that asks to stop: obeyed with its exit code, and nothing is computed twice."""
         commands, folder = self.begin()
-        for _ in range(self.random.randint(1, 3)):
+        for _ in range(self.random.randint(2, 6)):
             asked, code = self.random.choice(list(ASKS.items()))
             self.disturbed(commands, folder, asked.name, lambda command, asked=asked: command.send(asked), {code})
         self.end(commands, folder)
@@ -232,7 +234,7 @@ class Campaign:
 
     def begin(self, commands: tuple[tuple[str, ...], ...] = ()) -> tuple[tuple[tuple[str, ...], ...], Path]:
         """Some commands, whose undisturbed results are known, and an empty folder for them."""
-        commands = commands or self.random.choice(list(SCENARIOS.values()))
+        commands = commands or self.random.choices(list(SCENARIOS.values()), WEIGHTS)[0]
         if commands not in self.expected:
             folder = self.root / f"undisturbed{len(self.expected)}"
             started = time.monotonic()
