@@ -22,7 +22,7 @@ from kdbench.methods.method import Method
 from kdbench.models import Description, Network, build, describe
 from kdbench.runs import RunDirectory, check_writable, identity, key_of, write_json
 from kdbench.runtime import applied, placed, resolve
-from kdbench.stopping import Interrupted, deferred
+from kdbench.stopping import Interrupted, deferred, leave_if_asked
 from kdbench.summary import Predictions, fidelity, write_result
 from kdbench.teaching import LiveTeacher, TabulatedTeacher, no_teacher
 from kdbench.train.checkpoint import Checkpointer
@@ -53,6 +53,7 @@ def execute(config: RunConfig) -> RunDirectory:
         BusyError: another process has it, and `on_busy` is skip.
         Interrupted: a signal has asked to stop; the run goes on where it was when it is executed again.
     """
+    leave_if_asked()  # while the run before this one was being finished
     asked = config
     config, directory = located(config)
     if skipped(directory, config):

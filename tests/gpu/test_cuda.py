@@ -85,6 +85,18 @@ def test_first_step_that_is_not_finite_blocks_all_later_ones_and_is_named(learne
         learner.sums.means(1)
 
 
+def test_step_that_is_not_finite_may_be_skipped_with_what_it_did_to_running_statistics(learner_of):
+    learner, batches, teacher = learner_of("method=ce", "runtime.precision=fp32", "recipe.on_nonfinite=skip")
+    learner.begin_epoch()
+    before = {name: value.clone() for name, value in learner.student.state_dict().items()}
+    first, second, *_ = batches.epoch(0)
+    learner.step(learner.losses(first._replace(images=first.images * torch.nan), teacher(first)))
+    assert all(torch.equal(value, before[name]) for name, value in learner.student.state_dict().items())
+    learner.step(learner.losses(second, teacher(second)))
+    assert not torch.equal(learner.student.body.bn1.running_mean, before["body.bn1.running_mean"])
+    assert int(learner.sums.skipped) == 1
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("settings", [("ce", "off"), ("logit", "off"), ("logit", "on"), ("feature", "off")])
 def test_no_step_waits_for_the_host(learner_of, settings, precision):
