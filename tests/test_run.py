@@ -73,9 +73,17 @@ def test_a_summary_that_was_edited_is_refused_until_it_is_sealed_again(finished,
     (tmp_path / "summary.json").write_text(json.dumps(edited))
     with pytest.raises(ConfigError, match=r"summary.json was changed since it was written; restore it, or delete"):
         read_summary(tmp_path)
-    for accepted in (sealed(edited), {key: value for key, value in summary.items() if key != "seal"}):
-        (tmp_path / "summary.json").write_text(json.dumps(accepted))
-        assert read_summary(tmp_path) == accepted
+    (tmp_path / "summary.json").write_text(json.dumps({key: value for key, value in edited.items() if key != "seal"}))
+    with pytest.raises(ConfigError, match=r"summary.json was changed since it was written"):
+        read_summary(tmp_path)
+    (tmp_path / "summary.json").write_text(json.dumps(sealed(edited)))
+    assert read_summary(tmp_path) == sealed(edited)
+
+
+def test_a_summary_from_before_there_were_seals_is_taken_as_it_is(finished, tmp_path):
+    old = {key: value for key, value in finished[1].read_summary().items() if key not in ("seal", "config_sha256")}
+    (tmp_path / "summary.json").write_text(json.dumps(old))
+    assert read_summary(tmp_path) == old
 
 
 def test_environment_says_whether_the_checkout_was_changed(tmp_path, monkeypatch):
@@ -417,3 +425,64 @@ def test_torn_last_line_of_a_log_gets_its_end(small):
     log = located(config)[1].log
     log.write_text(log.read_text() + "2026-01-01 00:00:00 epoch 1/")
     assert "epoch 1/\n" in execute(config).log.read_text()
+
+
+@pytest.mark.parametrize("damage", ["edited", "deleted"])
+def test_metrics_of_a_run_that_goes_on_are_those_of_its_checkpoint(small, damage):
+    config = small("method=ce", "checkpoint.keep_last=true")
+    run = execute(config)
+    metrics_csv = run.metrics.read_bytes()
+    run.summary.unlink()
+    run.metrics.write_bytes(metrics_csv.replace(b"2.", b"9.")) if damage == "edited" else run.metrics.unlink()
+    assert execute(config).metrics.read_bytes() == metrics_csv
+    assert run.read_summary()["metrics_sha256"] == sha256(run.metrics)
+
+
+def test_checkpoints_of_a_run_whose_process_died_after_its_summary_are_removed(small):
+    config = small("method=ce")
+    run = execute(config)
+    for file in run.checkpoints():
+        file.touch()
+    assert execute(config) == run
+    assert not any(file.exists() for file in run.checkpoints())
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_under_gradient_scaling_no_bad_step_is_taken_though_its_gradients_are_finite(small, skip):
+    """The processor's own scaler stands for a GPU's."""
+    from kdbench.train.learner import Learner
+
+    parts = prepare(config := small("method=ce", f"recipe.on_nonfinite={'skip' if skip else 'stop'}"))
+    learner = Learner(parts.student, parts.method, config.recipe, located(config)[0].runtime)
+    learner.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=8.0)
+    learner.begin_epoch()
+    learner.sums.device = "elsewhere"  # as on a device that runs ahead of the host
+    first, second, *_ = parts.batches.epoch(0)
+    before = {name: value.clone() for name, value in learner.student.named_parameters()}
+
+    def moved():
+        return not all(torch.equal(value, before[name]) for name, value in learner.student.named_parameters())
+
+    terms = learner.losses(first, None)
+    learner.step(terms | {"odd": torch.tensor(torch.inf)})
+    assert not moved()
+    terms = learner.losses(second, None)
+    learner.step(terms | {"odd": torch.tensor(1.0)})
+    assert moved() == skip
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv"])
+def test_complete_run_whose_records_were_changed_is_not_taken_for_done(small, name):
+    config = small("method=ce")
+    run = execute(config)
+    content = (run.path / name).read_bytes()
+    (run.path / name).write_bytes(content.replace(b"0.1", b"0.2", 1))
+    with pytest.raises(ConfigError, match=rf"{name} was changed since the run was finished; put it back, or delete"):
+        execute(config)
+    (run.path / name).write_bytes(content)
+    assert execute(config) == run
+
+
+def test_files_are_readable_to_whom_the_users_mask_lets_read(finished):
+    modes = {file.name: file.stat().st_mode & 0o777 for file in finished[1].path.iterdir()}
+    assert set(modes.values()) == {modes["train.log"]}

@@ -87,7 +87,7 @@ class RuntimeConfig:
 class CheckpointConfig:
     every_epochs: int | None = optional(whole(1))
     every_minutes: float | None = optional(number(0))
-    grace_seconds: float = number(0, above=True)
+    grace_seconds: float = number(0, 86_400, above=True)
     keep_last: bool = MISSING
 
 

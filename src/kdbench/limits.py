@@ -14,6 +14,8 @@ from kdbench.data.dataset import NUM_CLASSES
 from kdbench.errors import RunError
 from kdbench.runs import RunDirectory
 
+OUT_OF_MEMORY = "CUDA error: out of memory|ALLOC_FAILED"
+"""What a GPU's libraries say in a plain RuntimeError."""
 REFUSALS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "no room on the disk: make some"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "may not be written to: allow it"),
@@ -31,13 +33,13 @@ def failures_told(config: RunConfig, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        stands = "; the last checkpoint stands" if any(path.glob("*.ckpt")) else ""
         why = REFUSALS.get(error.errno or 0, "cannot be read or written: mend that")
-        raise RunError(
-            f"{path}: {why}, and give the same command again; the last checkpoint stands ({error})"
-        ) from error
+        raise RunError(f"{path}: {why}, and give the same command again{stands} ({error})") from error
     except (RuntimeError, MemoryError) as error:  # of torch's processor and device, and of numpy
         asked = re.search(r"allocate ([\d.]+ ?(?:bytes|[KMGT]iB))", str(error))
-        if not asked and not isinstance(error, torch.OutOfMemoryError | MemoryError):
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError) or re.search(OUT_OF_MEMORY, str(error))
+        if not (asked or known):
             raise
         amount = f"; {asked[1]} more were asked for" if asked else ""
         live = " or teacher.table=on" if config.teacher and config.teacher.table != "on" else ""

@@ -1,5 +1,6 @@
 """Resolved configs become finished run directories."""
 
+import contextlib
 import dataclasses
 import logging
 import resource
@@ -15,14 +16,14 @@ from kdbench import metrics, tables, teachers
 from kdbench.config import RunConfig, RuntimeConfig, TeacherConfig
 from kdbench.data import Batches, Dataset, load
 from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
-from kdbench.errors import RunError
+from kdbench.errors import ConfigError, KdbenchError, RunError
 from kdbench.limits import check_room, failures_told
 from kdbench.locks import Held
 from kdbench.methods.method import Method
 from kdbench.models import Description, Network, build, describe
-from kdbench.runs import RunDirectory, check_writable, identity, key_of, write_json
+from kdbench.runs import RunDirectory, changed_since, check_writable, identity, key_of, write_json
 from kdbench.runtime import applied, placed, resolve
-from kdbench.stopping import Interrupted, deferred, leave_if_asked
+from kdbench.stopping import deferred, leave_if_asked
 from kdbench.summary import Predictions, fidelity, write_result
 from kdbench.teaching import LiveTeacher, TabulatedTeacher, no_teacher
 from kdbench.train.checkpoint import Checkpointer
@@ -63,7 +64,8 @@ def execute(config: RunConfig) -> RunDirectory:
         lesson = taught(config, directory, parts) if config.teacher else None
         with directory.locked(f"this run of {config.student.name}", config.on_busy) as lock:
             directory = RunDirectory.of(config, directory.key)  # another process may have named it meanwhile
-            if skipped(directory, config):
+            if directory.is_complete() and not config.overwrite:
+                log.info("complete already, skipped: %s", directory.path)
                 return directory
             if directory.is_complete():
                 directory.clear()
@@ -122,7 +124,15 @@ def located(config: RunConfig) -> tuple[RunConfig, RunDirectory]:
 def skipped(directory: RunDirectory, config: RunConfig) -> bool:
     if not directory.is_complete() or config.overwrite:
         return False
-    directory.read_summary()  # its presence means complete; weights may have been removed since, unless they teach
+    summary = directory.read_summary()  # its presence means complete; weights may have been removed since
+    if changed := changed_since(directory.path, summary):
+        raise ConfigError(
+            f"{directory.path / changed} was changed since the run was finished; put it back, or delete "
+            f"{directory.path} to repeat the run (kdbench-verify says what else does not hold)"
+        )
+    if any(file.is_file() for file in directory.checkpoints()):  # its process was killed after its last word
+        with contextlib.suppress(KdbenchError, OSError), directory.locked("this run", "skip"):
+            remove_checkpoints(config, directory)
     log.info("complete already, skipped: %s", directory.path)
     return True
 
@@ -219,6 +229,8 @@ def train(config: RunConfig, directory: RunDirectory, parts: Parts, lesson: Less
     torch.manual_seed(derived_seed(config.data_seed, "training"))  # for models that draw while they train
     checkpointer = Checkpointer(directory, config.checkpoint, learner, lock, facts_of(config, parts, lesson))
     checkpointer.resume()
+    if learner.rows:
+        directory.write_metrics(learner.rows)  # the file may be older, damaged or gone
 
     def record(learner: Learner) -> None:
         lock.check()
@@ -230,17 +242,28 @@ def train(config: RunConfig, directory: RunDirectory, parts: Parts, lesson: Less
     answers = lesson.answers if lesson else no_teacher
     with deferred(config.checkpoint.grace_seconds):
         try:
-            fit([learner], parts.batches, dataset, answers, config.recipe.epochs, display, checkpointer.watched, record)
+            with checkpointer.kept_on_interruption():
+                fit(
+                    [learner],
+                    parts.batches,
+                    dataset,
+                    answers,
+                    config.recipe.epochs,
+                    display,
+                    checkpointer.watched,
+                    record,
+                )
         except NonFiniteError as error:
             write_json(directory.bad_numbers, what_went_bad(error, parts, learner))
             raise RunError(f"{error}. What the step saw: {directory.bad_numbers}") from None
-        except Interrupted as interruption:
-            checkpointer.save()
-            log.info("%s: stopped after %s", interruption, checkpointer.where())
-            raise
         finally:
             display.close()
-        finish(config, directory, parts, lesson.teacher if lesson else None, learner)
+        finish(config, directory, parts, lesson.teacher if lesson else None, learner, lock)
+    remove_checkpoints(config, directory)
+
+
+def remove_checkpoints(config: RunConfig, directory: RunDirectory) -> None:
+    """Of a complete run, but for the one that is to be kept."""
     for file in directory.checkpoints():
         if not (config.checkpoint.keep_last and file == directory.checkpoint):
             file.unlink(missing_ok=True)
@@ -274,7 +297,12 @@ def what_went_bad(error: NonFiniteError, parts: Parts, learner: Learner) -> dict
 
 
 def finish(
-    config: RunConfig, directory: RunDirectory, parts: Parts, teacher: teachers.Teacher | None, learner: Learner
+    config: RunConfig,
+    directory: RunDirectory,
+    parts: Parts,
+    teacher: teachers.Teacher | None,
+    learner: Learner,
+    lock: Held,
 ) -> None:
     """Read the test set, with the last weights and with the best, and write the result."""
     dataset, runtime, best = parts.dataset, config.runtime, learner.best
@@ -301,6 +329,7 @@ def finish(
         "skipped_steps": learner.skipped,
         "overflowed_steps": learner.overflows,
     }
+    lock.check()
     write_result(directory, config, dataset, parts.description, best["weights"], predictions, training)
     accuracy = metrics.accuracy(test_logits.numpy(), dataset.test.labels.cpu().numpy())
     log.info("done: test accuracy %.2f%% at the best validation epoch, %d", 100 * accuracy, best["epoch"])

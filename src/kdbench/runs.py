@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -83,18 +84,25 @@ def key_of(identity: Mapping[str, Any]) -> str:
 @contextlib.contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`: on leaving it is flushed to disk and takes its place; on an error it is gone."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # of no other process, on any host
     try:
         temporary.touch()
+        mode = temporary.stat().st_mode  # as the user's umask has it; libraries write files of their own
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        temporary.chmod(mode)
+        sync_file(temporary)
         temporary.replace(path)
         sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):  # of a disk that fails, the first error is the one to tell
             temporary.unlink(missing_ok=True)
         raise
+
+
+def sync_file(file: Path) -> None:
+    """Have the disk keep what was written."""
+    with file.open("rb+") as opened:
+        os.fsync(opened.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -200,11 +208,7 @@ class RunDirectory:
             ConfigError: it, or a file in it, is a link, so that what is written would land elsewhere.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        for file in (self.path, *self.files()):
-            if file.is_symlink():
-                raise ConfigError(
-                    f"{file} is a link to {file.readlink()}; a run's files lie in its own folder: remove it"
-                )
+        refuse_links(self.path, *self.files())
         for file in self.files():
             for leftover in self.path.glob(f".{file.name}.*"):
                 leftover.unlink(missing_ok=True)
@@ -248,6 +252,7 @@ class RunDirectory:
         """A new last.ckpt; what was it becomes previous.ckpt. At every moment one that is whole is there."""
         with written_atomically(self.checkpoint) as temporary:
             write(temporary)
+            sync_file(temporary)
             if self.checkpoint.is_file():
                 self.checkpoint.replace(self.previous_checkpoint)
 
@@ -283,6 +288,17 @@ class RunDirectory:
             handler.close()
 
 
+def refuse_links(*files: Path) -> None:
+    """That what is written to these files lands there.
+
+    Raises:
+        ConfigError: one is a link.
+    """
+    for file in files:
+        if file.is_symlink():
+            raise ConfigError(f"{file} is a link to {file.readlink()}; a run's files lie in its own folder: remove it")
+
+
 class LogFile(logging.FileHandler):
     """A log that ends the run when it cannot be written: the disk is full, or gone."""
 
@@ -308,7 +324,20 @@ def sealed(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def seal_fits(summary: Mapping[str, Any]) -> bool:
     """Whether a summary is as it was written. One from before there were seals is taken as it is."""
-    return "seal" not in summary or summary["seal"] == sealed(summary)["seal"]
+    if "seal" not in summary:
+        return "config_sha256" not in summary
+    return summary["seal"] == sealed(summary)["seal"]
+
+
+def changed_since(path: Path, summary: Mapping[str, Any]) -> str | None:
+    """Which of a complete run's records is no longer the file that its summary tells of, or None. Weights and logits
+    are not looked at: they may be large, or kept in a smaller form.
+    """
+    for key, name in (("config_sha256", "config.yaml"), ("metrics_sha256", "metrics.csv")):
+        recorded, file = summary.get(key), path / name
+        if recorded and file.is_file() and sha256(file) != recorded:
+            return name
+    return None
 
 
 def read_summary(path: Path) -> dict[str, Any]:

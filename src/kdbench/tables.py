@@ -29,7 +29,7 @@ from kdbench.data.dataset import NUM_CLASSES
 from kdbench.data.views import IDENTITY_VIEW, NUM_VIEWS, PADDING
 from kdbench.errors import RunError
 from kdbench.methods.method import Needs
-from kdbench.runs import RunDirectory, key_of, model_identity, sha256, sync_folder, write_json
+from kdbench.runs import RunDirectory, key_of, model_identity, refuse_links, sha256, sync_folder, write_json
 from kdbench.runtime import device_name
 from kdbench.teachers import Teacher
 from kdbench.teaching import LiveTeacher
@@ -265,6 +265,7 @@ class Table:
         Raises:
             OSError: something could not be written.
         """
+        refuse_links(self.file.parent, self.file, self.record, self.partial, self.hashes)
         self.remove_what_is_stale()
         images, views, _ = self.shape
         total = images * views

@@ -4,6 +4,7 @@ KDBENCH_FAULTS=1000 pytest -m slow tests/faults        all of them; `make faults
 """
 
 import random
+import re
 import shutil
 import signal
 import time
@@ -94,9 +95,16 @@ class Campaign:
     def asks(self) -> None:
         """A signal that asks to stop: obeyed with its exit code, and nothing is computed twice."""
         commands, folder = self.begin()
+        stood = ""
         for _ in range(self.random.randint(2, 6)):
             asked, code = self.random.choice(list(ASKS.items()))
-            self.disturbed(commands, folder, asked.name, lambda command, asked=asked: command.send(asked), {code})
+            said = self.disturbed(
+                commands, folder, asked.name, lambda command, asked=asked: command.send(asked), {code}
+            )
+            if stood and f"resuming from last.ckpt after {stood}\n" not in said and "stopped after" in said:
+                self.loss(folder, f"stopped after {stood}, and then:\n{said}")
+            where = re.findall(r": stopped after (.*)\n", said)
+            stood = where[-1] if where else ""
         self.end(commands, folder)
 
     def asked_twice(self) -> None:
@@ -162,6 +170,8 @@ class Campaign:
             if how(file, self.random):
                 kind = "lock" if file.suffix == ".lock" else "record" if ".locks" in file.parts else file.name
                 self.counts.faults[f"{how.__name__}: {kind.lstrip('.').split('.json.')[0]}"] += 1
+        if self.random.random() < 0.5:  # and the next one is killed while it makes the best of it
+            self.disturbed(commands, folder, "SIGKILL", lambda command: command.send(signal.SIGKILL), {-9, 1, 2}, False)
         self.mended(commands, folder)
 
     def mended(self, commands: tuple[tuple[str, ...], ...], folder: Path) -> None:
@@ -196,7 +206,7 @@ class Campaign:
         commands, folder = self.begin()
         command = self.command(folder, commands[0], largest_file=self.random.choice([0, 500, 3000, 20_000, 60_000]))
         code = command.ended()
-        self.counts.faults["full disk"] += 1
+        self.counts.faults["full disk"] += bool(code)
         self.one_clear_line(command, folder, code)
         self.look(folder)
         self.end(commands, folder)
@@ -212,7 +222,7 @@ class Campaign:
             path.chmod(0o555)
         command = self.command(folder, commands[0], unprivileged=True)
         code = command.ended()
-        self.counts.faults["read-only folder"] += 1
+        self.counts.faults["read-only folder"] += bool(code)
         if not results(folder).keys() >= self.expected[commands].keys():
             self.one_clear_line(command, folder, code)
         for path in (folder, *folder.glob("**/")):
@@ -226,8 +236,9 @@ class Campaign:
         time.sleep(self.random.uniform(0.2, 1.0) * self.seconds[commands])
         for path in folder.glob("out/runs/*"):
             shutil.rmtree(path, ignore_errors=True)
-        self.counts.faults["folder vanished"] += 1
-        self.one_clear_line(command, folder, command.ended())
+        code = command.ended()
+        self.counts.faults["folder vanished"] += bool(code)
+        self.one_clear_line(command, folder, code)
         self.end(commands, folder)
 
     # What every fault has in common
@@ -256,7 +267,9 @@ class Campaign:
         kind: str,
         disturb: Callable[[Command], bool],
         codes: set[int],
-    ) -> None:
+        whole: bool = True,
+    ) -> str:
+        """What the process said, until it was disturbed and after."""
         command = self.command(folder, commands[0])
         time.sleep(self.random.uniform(0, 1.1) * self.seconds[commands])
         hit = disturb(command)
@@ -265,7 +278,9 @@ class Campaign:
             self.counts.faults[kind] += 1
         if code not in codes | {0}:
             self.loss(folder, f"exit code {code} after {kind}:\n{command.output()}")
-        self.look(folder)
+        if whole:
+            self.look(folder)
+        return command.output()
 
     def look(self, folder: Path) -> None:
         self.counts.checks += 1
@@ -276,7 +291,8 @@ class Campaign:
         lines = command.errors()
         if code == 0:
             return
-        if code not in (1, 2) or not lines or "Traceback" in command.output():
+        told = bool(lines) if command.is_sweep else len(lines) == 1
+        if code not in (1, 2) or not told or "Traceback" in command.output():
             self.loss(folder, f"exit code {code}, {len(lines)} lines of error:\n{command.output()}")
 
     def finish(self, commands: tuple[tuple[str, ...], ...], folder: Path) -> None:

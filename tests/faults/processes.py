@@ -64,7 +64,8 @@ class Command:
         folder.mkdir(parents=True, exist_ok=True)
         # What it says goes through a pipe: it must be heard where no file can be written.
         self.said, speaks = context.Pipe(duplex=False)
-        asked = tuple(arguments) if "-m" in arguments else composed(*arguments)
+        self.is_sweep = "-m" in arguments
+        asked = tuple(arguments) if self.is_sweep else composed(*arguments)
         self.process: BaseProcess = context.Process(
             target=called, args=(folder, asked, speaks, largest_file, unprivileged)
         )

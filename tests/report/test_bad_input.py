@@ -5,9 +5,11 @@ import math
 import re
 import shutil
 
+import numpy as np
 import pytest
 
 from kdbench.cli import main_report
+from kdbench.runs import sealed
 from tests.report.conftest import made, write_group, write_run, write_selected
 
 ALONE, TAUGHT = (90.0, 90.2, 89.9), (90.5, 90.4, 90.6)
@@ -370,3 +372,36 @@ def test_a_missing_list_of_paths_is_said_in_one_line(runs, kdbench_report):
     said = kdbench_report("@gone.txt")
     assert said.code == 2
     assert said.err == "@gone.txt: there is no file gone.txt; @FILE holds a path on each line"
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("config.yaml", "config_sha256"),
+        ("metrics.csv", "metrics_sha256"),
+        ("logits.safetensors", "logits_sha256"),
+    ],
+)
+def test_run_that_tells_of_other_files_than_lie_beside_it_is_left_out(runs, kdbench_report, name, key):
+    changed = write_run(runs, seed=9, **{key: "0" * 64}, **LESSON)
+    summary = changed / "summary.json"
+    summary.write_text(json.dumps(sealed(json.loads(summary.read_text()))))
+    (changed / name).write_bytes(b"another")
+    said = kdbench_report(runs)
+    assert said.code == 1
+    assert f"tells of another {name} than lies beside it; left out" in said.err
+    assert changed.name in said.err
+
+
+def test_logits_kept_in_half_precision_are_taken(runs, kdbench_report):
+    logits = np.zeros((4, 10), np.float16), np.zeros(4, np.uint8)
+    write_run(runs, seed=9, logits=logits, logits_sha256="0" * 64, **LESSON)
+    assert kdbench_report(runs).code == 0
+
+
+def test_student_of_a_teacher_that_was_replaced_is_named(runs, kdbench_report):
+    teacher = write_run(runs, student="resnet20", weights_sha256="a" * 64)
+    key = json.loads((teacher / "summary.json").read_text())["run_key"]
+    student = write_run(runs, seed=9, teacher_key=key, teacher_weights_sha256="b" * 64, **LESSON)
+    out = kdbench_report(runs).out
+    assert f"{student.name} learned from other weights than those of" in out

@@ -168,3 +168,25 @@ def test_signal_while_it_validates_costs_no_training(small, monkeypatch):
         execute(config)
     monkeypatch.setattr(module, "predict", predict)
     assert "resuming from last.ckpt after 0 of 2 epochs and 2 steps" in execute(config).log.read_text()
+
+
+def test_good_checkpoint_is_never_given_up_for_a_damaged_one(begun, monkeypatch):
+    """The newest is damaged, the run goes on from the one before, and dies as it writes its next."""
+    config, directory, whole = begun
+    directory.checkpoint.write_bytes(b"damaged")
+    good = directory.previous_checkpoint.read_bytes()
+    replace = Path.replace
+
+    def power_cut(self, target):
+        if Path(target) == directory.checkpoint:
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", power_cut)
+    with pytest.raises(RunError, match=r"no room on the disk: make some, .* the last checkpoint stands"):
+        execute(config)
+    monkeypatch.undo()
+    assert directory.previous_checkpoint.read_bytes() == good
+    run = execute(config)
+    assert "no checkpoint is readable" not in run.log.read_text()
+    assert run.weights.read_bytes() == whole.weights.read_bytes()

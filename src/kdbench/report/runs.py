@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from kdbench.errors import ConfigError
-from kdbench.runs import seal_fits
+from kdbench.runs import changed_since, seal_fits, sha256
 
 UNDISTILLED = "ce"
 GIVEN = "checkpoint"
@@ -78,6 +80,7 @@ def find(paths: Sequence[Path]) -> Found:
             continue
         try:
             run = Run(folder, read(folder / "summary.json"))
+            check_files(run)
         except ValueError as error:
             found.damaged.append(f"{shown(folder / 'summary.json')}: {error}; left out")
             continue
@@ -88,6 +91,7 @@ def find(paths: Sequence[Path]) -> Found:
         if known is not run:
             found.remarks.append(duplicate(known, run))
     found.runs = list(by_key.values())
+    found.remarks += other_teachers(by_key)
     if unfinished:
         found.remarks.append(f"{unfinished} unfinished run{'s were' if unfinished > 1 else ' was'} left out")
     if not found.runs:
@@ -145,6 +149,39 @@ def read(file: Path) -> dict[str, Any]:
             if summary.get(key) is not None and not allowed(summary[key]):
                 raise ValueError(f"{key} is {summary[key]!r}, no {description}")
     return summary
+
+
+def check_files(run: Run) -> None:
+    """That config, metrics and logits, where they are, are those that the summary tells of.
+
+    Raises:
+        ValueError: which one is not.
+    """
+    changed = changed_since(run.path, run.summary)
+    recorded = run["logits_sha256"]
+    if not changed and recorded and run.logits.is_file() and not in_half_precision(run.logits):
+        changed = "logits.safetensors" if sha256(run.logits) != recorded else None
+    if changed:
+        raise ValueError(f"tells of another {changed} than lies beside it")
+
+
+def in_half_precision(logits: Path) -> bool:
+    """Whether logits were kept in their small form (scripts/keep_results.py)."""
+    try:
+        with safe_open(logits, "np") as file:
+            return str(file.get_slice("test_logits").get_dtype()) == "F16"
+    except (OSError, SafetensorError):
+        return False
+
+
+def other_teachers(runs: Mapping[str, Run]) -> list[str]:
+    """A remark for each student whose teacher was trained anew since, or replaced."""
+    remarks = []
+    for run in runs.values():
+        teacher, taught_by = runs.get(str(run["teacher_key"])), run["teacher_weights_sha256"]
+        if teacher and taught_by and teacher["weights_sha256"] not in (None, taught_by):
+            remarks.append(f"{shown(run.path)} learned from other weights than those of {shown(teacher.path)} now")
+    return remarks
 
 
 def is_number(value: Any) -> bool:

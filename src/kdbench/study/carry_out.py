@@ -166,7 +166,7 @@ class StudyRun:
         if all(job.state == DONE for job in jobs):
             log.info("done already: %s", shown(self.study.arguments(one)))
             return
-        arguments = self.study.arguments(one)
+        arguments, before = self.study.arguments(one), len(sweeps.carried_out)
         for attempt in ("", "once more: "):
             log.info("%s%s", attempt, shown(arguments))
             self.command(arguments)
@@ -175,7 +175,7 @@ class StudyRun:
                 job.refresh()
             if all(job.state == DONE for job in jobs):
                 return
-        said = sweeps.carried_out[-1].jobs[: len(jobs)] if sweeps.carried_out else []
+        said = sweeps.carried_out[-1].jobs[: len(jobs)] if len(sweeps.carried_out) > before else []
         for job, what in itertools.zip_longest(jobs, said):
             if job.state != DONE and what and what.status == "left":
                 self.left.add(job.title)

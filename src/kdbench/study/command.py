@@ -14,6 +14,8 @@ from kdbench.study.read import read_study, study_files
 
 log = logging.getLogger(__name__)
 
+A_YEAR = 365 * 24 * 60
+
 
 def study(arguments: Sequence[str], command: Callable[[list[str]], int]) -> int:
     """Carry out the command line's study.
@@ -85,8 +87,8 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     given, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
         raise ConfigError(f"{unknown[0]} is no known flag; see kdbench-study --help")
-    if given.minutes is not None and not given.minutes > 0:
-        raise ConfigError(f"--minutes is {given.minutes:g}; it may be any number above 0")
+    if given.minutes is not None and not 0 < given.minutes <= A_YEAR:
+        raise ConfigError(f"--minutes is {given.minutes:g}; it may be any number above 0 and at most {A_YEAR}, a year")
     if given.config_dir is not None and not given.config_dir.is_dir():
         raise ConfigError(f"--config-dir is {given.config_dir}, and there is no such folder")
     return given

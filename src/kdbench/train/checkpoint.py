@@ -3,6 +3,7 @@
 `last.ckpt` is the newest, `previous.ckpt` the one before it: should the newest be damaged, a run goes on from there.
 """
 
+import contextlib
 import io
 import logging
 import time
@@ -16,7 +17,7 @@ from kdbench.config import CheckpointConfig
 from kdbench.errors import RunError, first_line
 from kdbench.locks import Held
 from kdbench.runs import RunDirectory
-from kdbench.stopping import leave_if_asked
+from kdbench.stopping import Interrupted, leave_if_asked
 from kdbench.train.learner import Learner
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,16 @@ class Checkpointer:
         self.directory.write_checkpoint(lambda path: checked.write(path, facts, content.getvalue()))
         self.written = time.monotonic()
 
+    @contextlib.contextmanager
+    def kept_on_interruption(self) -> Iterator[None]:
+        """Write a checkpoint if a signal ends what is done meanwhile."""
+        try:
+            yield
+        except Interrupted as interruption:
+            self.save()
+            log.info("%s: stopped after %s", interruption, self.where())
+            raise
+
     def resume(self) -> None:
         """Bring a fresh learner to where the newest readable checkpoint stands, if there is one.
 
@@ -91,7 +102,7 @@ class Checkpointer:
             RunError: the run cannot go on from it.
         """
         files = [file for file in self.directory.checkpoints() if file.is_file()]
-        for file in files:
+        for position, file in enumerate(files):
             try:
                 facts, content = checked.read(file)
                 # Only tensors and plain values are ever unpickled. Loading moves what has to be on the device.
@@ -109,6 +120,8 @@ class Checkpointer:
                 raise RunError(
                     f"{file} was written by another version ({first_line(error)}); delete it to begin this run anew"
                 ) from None
+            for damaged in files[:position]:
+                damaged.unlink()  # or the next one would take the place of this good one
             log.info("resuming from %s after %s", file.name, self.where())
             return
         if files:

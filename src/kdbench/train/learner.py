@@ -98,7 +98,7 @@ class Learner:
     def step(self, terms: Mapping[str, Tensor]) -> None:
         """Backward pass, clipping, finite check, optimiser, sums. Nothing here waits for a GPU."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(terms["total"]).backward()
+        self.scaler.scale(self.poisoned(terms)).backward()
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.clipped, self.recipe.clip_norm)
         failed = self.sums.add_terms(terms, grad_norm, self.epoch + 1)
@@ -111,6 +111,20 @@ class Learner:
             self.optimizer.found_inf = failed  # type: ignore[attr-defined]  # read by the fused step
             self.optimizer.step()
         self.step_of_epoch += 1
+
+    def poisoned(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The total of a step's terms.
+
+        Gradient scaling decides by the gradients alone whether a step is taken, so where another term is not finite, or
+        a step before this one ended the run, they are made not finite either.
+        """
+        total = terms["total"]
+        if not self.scaler.is_enabled():
+            return total
+        bad = ~torch.stack([value.detach().isfinite().all() for value in terms.values()]).all()
+        if not self.skips:
+            bad = bad | (self.sums.failed_step > 0)
+        return total * torch.where(bad, torch.nan, 1.0)
 
     def raise_if_failed(self) -> None:
         """That no step of this epoch ended the run. Waits for a GPU."""

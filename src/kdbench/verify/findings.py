@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from kdbench.errors import KdbenchError, first_line
+from kdbench.errors import KdbenchError, first_line, printable
 
 T = TypeVar("T")
 HOLDS, FAILS, NOT_CHECKED = "holds", "FAILS", "not checked"
@@ -32,7 +32,7 @@ class Line:
     detail: str
 
     def __str__(self) -> str:
-        return f"  {self.verdict:<11}  {self.what}" + (f": {self.detail}" if self.detail else "")
+        return printable(f"  {self.verdict:<11}  {self.what}" + (f": {self.detail}" if self.detail else ""))
 
 
 @dataclass
