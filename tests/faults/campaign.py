@@ -71,8 +71,8 @@ class Campaign:
         self.seconds: dict[tuple[tuple[str, ...], ...], float] = {}
         self.cases = 0
 
-    def carry_out(self, faults: int) -> Counts:
-        """Disturb until so many faults have been done, every kind in turn."""
+    def carry_out(self, faults: int, keep: Callable[[Counts], None] = lambda counts: None) -> Counts:
+        """Disturb until so many faults have been done, every kind in turn; `keep` is told the counts after each case."""
         kinds: list[Callable[[], None]] = [
             self.kills, self.asks, self.damages, self.full_disk, self.kills, self.owner_killed, self.asked_twice,
             self.race, self.read_only, self.kills, self.vanished, self.damages,
@@ -81,6 +81,7 @@ class Campaign:
         while sum(self.counts.faults.values()) < faults:
             kinds[turn % len(kinds)]()
             turn += 1
+            keep(self.counts)
         return self.counts
 
     # What happens to processes

@@ -2,29 +2,38 @@
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from tests.faults.campaign import Campaign
+from tests.faults.campaign import Campaign, Counts
+
+FAULTS, SEED = int(os.environ.get("KDBENCH_FAULTS", "40")), int(os.environ.get("KDBENCH_FAULTS_SEED", "0"))
+RECORD = os.environ.get("KDBENCH_FAULTS_RECORD")
 
 
 @pytest.mark.slow
 def test_no_run_is_lost_and_none_comes_out_otherwise(tmp_path, capsys):
-    faults, seed = (int(os.environ.get(name, default)) for name, default in WANTED)
-    counts = Campaign(tmp_path, seed).carry_out(faults)
-    record = asdict(counts) | {"faults": dict(sorted(counts.faults.items())), "seed": seed}
+    counts = Campaign(tmp_path, SEED).carry_out(FAULTS, keep)
     with capsys.disabled():
-        print(f"\n{sum(counts.faults.values())} faults, {len(counts.losses)} losses: {json.dumps(record['faults'])}")
-    if file := os.environ.get("KDBENCH_FAULTS_RECORD"):
-        keep(Path(file), record)
+        print(f"\n{json.dumps(described(counts), indent=2)}")
     assert not counts.losses, "\n".join(counts.losses)
 
 
-WANTED = (("KDBENCH_FAULTS", "40"), ("KDBENCH_FAULTS_SEED", "0"))
+def keep(counts: Counts) -> None:
+    """Write the counts so far into the record, if one is asked for, beside what it holds."""
+    if RECORD:
+        file = Path(RECORD)
+        kept = json.loads(file.read_text()) if file.is_file() else {}
+        file.write_text(json.dumps(kept | {"campaign": described(counts)}, indent=2) + "\n")
 
 
-def keep(file: Path, record: dict) -> None:
-    kept = json.loads(file.read_text()) if file.is_file() else {}
-    file.write_text(json.dumps(kept | {"campaign": record}, indent=2) + "\n")
+def described(counts: Counts) -> dict[str, object]:
+    return {
+        "seed": SEED,
+        "faults": sum(counts.faults.values()),
+        "losses": counts.losses,
+        "times everything was read": counts.checks,
+        "runs compared": counts.runs_compared,
+        "by kind": dict(sorted(counts.faults.items())),
+    }
