@@ -152,10 +152,15 @@ def test_command_prints_a_table_and_writes_one_file(kdbench_bench, tmp_path):
     assert "resnet8 ce, batch 16, on cpu" in out
     assert "resnet8 logit from resnet8, batch 16, on cpu" in out
     assert "x reference" in out
+    assert "of a run's time at checkpoint.every_minutes=1\n" in out
+    assert {file.name for file in tmp_path.iterdir()} == {"speed.json"}
     result = json.loads((tmp_path / "speed.json").read_text())
     assert [case["method"] for case in result["cases"]] == ["ce", "logit"]
     assert {"torch", "device", "threads", "git_revision"} <= result["environment"].keys()
     for case in result["cases"]:
+        checkpoints = case["checkpoints"]
+        assert checkpoints["share"] == pytest.approx(checkpoints["seconds"]["median"] / 60, rel=0.05)
+        assert checkpoints["bytes"] > 3 * 4 * 78_000  # the weights, their momentum, the best ones
         for arm in case["arms"]:
             assert len(arm["step_seconds"]) == arm["images_per_second"]["n"] == 2
             assert arm["flops_per_second"] > 0

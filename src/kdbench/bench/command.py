@@ -16,6 +16,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from kdbench.bench.arms import ARMS, Arm, Bench, arms_of
+from kdbench.bench.checkpoints import cost_of_checkpoints
 from kdbench.bench.measure import figures, measured
 from kdbench.compose import explained, run_config
 from kdbench.config import RunConfig
@@ -119,9 +120,10 @@ def bench(arguments: Sequence[str]) -> None:
             shared = Bench(config, given.workers or min(4, available_cores()))
             title = " ".join(case.overrides) or "defaults"
             rows = figures(shared, measured(shared, arms, given.rounds, given.seconds, title))
+            checkpoints = cost_of_checkpoints(shared, out.parent)
         result["environment"] = environment(config)
-        result["cases"].append(described(case, config) | {"arms": rows})
-        print(f"\n{headline(result['cases'][-1])}\n{table(rows)}", flush=True)
+        result["cases"].append(described(case, config) | {"arms": rows, "checkpoints": checkpoints})
+        print(f"\n{headline(result['cases'][-1])}\n{table(rows)}\n{cost(checkpoints)}", flush=True)
         write_json(out, result)
     print(f"\nwritten: {out}")
 
@@ -182,6 +184,18 @@ def headline(case: dict[str, Any]) -> str:
         f"{case['student']} {case['method']}{source}, batch {case['batch_size']}, on {runtime['device']}, "
         f"{runtime['precision']}, threads: {runtime['threads']}"
     )
+
+
+def cost(checkpoints: dict[str, Any]) -> str:
+    """Of a checkpoint, and of a run's checkpoints."""
+    seconds, share = checkpoints["seconds"], checkpoints["share"]
+    line = (
+        f"a checkpoint of {checkpoints['bytes'] / 1e6:.1f} MB takes {1000 * seconds['median']:.0f} ms "
+        f"({1000 * seconds['lowest']:.0f} to {1000 * seconds['highest']:.0f}, n = {seconds['n']})"
+    )
+    if share is None:
+        return line
+    return f"{line}: {share:.2%} of a run's time at checkpoint.every_minutes={checkpoints['every_minutes']:g}"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
