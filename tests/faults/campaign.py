@@ -91,7 +91,7 @@ class Campaign:
     def kills(self) -> None:
         """SIGKILL at a random moment, and again while the next ones try to go on."""
         commands, folder = self.begin()
-        for _ in range(self.random.randint(2, 8)):
+        for _ in range(self.random.randint(3, 12)):
             self.disturbed(commands, folder, "SIGKILL", lambda command: command.send(signal.SIGKILL), {-9})
         self.end(commands, folder)
 
@@ -99,7 +99,7 @@ class Campaign:
         """A signal that asks to stop: obeyed with its exit code, and nothing is computed twice."""
         commands, folder = self.begin()
         stood = ""
-        for _ in range(self.random.randint(2, 6)):
+        for _ in range(self.random.randint(3, 8)):
             asked, code = self.random.choice(list(ASKS.items()))
             said = self.disturbed(
                 commands, folder, asked.name, lambda command, asked=asked: command.send(asked), {code}
@@ -279,7 +279,8 @@ class Campaign:
     ) -> str:
         """What the process said, until it was disturbed and after."""
         command = self.command(folder, commands[0])
-        time.sleep(self.random.uniform(0, 1.1) * self.seconds[commands])
+        # Earlier rather than later: what goes on from a checkpoint has less to do.
+        time.sleep(self.random.uniform(0, 1.05) ** 2 * self.seconds[commands])
         hit = disturb(command)
         code = command.ended()
         if hit and code != 0:
