@@ -20,7 +20,7 @@ test: .venv/ready  ## the everyday suite, under three minutes on two cores
 test-slow: .venv/ready  ## real trainings, the wheel, races: minutes
 	$(BIN)/pytest -m 'slow and not gpu'
 
-faults: .venv/ready  ## 1,000 faults and 500 random command lines against real processes: about an hour; counts to benchmarks/faults.json
+faults: .venv/ready  ## 1,000 faults on real processes and hundreds of random command lines: about an hour on two cores; counts to benchmarks/faults.json
 	OMP_NUM_THREADS=1 KDBENCH_FAULTS=1000 KDBENCH_CONFIGS=300 KDBENCH_FAULTS_RECORD=$(CURDIR)/benchmarks/faults.json $(BIN)/pytest -m slow tests/faults
 
 test-gpu: .venv/ready  ## what only a CUDA device can show

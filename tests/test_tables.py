@@ -441,14 +441,8 @@ def lose_the_second_block(partial):
     partial.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("damage", "left"),
-    [
-        pytest.param(None, 3, marks=pytest.mark.slow),
-        pytest.param(cut, 2, marks=pytest.mark.slow),
-        (lose_the_second_block, 1),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("damage", "left"), [(None, 3), (cut, 2), (lose_the_second_block, 1)])
 def test_interrupted_table_is_completed_from_where_it_was_and_equals_an_uninterrupted_one(
     small, monkeypatch, said, damage, left, tmp_path
 ):

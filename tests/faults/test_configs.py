@@ -401,12 +401,6 @@ def attempt(call: Call, counts: dict[str, Counter[str]], kind: str, command: Com
     return outcome
 
 
-@given(random=RANDOMS)
-@tried(3)
-def test_a_few_configs_run_or_are_refused_in_one_line(call, counts, random):
-    attempt(call, counts, "a few configs", KDBENCH, config(random))
-
-
 @pytest.mark.slow
 @given(random=RANDOMS)
 @tried(NUM_EXAMPLES)
