@@ -39,7 +39,7 @@ RACES: dict[str, tuple[tuple[str, ...], ...]] = {
     "four for one table": tuple(("data.augment=false", "teacher.table=on", f"seed={n}") for n in range(4)),
 }
 ASKS = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGUSR2: 75, signal.SIGINT: 130}
-"""Signals that ask to stop, and the exit code that says so."""
+"""Signals that ask to stop, and the exit code that says so; before kdbench listens, they end the process as they do any."""
 
 
 @dataclass
@@ -120,7 +120,7 @@ class Campaign:
             command.send(signal.SIGINT)
             return there
 
-        self.disturbed(commands, folder, "SIGINT twice", twice, {130})
+        self.disturbed(commands, folder, "SIGINT twice", twice, {130, -signal.SIGINT})
         self.end(commands, folder)
 
     def owner_killed(self) -> None:
