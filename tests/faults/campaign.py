@@ -39,7 +39,7 @@ RACES: dict[str, tuple[tuple[str, ...], ...]] = {
     "four for one table": tuple(("data.augment=false", "teacher.table=on", f"seed={n}") for n in range(4)),
 }
 ASKS = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGUSR2: 75, signal.SIGINT: 130}
-"""Signals that ask to stop, and the exit code that says so; before kdbench listens, they end the process as they do any."""
+"""Signals that ask to stop, and the exit code that says so. Before kdbench listens, they end it as they do others."""
 
 
 @dataclass
@@ -101,9 +101,7 @@ class Campaign:
         stood = ""
         for _ in range(self.random.randint(3, 8)):
             asked, code = self.random.choice(list(ASKS.items()))
-            said = self.disturbed(
-                commands, folder, asked.name, lambda command, asked=asked: command.send(asked), {code}
-            )
+            said = self.disturbed(commands, folder, asked.name, lambda c, asked=asked: c.send(asked), {code, -asked})
             if stood and f"resuming from last.ckpt after {stood}\n" not in said and "stopped after" in said:
                 self.loss(folder, f"stopped after {stood}, and then:\n{said}")
             where = re.findall(r": stopped after (.*)\n", said)
