@@ -91,7 +91,7 @@ class Campaign:
     def kills(self) -> None:
         """SIGKILL at a random moment, and again while the next ones try to go on."""
         commands, folder = self.begin()
-        for _ in range(self.random.randint(3, 12)):
+        for _ in range(self.random.randint(5, 30)):
             self.disturbed(commands, folder, "SIGKILL", lambda command: command.send(signal.SIGKILL), {-9})
         self.end(commands, folder)
 
@@ -278,7 +278,7 @@ class Campaign:
         """What the process said, until it was disturbed and after."""
         command = self.command(folder, commands[0])
         # Earlier rather than later: what goes on from a checkpoint has less to do.
-        time.sleep(self.random.uniform(0, 1.05) ** 2 * self.seconds[commands])
+        time.sleep(self.random.uniform(0, 1.02) ** 3 * self.seconds[commands])
         hit = disturb(command)
         code = command.ended()
         if hit and code != 0:
