@@ -34,30 +34,26 @@ def main_bench() -> None:
     """Entry point of `kdbench-bench`. Exit codes as above."""
     share_processors()
     say_what_happens()
-    try:
+
+    def bench() -> None:
         from kdbench.bench.command import bench  # late: the environment is set before torch is imported
 
         bench(sys.argv[1:])
-    except KdbenchError as error:
-        sys.exit(refuse(error, program="kdbench-bench"))
-    except KeyboardInterrupt:
-        print("kdbench-bench: interrupted; what was finished stands above and in its JSON file", file=sys.stderr)
-        sys.exit(130)
+
+    sys.exit(exit_code_of(bench, "kdbench-bench", "; what was finished stands above and in its JSON file"))
 
 
 def main_study() -> None:
     """Entry point of `kdbench-study`. Exit codes as above, and 3: the minutes are over, and there is more to do."""
     share_processors()
     say_what_happens()
-    try:
-        from kdbench.study.command import study  # late: the environment is set before torch is imported
 
-        with listening():
-            sys.exit(study(sys.argv[1:], swept))
-    except KdbenchError as error:
-        sys.exit(refuse(error, program="kdbench-study"))
-    except Interrupted as interruption:
-        sys.exit(interruption.exit_code)
+    def study() -> int:
+        from kdbench.study.command import study  # late, as above
+
+        return study(sys.argv[1:], swept)
+
+    sys.exit(exit_code_of(study, "kdbench-study"))
 
 
 def swept(arguments: list[str]) -> int:
@@ -75,27 +71,25 @@ def swept(arguments: list[str]) -> int:
 def main_report() -> None:
     """Entry point of `kdbench-report`. Exit code 1 also where a summary was damaged and left out."""
     say_what_happens()
-    try:
+
+    def report() -> int:
         from kdbench.report.command import report
 
-        sys.exit(report(sys.argv[1:]))
-    except KdbenchError as error:
-        sys.exit(refuse(error, program="kdbench-report"))
-    except KeyboardInterrupt:
-        sys.exit(130)
+        return report(sys.argv[1:])
+
+    sys.exit(exit_code_of(report, "kdbench-report"))
 
 
 def main_verify() -> None:
     """Entry point of `kdbench-verify`. Exit code 0: what was checked holds; 1: something fails; 2: no check made."""
     share_processors()
-    try:
-        from kdbench.verify.command import verify_runs  # late: the environment is set before torch is imported
 
-        sys.exit(verify_runs(sys.argv[1:]))
-    except KdbenchError as error:
-        sys.exit(refuse(error, program="kdbench-verify"))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    def verify() -> int:
+        from kdbench.verify.command import verify_runs  # late, as above
+
+        return verify_runs(sys.argv[1:])
+
+    sys.exit(exit_code_of(verify, "kdbench-verify"))
 
 
 def command(arguments: list[str]) -> int:
@@ -104,21 +98,26 @@ def command(arguments: list[str]) -> int:
         return 0
     say_what_happens()
     share_processors()
-    return exit_code_of(lambda: compose_and_run(arguments))
+    return exit_code_of(lambda: compose_and_run(arguments), afterwards="; the same command goes on where it was")
 
 
-def exit_code_of(action: Callable[[], object]) -> int:
-    """Carry something out, and say in one line what kept it from its end."""
+def exit_code_of(action: Callable[[], int | None], program: str = "kdbench", afterwards: str = "") -> int:
+    """Carry something out, and say in one line what kept it from its end.
+
+    Args:
+        action: Gives its exit code, or None for 0.
+        program: Whose line it is.
+        afterwards: What to know where a signal ended it.
+    """
     try:
         with listening():
-            action()
+            return action() or 0
     except KdbenchError as error:
-        return refuse(error)
+        return refuse(error, program=program)
     except Interrupted as interruption:
         if interruption.exit_code != TIME_IS_UP:  # the study that set the alarm says so itself
-            print(f"kdbench: stopped by {interruption}; the same command goes on where it was", file=sys.stderr)
+            print(f"{program}: stopped by {interruption}{afterwards}", file=sys.stderr)
         return interruption.exit_code
-    return 0
 
 
 def compose_and_run(arguments: list[str]) -> None:

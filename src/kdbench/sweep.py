@@ -66,7 +66,7 @@ class Sweep:
 
         Raises:
             RunError: at the end, if any job was refused or failed.
-        BusyError: at the end, if any was left to another process.
+            BusyError: at the end, if any was left to another process.
         """
         carried_out.append(self)
         check_writable(self.record.parent)

@@ -125,6 +125,6 @@ def called(
         os.setuid(NOBODY)
     if isinstance(asked, RunConfig):
         cli.say_what_happens()
-        sys.exit(cli.exit_code_of(lambda: execute(asked)))
+        sys.exit(cli.exit_code_of(lambda: execute(asked) and 0))
     sys.argv = ["kdbench", *asked]
     sys.exit(cli.command(list(asked)))
