@@ -170,6 +170,11 @@ def test_a_recipe_on_the_command_line_takes_the_place_of_the_studys() -> None:
     assert study.label == "capacity_recipe=short"
 
 
+def test_what_changes_no_number_is_no_part_of_a_studys_name() -> None:
+    more = ["on_busy=skip", "checkpoint.every_minutes=5", "runtime.threads=1", "output_root=elsewhere"]
+    assert read_study(["study=capacity", *more]).label == "capacity"
+
+
 def test_undistilled_students_get_as_many_selection_runs_as_logit_when_asked() -> None:
     study = read_study(["study=capacity", "select_undistilled=true"])
     sweeps = study.sweeps(study.config.stages["selection"], [])

@@ -63,7 +63,7 @@ SETTABLE = ("selection_seeds", "final_seeds", "teacher_seeds", "select_undistill
 """Keys of a study that the command line may set; others there are the runs'."""
 CHOSEN_BY = ("best_val_acc",)
 UNDISTILLED = "ce"
-NOT_IN_NAME = ("output_root", "report", "runtime", "checkpoint", "hydra", "overwrite")
+NOT_IN_NAME = ("output_root", "report", "runtime", "checkpoint", "hydra", "on_busy", "overwrite")
 """Overrides that change no number, and so not what the study is called."""
 
 
