@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from kdbench import cli
+from kdbench.locks import held
 from kdbench.stopping import leave_if_asked
-from tests.conftest import SMALL
+from tests.conftest import SMALL, composed_once
 
 TINY = (*SMALL, "output_root=out")
 
@@ -221,3 +222,22 @@ def test_help_and_version_read_well_and_import_neither_torch_nor_torchvision(fla
     if flag == "--help":
         assert "method: ce, feature, logit" in result.stdout
         assert "experiment=quickstart" in result.stdout
+
+
+def test_runs_that_another_process_has_are_left_and_no_errors(kdbench, tmp_path):
+    from kdbench.run import located
+
+    home = tmp_path / "home"
+    config = composed_once(*TINY, "method=ce", "seed=1")
+    directory = located(config)[1]
+    lock = home / "out" / ".locks" / f"{directory.key}.lock"
+    with held(lock, "this run"):
+        alone = kdbench(*TINY, "method=ce", "seed=1", "on_busy=skip")
+        sweep = kdbench("-m", *TINY, "method=ce", "seed=0,1", "on_busy=skip")
+    assert (alone.code, sweep.code) == (75, 75)
+    assert alone.err.startswith("kdbench: process ")
+    assert alone.err.count("\n") == 1
+    assert "left: process " in sweep.out
+    assert sweep.err == "kdbench: 1 of 2 jobs were left to the processes that have them\n"
+    (record,) = (home / "out" / "sweeps").iterdir()
+    assert [job["status"] for job in json.loads(record.read_text())["jobs"]] == ["complete", "left"]

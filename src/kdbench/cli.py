@@ -141,7 +141,8 @@ def compose_and_run(arguments: list[str]) -> None:
 
 
 def refuse(error: KdbenchError, where: str = "", program: str = "kdbench") -> int:
-    print(f"{program}: error: {where}{error}", file=sys.stderr)
+    kind = "" if isinstance(error, BusyError) else "error: "  # leaving a run to another process is none
+    print(f"{program}: {kind}{where}{error}", file=sys.stderr)
     return error.exit_code
 
 
