@@ -29,10 +29,9 @@ def write(path: Path, facts: Mapping[str, Any], content: bytes) -> None:
         file.write(f"{MAGIC} {hashlib.sha256(line.encode()).hexdigest()} {line}\n".encode())
         file.write(content)
     try:
-        whole = read(path)[0] == json.loads(json.dumps(facts))
+        read(path)
     except DamagedError as error:
         raise OSError(f"{path.name} reads back otherwise than it was written: {error}") from None
-    assert whole
 
 
 def read(path: Path) -> tuple[dict[str, Any], bytes]:

@@ -115,7 +115,7 @@ def called(
     for standard in (1, 2):
         os.dup2(speaks.fileno(), standard)
     speaks.close()
-    sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
+    sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115  # open until the process ends
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if largest_file is not None:

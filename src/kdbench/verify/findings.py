@@ -14,7 +14,7 @@ ROUNDING = 1e-9
 """Relative; of sums and logarithms in float64, which no two libraries take alike to the last bit."""
 
 
-class NotChecked(Exception):  # noqa: N818 - no error
+class NotChecked(Exception):  # noqa: N818  # not an error: the check ends, the run is not at fault
     """Why something cannot be checked here."""
 
 
