@@ -1,6 +1,7 @@
 """Several processes that want the same thing."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -26,13 +27,19 @@ def ended(processes):
 
 @pytest.mark.slow
 def test_two_processes_train_one_teacher_once_and_the_second_says_what_it_waits_for(tmp_path):
-    longer = ("teacher.recipe.epochs=40", "data.num_train=320")
-    outputs = ended([start(tmp_path, f"seed={seed}", *longer) for seed in (0, 1)])
-    trained = [out.count("resnet20 ce seed 0: ") for out in outputs]
-    assert sorted(trained) == [0, 1]
-    waiting = outputs[trained.index(0)]
-    assert "waiting: another process has" in waiting
+    longer = ("teacher.recipe.epochs=10", "data.num_train=320")
+    first = start(tmp_path, "seed=0", *longer)
+    while not list((tmp_path / "out" / ".locks").glob("*.lock")):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.005)
+    first.send_signal(signal.SIGSTOP)  # it trains the teacher, and is not done before the second one is there
+    second = start(tmp_path, "seed=1", *longer)
+    waiting = next(line for line in second.stdout if line.startswith("waiting: "))
+    first.send_signal(signal.SIGCONT)
+    assert f"process {first.pid} " in waiting
     assert "resnet20" in waiting
+    outputs = ended([first, second])
+    assert [out.count("resnet20 ce seed 0: ") for out in outputs] == [1, 0]
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 3
 
 
