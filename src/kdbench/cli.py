@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from kdbench import __version__
 from kdbench.config import CONF_DIR, parse, register_models
 from kdbench.errors import BusyError, ConfigError, KdbenchError, printable
+from kdbench.logs import Said
 from kdbench.processors import share_processors
 from kdbench.stopping import TIME_IS_UP, Interrupted, listening
 
@@ -222,6 +223,6 @@ def say_what_happens() -> None:
     package.propagate = False
     handler = logging.StreamHandler(sys.stdout)
     handler.setLevel(logging.INFO)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(Said())
     package.handlers = [handler]
     logging.getLogger("hydra").setLevel(logging.CRITICAL)  # it logs what it also raises, and we say that

@@ -80,7 +80,9 @@ class RuntimeConfig:
         lambda value: value == "auto" or (type(value) is int and 1 <= value <= 1024),
         "auto or a whole number from 1 to 1024",
     )
-    deterministic: bool = MISSING
+    profile: str = one_of("fast", "repro")
+    graphs: bool = MISSING
+    compile: bool = MISSING
 
 
 @dataclass

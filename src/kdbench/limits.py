@@ -3,8 +3,7 @@
 import errno
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from kdbench.data.dataset import NUM_CLASSES
 from kdbench.errors import RunError
 from kdbench.runs import RunDirectory
 
+ALLOCATION = r"allocate ([\d.]+ ?(?:bytes|[KMGT]iB))"
 OUT_OF_MEMORY = "CUDA error: out of memory|ALLOC_FAILED"
 """What a GPU's libraries say in a plain RuntimeError."""
 REFUSALS = {
@@ -23,31 +23,33 @@ REFUSALS = {
 }
 
 
-@contextmanager
-def failures_told(config: RunConfig, path: Path) -> Iterator[None]:
-    """Tell what the disk under a run's `path` or the memory refuses meanwhile, and what to do.
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the processor or a GPU had no memory left; each library says it in its own way."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and re.search(f"{ALLOCATION}|{OUT_OF_MEMORY}", str(error)) is not None
 
-    Raises:
-        RunError: in place of what was raised.
-    """
-    try:
-        yield
-    except OSError as error:
+
+def told(error: Exception, config: RunConfig, path: Path) -> Exception:
+    """What the disk under a run's `path` or the memory has refused, with what to do; any other error as it is."""
+    if isinstance(error, OSError):
         stands = "; the last checkpoint stands" if any(path.glob("*.ckpt")) else ""
         why = REFUSALS.get(error.errno or 0, "cannot be read or written: mend that")
-        raise RunError(f"{path}: {why}, and give the same command again{stands} ({error})") from error
-    except (RuntimeError, MemoryError) as error:  # of torch's processor and device, and of numpy
-        asked = re.search(r"allocate ([\d.]+ ?(?:bytes|[KMGT]iB))", str(error))
-        known = isinstance(error, torch.OutOfMemoryError | MemoryError) or re.search(OUT_OF_MEMORY, str(error))
-        if not (asked or known):
-            raise
+        line = f"{path}: {why}, and give the same command again{stands} ({error})"
+    elif is_out_of_memory(error):
+        asked = re.search(ALLOCATION, str(error))
         amount = f"; {asked[1]} more were asked for" if asked else ""
         live = " or teacher.table=on" if config.teacher and config.teacher.table != "on" else ""
-        raise RunError(
+        line = (
             f"out of memory on {config.runtime.device}{amount}. Lower recipe.batch_size "
             f"({config.recipe.batch_size}) or data.num_train ({config.data.num_train}), or use "
             f"runtime.precision=bf16{live}"
-        ) from error
+        )
+    else:
+        return error
+    refusal = RunError(line)
+    refusal.__cause__ = error
+    return refusal
 
 
 def check_room(directory: RunDirectory, modules: Sequence[torch.nn.Module], evaluated: int) -> None:

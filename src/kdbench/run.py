@@ -2,37 +2,32 @@
 
 import contextlib
 import dataclasses
+import gc
 import logging
-import resource
-import statistics
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
-from kdbench import metrics, tables, teachers
-from kdbench.config import RunConfig, RuntimeConfig, TeacherConfig
-from kdbench.data import Batches, Dataset, load
-from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
-from kdbench.errors import ConfigError, KdbenchError, RunError
-from kdbench.limits import check_room, failures_told
-from kdbench.locks import Held
-from kdbench.methods.method import Method
-from kdbench.models import Description, Network, build, describe
-from kdbench.runs import RunDirectory, changed_since, check_writable, identity, key_of, write_json
-from kdbench.runtime import applied, placed, resolve
-from kdbench.stopping import deferred, leave_if_asked
-from kdbench.summary import Predictions, fidelity, write_result
-from kdbench.teaching import LiveTeacher, TabulatedTeacher, no_teacher
-from kdbench.train.checkpoint import Checkpointer
+from kdbench import tables, teachers
+from kdbench.config import RunConfig
+from kdbench.errors import BusyError, ConfigError, KdbenchError
+from kdbench.job import CHOICES, Job, Lesson, choices_of, remove_checkpoints, share_work
+from kdbench.limits import check_room, is_out_of_memory, told
+from kdbench.logs import about, logged
+from kdbench.methods.method import Needs
+from kdbench.parts import Parts, check_parts, prepare
+from kdbench.runs import RunDirectory, changed_since, check_writable, identity, key_of
+from kdbench.runtime import applied, resolve
+from kdbench.stopping import Interrupted, deferred, leave_if_asked
+from kdbench.teaching import LiveTeacher, TabulatedTeacher
 from kdbench.train.display import Display
-from kdbench.train.evaluate import finite, predict
-from kdbench.train.learner import Learner
-from kdbench.train.loop import Answers, fit
-from kdbench.train.optim import learning_rate
-from kdbench.train.sums import NonFiniteError
+from kdbench.train.graphs import steps_on
+from kdbench.train.group import Group
+from kdbench.train.loop import fit
+from kdbench.train.steps import Answers
 
 log = logging.getLogger(__name__)
 
@@ -54,39 +49,212 @@ def execute(config: RunConfig) -> RunDirectory:
         BusyError: another process has it, and `on_busy` is skip.
         Interrupted: a signal has asked to stop; the run goes on where it was when it is executed again.
     """
+    (outcome,) = execute_together([config])
+    if outcome.error:
+        raise outcome.error
+    assert outcome.directory is not None
+    return outcome.directory
+
+
+@dataclass
+class Outcome:
+    """What became of a run: one of the two is set at the end."""
+
+    directory: RunDirectory | None = None
+    """Of the complete run."""
+    error: Exception | None = None
+
+
+@dataclass(eq=False)
+class Asked:
+    """A run that is to be carried out."""
+
+    as_parsed: RunConfig
+    prefix: str
+    """Before every line about it, for the user."""
+    outcome: Outcome = field(default_factory=Outcome)
+    config: RunConfig = field(init=False)
+    """Resolved."""
+    directory: RunDirectory = field(init=False)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """What goes wrong meanwhile ends this run alone, but for a lack of memory, which is everybody's."""
+        try:
+            with about(self.directory.log, self.prefix):
+                yield
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            self.failed(error)
+
+    def failed(self, error: Exception) -> None:
+        self.outcome.error = told(error, self.config, self.directory.path)
+
+    @property
+    def is_done(self) -> bool:
+        return self.outcome.directory is not None or self.outcome.error is not None
+
+
+def execute_together(configs: Sequence[RunConfig], names: Sequence[str] = ()) -> list[Outcome]:
+    """Carry out runs in lockstep: one batch and one answer of their teacher for all of them.
+
+    What becomes of each is what would become of it alone, bit for bit in float32 on the CPU. One that fails ends alone;
+    one that another process has is carried out after the others. Where memory does not suffice, halves of them are
+    trained one after the other.
+
+    Args:
+        configs: As parsed, and alike in what `kdbench.lockstep.groups` asks for.
+        names: What to call each in lines for the user; nothing if there is one.
+
+    Returns:
+        What became of each.
+
+    Raises:
+        Interrupted: a signal has asked to stop; all go on where they were when they are executed again.
+    """
     leave_if_asked()  # while the run before this one was being finished
-    asked = config
-    config, directory = located(config)
-    if skipped(directory, config):
-        return directory
-    with failures_told(config, directory.path), applied(config.runtime):
-        parts = prepare(config)
-        lesson = taught(config, directory, parts) if config.teacher else None
-        with directory.locked(f"this run of {config.student.name}", config.on_busy) as lock:
-            directory = RunDirectory.of(config, directory.key)  # another process may have named it meanwhile
-            if directory.is_complete() and not config.overwrite:
-                log.info("complete already, skipped: %s", directory.path)
-                return directory
-            if directory.is_complete():
-                directory.clear()
-            if agrees(directory, config, lesson):
-                check_room(directory, [parts.student, parts.method], len(parts.dataset.val) + len(parts.dataset.test))
-                directory.create()
-                with directory.logging():
-                    train(config, directory, parts, lesson, lock)
-                return directory
-    return execute(asked)  # another process began it meanwhile, with choices of its own
+    prefixes = [f"{name}: " for name in names] or [""] * len(configs)
+    runs = [Asked(config, prefix) for config, prefix in zip(configs, prefixes, strict=True)]
+    todo = []
+    for run in runs:
+        try:
+            run.config, run.directory = located(run.as_parsed)
+            if skipped(run.directory, run.config):
+                run.outcome.directory = run.directory
+            else:
+                todo.append(run)
+        except Exception as error:
+            run.outcome.error = error
+    for run in carry_out(todo) if todo else []:
+        (run.outcome,) = execute_together([run.as_parsed])
+    return [run.outcome for run in runs]
 
 
-def agrees(directory: RunDirectory, config: RunConfig, lesson: "Lesson | None") -> bool:
+def carry_out(runs: Sequence[Asked]) -> list[Asked]:
+    """Train runs that are not complete.
+
+    Returns:
+        Those that have to be looked at again alone: another process had them, or began them with other choices.
+    """
+    later: list[Asked] = []
+    with applied(runs[0].config.runtime):
+        try:
+            train(runs, later)
+        except Exception as error:
+            left = [run for run in runs if not (run.is_done or run in later)]
+            if len(left) == 1 or not is_out_of_memory(error):
+                for run in left:
+                    run.failed(error)
+    # Here, out of the handler, what the group had in memory is gone.
+    left = [run for run in runs if not (run.is_done or run in later)]
+    if left:
+        gc.collect()
+        log.info("out of memory with %d runs in lockstep; going on with halves of them, one after the other", len(left))
+        half = len(left) // 2
+        later += carry_out(left[:half]) + carry_out(left[half:])
+    return later
+
+
+def train(runs: Sequence[Asked], later: list[Asked]) -> None:
+    """Train runs in lockstep, resuming those that were begun, and write their directories.
+
+    Args:
+        runs: Not complete when they were last looked at.
+        later: Is given those that are not for this process, or not now.
+    """
+    parts: dict[Asked, Parts] = {}
+    for run in runs:
+        with run.apart():
+            parts[run] = prepare(run.config)
+    lessons = taught(parts)
+    with ExitStack() as held:
+        jobs: dict[Asked, Job] = {}
+        measure_memory_from_here(runs[0].config.runtime.device)
+        for run in (run for run in parts if not run.is_done):
+            with run.apart():
+                try:
+                    job = begun(run, parts[run], lessons.get(run), held, alone=len(runs) == 1)
+                except BusyError:
+                    if len(runs) == 1:
+                        raise
+                    job = None
+                if job:
+                    jobs[run] = job
+                elif not run.is_done:
+                    later.append(run)
+        if jobs:
+            train_jobs(list(jobs.values()))
+        for run, job in jobs.items():
+            run.outcome.directory, run.outcome.error = (None if job.error else job.directory), job.error
+
+
+def begun(run: Asked, parts: Parts, lesson: Lesson | None, held: ExitStack, alone: bool) -> Job | None:
+    """Lock a run and bring it to where it stands; None if there is nothing to do, or not now.
+
+    Args:
+        run: Is told if it is complete meanwhile.
+        parts: Of it.
+        lesson: Of it.
+        held: What is released when the training ends.
+        alone: Then a run that another process has may be waited for, as it says; nobody waits for it meanwhile.
+
+    Raises:
+        BusyError: another process has it.
+    """
+    config, key = run.config, run.directory.key
+    lock = held.enter_context(
+        run.directory.locked(f"this run of {config.student.name}", config.on_busy if alone else "skip")
+    )
+    run.directory = directory = RunDirectory.of(config, key)  # another process may have named it meanwhile
+    if directory.is_complete() and not config.overwrite:
+        log.info("complete already, skipped: %s", directory.path)
+        run.outcome.directory = directory
+        return None
+    if directory.is_complete():
+        directory.clear()
+    if not agrees(directory, config, lesson):
+        return None
+    check_room(directory, [parts.student, parts.method], len(parts.dataset.val) + len(parts.dataset.test))
+    directory.create()
+    with about(directory.log, run.prefix):
+        held.enter_context(logged(directory.log))
+        job = Job(config, directory, parts, lesson, lock, run.prefix)
+        job.begin()
+    return job
+
+
+def train_jobs(jobs: list[Job]) -> None:
+    """Carry out the training of runs that stand ready, and what follows it."""
+    share_work(jobs)
+    first = jobs[0]
+    group, batches, epochs = Group(jobs), first.parts.batches, first.config.recipe.epochs
+    steps = steps_on(first.config.runtime, batches, {job.learner: job.answers for job in jobs})
+    title = first.title if len(jobs) == 1 else f"{len(jobs)} runs in lockstep"
+    done = group.position[0] + group.position[1] / len(batches)
+    display = Display(title, epochs, len(batches.dataset.train), done)
+    with deferred(max(job.config.checkpoint.grace_seconds for job in jobs)):
+        try:
+            fit(group, steps, batches.dataset, epochs, display)
+        except Interrupted as interruption:
+            for job in jobs:
+                if not job.error:
+                    with group.apart(job):
+                        job.checkpointer.keep(interruption)
+            raise
+        finally:
+            display.close()
+        for job in jobs:
+            if not job.error:
+                with group.apart(job):
+                    job.finish()
+
+
+def agrees(directory: RunDirectory, config: RunConfig, lesson: Lesson | None) -> bool:
     """Whether we do as the run began, if it was begun."""
     choices, table = directory.recorded_choices(), directory.recorded_table()
-    return choices in ({}, choices_of(config.runtime)) and (not lesson or table in (None, lesson.config.table))
-
-
-def choices_of(runtime: RuntimeConfig) -> dict[str, Any]:
-    """What rounds sums and so must stay as it is until a run is done."""
-    return {name: getattr(runtime, name) for name in ("threads", "channels_last", "deterministic")}
+    known = {name: value for name, value in choices.items() if name in CHOICES}
+    return known in ({}, choices_of(config.runtime)) and (not lesson or table in (None, lesson.config.table))
 
 
 def check(config: RunConfig) -> Path | None:
@@ -117,7 +285,8 @@ def located(config: RunConfig) -> tuple[RunConfig, RunDirectory]:
     teacher_key = teachers.key_of_teacher(config) if config.teacher else None
     directory = RunDirectory.of(config, key_of(identity(config, teacher_key)))
     if not directory.is_complete():
-        config.runtime = dataclasses.replace(config.runtime, **directory.recorded_choices())
+        choices = {name: value for name, value in directory.recorded_choices().items() if name in CHOICES}
+        config.runtime = dataclasses.replace(config.runtime, **choices)
     return config, directory
 
 
@@ -137,211 +306,56 @@ def skipped(directory: RunDirectory, config: RunConfig) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a run is made of, built before anything is written."""
+def taught(parts: Mapping[Asked, Parts]) -> dict[Asked, Lesson]:
+    """For each run with a teacher, choose between it and its table, and have made what is missing of the two.
 
-    dataset: Dataset
-    batches: Batches
-    student: Network
-    description: Description
-    method: Method
-
-
-def prepare(config: RunConfig) -> Parts:
-    """Load the data and build student and method, each from a seed of its own.
-
-    Raises:
-        ConfigError: for whatever of it cannot be.
+    Args:
+        parts: Of runs that share their teacher, some of which may have none.
     """
-    dataset, description, method = check_parts(config)
-    # Apart from the method's: students with the same seed start from the same weights, whatever they learn by.
-    torch.manual_seed(derived_seed(config.init_seed, "student"))
-    student = build(config.student, NUM_CLASSES, method.needs.student_stages)
-    batches = Batches(
-        dataset, config.recipe.batch_size, config.data_seed, config.data.augment, config.runtime.channels_last
-    )
-    return Parts(dataset, batches, placed(student, config.runtime), description, placed(method, config.runtime))
-
-
-def check_parts(config: RunConfig) -> tuple[Dataset, Description, Method]:
-    """What a run needs, but for its networks, which are described without being built."""
-    teachers.check_checkpoint(config)
-    dataset = load(config.data, config.runtime.device)
-    description = describe(config.student, NUM_CLASSES, IMAGE_SHAPE, "student")
-    teacher = config.teacher and describe(config.teacher.model, NUM_CLASSES, IMAGE_SHAPE, "teacher")
-    torch.manual_seed(derived_seed(config.init_seed, "method"))
-    method = config.method.target(config.method.params, description.shapes, teacher.shapes if teacher else None)
-    return dataset, description, method
-
-
-def derived_seed(seed: int, purpose: str) -> int:
-    """A seed for one purpose, independent of those for others."""
-    return int(np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint32)[0])
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """A run's teacher, and how it answers."""
-
-    teacher: teachers.Teacher
-    answers: Answers
-    config: TeacherConfig
-    """With `table` decided."""
-    source: str
-    """Live or table, for the user."""
-
-
-def taught(config: RunConfig, directory: RunDirectory, parts: Parts) -> Lesson:
-    """Choose between the live teacher and its table, and have made what is missing of the two."""
-    assert config.teacher is not None
-    needs = parts.method.needs
-    choice = tables.choose(config, needs, teachers.directory_of(config), directory.recorded_table())
-    log.info("teacher: %s", choice.reason)
-    teacher = teachers.obtain(config, needs, parts.dataset, execute)
-    answers: Answers = LiveTeacher(teacher.network, needs, config.runtime)
-    table, source = "off", choice.reason
-    if choice.use:
-        logits = tables.obtain(choice, config, teacher, parts.batches)
-        if isinstance(logits, str):
-            source = logits
-            log.info("teacher: %s", source)
-        else:
-            train = parts.dataset.train
-            answers = TabulatedTeacher(logits.to(train.labels.device), train, tables.views_of(config))
-            table = "on"
-    return Lesson(teacher, answers, dataclasses.replace(config.teacher, table=table), source)
-
-
-def train(config: RunConfig, directory: RunDirectory, parts: Parts, lesson: Lesson | None, lock: Held) -> None:
-    """Train the student of a run, resuming if it was begun, and write its directory."""
-    dataset, runtime = parts.dataset, config.runtime
-    if lesson:
-        config = dataclasses.replace(config, teacher=lesson.config)
-        log.debug("teacher: %s", lesson.source)
-    source = f" from {config.teacher.model.name}" if config.teacher else ""
-    title = f"{config.student.name} {config.method.name}{source} seed {config.seed}"
-    log.info("%s: %s on %s, %s, threads: %d", title, directory.path, runtime.device, runtime.precision, runtime.threads)
-    directory.write_config(config)
-    directory.bad_numbers.unlink(missing_ok=True)
-    measure_memory_from_here(runtime.device)
-    learner = Learner(parts.student, parts.method, config.recipe, runtime)
-    torch.manual_seed(derived_seed(config.data_seed, "training"))  # for models that draw while they train
-    checkpointer = Checkpointer(directory, config.checkpoint, learner, lock, facts_of(config, parts, lesson))
-    checkpointer.resume()
-    if learner.rows:
-        directory.write_metrics(learner.rows)  # the file may be older, damaged or gone
-
-    def record(learner: Learner) -> None:
-        lock.check()
-        directory.write_metrics(learner.rows)
-        checkpointer.end_of_epoch()
-
-    done = learner.epoch + learner.step_of_epoch / len(parts.batches)
-    display = Display(title, config.recipe.epochs, len(dataset.train), done)
-    answers = lesson.answers if lesson else no_teacher
-    with deferred(config.checkpoint.grace_seconds):
-        try:
-            with checkpointer.kept_on_interruption():
-                fit(
-                    [learner],
-                    parts.batches,
-                    dataset,
-                    answers,
-                    config.recipe.epochs,
-                    display,
-                    checkpointer.watched,
-                    record,
-                )
-        except NonFiniteError as error:
-            write_json(directory.bad_numbers, what_went_bad(error, parts, learner))
-            raise RunError(f"{error}. What the step saw: {directory.bad_numbers}") from None
-        finally:
-            display.close()
-        finish(config, directory, parts, lesson.teacher if lesson else None, learner, lock)
-    remove_checkpoints(config, directory)
-
-
-def remove_checkpoints(config: RunConfig, directory: RunDirectory) -> None:
-    """Of a complete run, but for the one that is to be kept."""
-    for file in directory.checkpoints():
-        if not (config.checkpoint.keep_last and file == directory.checkpoint):
-            file.unlink(missing_ok=True)
-
-
-def facts_of(config: RunConfig, parts: Parts, lesson: Lesson | None) -> dict[str, Any]:
-    """What a run depends on and must find again when it goes on."""
-    taught_by = lesson.teacher.directory.read_summary()["weights_sha256"] if lesson else None
-    return {
-        "choices": choices_of(config.runtime),
-        "table": lesson.config.table if lesson else None,
-        "teacher": taught_by,
-        "training_data": parts.dataset.train.sha256,
-    }
-
-
-def what_went_bad(error: NonFiniteError, parts: Parts, learner: Learner) -> dict[str, Any]:
-    """What a step saw that could not be taken, for whoever wants to find out why."""
-    batch = next(parts.batches.epoch(error.epoch - 1, error.step - 1))
-    named = [*learner.student.named_parameters(), *learner.method.named_parameters()]
-    return {
-        "epoch": error.epoch,
-        "step": error.step,
-        "learning_rate": learning_rate(learner.recipe, error.epoch - 1),
-        "precision": learner.runtime.precision,
-        "terms": {name: repr(value) for name, value in error.values.items()},
-        "weight_norms": {name: repr(float(value.detach().norm())) for name, value in named},
-        "indices": batch.indices.tolist(),
-        "views": batch.views.tolist(),
-    }
-
-
-def finish(
-    config: RunConfig,
-    directory: RunDirectory,
-    parts: Parts,
-    teacher: teachers.Teacher | None,
-    learner: Learner,
-    lock: Held,
-) -> None:
-    """Read the test set, with the last weights and with the best, and write the result."""
-    dataset, runtime, best = parts.dataset, config.runtime, learner.best
-    assert best is not None
-    final = finite(predict(learner.student, dataset, dataset.test, runtime, learner.method), learner.epoch)
-    test_logits = final
-    if best["epoch"] != learner.epoch:
-        learner.student.body.load_state_dict(best["weights"])
-        learner.method.load_state_dict(best["method"])
-        test_logits = finite(predict(learner.student, dataset, dataset.test, runtime, learner.method), best["epoch"])
-    predictions = Predictions(best["val_logits"], test_logits)
-    speeds = [row["images_per_second"] for row in learner.rows]
-    training: dict[str, Any] = {
-        "epochs": config.recipe.epochs,
-        "best_val_epoch": best["epoch"],
-        "test_acc_final": metrics.accuracy(final.numpy(), dataset.test.labels.cpu().numpy()),
-        "teacher_test_acc": teacher.test_acc if teacher else None,
-        "teacher_key": teacher.directory.key if teacher else None,
-        "teacher_weights_sha256": teacher.weights_sha256 if teacher else None,
-        **fidelity(predictions.test, teacher.test_logits if teacher else None),
-        "train_seconds": sum(row["seconds"] for row in learner.rows),
-        "images_per_second": statistics.median(speeds[1:] or speeds),
-        "peak_memory_bytes": peak_memory(runtime.device),
-        "skipped_steps": learner.skipped,
-        "overflowed_steps": learner.overflows,
-    }
-    lock.check()
-    write_result(directory, config, dataset, parts.description, best["weights"], predictions, training)
-    accuracy = metrics.accuracy(test_logits.numpy(), dataset.test.labels.cpu().numpy())
-    log.info("done: test accuracy %.2f%% at the best validation epoch, %d", 100 * accuracy, best["epoch"])
+    runs = [run for run in parts if run.config.teacher]
+    choices: dict[Asked, tables.Choice] = {}
+    for run in runs:
+        with run.apart():
+            needs, directory = parts[run].method.needs, run.directory
+            choices[run] = tables.choose(
+                run.config, needs, teachers.directory_of(run.config), directory.recorded_table()
+            )
+            log.info("teacher: %s", choices[run].reason)
+    if not choices:
+        return {}
+    first = next(iter(choices))
+    try:
+        union = Needs.of_teacher(parts[run].method.needs for run in choices)
+        teacher = teachers.obtain(first.config, union, parts[first].dataset, execute)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        for run in choices:
+            run.failed(error)
+        return {}
+    live = LiveTeacher(teacher.network, union, first.config.runtime)
+    lessons = {}
+    tabulated: Answers | None = None
+    for run, choice in choices.items():
+        with run.apart():
+            answers: Answers = live
+            table, source = "off", choice.reason
+            if choice.use:
+                logits = tables.obtain(choice, run.config, teacher, parts[run].batches)
+                if isinstance(logits, str):
+                    source = logits
+                    log.info("teacher: %s", source)
+                else:
+                    train = parts[run].dataset.train
+                    views = tables.views_of(run.config)
+                    tabulated = tabulated or TabulatedTeacher(logits.to(train.labels.device), train, views)
+                    answers, table = tabulated, "on"
+            assert run.config.teacher is not None
+            config = dataclasses.replace(run.config.teacher, table=table)
+            lessons[run] = Lesson(teacher, answers, config, source)
+    return lessons
 
 
 def measure_memory_from_here(device: str) -> None:
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory(device: str) -> int:
-    """Bytes: tensors on the GPU since the run began, or on the CPU the process's largest size so far."""
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

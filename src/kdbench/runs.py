@@ -5,10 +5,8 @@ import csv
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import secrets
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,7 +20,6 @@ from kdbench.config import ModelConfig, RunConfig
 from kdbench.errors import ConfigError, first_line
 
 SCHEMA_VERSION = 1
-log = logging.getLogger(__name__)
 
 
 def identity(config: RunConfig, teacher_key: str | None) -> dict[str, Any]:
@@ -270,23 +267,6 @@ class RunDirectory:
         file = self.path.parent.parent / ".locks" / f"{name or self.key}.lock"
         return locks.held(file, f"{purpose} ({self.path.name})", wait=on_busy == "wait")
 
-    @contextlib.contextmanager
-    def logging(self) -> Iterator[None]:
-        """Everything kdbench logs meanwhile also goes to train.log."""
-        end_torn_line(self.log)
-        handler = LogFile(self.log)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        package = logging.getLogger("kdbench")
-        level = package.level
-        package.setLevel(logging.DEBUG)
-        package.addHandler(handler)
-        try:
-            yield
-        finally:
-            package.removeHandler(handler)
-            package.setLevel(level)
-            handler.close()
-
 
 def refuse_links(*files: Path) -> None:
     """That what is written to these files lands there.
@@ -297,23 +277,6 @@ def refuse_links(*files: Path) -> None:
     for file in files:
         if file.is_symlink():
             raise ConfigError(f"{file} is a link to {file.readlink()}; a run's files lie in its own folder: remove it")
-
-
-class LogFile(logging.FileHandler):
-    """A log that ends the run when it cannot be written: the disk is full, or gone."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name for it
-        """Hand the error on; logging would print it with a traceback and go on."""
-        error = sys.exception()
-        assert error is not None
-        raise error
-
-
-def end_torn_line(file: Path) -> None:
-    """A line that a killed process left without its end gets one, so that what follows stands on its own."""
-    if file.is_file() and file.stat().st_size and not file.read_bytes().endswith(b"\n"):
-        with file.open("ab") as opened:
-            opened.write(b"\n")
 
 
 def sealed(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,10 +55,11 @@ def applied(runtime: RuntimeConfig) -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     benchmark, tf32 = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
     torch.set_num_threads(runtime.threads)
-    if runtime.deterministic:
+    repeats = runtime.profile == "repro"
+    if repeats:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats only with a fixed workspace
         torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = not runtime.deterministic
+    torch.backends.cudnn.benchmark = not repeats
     torch.backends.cudnn.allow_tf32 = False  # fp32 means float32; torch's default rounds convolutions to 10 bits
     try:
         with freed_memory_kept() if runtime.device == "cpu" else contextlib.nullcontext():

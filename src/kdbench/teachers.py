@@ -18,6 +18,7 @@ from kdbench import metrics
 from kdbench.config import MethodConfig, RunConfig
 from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES, Dataset
 from kdbench.errors import ConfigError
+from kdbench.logs import logged
 from kdbench.methods.ce import CrossEntropy
 from kdbench.methods.method import Needs
 from kdbench.models import Network, build, describe, folded, weights
@@ -170,7 +171,7 @@ def imported(config: RunConfig, dataset: Dataset) -> RunDirectory:
         directory.create()
         directory.write_config(run)
         accuracy = metrics.accuracy(predictions.val.numpy(), dataset.val.labels.cpu().numpy())
-        with directory.logging():
+        with logged(directory.log):
             log.info("%s: validation accuracy %.2f%%", checkpoint_path(config), 100 * accuracy)
         description = describe(run.student, NUM_CLASSES, IMAGE_SHAPE, "teacher")
         unknown = dict.fromkeys(UNKNOWN_OF_GIVEN_WEIGHTS)

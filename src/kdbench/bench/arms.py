@@ -4,12 +4,13 @@ import copy
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdbench.bench.reference import PilBatches, ReferenceTrainer
 from kdbench.config import RunConfig
@@ -18,12 +19,15 @@ from kdbench.data.batches import Batch, plain_batches
 from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
 from kdbench.methods.method import Needs
 from kdbench.models import Network, build, describe, folded
-from kdbench.run import check_parts
+from kdbench.parts import check_parts
 from kdbench.runtime import narrow, placed
 from kdbench.tables import can_answer, views_of
 from kdbench.teaching import LiveTeacher, TabulatedTeacher, no_teacher
+from kdbench.train.graphs import steps_on
+from kdbench.train.group import Group, Pupil
 from kdbench.train.learner import Learner
-from kdbench.train.loop import Answers, train_epoch
+from kdbench.train.loop import train_epoch
+from kdbench.train.steps import Answers
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Arm:
     """kdbench's own step: fused optimiser, sums on the device; else one `.item()` per term."""
     teacher: str = "whole"
     """whole, folded (batch norm in the convolutions) or table."""
+    graphs: bool = False
+    """On a GPU, steps recorded and replayed; else launched kernel by kernel."""
 
 
 REFERENCE = Arm(
@@ -55,9 +61,10 @@ ALONE = (
     dataclasses.replace(REFERENCE, name="folded", what="teacher: batch norm folded", teacher="folded"),
     dataclasses.replace(REFERENCE, name="table", what="teacher: table", teacher="table"),
 )
-KDBENCH = Arm("kdbench", "all of them", True, True, True, True, "folded")
+KDBENCH = Arm("kdbench", "all of them", True, True, True, True, "folded", graphs=True)
+KDBENCH_EAGER = dataclasses.replace(KDBENCH, name="kdbench-eager", what="all of them, no CUDA graphs", graphs=False)
 KDBENCH_TABLE = dataclasses.replace(KDBENCH, name="kdbench-table", what="all of them, teacher: table", teacher="table")
-ARMS = (REFERENCE, *ALONE, KDBENCH, KDBENCH_TABLE)
+ARMS = (REFERENCE, *ALONE, KDBENCH_EAGER, KDBENCH, KDBENCH_TABLE)
 
 
 def arms_of(config: RunConfig, needs: Needs) -> list[Arm]:
@@ -66,6 +73,8 @@ def arms_of(config: RunConfig, needs: Needs) -> list[Arm]:
     def differs(arm: Arm) -> bool:
         if arm.name == "precision":
             return narrow(config.runtime) is not None
+        if arm == KDBENCH_EAGER:
+            return config.runtime.device != "cpu"
         if arm.teacher == "table":
             return can_answer(needs)
         return arm.name != "folded" or config.teacher is not None
@@ -117,13 +126,16 @@ class Trainee:
         config, needs, dataset = bench.config, bench.method.needs, bench.dataset
         self.arm = arm
         precision = config.runtime.precision if arm.precision else "fp32"
-        self.runtime = dataclasses.replace(config.runtime, channels_last=arm.channels_last, precision=precision)
+        self.runtime = dataclasses.replace(
+            config.runtime, channels_last=arm.channels_last, precision=precision, graphs=arm.graphs
+        )
         torch.manual_seed(0)
         self.student = placed(build(config.student, NUM_CLASSES, needs.student_stages), self.runtime)
         method = placed(copy.deepcopy(bench.method), self.runtime)
         self.loader = None if arm.views else bench.loader
         own = Batches(dataset, config.recipe.batch_size, config.data_seed, config.data.augment, arm.channels_last)
-        self.batches = bench.loader.batches(arm.channels_last) if self.loader else full_batches(own)
+        self.work: Iterator[Any] = bench.loader.batches(arm.channels_last) if self.loader else full_plans(own)
+        """Batches, or what batches are made of."""
         self.answers: Answers = no_teacher
         if arm.teacher == "table":
             self.answers = synthetic_table(config, dataset)
@@ -134,8 +146,14 @@ class Trainee:
         if arm.learner:
             learner = Learner(self.student, method, config.recipe, self.runtime)
             learner.begin_epoch()
-            self.train_on = partial(train_epoch, [learner], teacher=self.answers)
+            if self.loader:
+                self.train_on = partial(given_batches, learner, self.answers)
+            else:
+                steps = steps_on(self.runtime, own, {learner: self.answers})
+                self.train_on = partial(train_epoch, Group([Pupil(learner)]), steps)
         else:
+            if not self.loader:
+                self.work = itertools.starmap(own.batch, self.work)
             trainer = ReferenceTrainer(self.student, method, config.recipe, self.runtime)
             self.train_on = partial(trainer.train, teacher=self.answers)
 
@@ -144,7 +162,7 @@ class Trainee:
         # The reference is what one writes without a thought: on a GPU torch then rounds float32 convolutions to TF32.
         torch.backends.cudnn.allow_tf32 = not self.arm.precision
         started = time.perf_counter()
-        self.train_on(itertools.islice(self.batches, steps))
+        self.train_on(itertools.islice(self.work, steps))
         if self.runtime.device != "cpu":
             torch.cuda.synchronize(self.runtime.device)
         return time.perf_counter() - started
@@ -155,10 +173,16 @@ class Trainee:
             self.loader.begin_anew()
 
 
-def full_batches(batches: Batches) -> Iterator[Batch]:
-    """Without end, and without the smaller ones at the end of an epoch."""
+def given_batches(learner: Learner, teacher: Answers, batches: Iterable[Batch]) -> None:
+    """kdbench's step on batches that others have made."""
+    for batch in batches:
+        learner.step(learner.losses(batch, teacher(batch)))
+
+
+def full_plans(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows and views of batches without end, and without the smaller ones at the end of an epoch."""
     for epoch in itertools.count():
-        yield from (batch for batch in batches.epoch(epoch) if len(batch.labels) == batches.batch_size)
+        yield from ((rows, views) for rows, views in batches.plan(epoch) if len(rows) == batches.batch_size)
 
 
 def synthetic_table(config: RunConfig, dataset: Dataset) -> TabulatedTeacher:

@@ -21,8 +21,8 @@ from kdbench.bench.measure import figures, measured
 from kdbench.compose import explained, run_config
 from kdbench.config import RunConfig
 from kdbench.errors import ConfigError, Parser, nearest
+from kdbench.parts import check_parts
 from kdbench.processors import available_cores
-from kdbench.run import check_parts
 from kdbench.runs import write_json
 from kdbench.runtime import applied, resolve
 from kdbench.summary import environment

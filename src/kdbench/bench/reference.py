@@ -19,7 +19,7 @@ from kdbench.data.views import IDENTITY_VIEW
 from kdbench.methods.method import Knowledge, Method
 from kdbench.models import Network
 from kdbench.runtime import autocast
-from kdbench.train.loop import Answers
+from kdbench.train.steps import Answers
 
 
 class PilImages(torch.utils.data.Dataset[tuple[Tensor, int, int]]):

@@ -47,13 +47,17 @@ class Batches:
         """Steps in an epoch."""
         return -(-len(self.dataset.train) // self.batch_size)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, counted from 0, without the first `start`."""
+    def plan(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows and views of the batches of an epoch, counted from 0, without the first `start`."""
         device = self.dataset.train.labels.device
         order, views = augmentation.epoch_plan(len(self.dataset.train), self.data_seed, epoch, self.augment)
         parts = zip(order.to(device).split(self.batch_size), views.to(device).split(self.batch_size), strict=True)
-        for rows, row_views in itertools.islice(parts, start, None):
-            yield self.batch(rows, row_views)
+        yield from itertools.islice(parts, start, None)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches themselves."""
+        for rows, views in self.plan(epoch, start):
+            yield self.batch(rows, views)
 
     def batch(self, rows: Tensor, views: Tensor) -> Batch:
         """Any rows of the training images [B] in any views [B], both int64 and on the data's device."""

@@ -1,7 +1,7 @@
 """What a method is: the contract between a loss, the models and the loop."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,13 +23,30 @@ class Knowledge(NamedTuple):
     logits: Tensor | None
     features: Mapping[str, Tensor]
 
+    def only(self, needs: "Needs") -> "Knowledge":
+        """What one method asked for; the teacher may have been asked for others too."""
+        features = {stage: self.features[stage] for stage in needs.teacher_stages}
+        return Knowledge(self.logits if needs.teacher_logits else None, features)
 
-class Progress(NamedTuple):
-    """Where a training stands; weights that ramp up or down depend on it."""
 
-    epoch: int
-    """Counted from 0."""
-    epochs: int
+class Progress:
+    """Where a training stands; weights that ramp up or down depend on it.
+
+    Args:
+        epoch: Counted from 0.
+        epochs: In total.
+    """
+
+    def __init__(self, epoch: int, epochs: int) -> None:
+        self._epoch = epoch
+        self.epochs = epochs
+        self.was_asked = False
+        """Whether what is computed depends on the epoch, so that a step recorded in one is not replayed in another."""
+
+    @property
+    def epoch(self) -> int:
+        self.was_asked = True
+        return self._epoch
 
 
 START = Progress(0, 1)
@@ -42,6 +59,13 @@ class Needs:
     teacher_logits: bool = False
     teacher_stages: tuple[str, ...] = ()
     student_stages: tuple[str, ...] = ()
+
+    @classmethod
+    def of_teacher(cls, several: Iterable["Needs"]) -> "Needs":
+        """What a teacher must answer so that each of several methods is given what it needs."""
+        asked = list(several)
+        stages = dict.fromkeys(stage for needs in asked for stage in needs.teacher_stages)
+        return cls(any(needs.teacher_logits for needs in asked), tuple(stages))
 
 
 @dataclass

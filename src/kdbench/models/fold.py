@@ -44,7 +44,7 @@ def folded(network: Network, dtype: torch.dtype | None = None) -> Network:
     for module in body.modules():
         if dtype is not None and isinstance(module, nn.Conv2d | nn.Linear):
             module.to(dtype)
-    return Network(body.requires_grad_(False), network.logits, network.stages).eval()
+    return Network(body.requires_grad_(False), network.logits, network.stages, network.architecture).eval()
 
 
 def convolution_before(node: fx.Node, modules: Mapping[str, nn.Module], calls: Counter[str]) -> fx.Node | None:

@@ -25,11 +25,15 @@ class Output(NamedTuple):
 
 
 class Network(nn.Module):
-    """A network with named stages. `body` is the architecture's own module tree, with its own state-dict names."""
+    """A network with named stages. `body` is the architecture's own module tree, with its own state-dict names.
 
-    def __init__(self, body: nn.Module, logits: str, stages: Mapping[str, str]) -> None:
+    `architecture` is the same for networks that compute the same function of images and weights.
+    """
+
+    def __init__(self, body: nn.Module, logits: str, stages: Mapping[str, str], architecture: str) -> None:
         super().__init__()
         self.body = body
+        self.architecture = architecture
         self.logits = logits
         self.stages = dict(stages)
 
@@ -80,7 +84,8 @@ def build(config: ModelConfig, num_classes: int, stages: Sequence[str] = (), key
     answers = {node: node for node in (*wanted.values(), nodes[-1])}
     body = create_feature_extractor(raw, return_nodes=answers, suppress_diff_warning=True)
     keep_stages(body)
-    return Network(body, nodes[-1], wanted)
+    architecture = repr((config.target, config.arguments, num_classes, wanted))
+    return Network(body, nodes[-1], wanted, architecture)
 
 
 def keep_stages(body: Any) -> None:

@@ -1,14 +1,13 @@
-"""Checkpoints: a learner and the random state, at any step of an epoch or at its end.
+"""Checkpoints: a learner, its random state included, at any step of an epoch or at its end.
 
 `last.ckpt` is the newest, `previous.ckpt` the one before it: should the newest be damaged, a run goes on from there.
 """
 
-import contextlib
 import io
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -17,12 +16,10 @@ from kdbench.config import CheckpointConfig
 from kdbench.errors import RunError, first_line
 from kdbench.locks import Held
 from kdbench.runs import RunDirectory
-from kdbench.stopping import Interrupted, leave_if_asked
+from kdbench.stopping import Interrupted
 from kdbench.train.learner import Learner
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class Checkpointer:
@@ -51,13 +48,10 @@ class Checkpointer:
         self.facts = dict(facts)
         self.written = time.monotonic()
 
-    def watched(self, batches: Iterable[T]) -> Iterator[T]:
-        """The same batches; between a step and the next one a checkpoint is written if it is due."""
-        for batch in batches:
-            yield batch
-            leave_if_asked()
-            if self.minutes_are_over():
-                self.save()
+    def between_steps(self) -> None:
+        """Write where minutes make it due."""
+        if self.minutes_are_over():
+            self.save()
 
     def end_of_epoch(self) -> None:
         """Write where epochs or minutes make it due; at the end of the training in any case: testing takes time too."""
@@ -78,22 +72,17 @@ class Checkpointer:
         """
         self.lock.check()
         self.learner.raise_if_failed()
-        state = {"learner": self.learner.state_dict(), "random": random_state(self.learner.runtime.device)}
+        state = {"learner": self.learner.state_dict()}
         facts = self.facts | {"epoch": self.learner.epoch, "step": self.learner.step_of_epoch}
         content = io.BytesIO()
         torch.save(state, content)
         self.directory.write_checkpoint(lambda path: checked.write(path, facts, content.getvalue()))
         self.written = time.monotonic()
 
-    @contextlib.contextmanager
-    def kept_on_interruption(self) -> Iterator[None]:
-        """Write a checkpoint if a signal ends what is done meanwhile."""
-        try:
-            yield
-        except Interrupted as interruption:
-            self.save()
-            log.info("%s: stopped after %s", interruption, self.where())
-            raise
+    def keep(self, interruption: Interrupted) -> None:
+        """Write a checkpoint because a signal has ended the training."""
+        self.save()
+        log.info("%s: stopped after %s", interruption, self.where())
 
     def resume(self) -> None:
         """Bring a fresh learner to where the newest readable checkpoint stands, if there is one.
@@ -115,7 +104,6 @@ class Checkpointer:
             self.check_facts(facts)
             try:
                 self.learner.load_state_dict(state["learner"])
-                set_random_state(state["random"], self.learner.runtime.device)
             except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
                 raise RunError(
                     f"{file} was written by another version ({first_line(error)}); delete it to begin this run anew"
@@ -140,16 +128,3 @@ class Checkpointer:
                     f"this run began with another {name.replace('_', ' ')}: {there[name]} then, {here} now; bring "
                     f"that one back, or delete {self.directory.path} to begin anew"
                 )
-
-
-def random_state(device: str) -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device != "cpu":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_random_state(state: dict[str, torch.Tensor], device: str) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device != "cpu" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

@@ -3,12 +3,10 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tqdm import tqdm
-
-from kdbench.data.batches import Batch
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +33,16 @@ class Display:
             disable=not sys.stderr.isatty(),
         )
         self.bar.set_postfix_str(f"epoch {int(epochs_done) + 1}/{epochs}")
+        self.begun, self.epochs_before = time.monotonic(), epochs_done
 
-    def counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            yield batch
-            self.bar.update(len(batch.labels))
+    def add(self, images: int) -> None:
+        """So many were trained on."""
+        self.bar.update(images)
 
     def epoch_done(self, row: Mapping[str, float]) -> None:
         done = int(row["epoch"])
-        time_left = tqdm.format_interval((self.epochs - done) * row["seconds"])
+        per_epoch = (time.monotonic() - self.begun) / max(done - self.epochs_before, 1e-9)
+        time_left = tqdm.format_interval((self.epochs - done) * per_epoch)
         self.bar.set_postfix_str(
             f"epoch {min(done + 1, self.epochs)}/{self.epochs}, "
             f"loss {row['train_loss']:.3f}, val_acc {row['val_acc']:.1%}"

@@ -2,7 +2,8 @@
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from kdbench import metrics
 from kdbench.config import RecipeConfig, RuntimeConfig
 from kdbench.data.batches import Batch
 from kdbench.data.dataset import Dataset
-from kdbench.methods.method import Knowledge, Method, Progress
+from kdbench.methods.method import START, Knowledge, Method, Progress
 from kdbench.models import Network
 from kdbench.runtime import autocast
+from kdbench.train.compiled import compiled
 from kdbench.train.evaluate import finite, predict
 from kdbench.train.optim import build_optimizer, clip_gradients, learning_rate
 from kdbench.train.sums import GRAD_NORM, EpochSums
@@ -33,15 +35,23 @@ class Learner:
         method: On the same device.
         recipe: Optimiser, schedule and clipping.
         runtime: Resolved.
+        seed: Of what student and method draw while they train, whoever else trains beside them.
     """
 
-    def __init__(self, student: Network, method: Method, recipe: RecipeConfig, runtime: RuntimeConfig) -> None:
+    def __init__(
+        self, student: Network, method: Method, recipe: RecipeConfig, runtime: RuntimeConfig, seed: int = 0
+    ) -> None:
         self.student = student
+        self.forward = compiled(student) if runtime.compile else student
         self.method = method
         self.recipe = recipe
         self.runtime = runtime
         own, projections = list(student.parameters()), list(method.parameters())
-        self.optimizer = build_optimizer(recipe, own, projections)
+        # A tensor, so that a recorded step follows the schedule; its type is what the fused kernels read.
+        self.lr = torch.tensor(
+            recipe.lr, dtype=torch.float64 if runtime.device == "cpu" else torch.float32, device=runtime.device
+        )
+        self.optimizer = build_optimizer(recipe, self.lr, own, projections)
         self.clipped = own + projections if recipe.clip_projections else own
         self.scaler = torch.amp.GradScaler(torch.device(runtime.device).type, enabled=runtime.precision == "fp16")
         self.buffers = [*student.buffers(), *method.buffers()]
@@ -51,16 +61,22 @@ class Learner:
         """Steps done of the epoch that has begun."""
         self.resumed = False
         """Whether the epoch that begins next has begun already, in another process."""
-        self.seconds_before = 0.0
-        """Spent on this epoch by a process before this one."""
-        self.begun = time.perf_counter()
+        self.seconds = 0.0
+        """Spent on the epoch that has begun, by all processes that worked on it: the loop adds to it."""
+        self.random = {
+            kind: torch.Generator(device).manual_seed(seed).get_state()
+            for kind, device in {"cpu": "cpu", runtime.device.partition(":")[0]: runtime.device}.items()
+        }
+        """State of torch's generators, as this learner has left them."""
+        self.progress = START
         self.skipped = 0
         """Steps left out because their loss was not finite, in the epochs done."""
         self.overflows = 0
         """Steps that gradient scaling left out, in the epochs done."""
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
-        self.sums = self.fresh_sums()
+        limit = recipe.nonfinite_limit if self.skips else 0
+        self.sums = EpochSums(runtime.device, self.scaler.is_enabled(), limit)
         self.buffers_before: list[Tensor] = []
 
     @property
@@ -68,30 +84,37 @@ class Learner:
         """Whether a step that is not finite is left out, or ends the run."""
         return self.recipe.on_nonfinite == "skip"
 
-    def fresh_sums(self) -> EpochSums:
-        limit = self.recipe.nonfinite_limit if self.skips else 0
-        return EpochSums(self.runtime.device, self.scaler.is_enabled(), limit, self.skipped)
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epochs done, and steps done of the one that has begun."""
+        return self.epoch, self.step_of_epoch
 
     def begin_epoch(self) -> None:
         """Begin the next epoch, or go on with the one that a resume has brought back."""
         self.student.train()
         self.method.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.recipe, self.epoch)
+        self.lr.fill_(learning_rate(self.recipe, self.epoch))
+        self.progress = Progress(self.epoch, self.recipe.epochs)
         if not self.resumed:
-            self.sums, self.step_of_epoch, self.seconds_before = self.fresh_sums(), 0, 0.0
-        self.resumed, self.begun = False, time.perf_counter()
+            self.sums.begin(self.skipped)
+            self.step_of_epoch, self.seconds = 0, 0.0
+        self.resumed = False
 
-    def seconds(self) -> float:
-        """Spent on the epoch that has begun, by all processes that worked on it."""
-        return self.seconds_before + time.perf_counter() - self.begun
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """What is drawn meanwhile comes from this learner's own random state."""
+        set_random_state(self.random, self.runtime.device)
+        try:
+            yield
+        finally:
+            self.random = random_state(self.runtime.device)
 
     def losses(self, batch: Batch, knowledge: Knowledge | None) -> dict[str, Tensor]:
         """Forward pass: the method's named scalar terms."""
         self.buffers_before = [buffer.clone() for buffer in self.buffers] if self.skips else []
         with autocast(self.runtime):
-            output = self.student(batch.images)
-            terms = self.method(output, knowledge, batch, progress=Progress(self.epoch, self.recipe.epochs))
+            output = self.forward(batch.images)
+            terms = self.method(output, knowledge, batch, progress=self.progress)
         self.sums.add_predictions(self.method.predict(output), batch.labels)
         return terms
 
@@ -110,7 +133,6 @@ class Learner:
         else:
             self.optimizer.found_inf = failed  # type: ignore[attr-defined]  # read by the fused step
             self.optimizer.step()
-        self.step_of_epoch += 1
 
     def poisoned(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The total of a step's terms.
@@ -130,8 +152,9 @@ class Learner:
         """That no step of this epoch ended the run. Waits for a GPU."""
         self.sums.raise_if_failed(self.epoch + 1)
 
-    def end_epoch(self, dataset: Dataset, train_seconds: float) -> dict[str, float]:
+    def end_epoch(self, dataset: Dataset) -> dict[str, float]:
         """Validate, keep the best weights, and add this epoch's row to the records."""
+        started = time.perf_counter()
         means = self.sums.means(self.epoch + 1)
         val_logits = finite(predict(self.student, dataset, dataset.val, self.runtime, self.method), self.epoch + 1)
         labels = dataset.val.labels.cpu().numpy()
@@ -146,7 +169,7 @@ class Learner:
             "val_loss": metrics.nll(val_logits.numpy(), labels),
             "val_acc": metrics.accuracy(val_logits.numpy(), labels),
             "grad_norm": grad_norm,
-            "images_per_second": len(dataset.train) / train_seconds,
+            "images_per_second": len(dataset.train) / self.seconds,
         }
         if self.best is None or row["val_acc"] > self.best["val_acc"]:
             self.best = {
@@ -156,7 +179,7 @@ class Learner:
                 "method": copy.deepcopy(self.method.state_dict()),
                 "val_logits": val_logits,
             }
-        row["seconds"] = self.seconds()
+        row["seconds"] = self.seconds + time.perf_counter() - started
         self.rows.append(row)
         self.epoch += 1
         self.step_of_epoch = 0
@@ -174,7 +197,8 @@ class Learner:
             "epoch": self.epoch,
             "step": self.step_of_epoch,
             "sums": self.sums.state_dict() if self.step_of_epoch else None,
-            "seconds": self.seconds() if self.step_of_epoch else 0.0,
+            "seconds": self.seconds if self.step_of_epoch else 0.0,
+            "random": self.random,
             "skipped": self.skipped,
             "overflows": self.overflows,
             "rows": self.rows,
@@ -185,15 +209,32 @@ class Learner:
         self.student.load_state_dict(state["student"])
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
         for parameter, kept in self.optimizer.state.items():
             # The fused step walks memory, so the buffers must be laid out as the weights are here.
             kept["momentum_buffer"] = torch.zeros_like(parameter).copy_(kept["momentum_buffer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.step_of_epoch, self.seconds_before = state["epoch"], state["step"], state["seconds"]
+        self.epoch, self.step_of_epoch, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.skipped, self.overflows = state["skipped"], state["overflows"]
-        self.sums = self.fresh_sums()
+        self.random = state["random"]
         self.resumed = state["sums"] is not None
+        self.sums.begin(self.skipped)
         if self.resumed:
             self.sums.load_state_dict(state["sums"])
         self.rows = state["rows"]
         self.best = state["best"]
+
+
+def random_state(device: str) -> dict[str, Tensor]:
+    """Of torch's generators: the CPU's, and the GPU's where there is one. Waits for neither."""
+    state = {"cpu": torch.get_rng_state()}
+    if device != "cpu":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: Mapping[str, Tensor], device: str) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device != "cpu" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,63 +1,76 @@
 """The training loop: one batch, one teacher forward, then one step per learner."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
 
-from kdbench.data.batches import Batch, Batches
+from kdbench.data.batches import Batches
 from kdbench.data.dataset import Dataset
-from kdbench.methods.method import Knowledge
+from kdbench.stopping import leave_if_asked
 from kdbench.train.display import Display
-from kdbench.train.learner import Learner
-
-Answers = Callable[[Batch], Knowledge | None]
-"""How a teacher answers a batch (`kdbench.teaching`)."""
+from kdbench.train.group import Group
+from kdbench.train.steps import Steps
 
 
-def fit(
-    learners: Sequence[Learner],
-    batches: Batches,
-    dataset: Dataset,
-    teacher: Answers,
-    epochs: int,
-    display: Display,
-    watched: Callable[[Iterable[Batch]], Iterable[Batch]],
-    end_of_epoch: Callable[[Learner], None],
-) -> None:
-    """Train learners that have done equally many epochs and steps until they have done `epochs`.
+def no_one(images: int) -> None:
+    """Nobody is told."""
+
+
+def fit(group: Group, steps: Steps, dataset: Dataset, epochs: int, display: Display) -> None:
+    """Train a group until those who are left in it have done `epochs`.
 
     Args:
-        learners: At least one.
-        batches: The training batches of every epoch.
+        group: At least one pupil. Who fails is told so, leaves it, and the others go on.
+        steps: How a step is carried out.
         dataset: For validation.
-        teacher: What the methods asked for about a batch.
         epochs: In total, those before a resume included.
         display: Is told of every batch and every epoch.
-        watched: Hands the batches on; what it does between two of them is done between two steps.
-        end_of_epoch: Called for each learner when its row is recorded: where records and checkpoints are written.
 
     Raises:
-        NonFiniteError: a loss was not finite.
-        Interrupted: the process was asked to stop; the learners stand between two steps.
+        Interrupted: the process was asked to stop; every learner stands between two steps.
     """
-    for epoch in range(learners[0].epoch, epochs):
-        for learner in learners:
-            learner.begin_epoch()
-        steps = display.counted(batches.epoch(epoch, learners[0].step_of_epoch))
-        train_epoch(learners, watched(steps), teacher)
-        wait_for_device(batches)
-        for learner in learners:
-            row = learner.end_epoch(dataset, learner.seconds())
-            display.epoch_done(row)
-            end_of_epoch(learner)
+    while group.pupils and group.position[0] < epochs:
+        epoch, start = group.position
+        for pupil in group.at(epoch):
+            with group.apart(pupil):
+                steps.begin_epoch(pupil.learner)
+        train_epoch(group, steps, steps.batches.plan(epoch, start), display.add)
+        for pupil in group.at(epoch):
+            with group.apart(pupil):
+                row = pupil.learner.end_epoch(dataset)
+                display.epoch_done(row)
+                pupil.epoch_done(row)
 
 
-def train_epoch(learners: Sequence[Learner], batches: Iterable[Batch], teacher: Answers) -> None:
-    for batch in batches:
-        knowledge = teacher(batch)
-        for learner in learners:
-            terms = learner.losses(batch, knowledge)
-            learner.step(terms)
+def train_epoch(
+    group: Group, steps: Steps, plan: Iterable[tuple[Tensor, Tensor]], trained: Callable[[int], None] = no_one
+) -> None:
+    """Carry out the steps of an epoch, or what is left of it.
+
+    Args:
+        group: Stands before the first of them.
+        steps: How each is carried out.
+        plan: Rows and views of their batches.
+        trained: Is told of how many images.
+    """
+    epoch, start = group.position
+    group.begin_clock()
+    with steps.running():
+        for step, (rows, views) in enumerate(plan, start):
+            pupils = group.at(epoch, step)
+            if not pupils:  # they failed, or a resume has brought them further
+                continue
+            batch, known = steps.lesson(rows, views, [pupil.learner for pupil in pupils])
+            for pupil in pupils:
+                with group.apart(pupil):
+                    steps.take(pupil.learner, batch, known)
+                    pupil.between_steps()
+            trained(len(rows))
+            group.share_time(pupils)
+            leave_if_asked()
+    wait_for_device(steps.batches)
+    group.share_time(group.at(epoch))
 
 
 def wait_for_device(batches: Batches) -> None:

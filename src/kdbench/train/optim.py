@@ -10,11 +10,11 @@ from torch.nn import Parameter
 from kdbench.config import RecipeConfig
 
 
-def build_optimizer(recipe: RecipeConfig, *groups: Sequence[Parameter]) -> torch.optim.SGD:
-    """SGD over groups of parameters that all have the recipe's learning rate and weight decay."""
+def build_optimizer(recipe: RecipeConfig, lr: Tensor, *groups: Sequence[Parameter]) -> torch.optim.SGD:
+    """SGD over groups of parameters that have the learning rate `lr` (a scalar) and the recipe's weight decay."""
     optimizer = torch.optim.SGD(
         [{"params": group} for group in groups if group],
-        lr=recipe.lr,
+        lr=lr,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,

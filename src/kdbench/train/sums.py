@@ -10,7 +10,8 @@ from torch import Tensor
 from kdbench.errors import RunError
 
 GRAD_NORM = "grad_norm"
-TENSORS = ("images", "right", "totals", "norms", "skipped", "overflows", "failed_step", "failed_values")
+COUNTS = ("steps", "images", "right", "norms", "skipped", "overflows", "failed_step")
+TENSORS = (*COUNTS, "totals", "failed_values")
 
 
 class NonFiniteError(RunError):
@@ -38,6 +39,8 @@ class NonFiniteError(RunError):
 class EpochSums:
     """Sums of loss terms, gradient norms and right answers, and the watch over what is not finite.
 
+    They are added to in place, so that a step which a GPU has recorded adds to them too when it is replayed.
+
     The first step with a term that is not finite is remembered, and the optimiser is told, on the device, not to take
     it; nor any after it, unless bad steps are to be skipped. On the CPU the run ends at that step; on a GPU when the
     epoch's sums are read, with the same words.
@@ -51,18 +54,24 @@ class EpochSums:
 
     def __init__(self, device: str, norms_may_overflow: bool = False, limit: int = 0, before: int = 0) -> None:
         self.device = device
+        self.ends_at_once = device == "cpu"
         self.norms_may_overflow = norms_may_overflow
         self.limit = limit
         self.before = before
         self.names: tuple[str, ...] = ()
-        self.steps = 0
         self.batch_size = 0
         self.batch_right = torch.zeros((), dtype=torch.int64, device=device)
-        self.images, self.right, self.norms, self.skipped, self.overflows, self.failed_step = (
-            torch.zeros((), dtype=torch.int64, device=device) for _ in range(6)
+        self.steps, self.images, self.right, self.norms, self.skipped, self.overflows, self.failed_step = (
+            torch.zeros((), dtype=torch.int64, device=device) for _ in COUNTS
         )
         self.totals = torch.zeros(0, dtype=torch.float64, device=device)
         self.failed_values = torch.zeros(0, dtype=torch.float64, device=device)
+
+    def begin(self, before: int) -> None:
+        """Begin an epoch, earlier ones of which have skipped so many steps."""
+        self.before = before
+        for name in TENSORS:
+            getattr(self, name).zero_()
 
     def add_predictions(self, logits: Tensor, labels: Tensor) -> None:
         self.batch_size = len(labels)
@@ -94,9 +103,9 @@ class EpochSums:
         self.totals[-1] += torch.where(good & finite[-1], values[-1], 0.0)
         self.skipped += bad
         first = bad & (self.failed_step == 0)
-        self.failed_step = torch.where(first, self.steps, self.failed_step)
-        self.failed_values = torch.where(first, values, self.failed_values)
-        if self.device == "cpu":
+        self.failed_step.copy_(torch.where(first, self.steps, self.failed_step))
+        self.failed_values.copy_(torch.where(first, values, self.failed_values))
+        if self.ends_at_once:
             self.raise_if_failed(epoch)
         return (bad if self.limit else self.failed_step > 0).float()
 
@@ -130,10 +139,9 @@ class EpochSums:
         raise NonFiniteError(epoch, int(self.failed_step), values, culprit, ended)
 
     def state_dict(self) -> dict[str, Any]:
-        tensors = {name: getattr(self, name) for name in TENSORS}
-        return tensors | {"names": list(self.names), "steps": self.steps}
+        return {name: getattr(self, name) for name in TENSORS} | {"names": list(self.names)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name in TENSORS:
-            setattr(self, name, state[name].to(self.device))
-        self.names, self.steps = tuple(state["names"]), state["steps"]
+            setattr(self, name, state[name].to(self.device, copy=True))
+        self.names = tuple(state["names"])
