@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from kdbench import __version__
 from kdbench.config import CONF_DIR, parse, register_models
-from kdbench.errors import BusyError, ConfigError, KdbenchError, printable
+from kdbench.errors import ConfigError, KdbenchError, printable, refuse
 from kdbench.logs import Said
 from kdbench.processors import share_processors
 from kdbench.stopping import TIME_IS_UP, Interrupted, listening
@@ -52,21 +52,9 @@ def main_study() -> None:
     def study() -> int:
         from kdbench.study.command import study  # late, as above
 
-        return study(sys.argv[1:], swept)
+        return study(sys.argv[1:])
 
     sys.exit(exit_code_of(study, "kdbench-study"))
-
-
-def swept(arguments: list[str]) -> int:
-    """`kdbench` with these arguments in this process; its exit code, whatever way it leaves."""
-    before = sys.argv
-    sys.argv = ["kdbench", *arguments]
-    try:
-        return command(arguments)
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 1
-    finally:
-        sys.argv = before
 
 
 def main_report() -> None:
@@ -141,12 +129,6 @@ def compose_and_run(arguments: list[str]) -> None:
         raise explained(error, arguments, config_dir) from None
 
 
-def refuse(error: KdbenchError, where: str = "", program: str = "kdbench") -> int:
-    kind = "" if isinstance(error, BusyError) else "error: "  # leaving a run to another process is none
-    print(f"{program}: {kind}{where}{error}", file=sys.stderr)
-    return error.exit_code
-
-
 def job(config: DictConfig) -> dict[str, Any]:
     """One run of the app. In a sweep a failure is said and returned, so that the other jobs go on."""
     say_what_happens()  # again, as listening: launchers may have started a process of their own
@@ -164,21 +146,14 @@ def carried_out(config: DictConfig) -> dict[str, Any]:
         except Exception:  # a bug
             traceback.print_exc()
             sys.exit(1)
-    title = printable(" ".join(hydra_config.overrides.task))
-    from kdbench.sweep import headings
+    from kdbench.sweep import result_of, say_heading
 
-    print("", *(say() for say in headings), f"job {hydra_config.job.num + 1}: {title}", sep="\n", flush=True)
+    title = printable(" ".join(hydra_config.overrides.task))
+    say_heading(f"job {hydra_config.job.num + 1}: {title}")
     try:
-        return {"status": "complete", "run": str(carry_out(config))}
-    except BusyError as error:
-        print(f"left: {error}", flush=True)
-        return {"status": "left", "error": str(error)}
-    except KdbenchError as error:
-        refuse(error, where=f"{title}: ")
-        return {"status": "failed", "error": str(error)}
-    except Exception as error:  # a bug: said in full, and the other jobs still run
-        traceback.print_exc()
-        return {"status": "failed", "error": repr(error)}
+        return result_of(carry_out(config), title)
+    except Exception as error:
+        return result_of(error, title)
 
 
 def carry_out(config: DictConfig) -> Path:

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import sys
 from collections.abc import Iterable
 from typing import NoReturn
 
@@ -29,6 +30,13 @@ class BusyError(KdbenchError):
     """Another process has this run, and it was not to be waited for."""
 
     exit_code = 75
+
+
+def refuse(error: KdbenchError, where: str = "", program: str = "kdbench") -> int:
+    """Say it in one line; its exit code."""
+    kind = "" if isinstance(error, BusyError) else "error: "  # leaving a run to another process is none
+    print(f"{program}: {kind}{where}{error}", file=sys.stderr)
+    return error.exit_code
 
 
 class Parser(argparse.ArgumentParser):

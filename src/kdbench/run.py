@@ -64,6 +64,14 @@ class Outcome:
     """Of the complete run."""
     error: Exception | None = None
 
+    @property
+    def ended(self) -> Path | Exception:
+        """Where the run is, or why it is not."""
+        if self.error:
+            return self.error
+        assert self.directory is not None
+        return self.directory.path
+
 
 @dataclass(eq=False)
 class Asked:

@@ -1,16 +1,18 @@
 """Carrying a study out: stage after stage, sweep after sweep, again and again until nothing is left."""
 
-import itertools
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kdbench import lockstep
 from kdbench import sweep as sweeps
-from kdbench.errors import BusyError, ConfigError
+from kdbench.config import RunConfig
+from kdbench.errors import BusyError, ConfigError, KdbenchError, refuse
 from kdbench.runs import check_writable
 from kdbench.runtime import device_name, resolve
 from kdbench.stopping import NOT_FINISHED, Interrupted, leave_if_asked, listening
@@ -26,12 +28,16 @@ class StudyRun:
 
     Args:
         study: What to do.
-        command: Carries out `kdbench` with these arguments and returns its exit code.
+        launch: Carries out jobs together.
+        max_learners: Of those that train in lockstep; 1: one run after the other.
     """
 
-    def __init__(self, study: Study, command: Callable[[list[str]], int]) -> None:
+    def __init__(
+        self, study: Study, launch: sweeps.Launch = lockstep.launch_jobs, max_learners: int = lockstep.MAX_LEARNERS
+    ) -> None:
         self.study = study
-        self.command = command
+        self.launch = launch
+        self.max_learners = max_learners
         example = study.compose(*study.overrides, "method=logit")
         self.output_root = Path(example.output_root).expanduser()
         check_writable(self.output_root)
@@ -39,6 +45,8 @@ class StudyRun:
         self.folder = Path(example.output_root).expanduser() / "studies" / study.label
         self.winners: dict[str, list[dict[str, Any]]] = {}
         self.jobs: dict[str, list[tuple[Sweep, list[Job]]]] = {}
+        self.parsed: dict[tuple[str, ...], RunConfig] = {}
+        """Of each job, nothing of it decided yet."""
         self.composed: dict[tuple[str, ...], Job] = {}
         self.failed: dict[str, str] = {}
         """Titles of jobs that were tried twice, with what was said."""
@@ -68,7 +76,8 @@ class StudyRun:
     def job(self, overrides: tuple[str, ...]) -> Job:
         if overrides not in self.composed:
             try:
-                self.composed[overrides] = located(overrides, self.study.compose(*overrides))
+                self.parsed[overrides] = self.study.compose(*overrides)
+                self.composed[overrides] = located(overrides, self.parsed[overrides])
             except ConfigError as error:
                 self.composed[overrides] = Job(overrides, None, None, str(error))
         return self.composed[overrides]
@@ -137,7 +146,9 @@ class StudyRun:
         for subject, method in self.lacking(stage):
             self.failed[f"{title}: {subject} by {method}"] = f"{stage.winners_of} has no winner for it"
         for one, jobs in self.jobs[title]:
-            self.sweep(one, jobs)
+            done = "done already: " * all(job.state == DONE for job in jobs)
+            log.info("%s%s", done, shown(self.study.arguments(one)))
+        self.carry_out_jobs(self.jobs_of(title))
         if stage.choose:
             if left := self.left.intersection(job.title for _, jobs in self.jobs[title] for job in jobs):
                 raise BusyError(f"stage {title} chooses when all its runs are done; {len(left)} are other processes'")
@@ -157,30 +168,65 @@ class StudyRun:
         known = {(w["pair"] or w["student"], w["method"]) for w in self.winners.get(stage.winners_of, [])}
         return [subject for subject in wanted if subject not in known]
 
-    def sweep(self, one: Sweep, jobs: list[Job]) -> None:
-        """Carry out a sweep, and what failed of it once more.
+    def jobs_of(self, title: str) -> list[Job]:
+        """Of a stage, each once, in its order."""
+        return list({job.title: job for _, jobs in self.jobs[title] for job in jobs}.values())
+
+    def carry_out_jobs(self, jobs: Sequence[Job]) -> None:
+        """Carry out what is not done, and what failed of it once more.
 
         Raises:
             Interrupted: a signal asked to stop.
         """
-        if all(job.state == DONE for job in jobs):
-            log.info("done already: %s", shown(self.study.arguments(one)))
-            return
-        arguments, before = self.study.arguments(one), len(sweeps.carried_out)
+        left = [job for job in jobs if job.state != DONE]
+        said: dict[tuple[str, ...], sweeps.Job] = {}
         for attempt in ("", "once more: "):
-            log.info("%s%s", attempt, shown(arguments))
-            self.command(arguments)
-            leave_if_asked()
-            for job in jobs:
-                job.refresh()
-            if all(job.state == DONE for job in jobs):
+            if not left:
                 return
-        said = sweeps.carried_out[-1].jobs[: len(jobs)] if len(sweeps.carried_out) > before else []
-        for job, what in itertools.zip_longest(jobs, said):
-            if job.state != DONE and what and what.status == "left":
+            wanted = [job.overrides for job in left]
+            sweep = sweeps.Sweep(wanted, self.study_config, self.output_root)
+            log.info("%s%s", attempt, self.packed(left))
+            try:
+                sweep.carry_out(self.launch, self.split)
+            except KdbenchError as error:
+                refuse(error, program="kdbench-study")
+            leave_if_asked()
+            said = dict(zip(wanted, sweep.jobs, strict=True))
+            for job in left:
+                job.refresh()
+            left = [job for job in left if job.state != DONE]
+        for job in left:
+            if said[job.overrides].status == "left":
                 self.left.add(job.title)
-            elif job.state != DONE:
-                self.failed[job.title] = job.error or (what and what.error) or "said above"
+            else:
+                self.failed[job.title] = job.error or said[job.overrides].error or "said above"
+
+    def study_config(self, overrides: tuple[str, ...]) -> RunConfig:
+        """Of a job, as `kdbench OVERRIDES` would parse it.
+
+        Raises:
+            ConfigError: it cannot run.
+        """
+        return self.parsed[overrides] if overrides in self.parsed else self.study.compose(*overrides)
+
+    def split(self, jobs: Sequence[sweeps.Job]) -> list[list[sweeps.Job]]:
+        return lockstep.split(jobs, self.max_learners)
+
+    def groups(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        """Those not done, as they train together."""
+        left = [job for job in jobs if job.config and job.state != DONE]
+        configs = [job.config for job in left if job.config]
+        return [[left[n] for n in group] for group in lockstep.groups(configs, self.max_learners)]
+
+    def packed(self, jobs: Sequence[Job]) -> str:
+        """How jobs that are not done train together, in words."""
+        sizes = [len(group) for group in self.groups(jobs)]
+        shared = [size for size in sizes if size > 1]
+        runs = f"{len(jobs)} runs" if len(jobs) > 1 else "1 run"
+        if not shared:
+            return f"{runs}, one after the other" if len(jobs) > 1 else runs
+        alone = f", {len(sizes) - len(shared)} alone" * (len(sizes) > len(shared))
+        return f"{runs}: {sum(shared)} in lockstep, in groups of {', '.join(map(str, shared))}{alone}"
 
     def line(self) -> str:
         """How far the study is, for the line above each run."""
@@ -212,7 +258,9 @@ class StudyRun:
         if len(known) < len(seconds) or (not known and self.unknown()):
             return "time left unknown: no finished run to measure it by"
         unknown = self.unknown() * self.time_of_final(speed)
-        return f"about {duration(sum(known) + unknown)} left"
+        saved = speed.saved(self.groups(left))
+        less = f" (lockstep saves {duration(saved)})" if saved else ""
+        return f"about {duration(sum(known) + unknown - saved)} left{less}"
 
     def time_of_final(self, speed: Speed) -> float:
         """Seconds of a run whose setting is not yet chosen: the candidates' mean, at the epochs of the finals."""
@@ -246,12 +294,24 @@ class StudyRun:
                 for job in jobs:
                     own = " ".join(o for o in job.overrides if o not in common)
                     lines.append(f"    {self.described(job):<28}{own}" + (f": {job.error}" if job.error else ""))
+            groups = [group for group in self.groups(self.jobs_of(title)) if len(group) > 1]
+            for number, group in enumerate(groups, 1):
+                lines.append(f"  in lockstep, group {number}: {self.members(group)}")
         jobs = self.all_jobs()
         counts = {state: sum(job.state == state for job in jobs) for state in (DONE, RESUMABLE, "missing", REFUSED)}
         counts["waiting for winners"] = self.unknown()
         total = ", ".join(f"{n} {state}" for state, n in counts.items() if n or state in (DONE, "missing"))
         lines.append(f"\n{len(jobs) + self.unknown()} runs: {total}; {self.time_left(jobs)}")
         return "\n".join(lines)
+
+    def members(self, group: Sequence[Job]) -> str:
+        """Who trains together, and what is saved by asking their teacher once, in words."""
+        configs = [job.config for job in group if job.config]
+        teacher = next((config.teacher.model.name for config in configs if config.teacher), None)
+        names = Counter(f"{config.student.name} {config.method.name}" for config in configs)
+        listed = ", ".join(f"{number} x {name}" if number > 1 else name for name, number in names.items())
+        less = f", {lockstep.saving(configs):.0%} less arithmetic" if teacher else ""
+        return f"{listed}, seed {configs[0].seed}" + (f", from {teacher}{less}" if teacher else "")
 
     def described(self, job: Job) -> str:
         if job.state == RESUMABLE and job.config:

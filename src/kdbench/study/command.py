@@ -4,10 +4,11 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from kdbench.errors import ConfigError, Parser, RunError
+from kdbench.lockstep import MAX_LEARNERS
 from kdbench.stopping import INTERRUPTED, NOT_FINISHED, TIME_IS_UP
 from kdbench.study.carry_out import StudyRun
 from kdbench.study.read import read_study, study_files
@@ -17,12 +18,8 @@ log = logging.getLogger(__name__)
 A_YEAR = 365 * 24 * 60
 
 
-def study(arguments: Sequence[str], command: Callable[[list[str]], int]) -> int:
+def study(arguments: Sequence[str]) -> int:
     """Carry out the command line's study.
-
-    Args:
-        arguments: Of the command line.
-        command: Carries out `kdbench` with these arguments and returns its exit code.
 
     Returns:
         The exit code: 0 done, 1 done without runs that failed twice, 3 time is up, 75 or 130 stopped by a signal.
@@ -32,7 +29,7 @@ def study(arguments: Sequence[str], command: Callable[[list[str]], int]) -> int:
     """
     given = parsed(arguments)
     plan = read_study(given.overrides, given.config_dir)
-    run = StudyRun(plan, command)
+    run = StudyRun(plan, max_learners=given.max_learners)
     if given.dry_run:
         print(run.dry_run())
         return 0
@@ -83,12 +80,18 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="say every run with its state, and the time left")
     parser.add_argument("--minutes", type=float, help="stop after so many, with exit code 3, to go on later")
+    parser.add_argument(
+        "--max-learners", type=int, default=MAX_LEARNERS,
+        help=f"runs that train in lockstep, at most ({MAX_LEARNERS}); 1: one after the other",
+    )  # fmt: skip
     parser.add_argument("--config-dir", type=Path, help="a folder of your own options, study/ among them")
     given, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
         raise ConfigError(f"{unknown[0]} is no known flag; see kdbench-study --help")
     if given.minutes is not None and not 0 < given.minutes <= A_YEAR:
         raise ConfigError(f"--minutes is {given.minutes:g}; it may be any number above 0 and at most {A_YEAR}, a year")
+    if given.max_learners < 1:
+        raise ConfigError(f"--max-learners is {given.max_learners}; it may be a whole number of at least 1")
     if given.config_dir is not None and not given.config_dir.is_dir():
         raise ConfigError(f"--config-dir is {given.config_dir}, and there is no such folder")
     return given

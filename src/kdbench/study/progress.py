@@ -2,16 +2,15 @@
 
 import csv
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdbench import run
 from kdbench.config import RunConfig
-from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
 from kdbench.errors import ConfigError
-from kdbench.models import describe
+from kdbench.lockstep import asks_live, macs_of
 from kdbench.runs import RunDirectory, read_summary
 
 DONE, RESUMABLE, MISSING, REFUSED = "done", "resumable", "missing", "refused"
@@ -86,13 +85,13 @@ class Speed:
     def __init__(self, summaries: Iterable[Mapping[str, Any]], device: str) -> None:
         self.like: dict[tuple[Any, ...], list[float]] = {}
         self.per_mac: list[float] = []
-        self.sizes: dict[str, float] = {}
         for s in summaries:
             size = (s.get("epochs") or 0) * (s.get("num_train") or 0)
             if not size or not s.get("train_seconds") or (s.get("environment") or {}).get("device") != device:
                 continue
             seconds = s["train_seconds"] / size
-            self.like.setdefault((s.get("student"), s.get("teacher"), s.get("method")), []).append(seconds)
+            if s.get("lockstep") in (None, 1):  # others have asked their teacher together
+                self.like.setdefault((s.get("student"), s.get("teacher"), s.get("method")), []).append(seconds)
             if not s.get("teacher") and s.get("macs"):
                 self.per_mac.append(seconds / (3 * s["macs"]))
 
@@ -105,17 +104,24 @@ class Speed:
         if known:
             per_image = statistics.median(known)
         elif self.per_mac:
-            macs = 3 * self.macs(config.student) + (self.macs(config.teacher.model) if config.teacher else 0)
+            macs = 3 * macs_of(config.student) + (macs_of(config.teacher.model) if config.teacher else 0)
             per_image = statistics.median(self.per_mac) * macs
         else:
             return None
         return per_image * job.epochs_left * config.data.num_train
 
-    def macs(self, model: Any) -> float:
-        key = repr(model.node())
-        if key not in self.sizes:
-            self.sizes[key] = describe(model, NUM_CLASSES, IMAGE_SHAPE, "student").macs
-        return self.sizes[key]
+    def saved(self, groups: Iterable[Sequence[Job]]) -> float:
+        """Seconds that jobs which train together save by asking their live teacher once; 0 if nothing was measured."""
+        per_mac = statistics.median(self.per_mac) if self.per_mac else 0.0
+        saved = 0.0
+        for group in groups:
+            asking = [job for job in group if job.config and asks_live(job.config)]
+            for job in asking[1:]:
+                assert job.config is not None
+                assert job.config.teacher is not None
+                images = job.epochs_left * job.config.data.num_train
+                saved += per_mac * macs_of(job.config.teacher.model) * images
+        return saved
 
 
 def summaries_under(output_root: Path) -> list[dict[str, Any]]:
