@@ -91,7 +91,8 @@ def test_recorded_config_reads_back(overrides):
     "override",
     [
         "data.root=/elsewhere", "data.download=true", "teacher.table=on", "runtime.threads=7",
-        "runtime.channels_last=false", "runtime.deterministic=true", "runtime.device=cpu", "output_root=/elsewhere",
+        "runtime.channels_last=false", "runtime.profile=repro",
+        "runtime.graphs=false", "runtime.compile=true", "runtime.device=cpu", "output_root=/elsewhere",
         "overwrite=true", "checkpoint.keep_last=true", "seed=0",
     ],
 )  # fmt: skip

@@ -18,8 +18,10 @@ from kdbench.config import parse
 from kdbench.data import load
 from kdbench.errors import BusyError, ConfigError, RunError
 from kdbench.methods.logit import LogitDistillation
-from kdbench.run import execute, located, prepare
+from kdbench.parts import prepare
+from kdbench.run import execute, located
 from kdbench.runs import read_summary, sealed, sha256
+from kdbench.train.learner import Learner
 from tests.conftest import killed_after
 
 CONTRACT = {"config.yaml", "metrics.csv", "summary.json", "logits.safetensors", "best.safetensors", "train.log"}
@@ -232,8 +234,6 @@ def test_teacher_is_not_part_of_a_run_that_needs_none(small):
 
 
 def test_last_and_best_epoch_are_tested_apart(small, monkeypatch):
-    from kdbench.train.learner import Learner
-
     end_epoch = Learner.end_epoch
 
     def best_is_the_first(self, dataset, seconds):
@@ -243,7 +243,7 @@ def test_last_and_best_epoch_are_tested_apart(small, monkeypatch):
         return row
 
     monkeypatch.setattr(Learner, "end_epoch", best_is_the_first)
-    monkeypatch.setattr("kdbench.run.predict", lambda student, *_: torch.eye(10)[predictions(student)])
+    monkeypatch.setattr("kdbench.job.predict", lambda student, *_: torch.eye(10)[predictions(student)])
     seen = []
 
     def predictions(student):
@@ -259,15 +259,25 @@ def test_last_and_best_epoch_are_tested_apart(small, monkeypatch):
     assert summary["test_acc_best"] == 0.1
 
 
-def test_random_state_goes_on_where_it_was(small, tmp_path):
-    from kdbench.train.checkpoint import random_state, set_random_state
+def test_random_state_goes_on_where_it_was(small):
+    """Each learner has its own, whatever others draw, in its checkpoint too."""
 
-    torch.manual_seed(5)
-    torch.save(random_state("cpu"), tmp_path / "state")
-    expected = torch.rand(3)
-    torch.manual_seed(6)
-    set_random_state(torch.load(tmp_path / "state", weights_only=True), "cpu")
-    assert torch.equal(torch.rand(3), expected)
+    def learner(seed=5):
+        parts = prepare(config := small("method=ce"))
+        return Learner(parts.student, parts.method, config.recipe, located(config)[0].runtime, seed)
+
+    def drawn(learner):
+        with learner.drawing():
+            return torch.rand(3)
+
+    one, other = learner(), learner()
+    first, second = drawn(one), drawn(one)
+    assert torch.equal(drawn(other), first)
+    torch.rand(7)
+    resumed = learner(seed=6)
+    resumed.load_state_dict(other.state_dict())
+    assert torch.equal(drawn(resumed), second)
+    assert not torch.equal(drawn(learner(seed=6)), first)
 
 
 def test_run_that_was_begun_keeps_its_threads_and_memory_format(small):
@@ -349,7 +359,6 @@ def test_bad_steps_may_be_skipped_and_are_counted(small, monkeypatch):
 
 def test_skipped_step_leaves_the_running_statistics_as_they_were(small, monkeypatch):
     from kdbench.data import Batches
-    from kdbench.train.learner import Learner
 
     parts = prepare(config := small("method=ce", "recipe.on_nonfinite=skip"))
     assert isinstance(parts.batches, Batches)
@@ -450,13 +459,11 @@ def test_checkpoints_of_a_run_whose_process_died_after_its_summary_are_removed(s
 @pytest.mark.parametrize("skip", [False, True])
 def test_under_gradient_scaling_no_bad_step_is_taken_though_its_gradients_are_finite(small, skip):
     """The processor's own scaler stands for a GPU's."""
-    from kdbench.train.learner import Learner
-
     parts = prepare(config := small("method=ce", f"recipe.on_nonfinite={'skip' if skip else 'stop'}"))
     learner = Learner(parts.student, parts.method, config.recipe, located(config)[0].runtime)
     learner.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=8.0)
     learner.begin_epoch()
-    learner.sums.device = "elsewhere"  # as on a device that runs ahead of the host
+    learner.sums.ends_at_once = False  # as on a device that runs ahead of the host
     first, second, *_ = parts.batches.epoch(0)
     before = {name: value.clone() for name, value in learner.student.named_parameters()}
 

@@ -7,6 +7,7 @@ epochs and runtime, and no two different teachers. Each has a run directory, a l
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from kdbench import teachers
@@ -30,15 +31,19 @@ def groups(configs: Sequence[RunConfig], max_learners: int = MAX_LEARNERS) -> li
         max_learners: Of a group, at least 1.
 
     Returns:
-        Positions in `configs`, each once: first those of runs that are complete, then the groups. Runs without a
-        teacher join those who have one.
+        Positions in `configs`, each once: first those of runs that are complete, then the groups, then what is the
+        same run as one of theirs. Runs without a teacher join those who have one.
     """
     complete: list[int] = []
+    first: dict[Path, int] = {}
+    again: list[list[int]] = []
     alike: dict[str, dict[str | None, list[int]]] = {}
     for position, config in enumerate(configs):
         config, directory = located(config)
         if directory.is_complete() and not config.overwrite:
             complete.append(position)
+        elif first.setdefault(directory.path, position) != position:
+            again.append([position])
         else:
             teacher = teachers.key_of_teacher(config) if config.teacher else None
             alike.setdefault(shared(config), {}).setdefault(teacher, []).append(position)
@@ -51,7 +56,7 @@ def groups(configs: Sequence[RunConfig], max_learners: int = MAX_LEARNERS) -> li
             group += untaught[:room]
             untaught = untaught[room:]
         found += [sorted(group) for group in [*own, *chunks(untaught, max_learners)]]
-    return found
+    return found + again
 
 
 def split(jobs: Sequence[Job], max_learners: int) -> list[list[Job]]:

@@ -9,6 +9,7 @@ import torch
 from kdbench import cli
 from kdbench.bench.arms import ALONE, KDBENCH, KDBENCH_TABLE, REFERENCE, Bench, Trainee, arms_of
 from kdbench.bench.measure import Timing, figures, peak_flops, spread
+from kdbench.data.batches import Batch
 from kdbench.models import describe
 from kdbench.processors import have_native_bf16
 from kdbench.run import located
@@ -75,30 +76,24 @@ def test_every_arm_trains(bench_of, arm):
     trainee = Trainee(arm, bench)
     with applied(bench.config.runtime):
         assert trainee.train(3) > 0
-        sizes = [len(next(trainee.batches).labels) for _ in range(4)]  # into the next epoch, past the four left over
+        work = [next(trainee.work) for _ in range(4)]  # into the next epoch, past the four left over
+    sizes = [len(one.labels if isinstance(one, Batch) else one[0]) for one in work]
     assert sizes == [8] * 4
     fresh = Trainee(arm, bench)
-    trained, untrained = (next(iter(parameters_of(t))) for t in (trainee, fresh))
+    trained, untrained = (next(t.student.parameters()) for t in (trainee, fresh))
     assert not torch.equal(trained, untrained)
     assert trained.isfinite().all()
-
-
-def parameters_of(trainee):
-    owner = (
-        trainee.train_on.func.__self__ if hasattr(trainee.train_on.func, "__self__") else trainee.train_on.args[0][0]
-    )
-    return owner.student.parameters()
 
 
 def test_reference_and_kdbench_compute_the_same_step(bench_of):
     """The same student, batch and teacher: the two trainers differ in speed alone."""
     bench = bench_of("method=logit")
     reference, own = Trainee(REFERENCE, bench), Trainee(KDBENCH, bench)
-    batch = next(own.batches)
+    plan = next(own.work)
     with applied(bench.config.runtime):
-        reference.train_on([batch])
-        own.train_on([batch])
-    for a, b in zip(parameters_of(reference), parameters_of(own), strict=True):
+        reference.train_on([own.batches.batch(*plan)])
+        own.train_on([plan])
+    for a, b in zip(reference.student.parameters(), own.student.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 

@@ -3,22 +3,20 @@
 import functools
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from kdbench import run
+from kdbench import run, sweep
 from kdbench.compose import run_config
 from kdbench.config import RunConfig
 from kdbench.errors import ConfigError
-from kdbench.stopping import INTERRUPTED, NOT_FINISHED, TIME_IS_UP, Interrupted
-from kdbench.study import carry_out, plan
+from kdbench.stopping import INTERRUPTED, NOT_FINISHED, TIME_IS_UP
+from kdbench.study import plan
 from kdbench.study.carry_out import StudyRun
-from kdbench.study.plan import Sweep
 from kdbench.study.read import read_study
 from kdbench.study.winners import Candidate, choose
 
@@ -63,34 +61,32 @@ def studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Trainer:
-    """Stands where `kdbench` stands: finishes the runs of a sweep at once, by rules of the test's own."""
+    """Stands where the launcher stands: finishes runs at once, by rules of the test's own."""
 
     def __init__(self) -> None:
-        self.commands: list[list[str]] = []
+        self.launched: list[list[str]] = []
+        """Titles of those that were to train together."""
         self.trained: list[str] = []
         self.accuracy: Callable[[dict[str, Any]], float] = lambda _: 0.5
         self.fails: Callable[[str], bool] = lambda _: False
+        self.leaves: Callable[[str], bool] = lambda _: False
         self.interrupted_after: int | None = None
 
-    def __call__(self, arguments: list[str]) -> int:
-        self.commands.append(arguments)
-        overrides = [argument for argument in arguments if "=" in argument]
-        failed = False
-        for job in Sweep(tuple(overrides)).jobs:
-            config, directory = run.located(composed_once(*job))
-            title = " ".join(job)
-            if directory.is_complete():
-                continue
-            if self.interrupted_after is not None and len(self.trained) >= self.interrupted_after:
-                with pytest.raises(Interrupted):
-                    signal.raise_signal(signal.SIGINT)
-                return INTERRUPTED
-            if self.fails(title):
-                failed = True
-                continue
-            self.trained.append(title)
-            self.finish(config, directory)
-        return int(failed)
+    def __call__(self, jobs: Sequence[sweep.Job], first: int) -> list[dict[str, Any]]:
+        self.launched.append([job.title for job in jobs])
+        return [self.become(job) for job in jobs]
+
+    def become(self, job: sweep.Job) -> dict[str, Any]:
+        config, directory = run.located(job.config)
+        if self.interrupted_after is not None and len(self.trained) >= self.interrupted_after:
+            signal.raise_signal(signal.SIGINT)
+        if self.leaves(job.title):
+            return {"status": "left", "error": "another process has it"}
+        if self.fails(job.title):
+            return {"status": "failed", "error": "it fails"}
+        self.trained.append(job.title)
+        self.finish(config, directory)
+        return {"status": "complete"}
 
     def finish(self, config: Any, directory: Any) -> None:
         directory.path.mkdir(parents=True)
@@ -188,8 +184,8 @@ def test_every_study_that_ships_can_be_read_and_its_sweeps_compose() -> None:
     for name in ("capacity", "lab"):
         study = read_study([f"study={name}"])
         for stage in study.config.stages.values():
-            for sweep in study.sweeps(stage, []):
-                run_config(*sweep.jobs[-1])
+            for one in study.sweeps(stage, []):
+                run_config(*one.jobs[-1])
 
 
 def test_a_study_goes_from_teachers_to_finals_of_the_winner(studies: Path, trainer: Trainer) -> None:
@@ -212,10 +208,10 @@ def test_a_study_goes_from_teachers_to_finals_of_the_winner(studies: Path, train
 
 def test_the_same_command_again_trains_nothing(studies: Path, trainer: Trainer) -> None:
     tiny(studies, trainer).carry_out(None)
-    trained, commands = list(trainer.trained), list(trainer.commands)
+    trained, launched = list(trainer.trained), list(trainer.launched)
     assert tiny(studies, trainer).carry_out(None) == 0
     assert trainer.trained == trained
-    assert trainer.commands == commands
+    assert trainer.launched == launched
 
 
 @pytest.mark.parametrize("runs", [0, 1, 2, 3, 5, 6])
@@ -261,12 +257,12 @@ def test_without_a_winner_the_finals_of_that_pair_are_listed(studies: Path, trai
 
 
 def test_time_that_is_up_ends_a_part_with_a_code_of_its_own(studies: Path, trainer: Trainer) -> None:
-    def endless(_arguments: list[str]) -> int:
+    def endless(jobs: Sequence[sweep.Job], first: int) -> list[dict[str, Any]]:
         while True:
             pass
 
     study = tiny(studies, trainer)
-    study.command = endless
+    study.launch = endless
     assert study.carry_out(0.001) == TIME_IS_UP
     assert tiny(studies, trainer).carry_out(None) == 0
 
@@ -315,13 +311,14 @@ def test_a_failure_that_was_made_good_later_is_none(studies: Path, trainer: Trai
     study = tiny(studies, trainer)
     train = trainer.__call__
 
-    def teacher_is_trained_on_the_way(arguments: list[str]) -> int:
-        if "method=logit" in arguments:
+    def teacher_is_trained_on_the_way(jobs: Sequence[sweep.Job], first: int) -> list[dict[str, Any]]:
+        (teacher,) = study.jobs_of("teachers")
+        if teacher.title not in trainer.trained and any("method=logit" in job.title for job in jobs):
             trainer.fails = lambda _: False
-            train(["-m", *study.jobs["teachers"][0][0].overrides])
-        return train(arguments)
+            train([sweep.Job(teacher.overrides, config=teacher.config)], 0)
+        return train(jobs, first)
 
-    study.command = teacher_is_trained_on_the_way
+    study.launch = teacher_is_trained_on_the_way
     assert study.carry_out(None) == 0
     assert len(attempts) == 2
 
@@ -450,37 +447,18 @@ def test_an_override_of_what_a_stage_varies_is_refused(studies: Path, trainer: T
         tiny(studies, trainer, "method.temperature=3")
 
 
-def others_have(runs: Callable[[str], bool], trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the sweeps leave some of their jobs to other processes, as on_busy=skip does."""
-
-    def sweep(arguments: list[str]) -> int:
-        code = trainer(arguments)
-        jobs = [" ".join(job) for job in Sweep(tuple(a for a in arguments if "=" in a)).jobs]
-        told = [SimpleNamespace(status="left" if runs(title) else "complete", error=None) for title in jobs]
-        carry_out.sweeps.carried_out.append(SimpleNamespace(jobs=told))
-        return code
-
-    trainer.fails = runs
-    monkeypatch.setattr(carry_out.sweeps, "carried_out", [])
-    monkeypatch.setattr(StudyRun, "command", property(lambda self: sweep, lambda self, value: None), raising=False)
-
-
-def test_final_runs_that_other_processes_have_are_no_failures(
-    studies: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    others_have(lambda title: "seed=1" in title, trainer, monkeypatch)
+def test_final_runs_that_other_processes_have_are_no_failures(studies: Path, trainer: Trainer) -> None:
+    trainer.leaves = lambda title: "seed=1" in title
     study = tiny(studies, trainer)
     assert study.carry_out(None) == NOT_FINISHED
     assert study.left
     assert not study.failed
-    trainer.fails = lambda _: False
+    trainer.leaves = lambda _: False
     assert tiny(studies, trainer).carry_out(None) == 0
 
 
-def test_winners_are_not_chosen_before_other_processes_are_done(
-    studies: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    others_have(lambda title: "method.temperature=4" in title, trainer, monkeypatch)
+def test_winners_are_not_chosen_before_other_processes_are_done(studies: Path, trainer: Trainer) -> None:
+    trainer.leaves = lambda title: "method.temperature=4" in title
     study = tiny(studies, trainer)
     assert study.carry_out(None) == NOT_FINISHED
     assert not study.selected.is_file()

@@ -9,12 +9,16 @@ def recipe(*overrides):
     return composed("method=ce", *overrides).recipe
 
 
+def optimizer_of(config, parameters):
+    return build_optimizer(config, torch.tensor(config.lr, dtype=torch.float64), parameters)
+
+
 def test_schedule_is_cosine_per_epoch_as_pytorch_computes_it():
     config = recipe()
-    optimizer = build_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
+    optimizer = optimizer_of(config, [torch.nn.Parameter(torch.zeros(1))])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.epochs, eta_min=config.min_lr)
     for epoch in range(config.epochs):
-        assert learning_rate(config, epoch) == pytest.approx(schedule.get_last_lr()[0], rel=1e-9)
+        assert learning_rate(config, epoch) == pytest.approx(float(schedule.get_last_lr()[0]), rel=1e-9)
         optimizer.step()
         schedule.step()
     assert learning_rate(config, config.epochs) == pytest.approx(1e-4)
@@ -25,7 +29,7 @@ def test_fused_step_equals_the_textbook_one():
     generator = torch.Generator().manual_seed(0)
     start, gradients = torch.randn(7, generator=generator).double(), torch.randn(5, 7, generator=generator).double()
     parameter = torch.nn.Parameter(start.clone())
-    optimizer = build_optimizer(config, [parameter])
+    optimizer = optimizer_of(config, [parameter])
     expected, velocity = start.clone(), torch.zeros(7, dtype=torch.float64)
     for gradient in gradients:
         parameter.grad = gradient.clone()
@@ -48,7 +52,7 @@ def test_clipping_returns_the_norm_before_and_bounds_it_after():
 
 def test_a_blocked_optimizer_does_not_step():
     parameter = torch.nn.Parameter(torch.ones(3))
-    optimizer = build_optimizer(recipe(), [parameter])
+    optimizer = optimizer_of(recipe(), [parameter])
     parameter.grad = torch.full((3,), torch.nan)
     optimizer.found_inf = torch.ones(())
     optimizer.step()
@@ -58,7 +62,7 @@ def test_a_blocked_optimizer_does_not_step():
 def test_a_first_step_that_is_blocked_leaves_momentum_as_it_should_be():
     config = recipe("recipe.weight_decay=0")
     parameter = torch.nn.Parameter(torch.ones(3))
-    optimizer = build_optimizer(config, [parameter])
+    optimizer = optimizer_of(config, [parameter])
     optimizer.found_inf = torch.ones(())
     parameter.grad = torch.full((3,), torch.inf)
     optimizer.step()

@@ -133,7 +133,9 @@ class Trainee:
         self.student = placed(build(config.student, NUM_CLASSES, needs.student_stages), self.runtime)
         method = placed(copy.deepcopy(bench.method), self.runtime)
         self.loader = None if arm.views else bench.loader
-        own = Batches(dataset, config.recipe.batch_size, config.data_seed, config.data.augment, arm.channels_last)
+        own = self.batches = Batches(
+            dataset, config.recipe.batch_size, config.data_seed, config.data.augment, arm.channels_last
+        )
         self.work: Iterator[Any] = bench.loader.batches(arm.channels_last) if self.loader else full_plans(own)
         """Batches, or what batches are made of."""
         self.answers: Answers = no_teacher

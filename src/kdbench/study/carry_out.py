@@ -170,7 +170,8 @@ class StudyRun:
 
     def jobs_of(self, title: str) -> list[Job]:
         """Of a stage, each once, in its order."""
-        return list({job.title: job for _, jobs in self.jobs[title] for job in jobs}.values())
+        jobs = [job for _, jobs in self.jobs[title] for job in jobs]
+        return list({job.directory.key if job.directory else job.title: job for job in reversed(jobs)}.values())[::-1]
 
     def carry_out_jobs(self, jobs: Sequence[Job]) -> None:
         """Carry out what is not done, and what failed of it once more.
