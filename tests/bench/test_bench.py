@@ -204,6 +204,34 @@ def test_set_and_keys_exclude_each_other(kdbench_bench):
     assert "--set names its own cases" in err
 
 
+LEARNERS = ("student=resnet8", "method=ce,logit,feature")
+
+
+def test_lockstep_is_measured_beside_one_after_the_other(kdbench_bench, tmp_path):
+    code, out, err = kdbench_bench(
+        "--lockstep", *QUICK[1:], *LEARNERS, "--rounds", "2", "--seconds", "0.1", "--out", "l"
+    )
+    assert code == 0, err
+    assert "lockstep is " in out
+    found = json.loads((tmp_path / "l").read_text())["lockstep"]
+    assert found["learners"] == ["resnet8 ce", "resnet8 logit", "resnet8 feature"]
+    assert found["ratio"]["n"] == 2
+    assert found["saved"] == pytest.approx(1 / (3 * 3 + 2))  # one of two askings, of a teacher as large as the students
+    steps = {name: arm["step_seconds"] for name, arm in found["arms"].items()}
+    ratios = [a / b for a, b in zip(steps["one after the other"], steps["lockstep"], strict=True)]
+    assert found["ratio"]["lowest"] == min(ratios)
+
+
+@pytest.mark.parametrize(
+    "apart", [["method=ce"], ["method=ce,logit", "seed=0,1"], ["method=logit", "teacher=resnet8,resnet20"]]
+)
+def test_lockstep_of_what_cannot_share_is_refused(kdbench_bench, apart):
+    code, _, err = kdbench_bench("--lockstep", "student=resnet8", *QUICK[2:], "teacher=resnet8", *apart)
+    assert code == 2
+    assert "--lockstep measures one group of at least two learners" in err
+    assert err.count("\n") == 1
+
+
 REQUIRED = {
     ("ce", "kdbench"): 3.5,
     ("logit", "kdbench"): 4.0,
@@ -231,3 +259,11 @@ def test_cpu_set_is_as_many_times_faster_as_is_required(kdbench_bench, tmp_path)
     }
     required = REQUIRED if have_native_bf16() else REQUIRED_IN_FP32
     assert {key: measured.get(key) for key, least in required.items() if measured.get(key, 0) < least} == {}
+
+
+@pytest.mark.slow
+def test_six_learners_in_lockstep_are_as_much_faster_as_is_required(kdbench_bench, tmp_path):
+    code, out, err = kdbench_bench("--set", "lockstep", "--rounds", "5", "--out", "lockstep.json")
+    assert code == 0, err
+    print(out)
+    assert json.loads((tmp_path / "lockstep.json").read_text())["lockstep"]["ratio"]["median"] >= 1.4

@@ -17,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from kdbench.bench.arms import ARMS, Arm, Bench, arms_of
 from kdbench.bench.checkpoints import cost_of_checkpoints
+from kdbench.bench.lockstep import check_group, compared
 from kdbench.bench.measure import figures, measured
 from kdbench.compose import explained, run_config
 from kdbench.config import RunConfig
@@ -47,6 +48,16 @@ SETS = {
         Case(("pair=r50_r18", "method=logit", "runtime.device=cpu")),
         Case(("pair=r50_r18", "method=feature", "runtime.device=cpu"), ("reference", "folded", "kdbench")),
     ),
+    "lockstep": tuple(
+        Case((f"student={student}", f"method={method}", "teacher=resnet56", "runtime.device=cpu"))
+        for student in ("resnet8", "resnet14")
+        for method in ("logit", "feature", "ce")
+    ),
+    "gpu-lockstep": tuple(
+        Case((f"student={student}", f"method={method}", "teacher=resnet50", "runtime.device=cuda"))
+        for student in ("resnet18", "resnet34")
+        for method in ("logit", "feature", "ce")
+    ),
     "gpu": (
         Case(("pair=r50_r18", "method=ce", "runtime.device=cuda")),
         Case(("pair=r50_r18", "method=logit", "runtime.device=cuda")),
@@ -74,7 +85,13 @@ def arguments_of(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=duration, default=2.0, help="a visit lasts, at least one step (2)")
     parser.add_argument("--workers", type=whole, help="processes of the reference's loader (one per core, at most 4)")
     parser.add_argument("--out", type=Path, help="the JSON file (outputs/bench/TIME.json)")
+    parser.add_argument(
+        "--lockstep", action="store_true",
+        help="the combinations are learners of one group: trained in lockstep, beside one after the other",
+    )  # fmt: skip
     given = parser.parse_intermixed_args(arguments)
+    if given.lockstep and given.arms:
+        parser.error("--lockstep has arms of its own; leave --arms out")
     if bool(given.set) and bool(given.overrides):
         parser.error("--set names its own cases; give either it or KEY=VALUE")
     return given
@@ -105,7 +122,10 @@ def bench(arguments: Sequence[str]) -> None:
     given = arguments_of(arguments)
     cases = SETS[given.set] if given.set else expanded(given.overrides)
     named = tuple(name.strip() for name in given.arms.split(",")) if given.arms is not None else ()
+    together = given.lockstep or given.set in ("lockstep", "gpu-lockstep")
     prepared = [checked(Case(case.overrides, named or case.arms)) for case in cases]
+    if together:
+        check_group([config for _, config, _ in prepared])
     now = datetime.datetime.now().astimezone()
     out = given.out or Path("outputs/bench") / f"{now:%Y-%m-%d_%H-%M-%S}.json"
     result: dict[str, Any] = {"schema_version": 1, "started": now.isoformat(timespec="seconds"), "cases": []}
@@ -114,6 +134,16 @@ def bench(arguments: Sequence[str]) -> None:
         write_json(out, result)
     except (OSError, ValueError) as error:  # an empty name is a ValueError
         raise ConfigError(f"--out is {str(given.out)!r}, and no file can be written there: {error}") from None
+    if together:
+        configs = [config for _, config, _ in prepared]
+        with applied(configs[0].runtime):
+            log.info("measuring %d learners in lockstep and one after the other, %d rounds", len(configs), given.rounds)
+            found = compared(configs, given.rounds, given.seconds)
+        result["environment"] = environment(configs[0])
+        result["lockstep"] = described(prepared[0][0], configs[0]) | found
+        print(f"\n{lockstep_table(result['lockstep'])}", flush=True)
+        write_json(out, result)
+        prepared = []
     for case, config, arms in prepared:
         with applied(config.runtime):
             log.info("measuring %s: %d arms, %d rounds", " ".join(case.overrides), len(arms), given.rounds)
@@ -183,6 +213,22 @@ def headline(case: dict[str, Any]) -> str:
     return (
         f"{case['student']} {case['method']}{source}, batch {case['batch_size']}, on {runtime['device']}, "
         f"{runtime['precision']}, threads: {runtime['threads']}"
+    )
+
+
+def lockstep_table(found: dict[str, Any]) -> str:
+    """Both arms, and what lockstep gains."""
+    runtime, ratio = found["runtime"], found["ratio"]
+    arms = [
+        {"arm": name, "images/s": "{median:.0f} ({lowest:.0f} to {highest:.0f})".format(**arm["images_per_second"])}
+        for name, arm in found["arms"].items()
+    ]
+    return (
+        f"{len(found['learners'])} learners ({', '.join(found['learners'])}) from {found['teacher']}, "
+        f"batch {found['batch_size']}, on {runtime['device']}, {runtime['precision']}, threads: {runtime['threads']}\n"
+        f"{pd.DataFrame(arms).to_string(index=False)}\n"
+        f"lockstep is {ratio['median']:.2f} times as fast ({ratio['lowest']:.2f} to {ratio['highest']:.2f}, "
+        f"n = {ratio['n']}); it saves {found['saved']:.0%} of the multiply-accumulates"
     )
 
 
