@@ -22,10 +22,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "gpu-checks.md"
 RESULTS = ROOT / "benchmarks"
-TESTS_LIMIT, BENCH_LIMIT = 200, 320
+TESTS_LIMIT, LOCKSTEP_LIMIT, BENCH_LIMIT = 180, 60, 280
 """Seconds; a part that is stopped then leaves what was measured of it before."""
 NO_DEVICE = 2
 """Exit code."""
+LOCKSTEP = ("--set", "gpu-lockstep", "--rounds", "3", "--seconds", "1")
 BENCH = ("--set", "gpu", "--rounds", "3", "--seconds", "1")
 
 
@@ -38,9 +39,12 @@ class Check:
     case: tuple[str, str] | None = None
     """(student, method) of `kdbench-bench --set gpu`."""
     arm: str = "kdbench"
+    lockstep: bool = False
 
     @property
     def command(self) -> str:
+        if self.lockstep:
+            return f"`kdbench-bench {' '.join(LOCKSTEP)}`"
         if self.tests:
             return "`pytest -m gpu -k '" + " or ".join(self.tests) + "'`"
         return f"`kdbench-bench {' '.join(BENCH)}`"
@@ -49,7 +53,7 @@ class Check:
 CHECKS = (
     Check("every method trains in fp32, bf16 and fp16", ("test_every_method_trains_in_every_precision",)),
     Check("`auto` chooses CUDA, and bf16 where it is native", ("test_auto_chooses_cuda_and_its_native_precision",)),
-    Check("`runtime.deterministic=true` repeats bit for bit", ("test_deterministic_runs_repeat_bit_for_bit",)),
+    Check("`runtime.profile=repro` repeats bit for bit", ("test_runs_of_the_repro_profile_repeat_bit_for_bit",)),
     Check(
         "a run killed after epoch 2, or in the middle of epoch 3, resumes to the same bits",
         ("test_killed_run_resumes_to_the_same_numbers",),
@@ -63,8 +67,28 @@ CHECKS = (
         ("test_step_that_is_not_finite_may_be_skipped_with_what_it_did_to_running_statistics",),
     ),
     Check(
-        "no training step waits for the host, with a live teacher and with a table",
+        "no training step waits for the host, with a live teacher and with a table, recorded or not",
         ("test_no_step_waits_for_the_host",),
+    ),
+    Check(
+        "50 steps recorded as CUDA graphs and as written: losses within 1e-5 in fp32, every method",
+        ("test_recorded_steps_compute_what_eager_ones_do",),
+    ),
+    Check(
+        "50 steps of the fused optimiser and of the plain one: losses within 1e-5 in fp32",
+        ("test_fused_optimiser_steps_as_the_plain_one_does",),
+    ),
+    Check(
+        "a method that waits for the device is trained as written, after one line that says why",
+        ("test_what_cannot_be_recorded_is_carried_out_as_written_and_said",),
+    ),
+    Check(
+        "runs in lockstep compute what each does alone, bit for bit with `runtime.profile=repro`",
+        ("test_lockstep_computes_what_each_run_does_alone",),
+    ),
+    Check(
+        "a compiled student trains as the plain one does",
+        ("test_compiled_student_trains_and_is_close_to_the_plain_one",),
     ),
     Check("batched views equal torchvision's, bit for bit", ("test_views_equal_torchvisions",)),
     Check(
@@ -75,12 +99,17 @@ CHECKS = (
         "a table holds what the live teacher answers, in every precision",
         ("test_table_holds_what_the_live_teacher_answers",),
     ),
-    Check("ResNet-18 `ce`, batch 128, against the reference", case=("resnet18", "ce")),
+    Check(
+        "ResNet-18 `ce`, batch 128, against the reference (target: 58,800 images/s, 25 % of 790 TFLOP/s)",
+        case=("resnet18", "ce"),
+    ),
+    Check("the same without CUDA graphs", case=("resnet18", "ce"), arm="kdbench-eager"),
     Check("ResNet-50 to ResNet-18 `logit`, live teacher", case=("resnet18", "logit")),
     Check("ResNet-50 to ResNet-18 `logit`, table (target: 5 times)", case=("resnet18", "logit"), arm="kdbench-table"),
     Check("ResNet-50 to ResNet-18 `feature`, live teacher", case=("resnet18", "feature")),
     Check("ResNet-101 to ResNet-34 `logit`, table", case=("resnet34", "logit"), arm="kdbench-table"),
-    Check("ResNet-50 `ce`: training a teacher", case=("resnet50", "ce")),
+    Check("ResNet-50 `ce`: training a teacher (target: 20 % of 790 TFLOP/s)", case=("resnet50", "ce")),
+    Check("6 learners of one ResNet-50 in lockstep, against one after the other", lockstep=True),
 )
 
 
@@ -112,6 +141,7 @@ def measure() -> int:
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
         "tests": before.get("tests", {}),
+        "lockstep": before.get("lockstep"),
         "bench": before.get("bench"),
     }
     with tempfile.TemporaryDirectory() as scratch:
@@ -120,11 +150,14 @@ def measure() -> int:
         passed = run(pytest, TESTS_LIMIT)
         result["tests"] |= outcomes(report)
         out.write_text(json.dumps(result, indent=2) + "\n")
-        main_bench = ["-c", "from kdbench.cli import main_bench; main_bench()", *BENCH, "--out", str(bench)]
-        measured = run(main_bench, BENCH_LIMIT)
-        if bench.is_file():
-            result["bench"] = json.loads(bench.read_text())
-        out.write_text(json.dumps(result, indent=2) + "\n")
+        measured = True
+        for part, arguments, limit in (("lockstep", LOCKSTEP, LOCKSTEP_LIMIT), ("bench", BENCH, BENCH_LIMIT)):
+            main_bench = ["-c", "from kdbench.cli import main_bench; main_bench()", *arguments, "--out", str(bench)]
+            measured = run(main_bench, limit) and measured
+            if bench.is_file():
+                result[part] = json.loads(bench.read_text())
+                bench.unlink()
+            out.write_text(json.dumps(result, indent=2) + "\n")
     print(f"written: {out.relative_to(ROOT)}")
     return 0 if passed and measured else 1
 
@@ -163,7 +196,7 @@ def page() -> str:
 def latest(check: Check, files: list[dict[str, Any]]) -> str:
     """The newest result of a check, or that there is none."""
     for file in sorted(files, key=lambda file: file["date"], reverse=True):
-        found = of_tests(check, file) if check.tests else of_bench(check, file)
+        found = of_tests(check, file) if check.tests else of_lockstep(check, file) or of_bench(check, file)
         if found:
             return f"{found}; {file['device']}, torch {file['torch']}, {file['date']}"
     return "not yet measured"
@@ -180,6 +213,14 @@ def of_tests(check: Check, file: dict[str, Any]) -> str | None:
     return ", ".join(f"{number} {outcome}" for outcome, number in total.items())
 
 
+def of_lockstep(check: Check, file: dict[str, Any]) -> str | None:
+    found = (file.get("lockstep") or {}).get("lockstep")
+    if not check.lockstep or not found:
+        return None
+    ratio = found["ratio"]
+    return f"{ratio['median']:.2f} times as fast ({ratio['lowest']:.2f} to {ratio['highest']:.2f}, n={ratio['n']})"
+
+
 def of_bench(check: Check, file: dict[str, Any]) -> str | None:
     for case in (file["bench"] or {"cases": []})["cases"]:
         if (case["student"], case["method"]) == check.case:
@@ -189,7 +230,9 @@ def of_bench(check: Check, file: dict[str, Any]) -> str | None:
                     return (
                         f"{ratio['median']:.1f} times the reference ({ratio['lowest']:.1f} to {ratio['highest']:.1f}, "
                         f"n={ratio['n']}), {speed['median']:,.0f} images/s"
+                        + (f", {row['flops_per_second'] / 1e12:.0f} TFLOP/s" if share else "")
                         + (f", {share:.1%} of the peak" if share else "")
+                        + (f", {row['memory_bytes'] / 1e9:.1f} GB" if row.get("memory_bytes") else "")
                     )
     return None
 

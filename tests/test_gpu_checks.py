@@ -41,6 +41,7 @@ def test_every_case_of_the_gpu_set_has_a_line(script):
 def test_latest_result_is_shown_with_machine_and_date(script, tmp_path, monkeypatch):
     spread = {"median": 6.0, "lowest": 5.5, "highest": 6.5, "n": 3}
     arm = {"arm": "kdbench", "ratio": spread, "images_per_second": spread | {"median": 40000.0}, "share_of_peak": 0.14}
+    arm |= {"flops_per_second": 1.382e14, "memory_bytes": 2_340_000_000}
     for date, passed in (("2026-01-01", 1), ("2026-02-01", 3)):
         result = {
             "device": "NVIDIA H200",
@@ -53,7 +54,10 @@ def test_latest_result_is_shown_with_machine_and_date(script, tmp_path, monkeypa
     monkeypatch.setattr(script, "RESULTS", tmp_path)
     page = script.page()
     assert "| 3 passed; NVIDIA H200, torch 2.14.1, 2026-02-01 |" in page
-    assert "| 6.0 times the reference (5.5 to 6.5, n=3), 40,000 images/s, 14.0% of the peak; NVIDIA H200" in page
+    assert (
+        "| 6.0 times the reference (5.5 to 6.5, n=3), 40,000 images/s, 138 TFLOP/s, 14.0% of the peak, 2.3 GB; NVIDIA H200"
+        in page
+    )
     assert page.count("not yet measured") == len(script.CHECKS) - 2
 
 

@@ -1,6 +1,6 @@
 """What only a CUDA device can show. Run with `make test-gpu`; results go to docs/gpu-checks.md."""
 
-import itertools
+import logging
 
 import pytest
 import torch
@@ -12,12 +12,16 @@ from kdbench.data import Batches
 from kdbench.data.views import NUM_VIEWS, crop, pad
 from kdbench.errors import RunError
 from kdbench.models import build, folded, weights
-from kdbench.run import execute, prepare
+from kdbench.parts import prepare
+from kdbench.run import execute, execute_together
 from kdbench.runtime import applied, narrow, placed, resolve
 from kdbench.teaching import LiveTeacher, TabulatedTeacher, no_teacher
 from kdbench.train.evaluate import predict
+from kdbench.train.graphs import CudaRecorder, GraphedSteps, steps_on
+from kdbench.train.group import Group, Pupil
 from kdbench.train.learner import Learner
 from kdbench.train.loop import train_epoch
+from kdbench.train.steps import Steps
 from tests.conftest import composed, killed_after
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -45,9 +49,9 @@ def test_auto_chooses_cuda_and_its_native_precision(tmp_path):
     assert run.read_summary()["precision"] == ("bf16" if native else "fp32")
 
 
-def test_deterministic_runs_repeat_bit_for_bit(tmp_path):
+def test_runs_of_the_repro_profile_repeat_bit_for_bit(tmp_path):
     runs = [
-        execute(composed(*SMALL_ON_CUDA, "method=feature", "runtime.deterministic=true", f"output_root={tmp_path / n}"))
+        execute(composed(*SMALL_ON_CUDA, "method=feature", "runtime.profile=repro", f"output_root={tmp_path / n}"))
         for n in ("a", "b")
     ]
     assert runs[0].weights.read_bytes() == runs[1].weights.read_bytes()
@@ -99,22 +103,110 @@ def test_step_that_is_not_finite_may_be_skipped_with_what_it_did_to_running_stat
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("settings", [("ce", "off"), ("logit", "off"), ("logit", "on"), ("feature", "off")])
-def test_no_step_waits_for_the_host(learner_of, settings, precision):
+@pytest.mark.parametrize("graphs", ["true", "false"])
+def test_no_step_waits_for_the_host(learner_of, settings, precision, graphs):
     """torch raises at every synchronising call inside an epoch's steps."""
     method, table = settings
     learner, batches, teacher = learner_of(
-        f"method={method}", f"teacher.table={table}", f"runtime.precision={precision}"
+        f"method={method}", f"teacher.table={table}", f"runtime.precision={precision}", f"runtime.graphs={graphs}"
     )
-    learner.begin_epoch()
-    train_epoch([learner], batches.epoch(0), teacher)  # warm-up: libraries may synchronise when they start
-    learner.begin_epoch()
-    epoch = batches.epoch(1)
-    first = next(epoch)  # the epoch's plan goes to the device once, before its first batch
+    steps = steps_on(learner.runtime, batches, {learner: teacher})
+    train(learner, steps, batches.plan(0))  # libraries may wait when they start, and recording does
+    plan = list(batches.plan(1))  # goes to the device once, before the first batch
     torch.cuda.set_sync_debug_mode("error")
     try:
-        train_epoch([learner], itertools.chain([first], epoch), teacher)
+        steps.begin_epoch(learner)
+        with steps.running():
+            for rows, views in plan:
+                batch, known = steps.lesson(rows, views, [learner])
+                steps.take(learner, batch, known)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def train(learner, steps, plan):
+    steps.begin_epoch(learner)
+    train_epoch(Group([Pupil(learner)]), steps, plan)
+
+
+def recorded_losses(learner, steps, batches, epochs):
+    """The mean of every term of so many epochs of ten steps, and the weights after them."""
+    found = []
+    for epoch in range(epochs):
+        train(learner, steps, batches.plan(epoch))
+        found.append(torch.tensor(list(learner.sums.means(epoch + 1).values())))
+        learner.epoch, learner.step_of_epoch = epoch + 1, 0
+    return torch.stack(found), torch.cat([p.detach().flatten() for p in learner.student.parameters()])
+
+
+@pytest.mark.parametrize("settings", [("ce", "off"), ("logit", "off"), ("logit", "on"), ("feature", "off")])
+def test_recorded_steps_compute_what_eager_ones_do(learner_of, settings, caplog):
+    """The sums of 50 steps in float32, a smaller batch among them, within 1e-5."""
+    caplog.set_level(logging.INFO, "kdbench")
+    method, table = settings
+    overrides = (f"method={method}", f"teacher.table={table}", "runtime.precision=fp32", "runtime.profile=repro")
+    results = []
+    for kind in (Steps, lambda *given: GraphedSteps(*given, CudaRecorder("cuda:0"))):
+        learner, batches, teacher = learner_of(*overrides, "recipe.epochs=5", "data.num_train=610")
+        with applied(learner.runtime):
+            steps = kind(batches, {learner: teacher})
+            results.append(recorded_losses(learner, steps, batches, epochs=5))
+    assert "graphs: " not in caplog.text
+    assert all(part.replay for part in [*steps.lessons.values(), *steps.parts[learner].values()])
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-4, atol=1e-6)
+
+
+def test_fused_optimiser_steps_as_the_plain_one_does(learner_of):
+    """Losses of 50 steps in float32 within 1e-5."""
+    results = []
+    for fused in (True, False):
+        learner, batches, teacher = learner_of(
+            "method=ce", "runtime.precision=fp32", "runtime.profile=repro", "recipe.epochs=5"
+        )
+        if not fused:
+            for group in learner.optimizer.param_groups:
+                group["fused"] = False
+        with applied(learner.runtime):
+            results.append(recorded_losses(learner, Steps(batches, {learner: teacher}), batches, epochs=5)[0])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=0)
+
+
+def test_what_cannot_be_recorded_is_carried_out_as_written_and_said(tmp_path, monkeypatch):
+    from kdbench.methods.ce import CrossEntropy
+
+    forward = CrossEntropy.forward
+
+    def waiting(self, *given, **named):
+        terms = forward(self, *given, **named)
+        return {name: term * (float(term.detach()) < 1e9) for name, term in terms.items()}
+
+    settings = (*SMALL_ON_CUDA, "method=ce", "runtime.profile=repro", "recipe.epochs=3")
+    expected = execute(composed(*settings, f"output_root={tmp_path / 'plain'}"))
+    monkeypatch.setattr(CrossEntropy, "forward", waiting)
+    run = execute(composed(*settings, f"output_root={tmp_path / 'waiting'}"))
+    assert run.log.read_text().count("graphs: the part of CrossEntropy, launched step by step instead: ") == 1
+    assert run.weights.read_bytes() == expected.weights.read_bytes()
+
+
+def test_lockstep_computes_what_each_run_does_alone(tmp_path):
+    def configs(where):
+        settings = (*SMALL_ON_CUDA, "runtime.profile=repro", "data.num_train=610", f"output_root={tmp_path / where}")
+        return [composed(*settings, f"method={method}") for method in ("ce", "logit", "feature")]
+
+    alone = [execute(config) for config in configs("alone")]
+    for run, outcome in zip(alone, execute_together(configs("group"), ["a", "b", "c"]), strict=True):
+        assert outcome.error is None
+        assert outcome.directory.weights.read_bytes() == run.weights.read_bytes()
+
+
+def test_compiled_student_trains_and_is_close_to_the_plain_one(learner_of):
+    losses = []
+    for compiled in ("false", "true"):
+        learner, batches, teacher = learner_of("method=ce", "runtime.precision=fp32", f"runtime.compile={compiled}")
+        steps = steps_on(learner.runtime, batches, {learner: teacher})
+        losses.append(recorded_losses(learner, steps, batches, epochs=1)[0])
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-2, atol=1e-3)
 
 
 def test_views_equal_torchvisions():
@@ -177,7 +269,7 @@ def test_killed_run_resumes_to_the_same_numbers(tmp_path, step):
         *SMALL_ON_CUDA,
         "method=ce",
         "recipe.epochs=3",
-        "runtime.deterministic=true",
+        "runtime.profile=repro",
         "checkpoint.every_minutes=0",
     )
     whole = execute(composed(*settings, f"output_root={tmp_path / 'whole'}"))

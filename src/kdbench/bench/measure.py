@@ -19,6 +19,8 @@ PEAKS = {
 """FLOP/s without sparsity, from NVIDIA's data sheets of the SXM forms; fp32 is that of the plain units."""
 PAUSE = 0.2
 """Seconds between visits, in which the reference's workers finish what they have begun."""
+RECORDED = 5
+"""Steps after which an arm has recorded what it replays."""
 WARM_UP = 0.1
 """Share of a visit's steps that come before its clock starts."""
 
@@ -31,6 +33,8 @@ class Timing:
     step_seconds: list[float]
     steps: int
     """Per round."""
+    memory: int = 0
+    """Bytes on the GPU that it holds, and needs on top while it trains."""
 
 
 def measured(bench: Bench, arms: Sequence[Arm], rounds: int, seconds: float, title: str) -> list[Timing]:
@@ -43,22 +47,46 @@ def measured(bench: Bench, arms: Sequence[Arm], rounds: int, seconds: float, tit
         seconds: How long a visit of an arm should take; one step is the least.
         title: For the progress bar.
     """
-    trainees = [Trainee(arm, bench) for arm in arms]
-    timings = []
+    device = bench.config.runtime.device
+    trainees, built = [], []
+    for arm in arms:
+        before = allocated(device)
+        trainees.append(Trainee(arm, bench))
+        built.append(allocated(device) - before)
+    timings, own_of = [], {}
     with tqdm(desc=title, total=len(arms) * (rounds + 1), unit=" visits", dynamic_ncols=True, disable=None) as bar:
-        for trainee in trainees:
+        for trainee, own in zip(trainees, built, strict=True):
+            held = allocated(device)
             first = trainee.train(1)  # libraries choose their kernels here
             again = trainee.train(1) if first < seconds else first
+            trainee.train(RECORDED if device != "cpu" else 0)  # and record their steps
             timings.append(Timing(trainee.arm, [], max(1, round(seconds / again))))
+            own_of[trainee.arm.name] = own + allocated(device) - held
             bar.update()
         for _ in range(rounds):
             for trainee, timing in zip(trainees, timings, strict=True):
                 time.sleep(PAUSE)
                 trainee.begin_anew()
+                held = allocated(device)
                 trainee.train(int(WARM_UP * timing.steps))
                 timing.step_seconds.append(trainee.train(timing.steps) / timing.steps)
+                timing.memory = max(timing.memory, peak_allocated(device) - held)
                 bar.update()
+    for timing in timings:
+        timing.memory += own_of[timing.arm.name]
     return timings
+
+
+def allocated(device: str) -> int:
+    """Bytes of tensors on a GPU, whose peak is counted from here on."""
+    if device == "cpu":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def peak_allocated(device: str) -> int:
+    return 0 if device == "cpu" else torch.cuda.max_memory_allocated(device)
 
 
 def figures(bench: Bench, timings: Sequence[Timing]) -> list[dict[str, Any]]:
@@ -83,6 +111,7 @@ def figures(bench: Bench, timings: Sequence[Timing]) -> list[dict[str, Any]]:
                 "step_seconds": steps,
                 "steps_per_round": timing.steps,
                 "flops_per_second": flops,
+                "memory_bytes": timing.memory or None,
                 "share_of_peak": flops / peak if peak else None,
                 "ratio": spread([a / b for a, b in zip(reference, steps, strict=True)]) if reference else None,
             }
