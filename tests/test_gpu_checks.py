@@ -47,7 +47,7 @@ def test_latest_result_is_shown_with_machine_and_date(script, tmp_path, monkeypa
             "device": "NVIDIA H200",
             "date": date,
             "torch": "2.14.1",
-            "tests": {"test_deterministic_runs_repeat_bit_for_bit": {"passed": passed}},
+            "tests": {"test_runs_of_the_repro_profile_repeat_bit_for_bit": {"passed": passed}},
             "bench": {"cases": [{"student": "resnet18", "method": "ce", "arms": [arm]}]},
         }
         (tmp_path / f"gpu-{date}.json").write_text(json.dumps(result))
@@ -55,7 +55,7 @@ def test_latest_result_is_shown_with_machine_and_date(script, tmp_path, monkeypa
     page = script.page()
     assert "| 3 passed; NVIDIA H200, torch 2.14.1, 2026-02-01 |" in page
     assert (
-        "| 6.0 times the reference (5.5 to 6.5, n=3), 40,000 images/s, 138 TFLOP/s, 14.0% of the peak, 2.3 GB; NVIDIA"
+        "| 6.0 times the reference (5.5 to 6.5, n=3), 40,000 images/s, 138 TFLOP/s, 14.0% of the peak, 2.3 GB; NVIDIA H"
         in page
     )
     assert page.count("not yet measured") == len(script.CHECKS) - 2
