@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import logging
 import os
 import shutil
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from kdbench import cli, teachers
 from kdbench.compose import run_config as composed
-from kdbench.config import RunConfig
+from kdbench.config import CONF_DIR, RunConfig
 from kdbench.models import build
 from kdbench.run import execute
 from kdbench.train.checkpoint import Checkpointer
@@ -30,6 +32,14 @@ SMALL = (
     "runtime.precision=fp32",
 )  # fmt: skip
 """A run of seconds."""
+NARROW = ("student.widths=[8,8,16,32]", "teacher.widths=[8,8,16,32]")
+"""Networks half as wide as usual: the same code in a quarter of the time."""
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: statsmodels collects garbage for every table, a tenth of a second without this."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +58,8 @@ def small(tmp_path: Path) -> Callable[..., RunConfig]:
     """Compose a run of seconds that writes into the test's own folder."""
 
     def make(*overrides: str) -> RunConfig:
-        config = copy.deepcopy(composed_once(*SMALL, *overrides))
+        narrow = NARROW[:1] if "teacher=none" in overrides else NARROW
+        config = copy.deepcopy(composed_once(*SMALL, *narrow, *overrides))
         if config.output_root == "outputs":
             config.output_root = str(tmp_path / "out")
         return config
@@ -61,11 +72,18 @@ def composed_once(*overrides: str) -> RunConfig:
     return composed(*overrides)
 
 
+def every_model() -> list[Any]:
+    """Parameters: every model that ships by name. All but one of each kind are slow tests."""
+    names = sorted(file.stem for file in (CONF_DIR / "model").glob("*.yaml"))
+    quick = ("resnet8", "resnet20", "resnet18")
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+
+
 @pytest.fixture(scope="session")
 def teachers_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("trained")
     for overrides in ((), ("data.augment=false",), ("data.augment=false", "data.num_train=400")):
-        execute(composed(*SMALL, "student=resnet20", "method=ce", f"output_root={root}", *overrides))
+        execute(composed(*SMALL, *NARROW, "student=resnet20", "method=ce", f"output_root={root}", *overrides))
     return root
 
 

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,9 @@ import pytest
 from kdbench import cli
 from kdbench.locks import held
 from kdbench.stopping import leave_if_asked
-from tests.conftest import SMALL, composed_once
+from tests.conftest import NARROW, SMALL, composed_once
 
-TINY = (*SMALL, "output_root=out")
+TINY = (*SMALL, *NARROW, "output_root=out")
 
 
 def files(folder):
@@ -31,7 +32,8 @@ def test_one_call_is_one_run_and_writes_its_directory_and_its_teachers_only(kdbe
     assert "complete already, skipped" in again.out
 
 
-def test_sweep_makes_every_run_one_record_and_a_table(kdbench, tmp_path):
+def test_sweep_makes_every_run_one_record_and_a_table(kdbench, teachers_once, tmp_path):
+    shutil.copytree(teachers_once / "runs", tmp_path / "home" / "out" / "runs")
     result = kdbench("-m", *TINY, "method=ce,logit,feature")
     assert result.code == 0, result.err
     home = tmp_path / "home"
@@ -97,7 +99,7 @@ def test_own_configs_are_added_with_config_dir(kdbench, tmp_path):
     (own / "pair" / "mine.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /teacher: narrow\n  - override /student: narrow\n"
     )
-    tiny = [o for o in TINY if not o.startswith(("student=", "teacher="))]
+    tiny = [o for o in TINY if not o.startswith(("student", "teacher=", "teacher.widths"))]
     result = kdbench("--config-dir", str(own), *tiny, "pair=mine")
     assert result.code == 0, result.err
     assert "narrow logit from narrow" in result.out
@@ -125,19 +127,37 @@ def test_signal_ends_a_run_with_one_line(kdbench, monkeypatch, asked, code):
     assert signal.getsignal(asked) is before
 
 
-@pytest.mark.parametrize("limit", [pytest.param(10_000, marks=pytest.mark.slow), 200_000])
-def test_disk_without_room_is_said_in_one_line(tmp_path, limit):
-    """Files may not grow past a limit, which fails as a full disk does: first the metrics, then the weights."""
+LARGEST_FILES = [10_000, 200_000]
+"""Files may not grow past a limit, which fails as a full disk does: first the metrics, then the weights."""
 
+
+@pytest.mark.parametrize("limit", LARGEST_FILES)
+def test_disk_without_room_is_said_in_one_line(kdbench, tmp_path, limit):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        result = kdbench(*SMALL, "output_root=out", "method=ce")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said_in_one_line(result.code, result.err, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", LARGEST_FILES)
+def test_disk_without_room_is_said_in_one_line_until_the_process_ends(tmp_path, limit):
     def restrict():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    command = [sys.executable, "-m", "kdbench", *TINY, "method=ce"]
+    command = [sys.executable, "-m", "kdbench", *SMALL, "output_root=out", "method=ce"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, preexec_fn=restrict)
-    assert result.returncode == 1, result.stderr
-    assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("kdbench: error: out/runs/shapes_resnet8_ce_seed0_")
-    assert not list(tmp_path.rglob("summary.json"))
+    said_in_one_line(result.returncode, result.stderr, tmp_path)
+
+
+def said_in_one_line(code, err, folder):
+    assert code == 1, err
+    assert err.count("\n") == 1
+    assert err.startswith("kdbench: error: out/runs/shapes_resnet8_ce_seed0_")
+    assert not list(folder.rglob("summary.json"))
 
 
 @pytest.mark.parametrize(
@@ -208,20 +228,22 @@ def test_broken_yaml_of_the_user_is_named(kdbench, tmp_path):
         assert result.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("flag", ["--help", "--version"])
-def test_help_and_version_read_well_and_import_neither_torch_nor_torchvision(flag):
+def test_help_and_version_read_well_and_import_neither_torch_nor_torchvision():
     code = (
-        "import sys; from kdbench import cli; sys.argv = ['kdbench', sys.argv[1]]\n"
-        "try: cli.main()\n"
-        "finally: print([m for m in ('torch', 'torchvision') if m in sys.modules], file=sys.stderr)"
+        "import sys; from kdbench import cli\n"
+        "for flag in ('--version', '--help'):\n"
+        "    sys.argv = ['kdbench', flag]\n"
+        "    try: cli.main()\n"
+        "    except SystemExit as leaving: print(flag, leaving.code or 0, file=sys.stderr)\n"
+        "print([m for m in ('torch', 'torchvision') if m in sys.modules], file=sys.stderr)"
     )
-    result = subprocess.run([sys.executable, "-c", code, flag], capture_output=True, text=True)
-    assert result.returncode == 0
-    assert result.stderr.strip() == "[]"
-    assert result.stdout.startswith("kdbench")
-    if flag == "--help":
-        assert "method: ce, feature, logit" in result.stdout
-        assert "experiment=quickstart" in result.stdout
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr.splitlines() == ["--version 0", "--help 0", "[]"]
+    version, _, help_text = result.stdout.partition("\n")
+    assert version.startswith("kdbench")
+    assert help_text.startswith("kdbench")
+    assert "method: ce, feature, logit" in help_text
+    assert "experiment=quickstart" in help_text
 
 
 def test_runs_that_another_process_has_are_left_and_no_errors(kdbench, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 from types import SimpleNamespace
 
@@ -29,10 +30,10 @@ CONTRACT = {"config.yaml", "metrics.csv", "summary.json", "logits.safetensors", 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    from tests.conftest import SMALL, composed
+    from tests.conftest import NARROW, SMALL, composed
 
     root = tmp_path_factory.mktemp("out")
-    config = composed(*SMALL, f"output_root={root}", "recipe.epochs=3", "seed=5")
+    config = composed(*SMALL, *NARROW, f"output_root={root}", "recipe.epochs=3", "seed=5")
     return config, execute(config)
 
 
@@ -168,10 +169,20 @@ def test_seed_alone_changes_nothing_once_the_others_are_given(small):
     assert execute(dataclasses.replace(config, seed=7)) == first
 
 
+@pytest.fixture(scope="module")
+def undisturbed(teachers_once, tmp_path_factory):
+    """A run by its overrides, carried out once for all that ask, beside teachers that are trained already."""
+    from tests.conftest import NARROW, SMALL, composed
+
+    root = tmp_path_factory.mktemp("undisturbed")
+    shutil.copytree(teachers_once / "runs", root / "runs")
+    return lambda *overrides: execute(composed(*SMALL, *NARROW, *overrides, f"output_root={root}"))
+
+
 @pytest.mark.parametrize(("method", "step"), [("ce", 0), ("feature", 1), ("ce", 2)])
-def test_killed_run_resumes_to_the_same_numbers(small, method, step):
+def test_killed_run_resumes_to_the_same_numbers(small, undisturbed, trained_teachers, method, step):
     settings = (f"method={method}", "recipe.epochs=3", "checkpoint.every_minutes=0")
-    whole = execute(small(*settings, "output_root=" + str(small().output_root) + "/whole"))
+    whole = undisturbed(*settings)
     config = small(*settings)
     with killed_after(epoch=2, step=step, epochs=3):
         execute(config)
@@ -199,7 +210,7 @@ def test_damaged_checkpoint_is_said_and_the_run_begins_anew(small):
     assert "no checkpoint is readable; starting over" in run.log.read_text()
 
 
-def test_loss_that_is_not_finite_stops_before_the_step(small, monkeypatch):
+def test_loss_that_is_not_finite_stops_before_the_step(small, trained_teachers, monkeypatch):
     forward = LogitDistillation.forward
     steps = []
 
@@ -215,10 +226,10 @@ def test_loss_that_is_not_finite_stops_before_the_step(small, monkeypatch):
     assert len(steps) == 2
 
 
-def test_finished_run_is_skipped_and_overwrite_repeats_it_but_not_its_teacher(small):
+def test_finished_run_is_skipped_and_overwrite_repeats_it_but_not_its_teacher(small, trained_teachers):
     config = small("method=logit")
     run = execute(config)
-    teacher = next(run.path.parent.glob("*resnet20_ce*"))
+    (teacher,) = run.path.parent.glob(f"*resnet20_ce*_{run.read_summary()['teacher_key']}")
     stamps = [file.stat().st_mtime_ns for file in (run.summary, teacher / "summary.json")]
     execute(config)
     assert [f.stat().st_mtime_ns for f in (run.summary, teacher / "summary.json")] == stamps
@@ -289,12 +300,12 @@ def test_run_that_was_begun_keeps_its_threads_and_memory_format(small):
     assert (recorded.threads, recorded.channels_last) == (1, True)
 
 
-def test_gain_is_against_the_undistilled_student_that_is_equal_in_all_else(small):
+def test_gain_is_against_the_undistilled_student_that_is_equal_in_all_else(small, trained_teachers):
     from kdbench.report.table import runs_table
 
     runs = [
-        execute(small(f"method={method}", f"student.widths=[{width},16,32,64]"))
-        for width in (8, 16)
+        execute(small(f"method={method}", f"student.widths=[{width},8,16,32]"))
+        for width in (4, 8)
         for method in ("ce", "logit")
     ]
     summaries = [run.read_summary() for run in runs]
@@ -305,7 +316,7 @@ def test_gain_is_against_the_undistilled_student_that_is_equal_in_all_else(small
     assert summaries[0]["baseline_key"] == summaries[1]["baseline_key"] != summaries[2]["baseline_key"]
 
 
-def test_group_key_is_the_same_for_other_seeds_only(small):
+def test_group_key_is_the_same_for_other_seeds_only(small, trained_teachers):
     keys = [execute(small(*o)).read_summary()["group_key"] for o in (("seed=0",), ("seed=1",), ("method.alpha=0.3",))]
     assert keys[0] == keys[1] != keys[2]
 
@@ -332,7 +343,7 @@ def nan_at(steps, monkeypatch):
     monkeypatch.setattr(LogitDistillation, "forward", bad)
 
 
-def test_what_a_bad_step_saw_is_kept(small, monkeypatch):
+def test_what_a_bad_step_saw_is_kept(small, trained_teachers, monkeypatch):
     nan_at([4], monkeypatch)
     config = small("method=logit", "recipe.epochs=3", "checkpoint.every_epochs=1")
     with pytest.raises(RunError, match=r"epoch 2, step 2: .* What the step saw: .*nonfinite\.json"):
@@ -348,7 +359,7 @@ def test_what_a_bad_step_saw_is_kept(small, monkeypatch):
     assert not execute(config).bad_numbers.exists()
 
 
-def test_bad_steps_may_be_skipped_and_are_counted(small, monkeypatch):
+def test_bad_steps_may_be_skipped_and_are_counted(small, trained_teachers, monkeypatch):
     nan_at([2, 3], monkeypatch)
     run = execute(small("method=logit", "recipe.epochs=3", "recipe.on_nonfinite=skip"))
     summary = run.read_summary()
@@ -385,7 +396,7 @@ def test_room_is_asked_for_before_anything_is_written(small, monkeypatch):
     from kdbench import limits
 
     monkeypatch.setattr(limits.shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000))
-    config = small("method=ce")
+    config = small("method=ce", "student.widths=[16,16,32,64]")
     with pytest.raises(RunError, match=r"no room for this run: about 4 MB needed and 2 MB free in .*; make some"):
         execute(config)
     assert not located(config)[1].path.exists()

@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,11 +77,11 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def whole_table(tmp_path_factory):
-    from tests.conftest import SMALL, composed
+    from tests.conftest import NARROW, SMALL, composed
 
     root = tmp_path_factory.mktemp("out")
     settings = ("teacher=resnet8", "data.num_train=32", "recipe.batch_size=16", "teacher.table=on", "recipe.epochs=2")
-    config = composed(*SMALL, *settings, f"output_root={root}")
+    config = composed(*SMALL, *NARROW, *settings, f"output_root={root}")
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(tables.EVALUATION_BATCH, "cpu", 16)  # as many as a training batch has: the same kernels
         run = execute(config)
@@ -180,22 +181,23 @@ def test_auto_reads_a_table_that_is_there(small, said):
 
 
 def test_a_sweep_counts_the_epochs_of_all_its_jobs(kdbench, tmp_path):
-    from tests.conftest import SMALL
+    from tests.conftest import NARROW, SMALL
 
-    ended = kdbench("-m", *SMALL, "data.augment=false", "method=logit,feature,ce", "seed=0,1", "output_root=out")
+    sweep = ("method=logit,feature,ce", "seed=0,1", f"output_root={tmp_path / 'out'}")
+    ended = kdbench("-m", *SMALL, *NARROW, "data.augment=false", *sweep)
     assert ended.code == 0, ended.err
     assert "teacher resnet20: one table for 2 jobs, 2 epochs in all" in ended.out
     assert ended.out.count("table of 64 images x 1 views") == 1
-    (record,) = (tmp_path / "home" / "out" / "sweeps").iterdir()
+    (record,) = (tmp_path / "out" / "sweeps").iterdir()
     jobs = json.loads(record.read_text())["jobs"]
     told = ["teacher.table=on" in job["overrides"] for job in jobs]
     assert told == ["method=logit" in job["overrides"] for job in jobs]
 
 
-def test_a_sweep_whose_epochs_do_not_repay_a_table_is_left_alone(kdbench):
-    from tests.conftest import SMALL
+def test_a_sweep_whose_epochs_do_not_repay_a_table_is_left_alone(kdbench, tmp_path):
+    from tests.conftest import NARROW, SMALL
 
-    ended = kdbench("-m", *SMALL, "method=logit", "seed=0,1", "output_root=out")
+    ended = kdbench("-m", *SMALL, *NARROW, "method=logit", "seed=0,1", f"output_root={tmp_path / 'out'}")
     assert ended.code == 0, ended.err
     assert "one table" not in ended.out
     assert "teacher.table=on" not in ended.out.replace("teacher.table=on builds one", "")
@@ -320,10 +322,21 @@ DAMAGE = {
 }
 
 
+@pytest.fixture(scope="module")
+def tabulated_once(teachers_once, tmp_path_factory):
+    from tests.conftest import NARROW, SMALL, composed
+
+    root = tmp_path_factory.mktemp("tabulated")
+    shutil.copytree(teachers_once / "runs", root / "runs")
+    execute(composed(*SMALL, *NARROW, *PLAIN, f"output_root={root}"))
+    return root
+
+
 @pytest.fixture
-def tabulated(small):
+def tabulated(small, tabulated_once, tmp_path):
     """A finished run whose teacher has a table."""
-    return execute(small(*PLAIN))
+    shutil.copytree(tabulated_once / "runs", tmp_path / "out" / "runs", dirs_exist_ok=True)
+    return execute(small(*PLAIN))  # finds it complete
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)

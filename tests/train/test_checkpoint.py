@@ -13,18 +13,29 @@ from kdbench import checked, teachers
 from kdbench.errors import RunError
 from kdbench.run import execute, located
 from kdbench.train.checkpoint import Checkpointer
-from tests.conftest import killed_after
+from tests.conftest import NARROW, SMALL, composed, killed_after
 
 STEPS = ("recipe.epochs=3", "checkpoint.every_minutes=0")
 
 
-@pytest.fixture
-def begun(small):
-    """A run that was killed in the middle of its second epoch, and what it gives if nobody disturbs it."""
-    whole = execute(small("method=ce", *STEPS, f"output_root={small().output_root}/whole"))
-    config = small("method=ce", *STEPS)
+@pytest.fixture(scope="module")
+def begun_once(tmp_path_factory):
+    """The folder of a run that was killed in the middle of its second epoch, and the run that nobody disturbed."""
+    killed, whole = (
+        composed(*SMALL, *NARROW, "method=ce", *STEPS, f"output_root={tmp_path_factory.mktemp(name)}")
+        for name in ("killed", "whole")
+    )
     with killed_after(epoch=1, step=1):
-        execute(config)
+        execute(killed)
+    return Path(killed.output_root), execute(whole)
+
+
+@pytest.fixture
+def begun(small, begun_once, tmp_path):
+    """A run that was killed in the middle of its second epoch, and what it gives if nobody disturbs it."""
+    folder, whole = begun_once
+    shutil.copytree(folder / "runs", tmp_path / "out" / "runs")
+    config = small("method=ce", *STEPS)
     return config, located(config)[1], whole
 
 
@@ -88,13 +99,13 @@ def test_when_checkpoints_are_written(small, monkeypatch):
 
     def told(*overrides):
         written.clear()
-        execute(small("method=ce", "recipe.epochs=4", "overwrite=true", *overrides))
+        execute(small("method=ce", "recipe.epochs=3", "overwrite=true", *overrides))
         return list(written)
 
     never = "checkpoint.every_minutes=null"
-    assert told(never) == [(4, 0)]
-    assert told(never, "checkpoint.every_epochs=1") == [(1, 0), (2, 0), (3, 0), (4, 0)]
-    assert told(never, "checkpoint.every_epochs=3") == [(3, 0), (4, 0)]
+    assert told(never) == [(3, 0)]
+    assert told(never, "checkpoint.every_epochs=1") == [(1, 0), (2, 0), (3, 0)]
+    assert told(never, "checkpoint.every_epochs=2") == [(2, 0), (3, 0)]
     assert told("checkpoint.every_minutes=0")[:3] == [(0, 1), (0, 2), (1, 0)]
 
 
@@ -110,7 +121,7 @@ def test_facts_can_be_read_without_the_weights_and_decide_threads(begun):
     }
 
 
-def test_teacher_that_was_replaced_meanwhile_is_noticed(small):
+def test_teacher_that_was_replaced_meanwhile_is_noticed(small, trained_teachers):
     config = small("method=logit", *STEPS)
     with killed_after(epoch=1, step=1, epochs=3):
         execute(config)
