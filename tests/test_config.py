@@ -6,7 +6,7 @@ from kdbench.config import CONF_DIR, parse, register_models
 from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
 from kdbench.models import describe
 from kdbench.runs import identity, key_of
-from tests.conftest import SMALL, composed
+from tests.conftest import SMALL, composed, composed_once, every_model
 
 
 def options(group):
@@ -14,12 +14,11 @@ def options(group):
 
 
 def key(*overrides):
-    config = composed(*overrides)
-    return key_of(identity(config, teacher_key=None))
+    return key_of(identity(composed_once(*overrides), teacher_key=None))
 
 
 def test_default_run_is_the_reference_studys():
-    config = composed()
+    config = composed_once()
     assert (config.student.name, config.teacher.model.name, config.method.name) == ("resnet18", "resnet50", "logit")
     assert (config.recipe.epochs, config.teacher.recipe.epochs) == (100, 200)
     assert (config.method.params.alpha, config.method.params.temperature) == (0.5, 4.0)
@@ -30,7 +29,7 @@ def test_default_run_is_the_reference_studys():
     assert (config.data.mean, config.data.std) == ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])
 
 
-@pytest.mark.parametrize("name", options("model"))
+@pytest.mark.parametrize("name", every_model())
 def test_every_model_serves_as_student_and_as_teacher(name):
     config = composed(f"student={name}", f"teacher={name}")
     assert config.student == config.teacher.model
@@ -41,7 +40,7 @@ def test_every_model_serves_as_student_and_as_teacher(name):
 
 @pytest.mark.parametrize("name", options("method"))
 def test_every_method_composes_and_instantiates(name):
-    config = composed(f"method={name}")
+    config = composed_once(f"method={name}")
     shapes = {"layer1": (8, 4, 4), "layer2": (16, 2, 2), "pooled": (16,)}
     method = config.method.target(config.method.params, shapes, shapes)
     assert config.method.name == name
@@ -52,13 +51,13 @@ def test_every_method_composes_and_instantiates(name):
     ("group", "name"), [(g, n) for g in ("pair", "data", "recipe", "runtime", "experiment") for n in options(g)]
 )
 def test_every_other_option_composes(group, name):
-    composed(f"{group}={name}")
+    composed_once(f"{group}={name}")
 
 
 @pytest.mark.parametrize("name", [n for n in options("pair") if n.startswith("r") and "resnet" not in n])
 def test_pairs_are_what_their_names_say(name):
     teacher, student = name.split("_")
-    config = composed(f"pair={name}")
+    config = composed_once(f"pair={name}")
     assert config.teacher.model.name == f"resnet{teacher[1:]}"
     assert config.student.name == f"resnet{student[1:]}"
 
@@ -83,7 +82,7 @@ def test_seeds():
 
 @pytest.mark.parametrize("overrides", [(), ("method=ce",), ("method=feature", "student=resnet8", "teacher=resnet20")])
 def test_recorded_config_reads_back(overrides):
-    config = composed(*overrides)
+    config = composed_once(*overrides)
     assert parse(config.node()) == config
 
 
@@ -113,7 +112,7 @@ def test_what_can_change_a_number_is_part_of_the_key(override):
 
 
 def test_methods_with_equal_settings_but_other_teachers_differ():
-    config = composed()
+    config = composed_once()
     assert key_of(identity(config, "one")) != key_of(identity(config, "two"))
 
 
@@ -199,7 +198,22 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("override", "message"), BAD.items())
+EVERY_DAY = (
+    "metod=ce", "method=lgit", "+recipe.epcohs=3", "+seed=1", "student={a:1}", "recipe.lr=nan", "recipe.epochs=1.5",
+    "recipe.batch_size=63", "recipe.min_lr=1", "method=[ce,logit]", "data.augment=2", "output_root=null",
+    "hydra.mode=nothing", "~seed", "student.stages.layer1=nope", "method.alpha=1.5", "method.alpha=null",
+    "method._target_=os.system", "teacher=none", "++student.name=../../away", "teacher.checkpoint=/nowhere.pth",
+    "data.num_train=200000", "runtime.device=cuda:99", "output_root=/dev/null/x", "method=ce,logit", "recipe.lr=[1",
+    "--nonsense",
+)  # fmt: skip
+"""One of each kind: every call composes the config twice, half a second. The others are slow tests."""
+assert set(EVERY_DAY) <= set(BAD)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [pytest.param(*case, marks=() if case[0] in EVERY_DAY else pytest.mark.slow) for case in BAD.items()],
+)
 def test_bad_input_is_one_line_with_exit_code_2_and_nothing_written(kdbench, tmp_path, override, message):
     result = kdbench(*SMALL, "output_root=out", override)
     assert result.code == 2

@@ -6,11 +6,11 @@ import sys
 import pytest
 import yaml
 
-from kdbench.config import CONF_DIR, ModelConfig
+from kdbench.config import ModelConfig
 from kdbench.errors import ConfigError
 from kdbench.recorded import read_config
 from kdbench.runs import RunDirectory
-from tests.conftest import SMALL, composed
+from tests.conftest import SMALL, composed, every_model
 
 EVIL = """
 import os
@@ -53,7 +53,7 @@ def edit(file, group, **changes):
     file.write_text(yaml.safe_dump(tree))
 
 
-@pytest.mark.parametrize("model", sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml")))
+@pytest.mark.parametrize("model", every_model())
 def test_every_shipped_model_reads_back(tmp_path, model):
     config = composed(*SMALL, f"student={model}", f"teacher={model}", "method=feature")
     run = RunDirectory(tmp_path, "0" * 16)

@@ -12,6 +12,7 @@ def config(root, *overrides):
     return composed(f"data.root={root}", *overrides).data
 
 
+@pytest.mark.slow
 def test_the_full_set_has_the_sizes_of_the_protocol(cifar_root):
     dataset = load(config(cifar_root), "cpu")
     assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (45_000, 5_000, 10_000)

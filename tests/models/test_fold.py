@@ -2,18 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench.config import CONF_DIR
 from kdbench.models import Network, build, folded
 from kdbench.runtime import autocast, placed
-from tests.conftest import composed
-
-MODELS = sorted(file.stem for file in (CONF_DIR / "model").glob("*.yaml"))
-QUICK = ("resnet8", "resnet20", "resnet18")
+from tests.conftest import composed, composed_once, every_model
 
 
 def trained_looking(name, *overrides):
     """A network whose batch norms all do something, and its config."""
-    config = composed(f"student={name}", "method=ce", "runtime.device=cpu", *overrides)
+    config = composed_once(f"student={name}", "method=ce", "runtime.device=cpu", *overrides)
     torch.manual_seed(0)
     network = placed(build(config.student, 10, tuple(config.student.stages)), config.runtime)
     for module in network.modules():
@@ -31,7 +27,7 @@ def images(count=8):
     )
 
 
-@pytest.mark.parametrize("name", [pytest.param(m, marks=() if m in QUICK else pytest.mark.slow) for m in MODELS])
+@pytest.mark.parametrize("name", every_model())
 @torch.no_grad()
 def test_folded_network_computes_the_same_function(name):
     network, _ = trained_looking(name)

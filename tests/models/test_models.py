@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 import torchvision
@@ -5,7 +7,7 @@ import torchvision
 from kdbench.config import ModelConfig
 from kdbench.errors import ConfigError
 from kdbench.models import build, describe
-from tests.conftest import composed
+from tests.conftest import composed_once
 
 IMAGE = (3, 32, 32)
 
@@ -18,19 +20,26 @@ GIGA_MACS = {"resnet18": 0.5554, "resnet34": 1.1594, "resnet50": 1.2978, "resnet
 
 
 def model(name, *overrides):
-    return composed(f"student={name}", "method=ce", *overrides).student
+    return composed_once(f"student={name}", "method=ce", *overrides).student
 
 
+@functools.cache
 def description(name, *overrides):
     return describe(model(name, *overrides), 10, IMAGE, "student")
 
 
-@pytest.mark.parametrize(("name", "expected"), PARAMETERS.items())
+def published(figures):
+    """Parameters: a figure by model. The largest models are slow tests."""
+    large = ("resnet34", "resnet101", "resnet56", "resnet110", "resnet32x4")
+    return [pytest.param(*case, marks=pytest.mark.slow if case[0] in large else ()) for case in figures.items()]
+
+
+@pytest.mark.parametrize(("name", "expected"), published(PARAMETERS))
 def test_parameter_count_is_the_published_one(name, expected):
     assert description(name).num_params == expected
 
 
-@pytest.mark.parametrize(("name", "expected"), GIGA_MACS.items())
+@pytest.mark.parametrize(("name", "expected"), published(GIGA_MACS))
 def test_macs_are_the_published_ones(name, expected):
     assert description(name).macs / 1e9 == pytest.approx(expected, abs=5e-5)
 
@@ -111,7 +120,6 @@ def test_what_cannot_be_built_is_refused(name, override, message):
         description(name, override)
 
 
-@pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize(
     ("name", "node"),
     [
@@ -121,17 +129,18 @@ def test_what_cannot_be_built_is_refused(name, override, message):
         ("resnet50", "layer2.0.bn3"),
     ],
 )
-def test_stage_before_something_that_works_in_place_is_not_overwritten(name, node, train):
+def test_stage_before_something_that_works_in_place_is_not_overwritten(name, node):
     config = ModelConfig("any", f"torchvision.models.{name}", {"layer1": node, "again": node}, {})
     torch.manual_seed(0)
-    network = build(config, 10, ("layer1", "again")).train(train)
+    network = build(config, 10, ("layer1", "again"))
     seen = []
-    hook = dict(network.body.named_modules())[node].register_forward_hook(lambda *parts: seen.append(parts[2].clone()))
-    features = network(torch.randn(4, *IMAGE)).features
-    hook.remove()
-    assert float(seen[0].detach().min()) < 0  # a batch norm's output, before its ReLU
-    assert torch.equal(features["layer1"], seen[0])
-    assert torch.equal(features["again"], seen[0])
+    dict(network.body.named_modules())[node].register_forward_hook(lambda *parts: seen.append(parts[2].clone()))
+    for train in (True, False):
+        features = network.train(train)(torch.randn(4, *IMAGE)).features
+        assert float(seen[-1].detach().min()) < 0  # a batch norm's output, before its ReLU
+        assert torch.equal(features["layer1"], seen[-1])
+        assert torch.equal(features["again"], seen[-1])
+    assert len(seen) == 2
 
 
 def test_activations_work_in_place_where_no_stage_is_in_the_way():
