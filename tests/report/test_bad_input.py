@@ -173,19 +173,33 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("content", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_summary_is_named_left_out_and_costs_the_exit_code(runs, kdbench_report, content):
-    folder = write_run(runs, seed=9, accuracy=0.01, **LESSON)
+def damage(folder, content):
     file = folder / "summary.json"
     if isinstance(content, dict):
         content = json.dumps(json.loads(file.read_text()) | content)
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def test_a_damaged_summary_is_named_left_out_and_costs_the_exit_code(runs, kdbench_report):
+    folder = write_run(runs, seed=9, accuracy=0.01, **LESSON)
+    damage(folder, DAMAGE["cut off"])
     said = kdbench_report(runs)
     assert said.code == 1
-    assert str(file) in said.err
+    assert str(folder / "summary.json") in said.err
     assert len(said.table("runs")) == 6
-    for page in ("report.html", "report.md"):
-        assert folder.name in said.text(page).replace("\\", "")
+
+
+def test_summaries_damaged_in_every_way_are_all_named_and_left_out(runs, kdbench_report):
+    folders = {kind: write_run(runs, seed=9 + n, accuracy=0.01, **LESSON) for n, kind in enumerate(DAMAGE)}
+    for kind, folder in folders.items():
+        damage(folder, DAMAGE[kind])
+    said = kdbench_report(runs)
+    assert said.code == 1
+    assert len(said.table("runs")) == 6
+    pages = [said.text(page).replace("\\", "") for page in ("report.html", "report.md")]
+    for kind, folder in folders.items():
+        assert str(folder / "summary.json") in said.err, kind
+        assert all(folder.name in page for page in pages), kind
 
 
 def test_only_damaged_summaries_are_no_runs(tmp_path, kdbench_report):
