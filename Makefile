@@ -15,10 +15,11 @@ quickstart: .venv/ready  ## one teacher, three students, one table and one repor
 	$(BIN)/kdbench experiment=quickstart
 
 test: .venv/ready  ## the everyday suite, under three minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-test-slow: .venv/ready  ## real trainings, the wheel, races: minutes
-	$(BIN)/pytest -m 'slow and not gpu'
+test-slow: .venv/ready  ## real trainings, the wheel, races: under fifteen minutes on two cores
+	$(BIN)/pytest -m 'slow and alone and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m 'slow and not alone and not gpu'
 
 faults: .venv/ready  ## 1,000 faults on real processes and hundreds of random command lines: about an hour on two cores; counts to benchmarks/faults.json
 	OMP_NUM_THREADS=1 KDBENCH_FAULTS=1000 KDBENCH_CONFIGS=300 KDBENCH_FAULTS_RECORD=$(CURDIR)/benchmarks/faults.json $(BIN)/pytest -m slow tests/faults

@@ -32,6 +32,7 @@ def summaries(home):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("resnet50")  # one process, one teacher
 @pytest.mark.parametrize("method", ["logit", "feature"])
 def test_resnet50_teaches_resnet18(home, cifar_root, method):
     kdbench(
@@ -66,6 +67,7 @@ def test_a_sweep_over_students_methods_and_seeds_learns_something_real(tmp_path,
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_start_up_to_the_first_step_takes_under_ten_seconds(tmp_path, cifar_root):
     code = (
         "import os, sys, time\n"

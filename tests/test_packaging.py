@@ -9,6 +9,8 @@ import pytest
 
 from tests.conftest import SMALL
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]  # one process, one wheel
+
 CHECKOUT = Path(__file__).parents[1]
 
 
@@ -33,7 +35,6 @@ def installed(tmp_path_factory):
     return call, site, home
 
 
-@pytest.mark.slow
 def test_wheel_carries_its_configs_and_works_in_an_empty_directory(installed):
     call, site, home = installed
     assert (site / "kdbench" / "conf" / "config.yaml").is_file()
@@ -45,7 +46,6 @@ def test_wheel_carries_its_configs_and_works_in_an_empty_directory(installed):
     assert len(list((home / "outputs" / "runs").iterdir())) == 1
 
 
-@pytest.mark.slow
 def test_wheel_takes_a_users_own_yaml(installed, tmp_path):
     call, _, home = installed
     (tmp_path / "method").mkdir()
@@ -58,7 +58,6 @@ def test_wheel_takes_a_users_own_yaml(installed, tmp_path):
     assert list((home / "outputs" / "runs").glob("*_hot_from_resnet20_*"))
 
 
-@pytest.mark.slow
 def test_wheel_sweeps(installed):
     call, site, _ = installed
     run = call("-m", *SMALL, "method=ce", "seed=0,1", "report=said")

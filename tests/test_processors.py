@@ -67,6 +67,7 @@ def test_waiting_threads_give_way_soon_unless_the_user_said_otherwise(monkeypatc
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is another one")
 def test_freed_memory_is_kept_and_then_given_back():
     code = """

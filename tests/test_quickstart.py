@@ -10,6 +10,7 @@ from tests.conftest import times_slower
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_quickstart_ends_in_a_table_and_a_report_within_three_minutes_and_repeats_at_once(tmp_path):
     def quickstart():
         started = time.monotonic()

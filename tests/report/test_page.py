@@ -11,7 +11,7 @@ import pytest
 from kdbench.report.command import report as command
 from tests.report.conftest import write_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]  # one process, one browser
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 FLAGS = (
