@@ -339,7 +339,18 @@ def tabulated(small, tabulated_once, tmp_path):
     return execute(small(*PLAIN))  # finds it complete
 
 
-@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+EVERY_DAY = (
+    truncate,
+    come_from_an_older_torch,
+    lose_its_record,
+    hold_other_images_with_a_record_that_says_they_are_right,
+)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [pytest.param(kind, id=kind.__name__, marks=() if kind in EVERY_DAY else pytest.mark.slow) for kind in DAMAGE],
+)
 def test_table_that_cannot_be_used_is_built_anew_and_one_line_says_why(small, tabulated, said, damage):
     file = table_of(tabulated)
     right = file.read_bytes()

@@ -30,14 +30,20 @@ def test_teacher_is_the_very_run_that_one_could_ask_for(small, teacher):
     assert set(teacher.path.parent.iterdir()) - before == {run.path}
 
 
+def slowly(*cases):
+    """More of a kind that the everyday suite has."""
+    return [pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
 @pytest.mark.parametrize(
-    "change", ["teacher.seed=1", "teacher.recipe.epochs=2", "data.num_train=60", "teacher.widths=[8,8,16,64]"]
+    "change",
+    ["teacher.recipe.epochs=2", "data.num_train=60", *slowly("teacher.seed=1", "teacher.widths=[8,8,16,64]")],
 )
 def test_what_changes_the_teacher_asks_for_another_one(small, teacher, change):
     assert execute(small(change)).read_summary()["teacher_key"] != teacher.key
 
 
-@pytest.mark.parametrize("change", ["seed=1", "recipe.lr=0.05", "method=feature", "student=resnet14"])
+@pytest.mark.parametrize("change", ["seed=1", "method=feature", *slowly("recipe.lr=0.05", "student=resnet14")])
 def test_what_does_not_change_the_teacher_finds_the_same(small, teacher, change):
     assert execute(small(change)).read_summary()["teacher_key"] == teacher.key
 

@@ -72,7 +72,16 @@ def test_every_arm_alone_differs_from_the_reference_in_one_thing():
     assert all(settings(KDBENCH)[name] != settings(REFERENCE)[name] for name in settings(KDBENCH))
 
 
-@pytest.mark.parametrize("arm", [REFERENCE, *ALONE, KDBENCH, KDBENCH_TABLE], ids=lambda arm: arm.name)
+EVERY_DAY = (REFERENCE, KDBENCH, KDBENCH_TABLE)
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        pytest.param(arm, id=arm.name, marks=() if arm in EVERY_DAY else pytest.mark.slow)
+        for arm in (REFERENCE, *ALONE, KDBENCH, KDBENCH_TABLE)
+    ],
+)
 def test_every_arm_trains(bench_of, arm):
     bench = bench_of("method=logit", "teacher=resnet8", "data.num_train=36", "recipe.batch_size=8", BF16)
     trainee = Trainee(arm, bench)
