@@ -50,14 +50,14 @@ def test_resnet50_teaches_resnet18(home, cifar_root, method):
 def test_a_sweep_over_students_methods_and_seeds_learns_something_real(tmp_path, cifar_root):
     output = kdbench(
         tmp_path, cifar_root, "-m", "student=resnet8,resnet14", "method=ce,logit,feature", "teacher=resnet20",
-        "seed=0,1", "data.num_train=4000", "data.num_val=1000", "data.num_test=2000", "recipe.epochs=4",
-        "teacher.recipe.epochs=6", "recipe.batch_size=64", "teacher.recipe.batch_size=64", "checkpoint.every_minutes=0",
+        "seed=0,1", "data.num_train=2000", "data.num_val=500", "data.num_test=1000", "recipe.epochs=3",
+        "teacher.recipe.epochs=4", "recipe.batch_size=32", "teacher.recipe.batch_size=32",
     )  # fmt: skip
     found = pd.DataFrame(summaries(tmp_path))
     students = found[found.student != "resnet20"]
     assert len(students) == 12
     assert len(found) == 13  # one teacher for all
-    # Chance is 10 %; the least lucky of these twelve is expected well above 30 %.
+    # Chance is 10 %; here the least lucky of these twelve came to 30 %, and all of them to 36 % on average.
     assert students.test_acc_best.min() > 0.25
     assert students.test_acc_best.mean() > 0.33
     distilled = students[students.method != "ce"]
