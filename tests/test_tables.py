@@ -180,6 +180,7 @@ def test_auto_reads_a_table_that_is_there(small, said):
     assert len([line for line in said if "table of 64 images" in line]) == before == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_counts_the_epochs_of_all_its_jobs(kdbench, tmp_path):
     from tests.conftest import NARROW, SMALL
 

@@ -21,6 +21,7 @@ def test_the_full_set_has_the_sizes_of_the_protocol(cifar_root):
     assert torch.equal(together.sort().values, torch.arange(50_000))
 
 
+@pytest.mark.slow
 def test_images_and_labels_are_those_that_torchvision_reads(cifar_root):
     from torchvision.datasets import CIFAR10
 

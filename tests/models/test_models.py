@@ -123,7 +123,7 @@ def test_what_cannot_be_built_is_refused(name, override, message):
 @pytest.mark.parametrize(
     ("name", "node"),
     [
-        ("vgg11_bn", "features.1"),
+        pytest.param("vgg11_bn", "features.1", marks=pytest.mark.slow),
         ("resnet18", "layer1.0.bn1"),
         ("resnet18", "layer1.0.bn2"),
         ("resnet50", "layer2.0.bn3"),

@@ -12,6 +12,7 @@ from tests.report.conftest import write_group
 SCRIPT = Path(__file__).parents[2] / "scripts" / "keep_results.py"
 
 
+@pytest.mark.slow
 def test_a_report_of_small_results_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_group(tmp_path / "runs", (90.0, 90.2, 90.1))
     write_group(tmp_path / "runs", (90.5, 90.4, 90.6), teacher="resnet20", method="logit")
