@@ -74,6 +74,7 @@ def test_sweep_without_a_job_that_can_run_writes_nothing(kdbench, tmp_path):
     assert not list((tmp_path / "home").iterdir())
 
 
+@pytest.mark.slow
 def test_overwrite_repeats_a_run(kdbench):
     kdbench(*TINY, "method=ce")
     result = kdbench(*TINY, "method=ce", "overwrite=true")

@@ -195,6 +195,7 @@ def test_a_sweep_counts_the_epochs_of_all_its_jobs(kdbench, tmp_path):
     assert told == ["method=logit" in job["overrides"] for job in jobs]
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_epochs_do_not_repay_a_table_is_left_alone(kdbench, tmp_path):
     from tests.conftest import NARROW, SMALL
 

@@ -33,6 +33,7 @@ def test_images_and_labels_are_those_that_torchvision_reads(cifar_root):
         assert int(dataset.train.labels[row]) == reference.targets[index]
 
 
+@pytest.mark.slow
 def test_subset_is_the_same_for_every_seed(cifar_root):
     first, second = (load(config(cifar_root, "data.num_train=512", f"seed={s}"), "cpu").train for s in (0, 1))
     assert torch.equal(first.indices, second.indices)

@@ -180,6 +180,7 @@ def test_undistilled_students_get_as_many_selection_runs_as_logit_when_asked() -
     assert study.unknown_winners(study.config.stages["finals"]) == 50
 
 
+@pytest.mark.slow
 def test_every_study_that_ships_can_be_read_and_its_sweeps_compose() -> None:
     for name in ("capacity", "lab"):
         study = read_study([f"study={name}"])
@@ -214,7 +215,7 @@ def test_the_same_command_again_trains_nothing(studies: Path, trainer: Trainer) 
     assert trainer.launched == launched
 
 
-@pytest.mark.parametrize("runs", [0, 1, 2, 3, 5, 6])
+@pytest.mark.parametrize("runs", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 5)), 3, 6])
 def test_interrupted_anywhere_it_goes_on_to_the_same_end(studies: Path, trainer: Trainer, runs: int) -> None:
     trainer.accuracy = better_at_4
     trainer.interrupted_after = runs
@@ -272,6 +273,7 @@ TWO = TINY.replace("[resnet20_resnet8]", "[resnet20_resnet8, resnet20_resnet14]"
 )
 
 
+@pytest.mark.slow
 def test_each_undistilled_student_has_a_winner_of_its_own(studies: Path, trainer: Trainer) -> None:
     (studies / "study" / "tiny.yaml").write_text(TWO)
     trainer.accuracy = lambda s: 0.6 + 0.01 * ((s["student"] == "resnet8") == (s["recipe"]["lr"] == 0.2))
