@@ -247,8 +247,8 @@ def test_teacher_is_not_part_of_a_run_that_needs_none(small):
 def test_last_and_best_epoch_are_tested_apart(small, monkeypatch):
     end_epoch = Learner.end_epoch
 
-    def best_is_the_first(self, dataset, seconds):
-        row = end_epoch(self, dataset, seconds)
+    def best_is_the_first(self, dataset):
+        row = end_epoch(self, dataset)
         if self.epoch == 1:
             self.best["val_acc"] = 2.0
         return row

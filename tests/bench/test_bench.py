@@ -292,6 +292,7 @@ def test_cpu_set_is_as_many_times_faster_as_is_required(kdbench_bench, monkeypat
     assert {key: measured.get(key) for key, least in required.items() if measured.get(key, 0) < least} == {}
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_six_learners_in_lockstep_are_as_much_faster_as_is_required(kdbench_bench, tmp_path):
     code, out, err = kdbench_bench("--set", "lockstep", "--rounds", "5", "--out", "lockstep.json")
