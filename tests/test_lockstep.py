@@ -1,5 +1,7 @@
 """Is a run in a group what it is alone, bit for bit, whatever becomes of the others?"""
 
+import copy
+import functools
 import itertools
 import json
 import logging
@@ -139,7 +141,9 @@ def test_seconds_are_shared_by_what_each_one_computes(jobs):
     assert speeds[0] / speeds[1] == pytest.approx(macs[1] / macs[0])
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(28, "No space left on device")])
+@pytest.mark.parametrize(
+    "error", [pytest.param(RuntimeError("a bug"), marks=pytest.mark.slow), OSError(28, "No space left on device")]
+)
 def test_an_error_ends_its_own_run_alone_which_goes_on_when_it_is_asked_for_again(jobs, alone, monkeypatch, error):
     with monkeypatch.context() as patched:
         at((1, 2), patched, raises(error))
@@ -177,7 +181,7 @@ def test_a_signal_stops_all_between_two_steps_and_each_goes_on_alone_or_in_a_gro
     assert all("after 1 of 2 epochs and 2 steps\n" in outcome.directory.log.read_text() for outcome in outcomes)
 
 
-@pytest.mark.parametrize("groups", [[3], [1, 2]])
+@pytest.mark.parametrize("groups", [pytest.param([3], marks=pytest.mark.slow), [1, 2]])
 def test_runs_that_a_kill_left_at_different_places_go_on_together(jobs, alone, monkeypatch, groups):
     configs = jobs()
     with monkeypatch.context() as patched:
@@ -241,7 +245,7 @@ def test_a_group_of_one_without_memory_says_what_lowers_the_need(jobs, monkeypat
         execute(jobs(subjects=[SUBJECT])[0])
 
 
-@pytest.mark.parametrize("on_busy", ["skip", "wait"])
+@pytest.mark.parametrize("on_busy", ["skip", pytest.param("wait", marks=pytest.mark.slow)])
 def test_nobody_waits_for_a_run_that_another_process_has(jobs, alone, on_busy):
     configs = jobs(f"on_busy={on_busy}")
     _, directory = located(configs[1])
@@ -283,18 +287,35 @@ def grouped(configs, most=8):
     return lockstep.groups(configs, most)
 
 
-def test_jobs_that_cannot_share_are_grouped_apart(small):
-    def like(*overrides):
-        return small("method=logit", *overrides)
+def otherwise(config, key, value):
+    """The same run but for one key."""
+    config = copy.deepcopy(config)
+    *sections, name = key.split(".")
+    setattr(functools.reduce(getattr, sections, config), name, value)
+    return config
 
-    first = like()
-    for other in (
-        "seed=1", "data_seed=1", "recipe.batch_size=16", "recipe.epochs=2", "data.augment=false", "data.num_train=40",
-        "runtime.threads=3", "runtime.precision=bf16", "teacher.seed=1", "teacher=resnet32", "runtime.profile=repro",
-    ):  # fmt: skip
-        assert grouped([first, like(other)]) == [[0], [1]], other
-    for other in ("init_seed=1", "recipe.lr=0.01", "method=feature", "student=resnet14", "method.temperature=2"):
-        assert grouped([first, small("method=logit", other)]) == [[0, 1]], other
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data_seed", 1), ("recipe.batch_size", 16), ("recipe.epochs", 2), ("data.augment", False),
+        ("data.num_train", 40), ("runtime.threads", 3), ("runtime.precision", "bf16"), ("runtime.profile", "repro"),
+        ("runtime.compile", True), ("teacher.seed", 1), ("teacher.recipe.lr", 0.2),
+    ],
+)  # fmt: skip
+def test_jobs_that_cannot_share_are_grouped_apart(small, key, value):
+    first = small("method=logit")
+    assert grouped([first, otherwise(first, key, value)]) == [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("init_seed", 1), ("recipe.lr", 0.01), ("student.arguments", {"depth": 14}), ("method.params.temperature", 2.0),
+     ("recipe.on_nonfinite", "skip"), ("recipe.clip_norm", None)],
+)  # fmt: skip
+def test_jobs_that_differ_in_what_is_their_own_share(small, key, value):
+    first = small("method=logit")
+    assert grouped([first, otherwise(first, key, value)]) == [[0, 1]]
 
 
 def test_jobs_without_a_teacher_join_those_who_have_one(small):
@@ -310,7 +331,8 @@ def test_jobs_without_a_teacher_join_those_who_have_one(small):
 
 
 def test_groups_are_few_and_of_about_the_same_size(small):
-    configs = [small("method=logit", f"method.alpha=0.{n}") for n in range(1, 10)]
+    first = small("method=logit")
+    configs = [otherwise(first, "recipe.lr", 0.01 * n) for n in range(1, 10)]
     assert [len(group) for group in grouped(configs, most=4)] == [3, 3, 3]
     assert sorted(itertools.chain(*grouped(configs, most=4))) == list(range(9))
 
@@ -339,8 +361,8 @@ def test_launcher_groups_a_sweep_and_every_job_has_its_own_of_everything(kdbench
     jobs = json.loads(record.read_text())["jobs"]
     assert [job["status"] for job in jobs] == ["complete"] * 8
     assert [job["overrides"][-1] for job in jobs] == ["seed=0", "seed=1"] * 4
-    again = kdbench("-m", "hydra/launcher=lockstep", *TINY, "method=ce,logit", "recipe.lr=0.1,0.2", "seed=0,1")
-    assert again.out.count("complete already, skipped") == 8
+    again = kdbench("-m", "hydra/launcher=lockstep", *TINY, "method=ce,logit", "recipe.lr=0.1", "seed=0")
+    assert again.out.count("complete already, skipped") == 2
 
 
 def test_launcher_says_what_failed_and_the_others_end_well(kdbench, tmp_path):

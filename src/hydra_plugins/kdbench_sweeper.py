@@ -51,7 +51,9 @@ class KdbenchSweeper(BasicSweeper):
                 raise explained(error, job) from None
             return parse(without_hydra(composed), composed.hydra.runtime.choices)
 
-        def launch(jobs: Sequence[Job], first: int) -> list[Mapping[str, Any] | None]:
+        def launch(jobs: Sequence[Job], first: int) -> Sequence[Mapping[str, Any] | None]:
+            if isinstance(launcher, LockstepLauncher):  # they are composed and parsed already
+                return lockstep.launch_jobs(jobs, first)
             launched = launcher.launch([list(job.overrides) for job in jobs], initial_job_idx=first)
             returns.extend(launched)
             return [result_of(job) for job in launched]
