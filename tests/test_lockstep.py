@@ -344,6 +344,20 @@ def test_runs_that_are_complete_take_no_place_and_the_same_run_is_in_no_group_tw
     assert grouped(configs) == [[1], [0], [2]]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "asks"),
+    [
+        (("method=ce",), False), (("method=logit",), True), (("method=logit", "teacher.table=on"), False),
+        (("method=feature", "data.augment=false"), True), (("method=logit", "data.augment=false"), False),
+        (("method=logit", "data.augment=false", "teacher.table=off"), True),
+    ],
+)  # fmt: skip
+def test_what_is_saved_is_the_asking_of_live_teachers(small, overrides, asks):
+    config = small(*overrides, "recipe.epochs=2")  # without augmentation a table is repaid by that many
+    assert lockstep.asks_live(config) == asks
+    assert (lockstep.saving([config, config]) > 0) == asks
+
+
 # The launcher
 
 TINY = (*SMALL, *SIZE, "recipe.epochs=1", "output_root=out")

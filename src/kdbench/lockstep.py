@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdbench import teachers
+from kdbench import tables, teachers
 from kdbench.config import ModelConfig, RunConfig
 from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
 from kdbench.errors import printable
@@ -120,7 +120,11 @@ def saving(configs: Sequence[RunConfig]) -> float:
 
 def asks_live(config: RunConfig) -> bool:
     """Whether a run asks its teacher about every batch, as far as its config says."""
-    return config.teacher is not None and config.teacher.table != "on"
+    if config.teacher is None or config.teacher.table == "on":
+        return False
+    needs = getattr(config.method.target, "needs", None)  # of the class, where they do not depend on stages
+    tabulated = needs is not None and tables.can_answer(needs) and tables.repaid(config.recipe.epochs, config)
+    return config.teacher.table == "off" or not tabulated
 
 
 def macs_of(model: ModelConfig) -> int:

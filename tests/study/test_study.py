@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from kdbench import run, sweep
+from kdbench import lockstep, run, sweep
 from kdbench.compose import run_config
 from kdbench.config import RunConfig
 from kdbench.errors import ConfigError
 from kdbench.stopping import INTERRUPTED, NOT_FINISHED, TIME_IS_UP
 from kdbench.study import plan
 from kdbench.study.carry_out import StudyRun
+from kdbench.study.progress import duration
 from kdbench.study.read import read_study
 from kdbench.study.winners import Candidate, choose
 
@@ -205,6 +206,43 @@ def test_a_study_goes_from_teachers_to_finals_of_the_winner(studies: Path, train
     assert not winner["tie"]
     assert winner["noise"] == pytest.approx(100 * (0.62 * 0.38 / 1000 + 0.6 * 0.4 / 1000) ** 0.5, abs=1e-3)
     assert (selected["selection_seeds"], selected["final_seeds"]) == ([9], [0, 1])
+
+
+def test_runs_of_a_stage_train_together_whichever_sweep_they_are_of(studies: Path, trainer: Trainer) -> None:
+    study = tiny(studies, trainer)
+    assert study.carry_out(None) == 0
+    assert [len(titles) for titles in trainer.launched] == [1, 2, 2, 2]
+    for seed, titles in enumerate(trainer.launched[2:]):
+        assert all(f"seed={seed}" in title for title in titles)
+        assert ["method=ce" in title for title in titles] == [True, False]
+
+
+def test_one_learner_is_one_run_after_the_other(studies: Path, trainer: Trainer) -> None:
+    study = StudyRun(read_study(["study=tiny", "output_root=out"], studies), trainer, max_learners=1)
+    assert "in lockstep" not in study.dry_run()
+    assert study.carry_out(None) == 0
+    assert [len(titles) for titles in trainer.launched] == [1] * 7
+
+
+def test_dry_run_shows_the_groups_and_the_time_that_they_save(studies: Path, trainer: Trainer) -> None:
+    shown = tiny(studies, trainer).dry_run()
+    assert "in lockstep, group 1: 2 x resnet8 logit, seed 9, from resnet20, " in shown
+    configs = {name: composed_once(f"student={name}", "method=ce").student for name in ("resnet8", "resnet20")}
+    macs = {name: lockstep.macs_of(config) for name, config in configs.items()}
+    saved = macs["resnet20"] / (2 * 3 * macs["resnet8"] + 2 * macs["resnet20"])
+    assert f"{saved:.0%} less arithmetic" in shown
+    assert "lockstep saves" not in shown  # how long that is, is not known yet
+    study = tiny(studies, trainer, "stages=[teachers,selection]")
+    trainer.fails = lambda title: "seed=9" in title
+    study.carry_out(None)
+    # The teacher's run says how long a multiply-accumulate takes: 60 s for three times its own, over all its images.
+    teacher = study.jobs_of("teachers")[0].config
+    selecting = study.jobs_of("selection")[0].config
+    assert teacher is not None
+    assert selecting is not None
+    images = selecting.recipe.epochs * selecting.data.num_train
+    per_mac = 60 / (teacher.recipe.epochs * teacher.data.num_train) / (3 * 1_000_000)
+    assert f"(lockstep saves {duration(per_mac * macs['resnet20'] * images)})" in study.dry_run()
 
 
 def test_the_same_command_again_trains_nothing(studies: Path, trainer: Trainer) -> None:
