@@ -28,15 +28,18 @@ class LockstepLauncher(Launcher):
     """Groups what it is given, and trains one group after the other in this process."""
 
     def __init__(self, max_learners: Any) -> None:
-        from kdbench.errors import ConfigError
-
-        if type(max_learners) is not int or max_learners < 1:
-            raise ConfigError(
-                f"hydra.launcher.max_learners is {max_learners!r}; it may be a whole number of at least 1"
-            )
-        self.max_learners = max_learners
+        self.given = max_learners
         self.config: DictConfig | None = None
         self.hydra_context: HydraContext | None = None
+
+    @property
+    def max_learners(self) -> int:
+        """Of a group. Checked here, where Hydra does not wrap what is raised."""
+        from kdbench.errors import ConfigError
+
+        if type(self.given) is not int or self.given < 1:
+            raise ConfigError(f"hydra.launcher.max_learners is {self.given!r}; it may be a whole number of at least 1")
+        return self.given
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config, self.hydra_context = config, hydra_context

@@ -42,6 +42,7 @@ class KdbenchSweeper(BasicSweeper):
         config, loader, launcher = self.config, self.hydra_context.config_loader, self.launcher
         overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
         batches = self.split_arguments(overrides, self.max_batch_size)
+        most = launcher.max_learners if isinstance(launcher, LockstepLauncher) else 0
         returns: list[JobReturn] = []
 
         def compose(job: tuple[str, ...]) -> RunConfig:
@@ -60,7 +61,7 @@ class KdbenchSweeper(BasicSweeper):
 
         def together(jobs: Sequence[Job]) -> list[list[Job]]:
             if isinstance(launcher, LockstepLauncher):
-                return lockstep.split(jobs, launcher.max_learners)
+                return lockstep.split(jobs, most)
             if isinstance(launcher, BasicLauncher):  # takes them one after the other: singly, the record is up to date
                 return singly(jobs)
             size = self.max_batch_size or max(1, len(jobs))
@@ -68,7 +69,9 @@ class KdbenchSweeper(BasicSweeper):
 
         report = None if config.report is None else str(config.report)
         jobs = [tuple(job) for batch in batches for job in batch]
-        Sweep(jobs, compose, Path(str(config.output_root)), report).carry_out(launch, together)
+        Sweep(jobs, compose, Path(str(config.output_root)), report).carry_out(
+            launch, together, lockstep=isinstance(launcher, LockstepLauncher)
+        )
         return returns
 
 

@@ -139,6 +139,8 @@ def job(config: DictConfig) -> dict[str, Any]:
 def carried_out(config: DictConfig) -> dict[str, Any]:
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.RUN:
+        if hydra_config.runtime.choices.get("hydra/launcher") == "lockstep":
+            print("hydra/launcher=lockstep is for sweeps, and needs -m; this is one run", flush=True)
         try:
             return {"status": "complete", "run": str(carry_out(config))}
         except KdbenchError as error:

@@ -1,11 +1,12 @@
 """A run on its way: from its parts to the files of its directory, alone in the loop or beside others."""
 
+import contextlib
 import dataclasses
 import logging
 import resource
 import statistics
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,7 @@ class Job(Pupil):
         parts: Of the run.
         lesson: None for a run without a teacher.
         lock: Of the run.
+        own: What is released when the run ends: the lock, and its log.
         prefix: Before every line about it, for the user.
     """
 
@@ -73,6 +75,7 @@ class Job(Pupil):
         parts: Parts,
         lesson: Lesson | None,
         lock: Held,
+        own: ExitStack,
         prefix: str = "",
     ) -> None:
         # What models draw while they train comes from a seed of its own.
@@ -83,6 +86,7 @@ class Job(Pupil):
         self.parts = parts
         self.lesson = lesson
         self.lock = lock
+        self.own = own
         self.prefix = prefix
         self.error: Exception | None = None
         self.together = 1
@@ -139,6 +143,9 @@ class Job(Pupil):
             except OSError as refused:
                 error = refused
         self.error = told(error, self.config, self.directory.path)
+        with self.speaking(), contextlib.suppress(OSError):  # its log may be what failed
+            log.log(logging.INFO if self.prefix else logging.DEBUG, "ended: %s", self.error)  # alone, it is said anyway
+        self.own.close()
 
     def what_went_bad(self, error: NonFiniteError) -> dict[str, Any]:
         """What a step saw that could not be taken, for whoever wants to find out why."""

@@ -45,7 +45,7 @@ def groups(configs: Sequence[RunConfig], max_learners: int = MAX_LEARNERS) -> li
         elif first.setdefault(directory.path, position) != position:
             again.append([position])
         else:
-            teacher = teachers.key_of_teacher(config) if config.teacher else None
+            teacher = teacher_of(config) if config.teacher else None
             alike.setdefault(shared(config), {}).setdefault(teacher, []).append(position)
     found = [complete] if complete else []
     for by_teacher in alike.values():
@@ -64,10 +64,17 @@ def split(jobs: Sequence[Job], max_learners: int) -> list[list[Job]]:
     return [[jobs[n] for n in group] for group in groups([j.config for j in jobs if j.config], max_learners)]
 
 
+def teacher_of(config: RunConfig) -> str:
+    """The same for runs that can be taught at once. A teacher's stages are names, and no part of its own key."""
+    assert config.teacher is not None
+    return key_of({"teacher": teachers.key_of_teacher(config), "stages": config.teacher.model.stages})
+
+
 def shared(config: RunConfig) -> str:
     """The same for runs, located, that see the same batches and compute in the same way."""
     return key_of(
         {
+            "output_root": config.output_root,  # under which teachers and tables are looked for
             "data": dataclasses.asdict(config.data),
             "data_seed": config.data_seed,
             "batch_size": config.recipe.batch_size,
@@ -75,6 +82,10 @@ def shared(config: RunConfig) -> str:
             "runtime": dataclasses.asdict(config.runtime),
         }
     )
+
+
+def is_complete(config: RunConfig) -> bool:
+    return located(config)[1].is_complete() and not config.overwrite
 
 
 def chunks(positions: Sequence[int], most: int) -> list[list[int]]:
@@ -94,16 +105,27 @@ def launch(configs: Sequence[RunConfig], overrides: Sequence[Sequence[str]], fir
     Returns:
         Per job its status, and its run's directory or what went wrong.
     """
-    titles = [printable(" ".join(job)) for job in overrides]
-    lines = [f"job {first + n + 1}: {title}" for n, title in enumerate(titles)]
-    if len(configs) > 1:
-        teacher = next((config.teacher.model.name for config in configs if config.teacher), None)
-        asked = f", teacher: {teacher}" if teacher else ""
-        lines.insert(0, f"{len(configs)} jobs in lockstep{asked}")
-    say_heading(*lines)
-    names = [f"job {first + n + 1}" for n in range(len(configs))] if len(configs) > 1 else []
+    names = [f"job {first + n + 1}" for n in range(len(configs))]
+    if len(configs) == 1:
+        title = printable(" ".join(overrides[0]))
+        say_heading(f"{names[0]}: {title}")
+        (outcome,) = execute_together(configs)
+        return [result_of(outcome.ended, title)]
+    done = all(is_complete(config) for config in configs)
+    teacher = next((config.teacher.model.name for config in configs if config.teacher), None)
+    asked = f", teacher: {teacher}" if teacher else ""
+    say_heading(
+        f"{len(configs)} jobs {'that are complete' if done else f'in lockstep{asked}'}",
+        *(f"{name}: {printable(' '.join(own))}" for name, own in zip(names, what_differs(overrides), strict=True)),
+    )
     outcomes = execute_together(configs, names)
-    return [result_of(outcome.ended, title) for outcome, title in zip(outcomes, titles, strict=True)]
+    return [result_of(outcome.ended, name, f"{name}: ") for outcome, name in zip(outcomes, names, strict=True)]
+
+
+def what_differs(overrides: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """Of each job what not all have; all of it where nothing is left."""
+    common = set(overrides[0]).intersection(*overrides)
+    return [[override for override in job if override not in common] or job for job in overrides]
 
 
 def launch_jobs(jobs: Sequence[Job], first: int) -> list[dict[str, Any]]:

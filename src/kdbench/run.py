@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import gc
 import logging
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import torch
 
 from kdbench import tables, teachers
 from kdbench.config import RunConfig
-from kdbench.errors import BusyError, ConfigError, KdbenchError
+from kdbench.errors import BusyError, ConfigError, KdbenchError, RunError
 from kdbench.job import CHOICES, Job, Lesson, choices_of, remove_checkpoints, share_work
 from kdbench.limits import check_room, is_out_of_memory, told
 from kdbench.logs import about, logged
@@ -128,14 +129,19 @@ def execute_together(configs: Sequence[RunConfig], names: Sequence[str] = ()) ->
     for run in runs:
         try:
             run.config, run.directory = located(run.as_parsed)
-            if skipped(run.directory, run.config):
+            with about(run.directory.log, run.prefix):
+                done = skipped(run.directory, run.config)
+            if done:
                 run.outcome.directory = run.directory
             else:
                 todo.append(run)
         except Exception as error:
             run.outcome.error = error
-    for run in carry_out(todo) if todo else []:
-        (run.outcome,) = execute_together([run.as_parsed])
+    # One that was begun by another process meanwhile keeps to that one's threads, and so on.
+    alike = [run for run in todo if run.config.runtime == todo[0].config.runtime]
+    later = carry_out(alike) if alike else []
+    for run in [*later, *(run for run in todo if run not in alike)]:
+        (run.outcome,) = execute_together([run.as_parsed], [run.prefix.removesuffix(": ")] if run.prefix else [])
     return [run.outcome for run in runs]
 
 
@@ -157,11 +163,20 @@ def carry_out(runs: Sequence[Asked]) -> list[Asked]:
     # Here, out of the handler, what the group had in memory is gone.
     left = [run for run in runs if not (run.is_done or run in later)]
     if left:
+        for run in runs:
+            forget_frames(run.outcome.error)
         gc.collect()
         log.info("out of memory with %d runs in lockstep; going on with halves of them, one after the other", len(left))
         half = len(left) // 2
         later += carry_out(left[:half]) + carry_out(left[half:])
     return later
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """An error that is kept would keep the networks of the functions that it passed through."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def train(runs: Sequence[Asked], later: list[Asked]) -> None:
@@ -191,10 +206,15 @@ def train(runs: Sequence[Asked], later: list[Asked]) -> None:
                     jobs[run] = job
                 elif not run.is_done:
                     later.append(run)
-        if jobs:
-            train_jobs(list(jobs.values()))
-        for run, job in jobs.items():
-            run.outcome.directory, run.outcome.error = (None if job.error else job.directory), job.error
+        try:
+            if jobs:
+                train_jobs(list(jobs.values()))
+        finally:
+            for run, job in jobs.items():
+                if job.error:
+                    run.outcome.error = job.error
+                elif job.directory.is_complete():
+                    run.outcome.directory = job.directory
 
 
 def begun(run: Asked, parts: Parts, lesson: Lesson | None, held: ExitStack, alone: bool) -> Job | None:
@@ -204,31 +224,33 @@ def begun(run: Asked, parts: Parts, lesson: Lesson | None, held: ExitStack, alon
         run: Is told if it is complete meanwhile.
         parts: Of it.
         lesson: Of it.
-        held: What is released when the training ends.
+        held: Releases it when the training of all ends; one that fails is released then.
         alone: Then a run that another process has may be waited for, as it says; nobody waits for it meanwhile.
 
     Raises:
         BusyError: another process has it.
     """
     config, key = run.config, run.directory.key
-    lock = held.enter_context(
-        run.directory.locked(f"this run of {config.student.name}", config.on_busy if alone else "skip")
-    )
-    run.directory = directory = RunDirectory.of(config, key)  # another process may have named it meanwhile
-    if directory.is_complete() and not config.overwrite:
-        log.info("complete already, skipped: %s", directory.path)
-        run.outcome.directory = directory
-        return None
-    if directory.is_complete():
-        directory.clear()
-    if not agrees(directory, config, lesson):
-        return None
-    check_room(directory, [parts.student, parts.method], len(parts.dataset.val) + len(parts.dataset.test))
-    directory.create()
-    with about(directory.log, run.prefix):
-        held.enter_context(logged(directory.log))
-        job = Job(config, directory, parts, lesson, lock, run.prefix)
-        job.begin()
+    with ExitStack() as own:
+        purpose = f"this run of {config.student.name}"
+        lock = own.enter_context(run.directory.locked(purpose, config.on_busy if alone else "skip"))
+        run.directory = directory = RunDirectory.of(config, key)  # another process may have named it meanwhile
+        if directory.is_complete() and not config.overwrite:
+            log.info("complete already, skipped: %s", directory.path)
+            run.outcome.directory = directory
+            return None
+        if directory.is_complete():
+            directory.clear()
+        if not agrees(directory, config, lesson):
+            return None
+        check_room(directory, [parts.student, parts.method], len(parts.dataset.val) + len(parts.dataset.test))
+        directory.create()
+        with about(directory.log, run.prefix):
+            own.enter_context(logged(directory.log))
+            job = Job(config, directory, parts, lesson, lock, own, run.prefix)
+            job.begin()
+        job.own = own.pop_all()
+    held.callback(job.own.close)
     return job
 
 
@@ -240,7 +262,7 @@ def train_jobs(jobs: list[Job]) -> None:
     steps = steps_on(first.config.runtime, batches, {job.learner: job.answers for job in jobs})
     title = first.title if len(jobs) == 1 else f"{len(jobs)} runs in lockstep"
     done = group.position[0] + group.position[1] / len(batches)
-    display = Display(title, epochs, len(batches.dataset.train), done)
+    display = Display(title, epochs, len(batches.dataset.train), done, runs=len(jobs))
     with deferred(max(job.config.checkpoint.grace_seconds for job in jobs)):
         try:
             fit(group, steps, batches.dataset, epochs, display)
@@ -262,7 +284,8 @@ def agrees(directory: RunDirectory, config: RunConfig, lesson: Lesson | None) ->
     """Whether we do as the run began, if it was begun."""
     choices, table = directory.recorded_choices(), directory.recorded_table()
     known = {name: value for name, value in choices.items() if name in CHOICES}
-    return known in ({}, choices_of(config.runtime)) and (not lesson or table in (None, lesson.config.table))
+    # What an earlier version recorded may be less; the checkpoint's own check has the last word.
+    return known.items() <= choices_of(config.runtime).items() and (not lesson or table in (None, lesson.config.table))
 
 
 def check(config: RunConfig) -> Path | None:
@@ -334,7 +357,7 @@ def taught(parts: Mapping[Asked, Parts]) -> dict[Asked, Lesson]:
     first = next(iter(choices))
     try:
         union = Needs.of_teacher(parts[run].method.needs for run in choices)
-        teacher = teachers.obtain(first.config, union, parts[first].dataset, execute)
+        teacher = teachers.obtain(first.config, union, parts[first].dataset, train_teacher)
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -362,6 +385,18 @@ def taught(parts: Mapping[Asked, Parts]) -> dict[Asked, Lesson]:
             config = dataclasses.replace(run.config.teacher, table=table)
             lessons[run] = Lesson(teacher, answers, config, source)
     return lessons
+
+
+def train_teacher(config: RunConfig) -> RunDirectory:
+    """Carry out a teacher's run, which is found complete by all but the first that need it."""
+    (outcome,) = execute_together([config], ["teacher"])
+    if isinstance(outcome.error, RunError):
+        told = f"the teacher could not be trained: {outcome.error}; its own keys are teacher.recipe.*"
+        raise RunError(told) from outcome.error
+    if outcome.error:
+        raise outcome.error
+    assert outcome.directory is not None
+    return outcome.directory
 
 
 def measure_memory_from_here(device: str) -> None:

@@ -167,6 +167,8 @@ def environment(config: RunConfig) -> dict[str, Any]:
         "cuda": torch.version.cuda if config.runtime.device != "cpu" else None,
         "device": device_name(config.runtime.device),
         "threads": config.runtime.threads,
+        "profile": config.runtime.profile,
+        "compile": config.runtime.compile,
         **git_state(),
     }
 

@@ -79,12 +79,13 @@ class Sweep:
         name = f"{self.started:%Y-%m-%d_%H-%M-%S}_{os.getpid()}.json"
         self.record = output_root.expanduser() / "sweeps" / name
 
-    def carry_out(self, launch: Launch, split: Split = singly) -> None:
+    def carry_out(self, launch: Launch, split: Split = singly, lockstep: bool = False) -> None:
         """Refuse what cannot run, launch the rest, and say how it ended.
 
         Args:
             launch: How.
             split: Together with which others.
+            lockstep: Whether jobs that are launched together ask their teacher together.
 
         Raises:
             RunError: at the end, if any job was refused or failed.
@@ -97,7 +98,7 @@ class Sweep:
                 readers.setdefault(table, []).append(job)
         batches = split([job for job in self.jobs if job.status != "refused"])
         for jobs in readers.values():
-            share_table(jobs, batches)
+            share_table(jobs, batches if lockstep else singly(jobs))
         log.info("jobs: %d", sum(map(len, batches)))
         started = 0
         for batch in batches:
@@ -106,7 +107,7 @@ class Sweep:
                     note(job, result)
             except BaseException:
                 for job in batch:
-                    job.status = "interrupted"
+                    mark_interrupted(job)
                 raise
             finally:
                 self.write_record()
@@ -165,6 +166,14 @@ class Sweep:
             raise BusyError(f"{left} of {len(self.jobs)} jobs were left to the processes that have them")
 
 
+def mark_interrupted(job: Job) -> None:
+    """Of jobs that were launched together some may be complete."""
+    assert job.config is not None
+    directory = run.located(job.config)[1]
+    job.status = "complete" if directory.is_complete() else "interrupted"
+    job.run = str(directory.path) if directory.is_complete() else None
+
+
 @contextmanager
 def heading(say: Callable[[], str]) -> Iterator[None]:
     """Have a line said above each job meanwhile."""
@@ -180,12 +189,18 @@ def say_heading(*lines: str) -> None:
     print("", *(say() for say in headings), *lines, sep="\n", flush=True)
 
 
-def result_of(ended: Path | Exception, title: str) -> dict[str, Any]:
-    """What became of a job, said where it is no success: the directory of its run, or why there is none."""
+def result_of(ended: Path | Exception, title: str, name: str = "") -> dict[str, Any]:
+    """What became of a job, said where it is no success.
+
+    Args:
+        ended: The directory of its run, or why there is none.
+        title: What to call it in an error.
+        name: Before what is no error, where several jobs speak.
+    """
     if isinstance(ended, Path):
         return {"status": "complete", "run": str(ended)}
     if isinstance(ended, BusyError):
-        print(f"left: {ended}", flush=True)
+        print(f"{name}left: {ended}", flush=True)
         return {"status": "left", "error": str(ended)}
     if isinstance(ended, KdbenchError):
         refuse(ended, where=f"{title}: ")

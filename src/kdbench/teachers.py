@@ -201,7 +201,7 @@ def load_verified(directory: RunDirectory, config: RunConfig, needs: Needs, data
         check_hash(file, summary.get(name), remedy)
     network = built(config, needs.teacher_stages)
     weights.load_into(network, weights.read(directory.weights), str(directory.weights))
-    network = folded(network, narrow(config.runtime))
+    network = folded(network, narrow(config.runtime), read=tuple(config.teacher.model.stages.values()))
     check_accuracy(network, directory, summary, config, dataset, remedy)
     test_logits = load_file(directory.logits)["test_logits"]
     test_acc = metrics.accuracy(test_logits.numpy(), dataset.test.labels.cpu().numpy())

@@ -126,7 +126,7 @@ def test_no_step_waits_for_the_host(learner_of, settings, precision, graphs):
 
 def train(learner, steps, plan):
     steps.begin_epoch(learner)
-    train_epoch(Group([Pupil(learner)]), steps, plan)
+    train_epoch(Group([Pupil(learner)]), steps, learner.position, plan)
 
 
 def recorded_losses(learner, steps, batches, epochs):

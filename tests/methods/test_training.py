@@ -40,7 +40,7 @@ class Setup:
     def epoch(self):
         self.learner.begin_epoch()
         steps = Steps(self.batches, {self.learner: self.teacher})
-        train_epoch(Group([Pupil(self.learner)]), steps, self.batches.plan(self.learner.epoch))
+        train_epoch(Group([Pupil(self.learner)]), steps, self.learner.position, self.batches.plan(self.learner.epoch))
         self.learner.end_epoch(self.dataset)
         return self.learner.student.body.state_dict()
 

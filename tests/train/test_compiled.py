@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kdbench.errors import RunError
+from kdbench.models import build
 from kdbench.run import execute
 from kdbench.train import compiled
 
@@ -40,6 +41,26 @@ def test_compiled_student_learns_what_another_does_and_is_compiled_once(small, g
     assert runs[0].weights.read_bytes() == plain.weights.read_bytes() != runs[1].weights.read_bytes()
     execute(small("method=ce", *SIZE, "runtime.compile=true", "student.widths=[8,16,16,16]"))
     assert len(graphs) == 2
+
+
+def test_each_of_many_architectures_is_compiled(small, graphs):
+    """Torch gives up on a function that it has compiled eight times."""
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 32, 32)
+    for width in range(8, 20):
+        student = build(small("method=ce", f"student.widths=[8,8,8,{width}]").student, 10, ()).train()
+        compiled.compiled(student)(images)
+        compiled.compiled(student)(images[:2])
+    assert len(graphs) >= 12
+
+
+def test_a_lack_of_memory_is_no_failure_of_the_compiler(small, graphs, monkeypatch):
+    def greedy(graph, inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(compiled, "BACKEND", greedy)
+    with pytest.raises(RunError, match=r"^out of memory on cpu; 2.00 GiB more were asked for"):
+        execute(small("method=ce", *SIZE, "runtime.compile=true"))
 
 
 def test_a_compiler_that_fails_is_said_in_one_line(small, graphs, monkeypatch):

@@ -1,6 +1,7 @@
 """Are recorded and replayed steps those that are written? The CPU shows it: a tape stands for a GPU's graphs."""
 
 import contextlib
+import dataclasses
 import random
 
 import numpy as np
@@ -9,7 +10,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kdbench.errors import RunError
 from kdbench.methods.ce import CrossEntropy
 from kdbench.methods.method import START
 from kdbench.run import execute
@@ -169,6 +169,52 @@ def test_what_draws_on_the_host_is_not_recorded_and_one_line_says_so(small, reco
     assert len(set(draws)) == len(draws) == 2 * 16
 
 
+class Counts(CrossEntropy):
+    """Weighs its loss by how often it was called, as it should not."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.called = 0
+
+    def forward(self, *given, **named):
+        self.called += 1
+        return {name: term * self.called for name, term in super().forward(*given, **named).items()}
+
+
+class Rebinds(CrossEntropy):
+    """The same with a buffer that becomes another tensor."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.register_buffer("called", torch.zeros(()))
+
+    def forward(self, *given, **named):
+        self.called = self.called + 1
+        return {name: term * self.called for name, term in super().forward(*given, **named).items()}
+
+
+class InPlace(Rebinds):
+    """And with one that is written in place, as it should."""
+
+    def forward(self, *given, **named):
+        self.called.add_(1)
+        return {name: term * self.called for name, term in CrossEntropy.forward(self, *given, **named).items()}
+
+
+@pytest.mark.parametrize(("method", "recorded"), [(Counts, 2), (Rebinds, 2), (InPlace, 4)])
+def test_a_method_whose_state_lies_on_the_host_is_not_recorded(small, recorder, monkeypatch, method, recorded):
+    def config(where):
+        given = small("method=ce", *EPOCHS, f"output_root={small().output_root}/{where}")
+        return dataclasses.replace(given, method=dataclasses.replace(given.method, target=method))
+
+    taped = execute(config("taped"))
+    monkeypatch.setattr("kdbench.run.steps_on", graphs.steps_on)
+    same(taped, execute(config("written")))
+    assert recorder.recorded == recorded
+    line = f"launched step by step instead: it changes {method.__name__}.called on the host"
+    assert taped.log.read_text().count(line) == (recorded == 2)
+
+
 def test_what_waits_for_the_device_is_not_recorded_and_one_line_says_so(small, recorder, monkeypatch):
     train_otherwise(monkeypatch, lambda term, student, batch, progress: term * (float(term.detach()) > 0))
     run = execute(small("method=ce", *EPOCHS))
@@ -188,13 +234,14 @@ def test_without_a_lesson_nothing_else_is_recorded(small, recorder, monkeypatch)
     assert taped.log.read_text().count("graphs: batches and what the teacher says of them, launched step by step") == 1
 
 
-def test_a_lack_of_memory_while_recording_is_no_refusal(small, recorder, monkeypatch):
+def test_without_memory_to_record_in_steps_are_carried_out_as_written(small, recorder, monkeypatch):
     def full(self, function):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(TapeRecorder, "__call__", full)
-    with pytest.raises(RunError, match=r"out of memory on cpu; 2.00 GiB more were asked for. Lower recipe.batch_size"):
-        execute(small("method=ce", *EPOCHS))
+    taped, written = run_both(small, monkeypatch, "method=ce", *EPOCHS)
+    same(taped, written)
+    assert "instead: CUDA out of memory." in taped.log.read_text()
 
 
 def test_killed_run_goes_on_with_recorded_steps(small, recorder, monkeypatch):

@@ -27,7 +27,7 @@ from kdbench.train.graphs import steps_on
 from kdbench.train.group import Group, Pupil
 from kdbench.train.learner import Learner
 from kdbench.train.loop import train_epoch
-from kdbench.train.steps import Answers
+from kdbench.train.steps import Answers, Steps
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,8 @@ class Trainee:
                 self.train_on = partial(given_batches, learner, self.answers)
             else:
                 steps = steps_on(self.runtime, own, {learner: self.answers})
-                self.train_on = partial(train_epoch, Group([Pupil(learner)]), steps)
+                group = Group([Pupil(learner)])
+                self.train_on = partial(whole_batches, group, steps)
         else:
             if not self.loader:
                 self.work = itertools.starmap(own.batch, self.work)
@@ -179,6 +180,11 @@ def given_batches(learner: Learner, teacher: Answers, batches: Iterable[Batch]) 
     """kdbench's step on batches that others have made."""
     for batch in batches:
         learner.step(learner.losses(batch, teacher(batch)))
+
+
+def whole_batches(group: Group, steps: Steps, plan: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """kdbench's steps from where the learner stands."""
+    train_epoch(group, steps, group.position, plan)
 
 
 def full_plans(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:

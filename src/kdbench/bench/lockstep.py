@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdbench.bench.arms import full_plans, teacher_for_speed
-from kdbench.bench.measure import spread
+from kdbench.bench.measure import RECORDED, spread
 from kdbench.config import RunConfig
 from kdbench.data import Batches
 from kdbench.data.dataset import NUM_CLASSES
@@ -39,7 +39,7 @@ class Training:
     plan: Iterator[tuple[Tensor, Tensor]]
 
     def train(self, steps: int) -> None:
-        train_epoch(self.group, self.steps, itertools.islice(self.plan, steps))
+        train_epoch(self.group, self.steps, self.group.position, itertools.islice(self.plan, steps))
 
 
 def check_group(configs: Sequence[RunConfig]) -> None:
@@ -101,7 +101,7 @@ def compared(configs: Sequence[RunConfig], rounds: int, seconds: float) -> dict[
         return (time.perf_counter() - started) / steps
 
     for name in arms:
-        visit(name, 1)  # libraries choose their kernels here
+        visit(name, 1 if configs[0].runtime.device == "cpu" else RECORDED)  # libraries choose their kernels here
     steps = max(1, round(seconds / visit(ALONE, 1)))
     timings: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(rounds):

@@ -133,6 +133,9 @@ class Method(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         """Named scalar terms of the batch's loss, means over its images; `total` is the one that is minimised.
 
+        On a GPU the work of one call is recorded and replayed, so what lasts from step to step is a buffer, written in
+        place; a call that keeps something on the host, or waits for the device, is noticed and not recorded.
+
         Args:
             student: The student's output in train mode.
             teacher: What `needs` asked for, or None if it asks for nothing.

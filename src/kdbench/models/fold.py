@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from kdbench.models.network import Network
 
 
-def folded(network: Network, dtype: torch.dtype | None = None) -> Network:
+def folded(network: Network, dtype: torch.dtype | None = None, read: Collection[str] = ()) -> Network:
     """The same function as `network` in evaluation mode, with fewer operations; it cannot be trained.
 
     In evaluation mode batch norm scales and shifts channels by constants, which the convolution before it can do as
@@ -22,6 +22,8 @@ def folded(network: Network, dtype: torch.dtype | None = None) -> Network:
         network: Left as it is.
         dtype: What autocast would make of the weights of convolutions and linear layers at every call; they are kept
             in it, which gives the same bits. None leaves them in float32.
+        read: Nodes that others may want to read, as stages of theirs. What is folded, and so how answers are rounded,
+            then does not depend on who asks for which.
 
     Returns:
         A copy on the same device and in the same memory format. Its weights have other values than the network's.
@@ -33,6 +35,8 @@ def folded(network: Network, dtype: torch.dtype | None = None) -> Network:
     calls = Counter(str(node.target) for node in body.graph.nodes if node.op == "call_module")
     for node in list(body.graph.nodes):
         convolution = convolution_before(node, modules, calls)
+        if convolution is not None and is_read(str(convolution.target), str(node.target), read):
+            continue
         if convolution is not None:
             target = str(convolution.target)
             modules[target] = fuse_conv_bn_eval(modules[target], modules[str(node.target)])
@@ -45,6 +49,15 @@ def folded(network: Network, dtype: torch.dtype | None = None) -> Network:
         if dtype is not None and isinstance(module, nn.Conv2d | nn.Linear):
             module.to(dtype)
     return Network(body.requires_grad_(False), network.logits, network.stages, network.architecture).eval()
+
+
+def is_read(convolution: str, norm: str, read: Collection[str]) -> bool:
+    """Whether one of the nodes is the convolution, or a module that ends with it and without the batch norm."""
+
+    def within(module: str, node: str) -> bool:
+        return module == node or module.startswith(f"{node}.")
+
+    return any(within(convolution, node) and not within(norm, node) for node in read)
 
 
 def convolution_before(node: fx.Node, modules: Mapping[str, nn.Module], calls: Counter[str]) -> fx.Node | None:

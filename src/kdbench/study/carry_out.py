@@ -170,8 +170,10 @@ class StudyRun:
 
     def jobs_of(self, title: str) -> list[Job]:
         """Of a stage, each once, in its order."""
-        jobs = [job for _, jobs in self.jobs[title] for job in jobs]
-        return list({job.directory.key if job.directory else job.title: job for job in reversed(jobs)}.values())[::-1]
+        found: dict[str, Job] = {}
+        for job in (job for _, jobs in self.jobs[title] for job in jobs):
+            found.setdefault(job.directory.key if job.directory else job.title, job)
+        return list(found.values())
 
     def carry_out_jobs(self, jobs: Sequence[Job]) -> None:
         """Carry out what is not done, and what failed of it once more.
@@ -188,7 +190,7 @@ class StudyRun:
             sweep = sweeps.Sweep(wanted, self.study_config, self.output_root)
             log.info("%s%s", attempt, self.packed(left))
             try:
-                sweep.carry_out(self.launch, self.split)
+                sweep.carry_out(self.launch, self.split, lockstep=True)
             except KdbenchError as error:
                 refuse(error, program="kdbench-study")
             leave_if_asked()
@@ -260,8 +262,8 @@ class StudyRun:
             return "time left unknown: no finished run to measure it by"
         unknown = self.unknown() * self.time_of_final(speed)
         saved = speed.saved(self.groups(left))
-        less = f" (lockstep saves {duration(saved)})" if saved else ""
-        return f"about {duration(sum(known) + unknown - saved)} left{less}"
+        less = f", up to {duration(saved)} less in lockstep" if saved else ""
+        return f"about {duration(sum(known) + unknown)} left{less}"
 
     def time_of_final(self, speed: Speed) -> float:
         """Seconds of a run whose setting is not yet chosen: the candidates' mean, at the epochs of the finals."""
@@ -298,6 +300,8 @@ class StudyRun:
             groups = [group for group in self.groups(self.jobs_of(title)) if len(group) > 1]
             for number, group in enumerate(groups, 1):
                 lines.append(f"  in lockstep, group {number}: {self.members(group)}")
+            if waiting and self.max_learners > 1:
+                lines.append("  those that wait join the groups where they can share")
         jobs = self.all_jobs()
         counts = {state: sum(job.state == state for job in jobs) for state in (DONE, RESUMABLE, "missing", REFUSED)}
         counts["waiting for winners"] = self.unknown()

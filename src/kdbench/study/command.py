@@ -90,6 +90,12 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(f"{unknown[0]} is no known flag; see kdbench-study --help")
     if given.minutes is not None and not 0 < given.minutes <= A_YEAR:
         raise ConfigError(f"--minutes is {given.minutes:g}; it may be any number above 0 and at most {A_YEAR}, a year")
+    for override in given.overrides:
+        if override.startswith("hydra"):
+            raise ConfigError(
+                f"{override}: a study carries its runs out itself, in lockstep where they can share; "
+                "--max-learners 1 is one after the other"
+            )
     if given.max_learners < 1:
         raise ConfigError(f"--max-learners is {given.max_learners}; it may be a whole number of at least 1")
     if given.config_dir is not None and not given.config_dir.is_dir():

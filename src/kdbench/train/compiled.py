@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from types import FunctionType
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from kdbench.errors import RunError, first_line
+from kdbench.limits import is_out_of_memory
 from kdbench.models import Network, Output
 
 BACKEND = "inductor"
@@ -36,6 +38,8 @@ def compiled(student: Network) -> Callable[[Tensor], Output]:
         try:
             output = shared(tensors, images)
         except Exception as error:  # compilers have names of their own for what goes wrong
+            if is_out_of_memory(error):
+                raise
             raise RunError(
                 f"runtime.compile=true and torch could not compile {type(student.body).__name__} here "
                 f"({first_line(error)}); it needs a C++ compiler, on a GPU Triton too; or use runtime.compile=false"
@@ -47,9 +51,11 @@ def compiled(student: Network) -> Callable[[Tensor], Output]:
 
 
 def compiled_without_weights(student: Network) -> Compiled:
-    network = copy.deepcopy(student).train()
+    network = copy.deepcopy(student).to("meta").train()  # all its tensors are given with each call
 
     def forward(tensors: Mapping[str, Tensor], images: Tensor) -> Output:
         return functional_call(network, dict(tensors), (images,))
 
-    return torch.compile(forward, backend=BACKEND)
+    # A code object of its own: torch counts, and limits, what it has compiled by that.
+    own = FunctionType(forward.__code__.replace(), forward.__globals__, closure=forward.__closure__)
+    return torch.compile(own, backend=BACKEND)

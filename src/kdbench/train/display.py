@@ -19,10 +19,12 @@ class Display:
         epochs: In total.
         images_per_epoch: Training images.
         epochs_done: Before a resume.
+        runs: That train together.
     """
 
-    def __init__(self, title: str, epochs: int, images_per_epoch: int, epochs_done: float = 0) -> None:
+    def __init__(self, title: str, epochs: int, images_per_epoch: int, epochs_done: float = 0, runs: int = 1) -> None:
         self.epochs = epochs
+        self.runs = runs
         self.bar = tqdm(
             desc=title,
             total=epochs * images_per_epoch,
@@ -43,22 +45,22 @@ class Display:
         done = int(row["epoch"])
         per_epoch = (time.monotonic() - self.begun) / max(done - self.epochs_before, 1e-9)
         time_left = tqdm.format_interval((self.epochs - done) * per_epoch)
-        self.bar.set_postfix_str(
-            f"epoch {min(done + 1, self.epochs)}/{self.epochs}, "
-            f"loss {row['train_loss']:.3f}, val_acc {row['val_acc']:.1%}"
-        )
-        # On a terminal the bar says it; the line then goes to train.log alone.
-        log.log(
-            logging.INFO if self.bar.disable else logging.DEBUG,
-            "epoch %d/%d: loss %.4f, train_acc %.2f%%, val_acc %.2f%%, %.0f images/s, %s left",
-            done,
-            self.epochs,
-            row["train_loss"],
-            100 * row["train_acc"],
-            100 * row["val_acc"],
-            row["images_per_second"],
-            time_left,
-        )
+        epoch = f"epoch {min(done + 1, self.epochs)}/{self.epochs}"
+        alone = f", loss {row['train_loss']:.3f}, val_acc {row['val_acc']:.1%}" if self.runs == 1 else ""
+        self.bar.set_postfix_str(f"{epoch}{alone}")
+        # On a terminal the bar says it of a run alone; the line then goes to train.log alone.
+        with tqdm.external_write_mode(file=sys.stdout):
+            log.log(
+                logging.INFO if self.bar.disable or self.runs > 1 else logging.DEBUG,
+                "epoch %d/%d: loss %.4f, train_acc %.2f%%, val_acc %.2f%%, %.0f images/s, %s left",
+                done,
+                self.epochs,
+                row["train_loss"],
+                100 * row["train_acc"],
+                100 * row["val_acc"],
+                row["images_per_second"],
+                time_left,
+            )
 
     def close(self) -> None:
         self.bar.close()

@@ -8,18 +8,18 @@ first steps of each size are carried out as written: there libraries choose thei
 import logging
 import pickle
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.config import RuntimeConfig
 from kdbench.data.batches import Batch, Batches
 from kdbench.errors import first_line
-from kdbench.limits import is_out_of_memory
 from kdbench.train.learner import Learner
 from kdbench.train.steps import Answers, Known, Steps
 
@@ -68,23 +68,45 @@ class CudaRecorder:
         device: cuda:0, ...
     """
 
+    broken: str | None = None
+    """Why nothing more is recorded in this process: torch's memory pools may be stuck after a recording broke off."""
+
     def __init__(self, device: str) -> None:
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        if CudaRecorder.broken:
+            raise RuntimeError(f"an earlier recording in this process broke off: {CudaRecorder.broken}")
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-            returned = function()
+        mode, waited = torch.cuda.get_sync_debug_mode(), False
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                # What waits is refused by torch before the device hears of it, and the recording ends in order.
+                torch.cuda.set_sync_debug_mode("error")
+                try:
+                    returned = function()
+                except RuntimeError as error:
+                    waited = "synchronizing" in str(error)
+                    raise
+                finally:
+                    torch.cuda.set_sync_debug_mode(mode)
+        except RuntimeError as error:
+            if not waited:
+                CudaRecorder.broken = first_line(cause_of(error))
+            raise
         return returned, graph.replay
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Everything of an epoch on that stream, recorded or not: autograd wants to be on one."""
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            yield
-        torch.cuda.current_stream().wait_stream(self.stream)
+        around = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(around)
+        try:
+            with torch.cuda.stream(self.stream):
+                yield
+        finally:  # a checkpoint that is written because of a signal must not run ahead of the steps
+            around.wait_stream(self.stream)
 
 
 class Permission:
@@ -101,10 +123,17 @@ class Permission:
 
 
 class Part(Generic[T]):
-    """A piece of a step, for batches of one size: as written at first, then recorded, from then on replayed."""
+    """A piece of a step, for batches of one size: as written at first, then recorded, from then on replayed.
 
-    def __init__(self, recorder: Recorder, permission: Permission) -> None:
+    Args:
+        recorder: Of the device.
+        permission: Taken back where it cannot be recorded.
+        owners: Modules that may keep a state of their own.
+    """
+
+    def __init__(self, recorder: Recorder, permission: Permission, owners: Sequence[nn.Module] = ()) -> None:
         self.recorder = recorder
+        self.owners = owners
         self.permission = permission
         self.done = 0
         """Times, as written."""
@@ -123,27 +152,62 @@ class Part(Generic[T]):
         if self.replay is not None:
             self.replay()
             return self.returned
-        before = drawn_on_host() if self.done == 0 else None
+        watched = self.permission.given and self.done < WARM_UP
+        drawn, kept = (drawn_on_host(), kept_on_host(self.owners)) if watched else (b"", [])
         returned = written()
         self.done += 1
-        if before is not None and before != drawn_on_host():
+        if watched and drawn != drawn_on_host():
             self.permission.refuse("it draws random numbers on the host, which a recording would repeat")
+        if watched and (changed := changed_on_host(kept)):
+            self.permission.refuse(f"it changes {changed} on the host, which a recording would not")
         return returned
 
     def record(self, written: Callable[[], T]) -> None:
         try:
             self.returned, self.replay = self.recorder(written)
         except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            first: BaseException = error
-            while first.__context__:  # what ends a recording complains about what broke it
-                first = first.__context__
-            self.permission.refuse(first_line(first))
+            self.permission.refuse(first_line(cause_of(error)))
 
     def forget(self) -> None:
         """What was recorded no longer holds; the next time it is recorded anew."""
         self.replay = None
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What broke a recording: what ends it complains about that too."""
+    while error.__context__:
+        error = error.__context__
+    return error
+
+
+def kept_on_host(owners: Sequence[nn.Module]) -> list[tuple[nn.Module, str, Any]]:
+    """Attributes of modules, their buffers among them, as they are now: module, name, value."""
+    kept = []
+    for module in (module for owner in owners for module in owner.modules()):
+        values = {**vars(module), **module._buffers}  # a buffer that is assigned anew is another tensor
+        kept += [(module, name, held(value)) for name, value in values.items() if not name.startswith("_")]
+    return kept
+
+
+def held(value: Any) -> Any:
+    """A container by what is in it, anything else as it is."""
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    return list(value) if isinstance(value, list | tuple | set | deque) else value
+
+
+def changed_on_host(kept: Sequence[tuple[nn.Module, str, Any]]) -> str | None:
+    """The first attribute that is no longer what it was, for the user. Tensors may have changed in place."""
+
+    def same(a: Any, b: Any) -> bool:
+        if isinstance(a, list) and isinstance(b, list):
+            return len(a) == len(b) and all(map(same, a, b))
+        return a is b or (isinstance(a, bool | int | float | str) and a == b)
+
+    for module, name, value in kept:
+        if not same(value, held(getattr(module, name, None))):
+            return f"{type(module).__name__}.{name}"
+    return None
 
 
 def drawn_on_host() -> bytes:
@@ -191,7 +255,8 @@ class GraphedSteps(Steps):
         return self.lessons[key](lambda: Steps.lesson(self, *self.inputs[key], learners))
 
     def learn(self, learner: Learner, batch: Batch, known: Known) -> None:
-        part = self.parts[learner].setdefault(self.now, Part(self.recorder, self.permissions[learner]))
+        owners = [learner.method, learner.student]
+        part = self.parts[learner].setdefault(self.now, Part(self.recorder, self.permissions[learner], owners))
         # A recording reads what the lesson's recording writes.
         lasting = self.lessons[self.now].replay is not None
         part(lambda: Steps.learn(self, learner, batch, known), lasting)

@@ -35,7 +35,7 @@ def fit(group: Group, steps: Steps, dataset: Dataset, epochs: int, display: Disp
         for pupil in group.at(epoch):
             with group.apart(pupil):
                 steps.begin_epoch(pupil.learner)
-        train_epoch(group, steps, steps.batches.plan(epoch, start), display.add)
+        train_epoch(group, steps, (epoch, start), steps.batches.plan(epoch, start), display.add)
         for pupil in group.at(epoch):
             with group.apart(pupil):
                 row = pupil.learner.end_epoch(dataset)
@@ -44,17 +44,22 @@ def fit(group: Group, steps: Steps, dataset: Dataset, epochs: int, display: Disp
 
 
 def train_epoch(
-    group: Group, steps: Steps, plan: Iterable[tuple[Tensor, Tensor]], trained: Callable[[int], None] = no_one
+    group: Group,
+    steps: Steps,
+    position: tuple[int, int],
+    plan: Iterable[tuple[Tensor, Tensor]],
+    trained: Callable[[int], None] = no_one,
 ) -> None:
     """Carry out the steps of an epoch, or what is left of it.
 
     Args:
-        group: Stands before the first of them.
+        group: Nobody in it stands before the first of them.
         steps: How each is carried out.
+        position: Of the first of them: epoch, and step.
         plan: Rows and views of their batches.
         trained: Is told of how many images.
     """
-    epoch, start = group.position
+    epoch, start = position
     group.begin_clock()
     with steps.running():
         for step, (rows, views) in enumerate(plan, start):
