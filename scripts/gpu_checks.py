@@ -59,6 +59,10 @@ CHECKS = (
         ("test_killed_run_resumes_to_the_same_numbers",),
     ),
     Check(
+        "a run that a signal stops resumes to the same bits",
+        ("test_run_that_a_signal_stops_resumes_to_the_same_numbers",),
+    ),
+    Check(
         "a step that is not finite blocks all later ones on the device",
         ("test_first_step_that_is_not_finite_blocks_all_later_ones_and_is_named",),
     ),

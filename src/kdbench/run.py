@@ -5,30 +5,28 @@ import dataclasses
 import gc
 import logging
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
 from kdbench import tables, teachers
+from kdbench.asked import Asked, Outcome
 from kdbench.config import RunConfig
 from kdbench.errors import BusyError, ConfigError, KdbenchError, RunError
 from kdbench.job import CHOICES, Job, Lesson, choices_of, remove_checkpoints, share_work
-from kdbench.limits import check_room, is_out_of_memory, told
+from kdbench.lessons import taught
+from kdbench.limits import check_room, is_out_of_memory
 from kdbench.logs import about, logged
-from kdbench.methods.method import Needs
 from kdbench.parts import Parts, check_parts, prepare
 from kdbench.runs import RunDirectory, changed_since, check_writable, identity, key_of
 from kdbench.runtime import applied, resolve
 from kdbench.stopping import Interrupted, deferred, leave_if_asked
-from kdbench.teaching import LiveTeacher, TabulatedTeacher
 from kdbench.train.display import Display
 from kdbench.train.graphs import steps_on
 from kdbench.train.group import Group
 from kdbench.train.loop import fit
-from kdbench.train.steps import Answers
 
 log = logging.getLogger(__name__)
 
@@ -55,54 +53,6 @@ def execute(config: RunConfig) -> RunDirectory:
         raise outcome.error
     assert outcome.directory is not None
     return outcome.directory
-
-
-@dataclass
-class Outcome:
-    """What became of a run: one of the two is set at the end."""
-
-    directory: RunDirectory | None = None
-    """Of the complete run."""
-    error: Exception | None = None
-
-    @property
-    def ended(self) -> Path | Exception:
-        """Where the run is, or why it is not."""
-        if self.error:
-            return self.error
-        assert self.directory is not None
-        return self.directory.path
-
-
-@dataclass(eq=False)
-class Asked:
-    """A run that is to be carried out."""
-
-    as_parsed: RunConfig
-    prefix: str
-    """Before every line about it, for the user."""
-    outcome: Outcome = field(default_factory=Outcome)
-    config: RunConfig = field(init=False)
-    """Resolved."""
-    directory: RunDirectory = field(init=False)
-
-    @contextmanager
-    def apart(self) -> Iterator[None]:
-        """What goes wrong meanwhile ends this run alone, but for a lack of memory, which is everybody's."""
-        try:
-            with about(self.directory.log, self.prefix):
-                yield
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            self.failed(error)
-
-    def failed(self, error: Exception) -> None:
-        self.outcome.error = told(error, self.config, self.directory.path)
-
-    @property
-    def is_done(self) -> bool:
-        return self.outcome.directory is not None or self.outcome.error is not None
 
 
 def execute_together(configs: Sequence[RunConfig], names: Sequence[str] = ()) -> list[Outcome]:
@@ -190,7 +140,7 @@ def train(runs: Sequence[Asked], later: list[Asked]) -> None:
     for run in runs:
         with run.apart():
             parts[run] = prepare(run.config)
-    lessons = taught(parts)
+    lessons = taught(parts, train_teacher)
     with ExitStack() as held:
         jobs: dict[Asked, Job] = {}
         measure_memory_from_here(runs[0].config.runtime.device)
@@ -335,56 +285,6 @@ def skipped(directory: RunDirectory, config: RunConfig) -> bool:
             remove_checkpoints(config, directory)
     log.info("complete already, skipped: %s", directory.path)
     return True
-
-
-def taught(parts: Mapping[Asked, Parts]) -> dict[Asked, Lesson]:
-    """For each run with a teacher, choose between it and its table, and have made what is missing of the two.
-
-    Args:
-        parts: Of runs that share their teacher, some of which may have none.
-    """
-    runs = [run for run in parts if run.config.teacher]
-    choices: dict[Asked, tables.Choice] = {}
-    for run in runs:
-        with run.apart():
-            needs, directory = parts[run].method.needs, run.directory
-            choices[run] = tables.choose(
-                run.config, needs, teachers.directory_of(run.config), directory.recorded_table()
-            )
-            log.info("teacher: %s", choices[run].reason)
-    if not choices:
-        return {}
-    first = next(iter(choices))
-    try:
-        union = Needs.of_teacher(parts[run].method.needs for run in choices)
-        teacher = teachers.obtain(first.config, union, parts[first].dataset, train_teacher)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        for run in choices:
-            run.failed(error)
-        return {}
-    live = LiveTeacher(teacher.network, union, first.config.runtime)
-    lessons = {}
-    tabulated: Answers | None = None
-    for run, choice in choices.items():
-        with run.apart():
-            answers: Answers = live
-            table, source = "off", choice.reason
-            if choice.use:
-                logits = tables.obtain(choice, run.config, teacher, parts[run].batches)
-                if isinstance(logits, str):
-                    source = logits
-                    log.info("teacher: %s", source)
-                else:
-                    train = parts[run].dataset.train
-                    views = tables.views_of(run.config)
-                    tabulated = tabulated or TabulatedTeacher(logits.to(train.labels.device), train, views)
-                    answers, table = tabulated, "on"
-            assert run.config.teacher is not None
-            config = dataclasses.replace(run.config.teacher, table=table)
-            lessons[run] = Lesson(teacher, answers, config, source)
-    return lessons
 
 
 def train_teacher(config: RunConfig) -> RunDirectory:

@@ -1,6 +1,7 @@
 """What only a CUDA device can show. Run with `make test-gpu`; results go to docs/gpu-checks.md."""
 
 import logging
+import signal
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from kdbench.bench.arms import synthetic_table
 from kdbench.data import Batches
 from kdbench.data.views import NUM_VIEWS, crop, pad
 from kdbench.errors import RunError
+from kdbench.job import Job
 from kdbench.models import build, folded, weights
 from kdbench.parts import prepare
 from kdbench.run import execute, execute_together
 from kdbench.runtime import applied, narrow, placed, resolve
+from kdbench.stopping import Interrupted, listening
 from kdbench.teaching import LiveTeacher, TabulatedTeacher, no_teacher
 from kdbench.train.evaluate import predict
 from kdbench.train.graphs import CudaRecorder, GraphedSteps, steps_on
@@ -198,6 +201,7 @@ def test_lockstep_computes_what_each_run_does_alone(tmp_path):
     for run, outcome in zip(alone, execute_together(configs("group"), ["a", "b", "c"]), strict=True):
         assert outcome.error is None
         assert outcome.directory.weights.read_bytes() == run.weights.read_bytes()
+        assert "graphs: " not in outcome.directory.log.read_text()
 
 
 def test_compiled_student_trains_and_is_close_to_the_plain_one(learner_of):
@@ -261,6 +265,31 @@ def test_table_holds_what_the_live_teacher_answers(trained, precision):
         for batch in parts.batches.epoch(3):
             error = tables.compared(tabulated(batch).logits, live(batch).logits.float())
             assert error < tables.TOLERANCE[precision]
+
+
+def test_run_that_a_signal_stops_resumes_to_the_same_numbers(tmp_path, monkeypatch):
+    """Its checkpoint waits for the steps, which the device may have before it."""
+    settings = (
+        *SMALL_ON_CUDA,
+        "method=ce",
+        "recipe.epochs=3",
+        "runtime.profile=repro",
+        "checkpoint.every_minutes=null",
+    )
+    whole = execute(composed(*settings, f"output_root={tmp_path / 'whole'}"))
+    config = composed(*settings, f"output_root={tmp_path / 'stopped'}")
+    between_steps = Job.between_steps
+
+    def asked(self):
+        if self.learner.position == (1, 7):
+            signal.raise_signal(signal.SIGTERM)
+        between_steps(self)
+
+    monkeypatch.setattr(Job, "between_steps", asked)
+    with pytest.raises(Interrupted), listening():
+        execute(config)
+    monkeypatch.undo()
+    assert execute(config).weights.read_bytes() == whole.weights.read_bytes()
 
 
 @pytest.mark.parametrize("step", [0, 2])
