@@ -26,15 +26,17 @@ SCENARIOS: dict[str, tuple[tuple[str, ...], ...]] = {
     "a run with its teacher": (("method=feature",),),
     "a run that reads a table": (("method=logit", "data.augment=false", "teacher.table=on"),),
     "a sweep": (("-m", "method=ce,logit", "seed=0,1"),),
+    "a group in lockstep": (("-m", "hydra/launcher=lockstep", "method=ce,logit,feature"),),
 }
 """By name, the commands that are given at the same time."""
-WEIGHTS = (6, 4, 4, 1)
+WEIGHTS = (6, 4, 4, 1, 1)
 """How often each is drawn: a sweep takes ten times as long as a run."""
 RACES: dict[str, tuple[tuple[str, ...], ...]] = {
     "two for one run": (("method=ce",),) * 2,
     "four for one run": (("method=ce",),) * 4,
     "two for one teacher": tuple(("method=feature", f"seed={n}") for n in range(2)),
     "four for one teacher": tuple(("method=feature", f"seed={n}") for n in range(4)),
+    "two groups with one teacher": (("-m", "hydra/launcher=lockstep", "method=ce,feature"),) * 2,
     "two for one table": tuple(("data.augment=false", "teacher.table=on", f"seed={n}") for n in range(2)),
     "four for one table": tuple(("data.augment=false", "teacher.table=on", f"seed={n}") for n in range(4)),
 }

@@ -14,7 +14,8 @@ from kdbench import checked
 
 TIMING = {"images_per_second", "seconds"}
 OF_THE_MACHINE = {
-    "train_seconds", "images_per_second", "peak_memory_bytes", "environment", "metrics_sha256", "config_sha256", "seal",
+    "train_seconds", "images_per_second", "lockstep", "peak_memory_bytes", "environment", "metrics_sha256",
+    "config_sha256", "seal",
 }  # fmt: skip
 
 

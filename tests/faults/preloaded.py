@@ -2,6 +2,7 @@
 
 import signal
 
+import hydra_plugins.kdbench_lockstep
 import hydra_plugins.kdbench_sweeper
 import kdbench.sweep
 from tests.faults.processes import preload

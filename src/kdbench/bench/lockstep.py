@@ -50,9 +50,10 @@ def check_group(configs: Sequence[RunConfig]) -> None:
     """
     apart = groups(configs, max_learners=max(1, len(configs)))
     if len(configs) < 2 or len(apart) > 1:
+        parts = f"{len(apart)} group{'s' * (len(apart) > 1)}"
         raise ConfigError(
-            f"--lockstep measures one group of at least two learners, and these are {len(configs)} in {len(apart)} "
-            "groups; give several values for student or method, and one for data, seed, batch size and teacher"
+            f"--lockstep measures one group of at least two learners, and here are {len(configs)} in {parts}; "
+            "give several values for student or method, and one for data, seed, batch size and teacher"
         )
 
 
