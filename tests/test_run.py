@@ -291,6 +291,23 @@ def test_random_state_goes_on_where_it_was(small):
     assert not torch.equal(drawn(learner(seed=6)), first)
 
 
+def test_repro_profile_takes_only_kernels_that_repeat_and_the_cpus_all_do(small, monkeypatch):
+    step, only = Learner.step, []
+
+    def watched(self, terms):
+        only.append(torch.are_deterministic_algorithms_enabled())
+        step(self, terms)
+
+    monkeypatch.setattr(Learner, "step", watched)
+    roots = [f"output_root={small().output_root}/{n}" for n in range(3)]
+    profiles = ("repro", "repro", "fast")
+    runs = [execute(small("method=ce", f"runtime.profile={p}", root)) for p, root in zip(profiles, roots, strict=True)]
+    assert only == [True] * 4 + [False] * 2
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert len({run.weights.read_bytes() for run in runs}) == 1
+    assert [run.read_summary()["environment"]["profile"] for run in runs] == list(profiles)
+
+
 def test_run_that_was_begun_keeps_its_threads_and_memory_format(small):
     config = small("method=ce", "runtime.threads=1", "checkpoint.keep_last=true")
     run = execute(config)
