@@ -34,7 +34,7 @@ def test_two_processes_train_one_teacher_once_and_the_second_says_what_it_waits_
         time.sleep(0.005)
     first.send_signal(signal.SIGSTOP)  # it trains the teacher, and is not done before the second one is there
     second = start(tmp_path, "seed=1", *longer)
-    waiting = next(line for line in second.stdout if line.startswith("waiting: "))
+    waiting = next(line for line in second.stdout if line.startswith("teacher: waiting: "))
     first.send_signal(signal.SIGCONT)
     assert f"process {first.pid} " in waiting
     assert "resnet20" in waiting
