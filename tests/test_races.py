@@ -52,11 +52,11 @@ def test_the_same_run_asked_for_twice_is_carried_out_once(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_build_one_table_once_and_the_second_waits_for_it(tmp_path):
-    settings = ("teacher.table=on", "data.num_train=320", "recipe.epochs=2")
-    ended([start(tmp_path, *settings, "method=ce", "student=resnet20")])
+    settings = ("teacher=resnet8", "teacher.seed=1", "teacher.table=on", "data.num_train=160", "recipe.epochs=2")
+    ended([start(tmp_path, *settings, "method=ce", "recipe.epochs=1", "seed=1")])
     outputs = ended([start(tmp_path, f"seed={seed}", *settings) for seed in (0, 1)])
-    assert sorted(out.count("table of 320 images x 162 views") for out in outputs) == [0, 1]
-    builder = next(out for out in outputs if "table of 320 images" in out)
+    assert sorted(out.count("table of 160 images x 162 views") for out in outputs) == [0, 1]
+    builder = next(out for out in outputs if "table of 160 images" in out)
     assert builder.count("table: done in") == 1
     summaries = [json.loads(file.read_text()) for file in (tmp_path / "out" / "runs").glob("*_logit_*/summary.json")]
     assert [summary["teacher_table"] for summary in summaries] == [True, True]
@@ -65,8 +65,8 @@ def test_two_processes_build_one_table_once_and_the_second_waits_for_it(tmp_path
 
 @pytest.mark.slow
 def test_table_whose_builder_is_killed_is_completed_by_the_next(tmp_path):
-    settings = ("teacher.table=on", "data.num_train=640")
-    ended([start(tmp_path, *settings, "method=ce", "student=resnet20")])
+    settings = ("teacher=resnet8", "teacher.seed=1", "teacher.table=on", "data.num_train=160")
+    ended([start(tmp_path, *settings, "method=ce", "recipe.epochs=1", "seed=1")])
     first = start(tmp_path, *settings)
     while not (partial := list((tmp_path / "out" / "runs").glob("*/.table-cpu.*.partial"))) or (
         partial[0].stat().st_size < 200_000
@@ -76,5 +76,5 @@ def test_table_whose_builder_is_killed_is_completed_by_the_next(tmp_path):
     first.kill()
     first.communicate()
     (out,) = ended([start(tmp_path, *settings)])
-    assert "table of 640 images x 162 views, going on after" in out
+    assert "table of 160 images x 162 views, going on after" in out
     assert not list((tmp_path / "out" / "runs").glob("*/.table-cpu.*"))

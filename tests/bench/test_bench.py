@@ -295,7 +295,7 @@ def test_cpu_set_is_as_many_times_faster_as_is_required(kdbench_bench, monkeypat
 @pytest.mark.alone
 @pytest.mark.slow
 def test_six_learners_in_lockstep_are_as_much_faster_as_is_required(kdbench_bench, tmp_path):
-    code, out, err = kdbench_bench("--set", "lockstep", "--rounds", "5", "--out", "lockstep.json")
+    code, out, err = kdbench_bench("--set", "lockstep", "--rounds", "3", "--out", "lockstep.json")
     assert code == 0, err
     print(out)
     assert json.loads((tmp_path / "lockstep.json").read_text())["lockstep"]["ratio"]["median"] >= 1.4

@@ -1,4 +1,4 @@
-"""The fault campaign: 40 faults, or as many as KDBENCH_FAULTS says, drawn from KDBENCH_FAULTS_SEED."""
+"""The fault campaign: 24 faults, or as many as KDBENCH_FAULTS says, drawn from KDBENCH_FAULTS_SEED."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.campaign import Campaign, Counts
 
-FAULTS, SEED = int(os.environ.get("KDBENCH_FAULTS", "40")), int(os.environ.get("KDBENCH_FAULTS_SEED", "0"))
+FAULTS, SEED = int(os.environ.get("KDBENCH_FAULTS", "24")), int(os.environ.get("KDBENCH_FAULTS_SEED", "0"))
 RECORD = os.environ.get("KDBENCH_FAULTS_RECORD")
 
 
