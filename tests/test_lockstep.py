@@ -114,6 +114,7 @@ def test_every_method_computes_in_a_group_what_it_does_alone(jobs, alone):
         assert "job " not in log
 
 
+@pytest.mark.slow
 def test_what_models_draw_does_not_depend_on_the_others(jobs, monkeypatch):
     forward = CrossEntropy.forward
 
@@ -193,6 +194,7 @@ def test_who_failed_says_so_at_once_and_lets_its_run_go(jobs, monkeypatch, caplo
     assert located(configs[1])[1].log.read_text().count("ended: no more") == 1
 
 
+@pytest.mark.slow
 def test_who_cannot_begin_does_not_move_the_others(jobs, alone, monkeypatch):
     configs = jobs()
     for config, step in zip(configs, (1, 3, 3), strict=True):
@@ -212,6 +214,7 @@ def test_who_cannot_begin_does_not_move_the_others(jobs, alone, monkeypatch):
     assert str(together(configs[:1])[0].error) == "cannot begin"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_begun_with_other_threads_keeps_to_them(jobs, monkeypatch):
     configs = jobs()
     other = dataclasses.replace(configs[1], runtime=dataclasses.replace(configs[1].runtime, threads=2))
@@ -272,6 +275,7 @@ def test_runs_that_a_kill_left_at_different_places_go_on_together(jobs, alone, m
     same(configs, outcomes, alone)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_complete_is_skipped_and_one_that_is_asked_for_twice_carried_out_once(jobs, alone):
     configs = jobs()
     before = execute(configs[0])

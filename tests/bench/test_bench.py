@@ -282,7 +282,7 @@ def test_cpu_set_is_as_many_times_faster_as_is_required(kdbench_bench, monkeypat
     ]
     assert sum(len(case.arms) - 1 for case in cases) == len(required)
     monkeypatch.setitem(SETS, "cpu", cases)
-    code, out, err = kdbench_bench("--set", "cpu", "--rounds", "2", "--out", "speed.json")
+    code, out, err = kdbench_bench("--set", "cpu", "--rounds", "2", "--seconds", "0.1", "--out", "speed.json")
     assert code == 0, err
     print(out)
     result = json.loads((tmp_path / "speed.json").read_text())

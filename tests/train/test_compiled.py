@@ -26,6 +26,7 @@ def graphs(monkeypatch):
     return given
 
 
+@pytest.mark.slow
 def test_compiled_student_learns_what_another_does_and_is_compiled_once(small, graphs):
     plain = execute(small("method=ce", *SIZE))
     assert not graphs
@@ -43,6 +44,7 @@ def test_compiled_student_learns_what_another_does_and_is_compiled_once(small, g
     assert len(graphs) == 2
 
 
+@pytest.mark.slow
 def test_each_of_many_architectures_is_compiled(small, graphs):
     """Torch gives up on a function that it has compiled eight times."""
     torch.manual_seed(0)

@@ -244,6 +244,7 @@ def test_without_memory_to_record_in_steps_are_carried_out_as_written(small, rec
     assert "instead: CUDA out of memory." in taped.log.read_text()
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_with_recorded_steps(small, recorder, monkeypatch):
     whole, written = run_both(small, monkeypatch, "method=ce", *EPOCHS, "checkpoint.every_minutes=0")
     monkeypatch.setattr("kdbench.run.steps_on", lambda *given: graphs.GraphedSteps(*given[1:], recorder))
