@@ -1,4 +1,4 @@
-"""The launcher of `kdbench -m ... hydra/launcher=lockstep`: jobs that can share batches and teacher train together.
+"""The launcher of `kdbench -m ... hydra/launcher=lockstep`: runs that can share batches and teacher train together.
 
 Hydra imports every module of `hydra_plugins` at every start, so nothing heavy is imported at the top.
 """
@@ -18,14 +18,14 @@ from omegaconf import DictConfig
 class LockstepLauncherConf:
     _target_: str = "hydra_plugins.kdbench_lockstep.LockstepLauncher"
     max_learners: Any = 8
-    """Jobs of a group at most."""
+    """Size of the largest group."""
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="lockstep", node=LockstepLauncherConf, provider="kdbench")
 
 
 class LockstepLauncher(Launcher):
-    """Groups what it is given, and trains one group after the other in this process."""
+    """Groups the jobs and trains one group after the other in this process."""
 
     def __init__(self, max_learners: Any) -> None:
         self.given = max_learners
@@ -34,38 +34,48 @@ class LockstepLauncher(Launcher):
 
     @property
     def max_learners(self) -> int:
-        """Of a group. Checked here, where Hydra does not wrap what is raised."""
+        """Size of the largest group. Checked here, where Hydra does not wrap the error."""
         from kdbench.errors import ConfigError
 
         if type(self.given) is not int or self.given < 1:
-            raise ConfigError(f"hydra.launcher.max_learners is {self.given!r}; it may be a whole number of at least 1")
+            raise ConfigError(
+                f"hydra.launcher.max_learners is {self.given!r}; it may be a whole number of at least 1",
+                code="out_of_range",
+                key="hydra.launcher.max_learners",
+            )
         return self.given
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config, self.hydra_context = config, hydra_context
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        from kdbench import lockstep
-        from kdbench.config import parse
+        """Execute jobs for a sweeper of Hydra's or another's; kdbench's own calls `launch_here` directly."""
+        from kdbench.config import RunConfig, parse
+        from kdbench.config.composition import without_hydra
+        from kdbench.sweep.execute import launch_here
+        from kdbench.sweep.lockstep import group_planned
+        from kdbench.sweep.plan import plan
 
         assert self.config is not None
         assert self.hydra_context is not None
-        loader = self.hydra_context.config_loader
-        composed = [loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides]
-        configs = [parse(without_hydra(config), config.hydra.runtime.choices) for config in composed]
-        returns: dict[int, JobReturn] = {}
-        for group in lockstep.groups(configs, self.max_learners):
-            results = lockstep.launch(
-                [configs[n] for n in group], [job_overrides[n] for n in group], initial_job_idx + len(returns)
-            )
-            for n, result in zip(group, results, strict=True):
-                returns[n] = JobReturn(
-                    overrides=job_overrides[n], cfg=composed[n], status=JobStatus.COMPLETED, _return_value=result
+        config, loader = self.config, self.hydra_context.config_loader
+        composed: dict[tuple[str, ...], DictConfig] = {}
+
+        def compose(overrides: tuple[str, ...]) -> RunConfig:
+            composed[overrides] = loader.load_sweep_config(config, list(overrides))
+            return parse(without_hydra(composed[overrides]), composed[overrides].hydra.runtime.choices)
+
+        runs = plan([tuple(overrides) for overrides in job_overrides], compose)
+        for run in runs:
+            if run.error:
+                raise run.error
+        results: dict[int, JobReturn] = {}
+        for group in group_planned(runs, self.max_learners):
+            for run, result in zip(group, launch_here(group, initial_job_idx + len(results)), strict=True):
+                results[runs.index(run)] = JobReturn(
+                    overrides=run.overrides,
+                    cfg=composed[run.overrides],
+                    status=JobStatus.COMPLETED,
+                    _return_value=result,
                 )
-        return [returns[n] for n in range(len(composed))]
-
-
-def without_hydra(config: DictConfig) -> DictConfig:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        return [results[n] for n in range(len(runs))]

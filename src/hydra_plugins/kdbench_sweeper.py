@@ -1,20 +1,24 @@
-"""The sweeper of kdbench: Hydra's basic one, but a job that cannot run does not keep the others from running.
+"""The sweeper of kdbench: as Hydra's basic one, but a run that is refused does not keep the others from running.
 
 Hydra imports every module of `hydra_plugins` at every start, so nothing heavy is imported at the top.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 
-from hydra_plugins.kdbench_lockstep import LockstepLauncher, without_hydra
+from hydra_plugins.kdbench_lockstep import LockstepLauncher
+
+if TYPE_CHECKING:
+    from kdbench.config import RunConfig
+    from kdbench.sweep.plan import JobResult, PlannedRun
 
 
 @dataclass
@@ -28,55 +32,76 @@ ConfigStore.instance().store(group="hydra/sweeper", name="kdbench", node=Kdbench
 
 
 class KdbenchSweeper(BasicSweeper):
-    """Composes and checks every job first, launches those that can run, and keeps one record of the sweep."""
+    """Plans every run first, launches those that can run, and keeps one record of the sweep."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        from kdbench import lockstep
-        from kdbench.compose import explained
-        from kdbench.config import RunConfig, parse
-        from kdbench.sweep import Job, Sweep, singly
+        from kdbench.sweep.execute import Group, execute, launch_here
+        from kdbench.sweep.lockstep import group_planned
+        from kdbench.sweep.overrides import expand
+        from kdbench.sweep.plan import plan
 
         assert self.config is not None
         assert self.hydra_context is not None
-        assert self.launcher is not None
-        config, loader, launcher = self.config, self.hydra_context.config_loader, self.launcher
-        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
-        batches = self.split_arguments(overrides, self.max_batch_size)
-        most = launcher.max_learners if isinstance(launcher, LockstepLauncher) else 0
+        config, launcher = self.config, self.launcher
+        group: Group = self.batches
+        if lockstep := isinstance(launcher, LockstepLauncher):
+            group = partial(group_planned, max_learners=launcher.max_learners)
         returns: list[JobReturn] = []
-
-        def compose(job: tuple[str, ...]) -> RunConfig:
-            try:
-                composed = loader.load_sweep_config(config, list(job))
-            except Exception as error:  # Hydra's own and what it trips over
-                raise explained(error, job) from None
-            return parse(without_hydra(composed), composed.hydra.runtime.choices)
-
-        def launch(jobs: Sequence[Job], first: int) -> Sequence[Mapping[str, Any] | None]:
-            if isinstance(launcher, LockstepLauncher):  # they are composed and parsed already
-                return lockstep.launch_jobs(jobs, first)
-            launched = launcher.launch([list(job.overrides) for job in jobs], initial_job_idx=first)
-            returns.extend(launched)
-            return [result_of(job) for job in launched]
-
-        def together(jobs: Sequence[Job]) -> list[list[Job]]:
-            if isinstance(launcher, LockstepLauncher):
-                return lockstep.split(jobs, most)
-            if isinstance(launcher, BasicLauncher):  # takes them one after the other: singly, the record is up to date
-                return singly(jobs)
-            size = self.max_batch_size or max(1, len(jobs))
-            return [list(jobs[start : start + size]) for start in range(0, len(jobs), size)]
-
-        report = None if config.report is None else str(config.report)
-        jobs = [tuple(job) for batch in batches for job in batch]
-        Sweep(jobs, compose, Path(str(config.output_root)), report).carry_out(
-            launch, together, lockstep=isinstance(launcher, LockstepLauncher)
+        jobs = expand([*self._parse_config(), *arguments], self.hydra_context.config_loader)
+        execute(
+            plan(jobs, self.compose),
+            Path(str(config.output_root)),
+            launch_here if lockstep else partial(self.launch, returns),
+            group,
+            lockstep=lockstep,
+            show=partial(show_runs, None if config.report is None else str(config.report)),
         )
         return returns
 
+    def compose(self, overrides: tuple[str, ...]) -> "RunConfig":
+        """Return the config of one run. Errors: see `kdbench.config.compose`."""
+        from kdbench.config import parse
+        from kdbench.config.composition import composition_error, without_hydra
 
-def result_of(job: JobReturn) -> Mapping[str, Any] | None:
-    """What a launched job returned, or None where its process died."""
-    if job.status == JobStatus.COMPLETED and isinstance(job.return_value, dict):
-        return job.return_value
-    return None
+        assert self.config is not None
+        assert self.hydra_context is not None
+        try:
+            composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        except Exception as error:  # Hydra's own errors, and what it stumbles over
+            raise composition_error(error, overrides) from None
+        return parse(without_hydra(composed), composed.hydra.runtime.choices)
+
+    def launch(self, returns: list[JobReturn], runs: Sequence["PlannedRun"], first: int) -> list["JobResult | None"]:
+        """Execute runs with the launcher that the user chose, and collect what it returns."""
+        assert self.launcher is not None
+        launched = self.launcher.launch([list(run.overrides) for run in runs], initial_job_idx=first)
+        returns.extend(launched)
+        return [result_of(job) for job in launched]
+
+    def batches(self, runs: Sequence["PlannedRun"]) -> list[list["PlannedRun"]]:
+        """Return what the launcher gets at once; Hydra's own gets runs singly, which keeps the record up to date."""
+        size = 1 if isinstance(self.launcher, BasicLauncher) else max(1, self.max_batch_size or len(runs))
+        return [list(runs[start : start + size]) for start in range(0, len(runs), size)]
+
+
+def result_of(job: JobReturn) -> "JobResult | None":
+    """Return the result of a launched run, or None where its process died."""
+    from kdbench.sweep.plan import JobResult
+
+    is_result = job.status == JobStatus.COMPLETED and isinstance(job.return_value, JobResult)
+    return job.return_value if is_result else None
+
+
+def show_runs(report_folder: str | None, paths: Sequence[Path]) -> None:
+    """Print the table of a sweep's complete runs, and write a report of them if the config names a folder for it."""
+    from kdbench.report.table import runs_table
+
+    print(f"\n{runs_table(paths)}")
+    if report_folder:
+        from kdbench.errors import ConfigError
+        from kdbench.report.command import report  # late: most sweeps end without one
+
+        try:
+            report([*map(str, dict.fromkeys(paths)), "--out", report_folder])
+        except ConfigError as error:  # the runs are complete all the same
+            print(f"no report: {error}")

@@ -1,4 +1,4 @@
-"""`python -m kdbench` is the command."""
+"""`python -m kdbench` runs the command `kdbench`."""
 
 from kdbench.cli import main
 

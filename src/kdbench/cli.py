@@ -1,12 +1,18 @@
-"""The console command `kdbench`: a Hydra app. One call, one run; -m sweeps."""
+"""Entry points of the console commands, and their exit codes.
+
+0: done. 1: a run failed. 2: the config cannot run, and nothing was written. 75: stopped by a signal, or skipped for
+another process; the same command continues. 130: stopped by Ctrl-C; the same command continues. 141: nobody reads the
+output any more. `kdbench-study` also has 3: the time given is over, and there is more to do.
+
+Nothing heavy is imported at the top: `--help` and `--version` answer without torch.
+"""
 
 import logging
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,189 +23,184 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from kdbench import __version__
-from kdbench.config import CONF_DIR, parse, register_models
-from kdbench.errors import ConfigError, KdbenchError, printable, refuse
-from kdbench.logs import Said
-from kdbench.processors import share_processors
-from kdbench.stopping import TIME_IS_UP, Interrupted, listening
+from kdbench.config.composition import composition_error, register_models
+from kdbench.config.parse import parse
+from kdbench.config.paths import CONF_DIR
+from kdbench.errors import ConfigError, KdbenchError, printable, report_error
+from kdbench.system import signals
+from kdbench.system.cpu import configure_openmp
+from kdbench.system.logs import log_to_console, silence_stdout
+
+log = logging.getLogger(__name__)
 
 
-def main() -> None:
-    """Entry point. Exit codes 0: done; 1: a run failed; 2: the config cannot run; 130: stopped by Ctrl-C; 75: stopped
-    by another signal, or left to another process (after the last two the same command goes on).
-    """
-    sys.exit(command(sys.argv[1:]))
+def main() -> NoReturn:
+    """Run `kdbench`: one run, or a sweep with -m."""
+    try:
+        start()
+        if "--version" in sys.argv[1:]:
+            print_version()
+        else:
+            prepare_hydra(sys.argv[1:])
+            hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(run_job)()
+        finish(0)
+    except BaseException as error:
+        finish(exit_code(hydra_error(error), "kdbench", "; the same command continues"))
 
 
-def main_bench() -> None:
-    """Entry point of `kdbench-bench`. Exit codes as above."""
-    share_processors()
-    say_what_happens()
+def run_job(config: DictConfig) -> Any:
+    """Complete one run. In a sweep an error is printed and returned, so that the other runs continue."""
+    start()  # again: launchers may have started a process of their own
+    hydra_config = HydraConfig.get()
+    overrides = printable(" ".join(hydra_config.overrides.task))
+    single = hydra_config.mode == RunMode.RUN
+    if single and hydra_config.runtime.choices.get("hydra/launcher") == "lockstep":
+        log.info("hydra/launcher=lockstep is for sweeps with -m; this is one run")
+    from kdbench.runner.policy import run_with_retries  # here, since it imports torch
 
-    def bench() -> None:
-        from kdbench.bench.command import bench  # late: the environment is set before torch is imported
+    if single:
+        try:
+            (result,) = run_with_retries([parse(config, hydra_config.runtime.choices)])
+            if result.error:
+                raise result.error
+        except Exception as error:
+            sys.exit(exit_code(error, "kdbench"))  # past Hydra, which would print lines of its own
+        return {"status": result.status, "run": str(result.path)}
+    from kdbench.sweep.execute import run_single
+
+    return run_single(hydra_config.job.num, overrides, lambda: parse(config, hydra_config.runtime.choices))
+
+
+def main_bench() -> NoReturn:
+    """Run `kdbench-bench`."""
+    try:
+        start()
+        from kdbench.bench.command import bench
 
         bench(sys.argv[1:])
-
-    sys.exit(exit_code_of(bench, "kdbench-bench", "; what was finished stands above and in its JSON file"))
-
-
-def main_study() -> None:
-    """Entry point of `kdbench-study`. Exit codes as above, and 3: the minutes are over, and there is more to do."""
-    share_processors()
-    say_what_happens()
-
-    def study() -> int:
-        from kdbench.study.command import study  # late, as above
-
-        return study(sys.argv[1:])
-
-    sys.exit(exit_code_of(study, "kdbench-study"))
+        finish(0)
+    except BaseException as error:
+        finish(exit_code(error, "kdbench-bench", "; what was measured is printed above and in the JSON file"))
 
 
-def main_report() -> None:
-    """Entry point of `kdbench-report`. Exit code 1 also where a summary was damaged and left out."""
-    say_what_happens()
+def main_study() -> NoReturn:
+    """Run `kdbench-study`."""
+    try:
+        start()
+        from kdbench.study.command import study
 
-    def report() -> int:
+        finish(study(sys.argv[1:]))
+    except BaseException as error:
+        finish(exit_code(error, "kdbench-study"))
+
+
+def main_report() -> NoReturn:
+    """Run `kdbench-report`. Its exit code is 1 also where a damaged summary was left out."""
+    try:
+        start()
         from kdbench.report.command import report
 
-        return report(sys.argv[1:])
-
-    sys.exit(exit_code_of(report, "kdbench-report"))
-
-
-def main_verify() -> None:
-    """Entry point of `kdbench-verify`. Exit code 0: what was checked holds; 1: something fails; 2: no check made."""
-    share_processors()
-
-    def verify() -> int:
-        from kdbench.verify.command import verify_runs  # late, as above
-
-        return verify_runs(sys.argv[1:])
-
-    sys.exit(exit_code_of(verify, "kdbench-verify"))
+        finish(report(sys.argv[1:]))
+    except BaseException as error:
+        finish(exit_code(error, "kdbench-report"))
 
 
-def command(arguments: list[str]) -> int:
-    if "--version" in arguments:
-        print(f"kdbench {__version__} (torch {version('torch')}, torchvision {version('torchvision')})")
-        return 0
-    say_what_happens()
-    share_processors()
-    return exit_code_of(lambda: compose_and_run(arguments), afterwards="; the same command goes on where it was")
+def main_verify() -> NoReturn:
+    """Run `kdbench-verify`. Exit codes: 0 every check passed; 1 a check failed; 2 nothing could be checked."""
+    try:
+        start()
+        from kdbench.verify.command import verify_runs
+
+        finish(verify_runs(sys.argv[1:]))
+    except BaseException as error:
+        finish(exit_code(error, "kdbench-verify"))
 
 
-def exit_code_of(action: Callable[[], int | None], program: str = "kdbench", afterwards: str = "") -> int:
-    """Carry something out, and say in one line what kept it from its end.
+def start() -> None:
+    """Set up the process: threads, signals and the console. May be called again."""
+    configure_openmp()
+    signals.install()
+    log_to_console()
+
+
+def exit_code(error: BaseException, program: str, afterwards: str = "") -> int:
+    """Print the line for an error that ends a command, and return the exit code. A bug is printed with its traceback.
 
     Args:
-        action: Gives its exit code, or None for 0.
-        program: Whose line it is.
-        afterwards: What to know where a signal ended it.
+        error: the error.
+        program: name of the command.
+        afterwards: text after the line on a requested stop.
     """
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, BrokenPipeError):  # `... | head`
+        silence_stdout()
+        return signals.PIPE_CLOSED
+    if isinstance(error, KdbenchError):
+        return report_error(error, program=program)
+    if isinstance(error, signals.Interrupted):
+        if error.exit_code not in (signals.TIME_IS_UP, signals.PIPE_CLOSED):  # the study that set the alarm reports it
+            print(f"{program}: stopped by {error}{afterwards}", file=sys.stderr)
+        return error.exit_code
+    traceback.print_exception(error)
+    return 1
+
+
+def finish(code: int) -> NoReturn:
+    """End the process. Output that nobody reads any more is dropped."""
     try:
-        with listening():
-            return action() or 0
-    except KdbenchError as error:
-        return refuse(error, program=program)
-    except Interrupted as interruption:
-        if interruption.exit_code != TIME_IS_UP:  # the study that set the alarm says so itself
-            print(f"{program}: stopped by {interruption}{afterwards}", file=sys.stderr)
-        return interruption.exit_code
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence_stdout()
+        code = code or signals.PIPE_CLOSED
+    signals.uninstall()
+    sys.exit(code)
 
 
-def compose_and_run(arguments: list[str]) -> None:
-    # Hydra would print its errors itself, in several lines, and exit with 1; so it hands them on, to be said above.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    config_dir = None
-    try:
-        config_dir = given_config_dir(arguments)
-        register_models(CONF_DIR, *([config_dir] if config_dir else []))
-        with warnings.catch_warnings():  # a folder that is not there, said in two lines, and then the run starts
-            warnings.filterwarnings("error", "provider=hydra.searchpath")
-            hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
-    except KdbenchError:
-        raise
-    except Exception as error:
-        if not came_up_in_hydra(error):
-            raise
-        from kdbench.compose import explained
+def print_version() -> None:
+    """Print the versions of kdbench, torch and torchvision."""
 
-        raise explained(error, arguments, config_dir) from None
-
-
-def job(config: DictConfig) -> dict[str, Any]:
-    """One run of the app. In a sweep a failure is said and returned, so that the other jobs go on."""
-    say_what_happens()  # again, as listening: launchers may have started a process of their own
-    with listening():
-        return carried_out(config)
-
-
-def carried_out(config: DictConfig) -> dict[str, Any]:
-    hydra_config = HydraConfig.get()
-    if hydra_config.mode == RunMode.RUN:
-        if hydra_config.runtime.choices.get("hydra/launcher") == "lockstep":
-            print("hydra/launcher=lockstep is for sweeps, and needs -m; this is one run", flush=True)
+    def installed(name: str) -> str:
         try:
-            return {"status": "complete", "run": str(carry_out(config))}
-        except KdbenchError as error:
-            sys.exit(refuse(error))  # past Hydra, which would add lines of its own
-        except Exception:  # a bug
-            traceback.print_exc()
-            sys.exit(1)
-    from kdbench.sweep import result_of, say_heading
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            return f"{name} not installed"
 
-    title = printable(" ".join(hydra_config.overrides.task))
-    say_heading(f"job {hydra_config.job.num + 1}: {title}")
-    try:
-        return result_of(carry_out(config), title)
-    except Exception as error:
-        return result_of(error, title)
+    print(f"kdbench {__version__} ({installed('torch')}, {installed('torchvision')})")
 
 
-def carry_out(config: DictConfig) -> Path:
-    run = parse(config, HydraConfig.get().runtime.choices)
-    from kdbench.run import execute  # late: what --help needs must not import torchvision
-
-    return execute(run).path
-
-
-def given_config_dir(arguments: list[str]) -> Path | None:
-    """The value of Hydra's --config-dir, whose model/ folder is offered like the package's own.
+def prepare_hydra(arguments: list[str]) -> None:
+    """Check what Hydra would misreport, and offer the models as student= and teacher=.
 
     Raises:
-        ConfigError: a flag that Hydra does not know.
+        ConfigError: an unknown flag, a folder that is not there, or a key to delete.
     """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints its errors itself, in several lines
+    warnings.filterwarnings("error", "provider=hydra.searchpath")  # a folder that is not there, and then the run starts
     parser = get_args_parser()
-    vars(parser)["error"] = unknown_flag  # argparse would print its whole usage first
+    vars(parser)["error"] = report_usage  # argparse would print its whole usage first
     given = parser.parse_args(arguments)
     for override in given.overrides:
         if override.startswith("~"):
-            raise ConfigError(f"{override}: no key of a run can be deleted; give it another value")
-    return Path(given.config_dir) if given.config_dir else None
+            raise ConfigError(
+                f"{override}: no key of a run can be deleted; give it another value", code="usage", key=override[1:]
+            )
+    register_models(CONF_DIR, *([Path(given.config_dir)] if given.config_dir else []))
 
 
-def came_up_in_hydra(error: Exception) -> bool:
-    """Whether Hydra raised it while it composed, or something that it called; else it is a bug of ours."""
-    packages = [
-        frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)
-    ]
-    return next(p for p in reversed(packages) if p in ("hydra", "omegaconf", "kdbench")) != "kdbench"
-
-
-def unknown_flag(message: str) -> NoReturn:
+def report_usage(message: str) -> NoReturn:
+    """Raise an error for a flag that Hydra does not know."""
     order = "; flags such as -m stand before the first KEY=VALUE" if "=" in message else ""
-    raise ConfigError(f"{message}{order}; see kdbench --help and kdbench --hydra-help")
+    raise ConfigError(f"{message}{order}; see kdbench --help and kdbench --hydra-help", code="usage")
 
 
-def say_what_happens() -> None:
-    """kdbench's own log goes to standard output, errors to standard error."""
-    package = logging.getLogger("kdbench")
-    package.setLevel(logging.DEBUG)
-    package.propagate = False
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setLevel(logging.INFO)
-    handler.setFormatter(Said())
-    package.handlers = [handler]
-    logging.getLogger("hydra").setLevel(logging.CRITICAL)  # it logs what it also raises, and we say that
+def hydra_error(error: BaseException) -> BaseException:
+    """Return an error that Hydra raised while it composed as one for the user; any other as it is."""
+    if isinstance(error, KdbenchError) or not isinstance(error, Exception):
+        return error
+    frames = [frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    origin = next((name for name in reversed(frames) if name in ("hydra", "omegaconf", "kdbench")), "kdbench")
+    if origin == "kdbench":
+        return error
+    given, _ = get_args_parser().parse_known_args(sys.argv[1:])
+    return composition_error(error, given.overrides, Path(given.config_dir) if given.config_dir else None)

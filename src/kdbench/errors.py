@@ -1,4 +1,4 @@
-"""What kdbench tells a user who can do something about it. Anything else that is raised is a bug."""
+"""Errors for the user, each in one line. Anything else that is raised is a bug."""
 
 import argparse
 import difflib
@@ -8,12 +8,20 @@ from typing import NoReturn
 
 
 class KdbenchError(Exception):
-    """One line for the user: which key, what it was, what it may be, what to do."""
+    """An error that the user can fix.
+
+    Args:
+        message: one line: which key, what it was, what it may be, what to do.
+        code: short name of the kind of error, for example `unknown_key`; tests assert it.
+        key: config key or flag that the user has to change, for example `recipe.lr`; empty where there is none.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, code: str, key: str = "") -> None:
         super().__init__(printable(message))
+        self.code = code
+        self.key = key
 
 
 class ConfigError(KdbenchError):
@@ -27,32 +35,44 @@ class RunError(KdbenchError):
 
 
 class BusyError(KdbenchError):
-    """Another process has this run, and it was not to be waited for."""
+    """Another process holds the lock, and `on_busy` is skip."""
 
     exit_code = 75
 
 
-def refuse(error: KdbenchError, where: str = "", program: str = "kdbench") -> int:
-    """Say it in one line; its exit code."""
-    kind = "" if isinstance(error, BusyError) else "error: "  # leaving a run to another process is none
+class SettingsChangedError(KdbenchError):
+    """Another process changed what the run has to keep while this one waited; resolving the run again fixes it."""
+
+    exit_code = 75
+
+
+def report_error(error: KdbenchError, where: str = "", program: str = "kdbench") -> int:
+    """Print an error to standard error in one line and return its exit code.
+
+    Args:
+        error: the error.
+        where: text before the message, for example the title of a run.
+        program: name of the command.
+    """
+    kind = "" if isinstance(error, BusyError) else "error: "
     print(f"{program}: {kind}{where}{error}", file=sys.stderr)
     return error.exit_code
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with a command line in one line, as for a config, where argparse prints its usage first."""
+    """Reports a wrong command line in one line, where argparse prints its usage first."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{' '.join(message.split())}; see {self.prog} --help")
+        raise ConfigError(f"{' '.join(message.split())}; see {self.prog} --help", code="usage")
 
 
 def printable(text: str) -> str:
-    """Text that a user gave, in one line: line breaks, control characters and broken bytes as their escapes."""
+    """Return a text in one line: line breaks, control characters and broken bytes as their escapes."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint for a mistyped `name`: the closest valid names first, then all of them if they are few."""
+    """Return a hint for a mistyped `name`: the closest valid names first, then all of them if they are few."""
     options = sorted(valid)
     close = difflib.get_close_matches(name, options, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
@@ -62,6 +82,6 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """An exception in one line: its type's name if it says nothing."""
+    """Return an exception's message in one line, or the name of its type if it has none."""
     first, *rest = str(error).splitlines() or [type(error).__name__]
     return f"{first} {rest[0]}" if first.endswith(":") and rest else first or type(error).__name__

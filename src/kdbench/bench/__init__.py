@@ -1,1 +1,1 @@
-"""Speed, as ratios measured side by side in one process: `kdbench-bench`."""
+"""Training speed as ratios measured in one process: `kdbench-bench`."""

@@ -1,99 +1,70 @@
-"""Learners of one teacher: in lockstep, and one after the other, each with its own live teacher."""
+"""Learners that share a teacher: in lockstep, and one after the other, each with a live teacher of its own."""
 
-import itertools
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from kdbench.bench.arms import full_plans, teacher_for_speed
-from kdbench.bench.measure import RECORDED, spread
+from kdbench.bench.measure import CAPTURE_STEPS, spread
+from kdbench.bench.trainee import untrained_teacher
+from kdbench.bench.training import Training
 from kdbench.config import RunConfig
-from kdbench.data import Batches
-from kdbench.data.dataset import NUM_CLASSES
 from kdbench.errors import ConfigError
-from kdbench.lockstep import groups, saving
-from kdbench.methods.method import Needs
-from kdbench.models import build, folded
-from kdbench.parts import check_parts
-from kdbench.runtime import narrow, placed
-from kdbench.teaching import LiveTeacher, no_teacher
-from kdbench.train.graphs import steps_on
-from kdbench.train.group import Group, Pupil
-from kdbench.train.learner import Learner
-from kdbench.train.loop import train_epoch
-from kdbench.train.steps import Answers, Steps
+from kdbench.methods.base import Requires
+from kdbench.models import fuse_batch_norm
+from kdbench.runner.build import build_learner, build_parts
+from kdbench.sweep.lockstep import group_runs, saved_share
+from kdbench.system.device import autocast_dtype
+from kdbench.teachers.live import LiveTeacher
 
-ALONE, LOCKSTEP = "one after the other", "lockstep"
-
-
-@dataclass
-class Training:
-    """Learners that train together, one or several."""
-
-    group: Group
-    steps: Steps
-    plan: Iterator[tuple[Tensor, Tensor]]
-
-    def train(self, steps: int) -> None:
-        train_epoch(self.group, self.steps, self.group.position, itertools.islice(self.plan, steps))
+SEQUENTIAL, LOCKSTEP = "one after the other", "lockstep"
 
 
 def check_group(configs: Sequence[RunConfig]) -> None:
-    """That they can train in lockstep.
+    """Check that runs can train in lockstep.
 
     Raises:
         ConfigError: they cannot.
     """
-    apart = groups(configs, max_learners=max(1, len(configs)))
-    if len(configs) < 2 or len(apart) > 1:
-        parts = f"{len(apart)} group{'s' * (len(apart) > 1)}"
+    groups = group_runs(configs, max_learners=max(1, len(configs)))
+    if len(configs) < 2 or len(groups) > 1:
         raise ConfigError(
-            f"--lockstep measures one group of at least two learners, and here are {len(configs)} in {parts}; "
-            "give several values for student or method, and one for data, seed, batch size and teacher"
+            f"--lockstep measures one group of at least two learners; these are {len(configs)} in "
+            f"{len(groups)} group{'s' * (len(groups) > 1)}; "
+            "give several values for student or method, and one for data, seed, batch size and teacher",
+            code="mismatch",
+            key="--lockstep",
         )
 
 
-def training_of(configs: Sequence[RunConfig]) -> Training:
-    """Learners with fresh weights and one teacher, which has not been trained."""
-    parts = [check_parts(config) for config in configs]
-    dataset, first = parts[0][0], configs[0]
-    batches = Batches(
-        dataset, first.recipe.batch_size, first.data_seed, first.data.augment, first.runtime.channels_last
-    )
-    needs = Needs.of_teacher(method.needs for _, _, method in parts)
-    answers: Answers = no_teacher
-    taught = next((config for config in configs if config.teacher), None)
-    if taught:
-        network = folded(teacher_for_speed(taught, needs, dataset), narrow(first.runtime))
-        answers = LiveTeacher(network, needs, first.runtime)
-    teachers: dict[Learner, Answers] = {}
-    for config, (_, _, method) in zip(configs, parts, strict=True):
-        torch.manual_seed(0)
-        student = placed(build(config.student, NUM_CLASSES, method.needs.student_stages), config.runtime)
-        learner = Learner(student, placed(method, config.runtime), config.recipe, config.runtime)
-        learner.begin_epoch()
-        teachers[learner] = answers if config.teacher else no_teacher
-    steps = steps_on(first.runtime, batches, teachers)
-    return Training(Group([Pupil(learner) for learner in teachers]), steps, full_plans(batches))
+def build_group(configs: Sequence[RunConfig]) -> Training:
+    """Return learners with fresh weights, and one untrained teacher for those that have one."""
+    parts = [build_parts(config) for config in configs]
+    learners = [build_learner(config, own) for config, own in zip(configs, parts, strict=True)]
+    with_teacher = [n for n, config in enumerate(configs) if config.teacher]
+    if with_teacher:
+        config = configs[with_teacher[0]]
+        requires = Requires.of_teacher(parts[n].method.requires for n in with_teacher)
+        network = untrained_teacher(config, requires, parts[0].dataset)
+        fused = fuse_batch_norm(network, autocast_dtype(config.runtime))
+        live = LiveTeacher(fused, requires, config.runtime)
+        for n in with_teacher:
+            learners[n].teacher = live
+    return Training(learners, parts[0].batches)
 
 
-def compared(configs: Sequence[RunConfig], rounds: int, seconds: float) -> dict[str, Any]:
-    """Train with both arms in turn.
+def compare(configs: Sequence[RunConfig], rounds: int, seconds: float) -> dict[str, Any]:
+    """Train in both ways in turn.
 
     Args:
-        configs: Resolved, of one group.
-        rounds: At least 1.
-        seconds: How long a visit should take; one step of every learner is the least.
+        configs: resolved configs of one group.
+        rounds: number of rounds, at least 1.
+        seconds: duration of a visit; at least one step of every learner.
 
     Returns:
-        Per arm `images_per_second` (all learners' together) and `step_seconds` (a step of every learner), the `ratio`
+        Per arm `images_per_second` (of all learners together) and `step_seconds` (a step of every learner), the `ratio`
         of lockstep's speed to the other's per round, and `saved`, the share of the multiply-accumulates.
     """
-    arms = {ALONE: [training_of([config]) for config in configs], LOCKSTEP: [training_of(configs)]}
+    arms = {SEQUENTIAL: [build_group([config]) for config in configs], LOCKSTEP: [build_group(configs)]}
 
     def visit(name: str, steps: int) -> float:
         started = time.perf_counter()
@@ -102,8 +73,8 @@ def compared(configs: Sequence[RunConfig], rounds: int, seconds: float) -> dict[
         return (time.perf_counter() - started) / steps
 
     for name in arms:
-        visit(name, 1 if configs[0].runtime.device == "cpu" else RECORDED)  # libraries choose their kernels here
-    steps = max(1, round(seconds / visit(ALONE, 1)))
+        visit(name, 1 if configs[0].runtime.device == "cpu" else CAPTURE_STEPS)  # libraries choose their kernels here
+    steps = max(1, round(seconds / visit(SEQUENTIAL, 1)))
     timings: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(rounds):
         for name in arms:
@@ -116,6 +87,6 @@ def compared(configs: Sequence[RunConfig], rounds: int, seconds: float) -> dict[
             for name, times in timings.items()
         },
         "steps_per_round": steps,
-        "ratio": spread([a / b for a, b in zip(timings[ALONE], timings[LOCKSTEP], strict=True)]),
-        "saved": saving(configs),
+        "ratio": spread([a / b for a, b in zip(timings[SEQUENTIAL], timings[LOCKSTEP], strict=True)]),
+        "saved": saved_share(configs),
     }

@@ -1,4 +1,4 @@
-"""Arms in turn, A B C A B C, so that a machine that drifts drifts for all of them."""
+"""Measurement of arms in turn, A B C A B C: a machine whose speed drifts then drifts for all of them."""
 
 import statistics
 import time
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from kdbench.bench.arms import REFERENCE, Arm, Bench, Trainee
+from kdbench.bench.arms import REFERENCE, Arm
+from kdbench.bench.trainee import Bench, Trainee
 
 PEAKS = {
     "H200": {"bf16": 989e12, "fp16": 989e12, "tf32": 494e12, "fp32": 67e12},
@@ -18,34 +19,34 @@ PEAKS = {
 }
 """FLOP/s without sparsity, from NVIDIA's data sheets of the SXM forms; fp32 is that of the plain units."""
 PAUSE = 0.2
-"""Seconds between visits, in which the reference's workers finish what they have begun."""
-RECORDED = 5
-"""Steps after which an arm has recorded what it replays."""
+"""Seconds between visits (at most a visit's duration), in which the reference's workers finish their batches."""
+CAPTURE_STEPS = 5
+"""Number of steps after which an arm has captured its steps."""
 WARM_UP = 0.1
 """Share of a visit's steps that come before its clock starts."""
 
 
 @dataclass
 class Timing:
-    """What was seen of one arm: seconds a step, one figure per round."""
+    """The measurements of one arm: seconds per step, one figure per round."""
 
     arm: Arm
     step_seconds: list[float]
     steps: int
-    """Per round."""
+    """Steps per round."""
     memory: int = 0
-    """Bytes on the GPU that it holds, and needs on top while it trains."""
+    """Bytes on the GPU that the arm holds, and needs in addition while it trains."""
 
 
-def measured(bench: Bench, arms: Sequence[Arm], rounds: int, seconds: float, title: str) -> list[Timing]:
+def measure_arms(bench: Bench, arms: Sequence[Arm], rounds: int, seconds: float, title: str) -> list[Timing]:
     """Train with each arm in turn, `rounds` times.
 
     Args:
-        bench: What the arms share.
-        arms: In the order of the rounds.
-        rounds: At least 1.
-        seconds: How long a visit of an arm should take; one step is the least.
-        title: For the progress bar.
+        bench: what the arms share.
+        arms: arms in the order of the rounds.
+        rounds: number of rounds, at least 1.
+        seconds: duration of a visit of an arm; at least one step.
+        title: text before the progress bar.
     """
     device = bench.config.runtime.device
     trainees, built = [], []
@@ -53,32 +54,32 @@ def measured(bench: Bench, arms: Sequence[Arm], rounds: int, seconds: float, tit
         before = allocated(device)
         trainees.append(Trainee(arm, bench))
         built.append(allocated(device) - before)
-    timings, own_of = [], {}
+    timings, own_memory = [], {}
     with tqdm(desc=title, total=len(arms) * (rounds + 1), unit=" visits", dynamic_ncols=True, disable=None) as bar:
         for trainee, own in zip(trainees, built, strict=True):
             held = allocated(device)
             first = trainee.train(1)  # libraries choose their kernels here
             again = trainee.train(1) if first < seconds else first
-            trainee.train(RECORDED if device != "cpu" else 0)  # and record their steps
+            trainee.train(CAPTURE_STEPS if device != "cpu" else 0)
             timings.append(Timing(trainee.arm, [], max(1, round(seconds / again))))
-            own_of[trainee.arm.name] = own + allocated(device) - held
+            own_memory[trainee.arm.name] = own + allocated(device) - held
             bar.update()
         for _ in range(rounds):
             for trainee, timing in zip(trainees, timings, strict=True):
-                time.sleep(PAUSE)
-                trainee.begin_anew()
+                time.sleep(min(PAUSE, seconds))
+                trainee.discard_prefetched()
                 held = allocated(device)
                 trainee.train(int(WARM_UP * timing.steps))
                 timing.step_seconds.append(trainee.train(timing.steps) / timing.steps)
                 timing.memory = max(timing.memory, peak_allocated(device) - held)
                 bar.update()
     for timing in timings:
-        timing.memory += own_of[timing.arm.name]
+        timing.memory += own_memory[timing.arm.name]
     return timings
 
 
 def allocated(device: str) -> int:
-    """Bytes of tensors on a GPU, whose peak is counted from here on."""
+    """Return the bytes of tensors on a GPU, and start to measure their peak anew."""
     if device == "cpu":
         return 0
     torch.cuda.reset_peak_memory_stats(device)
@@ -86,11 +87,12 @@ def allocated(device: str) -> int:
 
 
 def peak_allocated(device: str) -> int:
+    """Return the largest number of bytes of tensors on a GPU since `allocated` was called."""
     return 0 if device == "cpu" else torch.cuda.max_memory_allocated(device)
 
 
 def figures(bench: Bench, timings: Sequence[Timing]) -> list[dict[str, Any]]:
-    """One row per arm: images a second, seconds a step, FLOP/s, and how many times the reference's speed.
+    """Return a row per arm: images per second, seconds per step, FLOP/s, and the ratio to the reference's speed.
 
     A ratio compares an arm with the reference of the same round; its median, lowest and highest are given.
     """
@@ -120,11 +122,12 @@ def figures(bench: Bench, timings: Sequence[Timing]) -> list[dict[str, Any]]:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return median, lowest, highest and number of some values."""
     return {"median": statistics.median(values), "lowest": min(values), "highest": max(values), "n": len(values)}
 
 
 def peak_flops(device: str, precision: str) -> float | None:
-    """What a GPU can do at most, where it is known."""
+    """Return the peak FLOP/s of a GPU, or None where it is not known."""
     if device == "cpu":
         return None
     name = torch.cuda.get_device_name(device)

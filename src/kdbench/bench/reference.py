@@ -1,10 +1,11 @@
-"""The trainer that kdbench is measured against, as studies of distillation usually write it.
+"""The reference trainer that kdbench is compared to, as studies of distillation usually write it.
 
-PIL transforms in worker processes, float32, images as N, C, H, W, a step that asks for every term's value, and a
-teacher that computes every batch anew, batch norm and all.
+PIL transforms in worker processes, float32, images as N, C, H, W, a step that reads every term's value, and a teacher
+that computes every batch anew, without fused batch norm.
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
 
 import torch
 from PIL import Image
@@ -16,14 +17,21 @@ from kdbench.config import RecipeConfig, RuntimeConfig
 from kdbench.data.batches import Batch, in_memory_format
 from kdbench.data.dataset import Dataset
 from kdbench.data.views import IDENTITY_VIEW
-from kdbench.methods.method import Knowledge, Method
+from kdbench.methods.base import Method, TeacherOutput
 from kdbench.models import Network
-from kdbench.runtime import autocast
-from kdbench.train.steps import Answers
+from kdbench.system.device import autocast
+from kdbench.train.learner import TeacherSource
+
+T = TypeVar("T")
 
 
 class PilImages(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
-    """A training set one image at a time, augmented by torchvision."""
+    """A training set one image at a time, augmented by torchvision.
+
+    Args:
+        dataset: data set.
+        augment: whether to crop and flip.
+    """
 
     def __init__(self, dataset: Dataset, augment: bool) -> None:
         self.images = dataset.train.images.cpu().numpy()
@@ -40,49 +48,78 @@ class PilImages(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
         return self.transform(Image.fromarray(self.images[row])), self.labels[row], self.indices[row]
 
 
-class PilBatches:
-    """Batches from worker processes, for every arm that takes them; begun with the first batch.
+class Prefetched(Generic[T]):
+    """Items of an iterator that prefetches; `discard` drops what was prefetched.
 
     Args:
-        dataset: Its training images.
-        batch_size: Of every batch; what is left at the end of an epoch is dropped.
-        augment: Crop and flip.
-        device: Where the batches go.
-        workers: Processes.
+        items: the items, without end.
+        prefetched: number of items that may be prefetched.
+    """
+
+    def __init__(self, items: Iterator[T], prefetched: int) -> None:
+        self.items = items
+        self.prefetched = prefetched
+        self.ready: list[T] = []
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        return self.ready.pop() if self.ready else next(self.items)
+
+    def discard(self) -> None:
+        """Drop the items that were prefetched, and have one item ready."""
+        self.ready.clear()
+        for _ in range(self.prefetched):
+            next(self.items)
+        self.ready.append(next(self.items))
+
+
+class PilBatches:
+    """Batches from worker processes, for every arm that takes them; the processes start with the first batch.
+
+    Args:
+        dataset: data set; its training images are used.
+        batch_size: size of every batch; the rest at the end of an epoch is dropped.
+        augment: whether to crop and flip.
+        device: device of the batches.
+        workers: number of processes.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, augment: bool, device: str, workers: int) -> None:
         self.device = device
-        self.prefetched = 2 * workers
         self.loader = DataLoader(
             PilImages(dataset, augment), batch_size, shuffle=True, num_workers=workers, drop_last=True,
             pin_memory=device != "cpu", persistent_workers=workers > 0,
         )  # fmt: skip
-        self.loaded = self.endless()
-        self.ready: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.loaded = Prefetched(self.load(), 2 * workers)
 
-    def endless(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def load(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield images, labels and indices without end."""
         while True:
             yield from self.loader
 
     def batches(self, channels_last: bool) -> Iterator[Batch]:
-        """Without end."""
-        while True:
-            loaded = self.ready.pop() if self.ready else next(self.loaded)
+        """Yield batches without end."""
+        for loaded in self.loaded:
             images, labels, indices = (values.to(self.device, non_blocking=True) for values in loaded)
-            views = torch.full_like(labels, IDENTITY_VIEW)  # a transform does not say which it chose
+            views = torch.full_like(labels, IDENTITY_VIEW)  # a transform does not return its choice
             yield Batch(in_memory_format(images, channels_last), labels, indices, views)
 
-    def begin_anew(self) -> None:
-        """Forget what the workers made while somebody else was measured, and have one batch ready."""
-        self.ready.clear()
-        for _ in range(self.prefetched):
-            next(self.loaded)
-        self.ready.append(next(self.loaded))
+    def discard_prefetched(self) -> None:
+        """Drop the batches that the workers made while another arm was measured, and have one batch ready."""
+        self.loaded.discard()
 
 
 class ReferenceTrainer:
-    """Forward, loss, backward, clipping, SGD, then the value of every term on the host, step by step."""
+    """Forward pass, loss, backward pass, clipping, SGD, then the value of every term on the host, step by step.
+
+    Args:
+        student: network on its device.
+        method: method on the same device.
+        recipe: optimiser and clipping.
+        runtime: resolved runtime.
+    """
 
     def __init__(self, student: Network, method: Method, recipe: RecipeConfig, runtime: RuntimeConfig) -> None:
         self.student = student.train()
@@ -96,20 +133,22 @@ class ReferenceTrainer:
         )  # fmt: skip
         self.sums: dict[str, float] = {}
 
-    def train(self, batches: Iterable[Batch], teacher: Answers) -> None:
+    def train(self, batches: Iterable[Batch], teacher: TeacherSource) -> None:
+        """Train on batches, with a teacher's output for each."""
         for batch in batches:
             self.step(batch, teacher(batch))
 
-    def step(self, batch: Batch, knowledge: Knowledge | None) -> None:
+    def step(self, batch: Batch, teacher_output: TeacherOutput | None) -> None:
+        """Train on one batch."""
         self.optimizer.zero_grad()
         with autocast(self.runtime):
             output = self.student(batch.images)
-            terms = self.method(output, knowledge, batch)
+            terms = self.method(output, teacher_output, batch)
         terms["total"].backward()
         if self.recipe.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
         self.optimizer.step()
         for name, term in terms.items():
             self.sums[name] = self.sums.get(name, 0.0) + term.item() * len(batch.labels)
-        right = (output.logits.argmax(dim=1) == batch.labels).sum().item()
-        self.sums["right"] = self.sums.get("right", 0.0) + right
+        correct = (output.logits.argmax(dim=1) == batch.labels).sum().item()
+        self.sums["correct"] = self.sums.get("correct", 0.0) + correct

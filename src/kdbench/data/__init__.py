@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors on the device, their splits, and the batches an epoch is made of."""
+"""Data sets as uint8 tensors on the device, their splits, and the batches of an epoch."""
 
 from kdbench.data.batches import Batch, Batches
 from kdbench.data.dataset import Dataset, load

@@ -7,7 +7,7 @@ import torch
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
 
-from kdbench.config import DataConfig
+from kdbench.config.sections import DataConfig
 from kdbench.data.source import Source, Split
 from kdbench.data.splits import train_val_split
 from kdbench.errors import ConfigError, first_line
@@ -17,10 +17,10 @@ NUM_VAL = 5000
 
 
 def load_cifar10(config: DataConfig) -> Source:
-    """All 60,000 images. Every file's md5 is checked before it is opened.
+    """Return all 60,000 images. The md5 of every file is checked before it is opened.
 
     Raises:
-        ConfigError: a file is missing or damaged and was not to be downloaded, or could not be.
+        ConfigError: a file is missing or damaged, and `data.download` is false or failed.
     """
     root = Path(config.root).expanduser()
     damage = describe_damage(root)
@@ -31,21 +31,28 @@ def load_cifar10(config: DataConfig) -> Source:
         except Exception as error:
             if not existed:
                 shutil.rmtree(root, ignore_errors=True)
-            raise ConfigError(f"data.download=true failed: {first_line(error)}; {advice(root)}") from None
+            raise ConfigError(
+                f"data.download=true failed: {first_line(error)}; {advice(root)}",
+                code="download_failed",
+                key="data.download",
+            ) from None
     elif damage:
-        raise ConfigError(f"data=cifar10: {damage}; {advice(root)}, or set data.download=true")
+        raise ConfigError(
+            f"data=cifar10: {damage}; {advice(root)}, or set data.download=true", code="no_data", key="data.root"
+        )
     official_train, official_test = (whole(CIFAR10(root, train=train)) for train in (True, False))
     train, val = train_val_split(len(official_train), NUM_VAL)
     return Source(official_train.take(train, "cpu"), official_train.take(val, "cpu"), official_test)
 
 
 def whole(dataset: CIFAR10) -> Split:
+    """Return one of torchvision's two splits."""
     labels = torch.tensor(dataset.targets)
     return Split(torch.from_numpy(dataset.data), labels, torch.arange(len(labels)))
 
 
 def describe_damage(root: Path) -> str | None:
-    """What is wrong with the files under `root`, or None."""
+    """Return in words which files under `root` are missing or damaged, or None."""
     folder = root / CIFAR10.base_folder
     if not folder.is_dir():
         return f"there is no folder {folder}"
@@ -57,6 +64,7 @@ def describe_damage(root: Path) -> str | None:
 
 
 def advice(root: Path) -> str:
+    """Return in words how to provide the files."""
     return (
         f"unpack {CIFAR10.filename} (from the data set's home page) into {root}, so that it holds "
         f"{CIFAR10.base_folder}/, or point data.root or KDBENCH_DATA to the folder that does"

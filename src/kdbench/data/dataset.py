@@ -1,4 +1,4 @@
-"""A data set as every run sees it: three splits of uint8 images on the device."""
+"""A data set in use: three splits of uint8 images on the device."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kdbench.config import DataConfig
+from kdbench.config.sections import DataConfig
 from kdbench.data.cifar10 import load_cifar10
 from kdbench.data.embedded import load_shapes
 from kdbench.data.source import Source, Split
@@ -22,7 +22,7 @@ IMAGE_SHAPE = (3, 32, 32)
 
 @dataclass(frozen=True)
 class Dataset:
-    """Train, validation and test images of one data set on one device, and how to normalise them."""
+    """Training, validation and test images of one data set on one device, with their normalisation."""
 
     name: str
     train: Split
@@ -35,11 +35,11 @@ class Dataset:
 
     @cached_property
     def padded(self) -> Tensor:
-        """The training images as `kdbench.data.views.crop` takes them: [N, H + 8, W + 8, C] uint8."""
+        """Training images with a black border, as `kdbench.data.views.crop` takes them: [N, H + 8, W + 8, C] uint8."""
         return pad(self.train.images)
 
     def normalise(self, images_NCHW: Tensor) -> Tensor:
-        """uint8 [N, C, H, W] to float32 of about zero mean and unit variance, as ToTensor and Normalize compute it."""
+        """Return uint8 images [N, C, H, W] as normalised float32, as ToTensor and Normalize compute it."""
         values = images_NCHW.to(torch.float32).div_(255)
         return values.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
 
@@ -48,10 +48,10 @@ _latest: tuple[object, Dataset] | None = None
 
 
 def load(config: DataConfig, device: str) -> Dataset:
-    """The data set on a device; the latest one is kept, so that a sweep in one process loads it once.
+    """Return the data set on a device. The latest one is kept, so that a sweep in one process loads it once.
 
     Raises:
-        ConfigError: an unknown set, files missing or damaged, or subset sizes that do not fit.
+        ConfigError: the set is unknown, its files are missing or damaged, or a subset does not fit.
     """
     global _latest
     wanted = (asdict(config), device)
@@ -62,8 +62,11 @@ def load(config: DataConfig, device: str) -> Dataset:
 
 
 def load_fresh(config: DataConfig, device: str) -> Dataset:
+    """Load the data set from its files."""
     if config.name not in LOADERS:
-        raise ConfigError(f"data.name is {config.name!r}; {nearest(config.name, LOADERS)}")
+        raise ConfigError(
+            f"data.name is {config.name!r}; {nearest(config.name, LOADERS)}", code="unknown_option", key="data.name"
+        )
     source = LOADERS[config.name](config)
 
     def subset(split: Split, size: int, key: str) -> Split:

@@ -1,8 +1,8 @@
-"""The embedded data set as a source of splits."""
+"""The embedded data set `shapes` as a source of splits."""
 
 import torch
 
-from kdbench.config import DataConfig
+from kdbench.config.sections import DataConfig
 from kdbench.data.shapes import draw_shapes
 from kdbench.data.source import Source, Split
 from kdbench.errors import ConfigError
@@ -12,16 +12,21 @@ MOST_IMAGES = 100_000
 
 
 def load_shapes(config: DataConfig) -> Source:
-    """As many images as the config asks for, drawn anew each time. Every ten of them hold each class once.
+    """Return the images that the config requests, drawn by code. Every ten of them hold each class once.
 
     Raises:
-        ConfigError: more images than are worth drawing.
+        ConfigError: more images than the limit.
     """
     return Source(*(draw(name, getattr(config, f"num_{name}")) for name in SEEDS))
 
 
 def draw(name: str, count: int) -> Split:
+    """Return the first `count` images of a split."""
     if count > MOST_IMAGES:
-        raise ConfigError(f"data.num_{name} is {count}; data=shapes draws at most {MOST_IMAGES} images")
+        raise ConfigError(
+            f"data.num_{name} is {count}; data=shapes draws at most {MOST_IMAGES} images",
+            code="out_of_range",
+            key=f"data.num_{name}",
+        )
     images, labels = draw_shapes(count, SEEDS[name])
     return Split(torch.from_numpy(images), torch.from_numpy(labels), torch.arange(count))

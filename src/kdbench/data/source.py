@@ -1,4 +1,4 @@
-"""What a loader gives: all images of a set, split."""
+"""All images of a data set in splits, as a loader returns them."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,33 +10,33 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Split:
-    """Some images of a set."""
+    """Some images of a data set."""
 
     images: Tensor
     """[N, H, W, C] uint8."""
     labels: Tensor
     """[N] int64."""
     indices: Tensor
-    """[N] int64: which images of the original set these are."""
+    """[N] int64: indices of the images in the original set."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @cached_property
     def sha256(self) -> str:
-        """Of images, labels and indices: 64 hexadecimal digits."""
+        """SHA-256 of images, labels and indices: 64 hexadecimal digits."""
         digest = hashlib.sha256()
         for values in (self.images, self.labels, self.indices):
             digest.update(values.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def take(self, rows: Tensor, device: str) -> "Split":
-        """Some rows of it, on a device."""
+        """Return some rows, on a device."""
         return Split(*(values[rows].to(device) for values in (self.images, self.labels, self.indices)))
 
 
 class Source(NamedTuple):
-    """Every image that may train, validate and test, on the CPU."""
+    """All images for training, validation and test, on the CPU."""
 
     train: Split
     val: Split

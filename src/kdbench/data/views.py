@@ -20,15 +20,15 @@ IDENTITY_VIEW = (PADDING * SHIFTS + PADDING) * 2
 
 
 def pad(images_NHWC: Tensor) -> Tensor:
-    """[N, H, W, C] uint8 with a black border: [N, H + 8, W + 8, C]."""
+    """Add a black border to images [N, H, W, C] uint8: [N, H + 8, W + 8, C]."""
     return F.pad(images_NHWC, (0, 0, PADDING, PADDING, PADDING, PADDING))
 
 
 def crop(padded_NHWC: Tensor, indices: Tensor, views: Tensor) -> Tensor:
-    """View `views[i]` of image `indices[i]`, for a whole batch at once.
+    """Return view `views[i]` of image `indices[i]`, for a whole batch at once.
 
     Args:
-        padded_NHWC: Images from `pad`, uint8.
+        padded_NHWC: images from `pad`, uint8.
         indices: [B] int64, rows of `padded_NHWC`.
         views: [B] int64 in [0, 162).
 
@@ -45,18 +45,18 @@ def crop(padded_NHWC: Tensor, indices: Tensor, views: Tensor) -> Tensor:
 
 
 def epoch_plan(num_samples: int, data_seed: int, epoch: int, augment: bool) -> tuple[Tensor, Tensor]:
-    """Order and views of one epoch, the same on every device.
+    """Return order and views of one epoch, the same on every device.
 
     Args:
-        num_samples: N, images to train on.
-        data_seed: At least 0.
-        epoch: Counted from 0.
-        augment: False gives every image as it is.
+        num_samples: N, number of training images.
+        data_seed: seed, at least 0.
+        epoch: epoch, counted from 0.
+        augment: whether images are cropped and flipped; otherwise every view is the image itself.
 
     Returns:
         order [N] int64, a permutation; views [N] int64 in [0, 162), view of the sample at that place of the order.
     """
-    # SeedSequence mixes the two numbers, so that (0, 1) and (1, 0) have nothing in common.
+    # SeedSequence mixes the two numbers, so that (0, 1) and (1, 0) give unrelated streams.
     seed = int(np.random.SeedSequence([data_seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(num_samples, generator=generator)

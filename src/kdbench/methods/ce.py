@@ -1,4 +1,4 @@
-"""Cross-entropy alone: the undistilled student."""
+"""Cross-entropy alone: the baseline."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdbench.data.batches import Batch
-from kdbench.methods.method import START, Knowledge, Method, Needs, Progress, at_least_float32
+from kdbench.methods.base import START, Method, Progress, Requires, TeacherOutput, at_least_float32
 from kdbench.models import Output
 
 
@@ -14,13 +14,14 @@ class CrossEntropy(Method):
     """Total = CE with the labels."""
 
     uses_stages = False
+    role = "baseline"
     needs_teacher = False
-    needs = Needs()
+    requires = Requires()
 
     def forward(
         self,
         student: Output,
-        teacher: Knowledge | None,
+        teacher: TeacherOutput | None,
         batch: Batch,
         peers: Sequence[Output] = (),
         progress: Progress = START,

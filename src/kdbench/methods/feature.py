@@ -9,26 +9,26 @@ from omegaconf import MISSING
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdbench.config.schema import number, one_of
 from kdbench.data.batches import Batch
 from kdbench.errors import ConfigError, nearest
-from kdbench.methods.method import START, Knowledge, Method, Needs, Progress, Shapes, Weights, at_least_float32
+from kdbench.methods.base import START, Method, Progress, Requires, Shapes, TeacherOutput, Weights, at_least_float32
 from kdbench.models import Output
-from kdbench.schema import number, one_of
 
 
 def feature_kd(
     student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], beta: float, normalize: str = "none"
 ) -> Tensor:
-    """Distance between maps at several stages: squared error, plus the angle between pooled maps.
+    """Return the distance between maps at several stages: squared error, plus the angle between pooled maps.
 
         mean over stages of MSE(s, t)  +  beta * mean over stages of mean_B (1 - cos(GAP s, GAP t))
 
     Where height and width differ, the larger map is reduced with adaptive average pooling.
 
     Args:
-        student_maps: One [B, C, H, W] per stage, already projected to the teacher's C.
-        teacher_maps: One [B, C, H', W'] per stage; no gradient flows into them.
-        beta: Weight of the cosine part, at least 0.
+        student_maps: one [B, C, H, W] per stage, already projected to the teacher's C.
+        teacher_maps: one [B, C, H', W'] per stage; no gradient flows into them.
+        beta: weight of the cosine part, at least 0.
         normalize: "none", or "teacher_std": divide both sides of a stage by the unbiased standard deviation of the
             teacher's map over the whole batch tensor, at least 1e-6.
 
@@ -57,17 +57,18 @@ def feature_kd(
 
 
 def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps at the smaller height and width of the two."""
+    """Return both maps at the smaller height and width of the two."""
     size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
     return pooled_to(a, size), pooled_to(b, size)
 
 
 def pooled_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return maps averaged to a height and width."""
     return maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, size)
 
 
 class FeatureDistillation(Method):
-    """Total = ce_weight * CE + kd_weight * `feature_kd`; student maps pass 1x1 convolutions that are trained too."""
+    """Total = ce_weight * CE + kd_weight * `feature_kd`; trained 1x1 convolutions project the student's maps."""
 
     @dataclass
     class Config(Weights):
@@ -75,13 +76,14 @@ class FeatureDistillation(Method):
         stages: list[str] | None = MISSING
         normalize: str = one_of("none", "teacher_std")
 
+    role = "distilled"
     needs_teacher = True
 
     def __init__(self, config: Config, student_shapes: Shapes, teacher_shapes: Shapes | None) -> None:
         super().__init__(config, student_shapes, teacher_shapes)
         assert teacher_shapes is not None
         stages = chosen_stages(config.stages, student_shapes, teacher_shapes)
-        self.needs = Needs(teacher_stages=stages, student_stages=stages)
+        self.requires = Requires(teacher_stages=stages, student_stages=stages)
         self.projections = nn.ModuleDict(
             {stage: projection(student_shapes[stage][0], teacher_shapes[stage][0]) for stage in stages}
         )
@@ -89,7 +91,7 @@ class FeatureDistillation(Method):
     def forward(
         self,
         student: Output,
-        teacher: Knowledge | None,
+        teacher: TeacherOutput | None,
         batch: Batch,
         peers: Sequence[Output] = (),
         progress: Progress = START,
@@ -104,25 +106,32 @@ class FeatureDistillation(Method):
 
 
 def projection(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """Return a 1x1 convolution without bias, Xavier-initialised."""
     convolution = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
     nn.init.xavier_uniform_(convolution.weight)
     return convolution
 
 
 def chosen_stages(wanted: Sequence[str] | None, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
-    """The stages to match: those wanted, or every layerN that both models have.
+    """Return the stages to match: those configured, or every layerN that both models have.
 
     Raises:
-        ConfigError: a stage that one of the models lacks or whose output is no map, or no common stage.
+        ConfigError: a stage is missing in one of the models or is no map, or there is no common stage.
     """
     common = [stage for stage in student if stage in teacher and len(student[stage]) == len(teacher[stage]) == 3]
     if wanted is None:
         wanted = [stage for stage in common if re.fullmatch(r"layer\d+", stage)]
     if not wanted:
         raise ConfigError(
-            f"method.stages selects no stage; the student has {', '.join(student)}, the teacher {', '.join(teacher)}"
+            f"method.stages selects no stage; the student has {', '.join(student)}, the teacher {', '.join(teacher)}",
+            code="unknown_stage",
+            key="method.stages",
         )
     for stage in wanted:
         if stage not in common:
-            raise ConfigError(f"method.stages names {stage!r}, no map that both models have; {nearest(stage, common)}")
+            raise ConfigError(
+                f"method.stages names {stage!r}, no map that both models have; {nearest(stage, common)}",
+                code="unknown_stage",
+                key="method.stages",
+            )
     return tuple(dict.fromkeys(wanted))

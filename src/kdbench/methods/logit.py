@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdbench.config.schema import number
 from kdbench.data.batches import Batch
-from kdbench.methods.method import START, Knowledge, Method, Needs, Progress, Weights, at_least_float32
+from kdbench.methods.base import START, Method, Progress, Requires, TeacherOutput, Weights, at_least_float32
 from kdbench.models import Output
-from kdbench.schema import number
 
 
 def logit_kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float, standardize: bool = False) -> Tensor:
-    """KL divergence from student to teacher at a temperature, times the temperature squared.
+    """Return the KL divergence from student to teacher at a temperature, times the temperature squared.
 
         T^2 * mean_B sum_C p_t (log p_t - log p_s),    p = softmax(z / T)
 
@@ -21,7 +21,7 @@ def logit_kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float,
         student_logits: [B, C].
         teacher_logits: [B, C]; no gradient flows into them.
         temperature: T, above 0.
-        standardize: First z-score each row of both: (z - mean) / (1e-7 + unbiased std).
+        standardize: whether each row of both is z-scored first: (z - mean) / (1e-7 + unbiased std).
 
     Returns:
         Scalar in nats, at least 0; 0 means that both distributions are the same.
@@ -37,6 +37,7 @@ def logit_kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float,
 
 
 def z_score(logits: Tensor) -> Tensor:
+    """Return rows of zero mean and unit standard deviation."""
     return (logits - logits.mean(dim=1, keepdim=True)) / (1e-7 + logits.std(dim=1, keepdim=True))
 
 
@@ -48,13 +49,14 @@ class LogitDistillation(Method):
         temperature: float = number(0, 1000, above=True)  # beyond, float32 rounds all classes to the same logit
 
     uses_stages = False
+    role = "distilled"
     needs_teacher = True
-    needs = Needs(teacher_logits=True)
+    requires = Requires(teacher_logits=True)
 
     def forward(
         self,
         student: Output,
-        teacher: Knowledge | None,
+        teacher: TeacherOutput | None,
         batch: Batch,
         peers: Sequence[Output] = (),
         progress: Progress = START,

@@ -1,4 +1,4 @@
-"""Pure numpy functions of logits, probabilities and labels. Nothing here knows torch."""
+"""Pure numpy functions of logits, probabilities and labels. No torch is imported."""
 
 from kdbench.metrics.classification import accuracy, expected_calibration_error, nll, per_class_accuracy
 from kdbench.metrics.fidelity import agreement, kl_divergence

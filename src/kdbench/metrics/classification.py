@@ -1,4 +1,4 @@
-"""How right a classifier is, and how well it knows."""
+"""Accuracy and calibration of a classifier."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from kdbench.metrics.probability import Floats, Ints, log_softmax
 
 
 def accuracy(logits: Floats, labels: Ints) -> float:
-    """Fraction of images in [0, 1] whose largest logit is the label's; of equal logits the first counts.
+    """Return the fraction of images in [0, 1] whose largest logit is the label's; of equal logits the first counts.
 
     Args:
         logits: [N, C].
@@ -16,18 +16,18 @@ def accuracy(logits: Floats, labels: Ints) -> float:
 
 
 def per_class_accuracy(logits: Floats, labels: Ints) -> list[float | None]:
-    """Accuracy among the images of each class, C numbers in [0, 1]; None for a class without images."""
-    right = logits.argmax(axis=1) == labels
-    return [float(right[labels == c].mean()) if (labels == c).any() else None for c in range(logits.shape[1])]
+    """Return the accuracy on the images of each class, C numbers in [0, 1]; None for a class without images."""
+    correct = logits.argmax(axis=1) == labels
+    return [float(correct[labels == c].mean()) if (labels == c).any() else None for c in range(logits.shape[1])]
 
 
 def nll(logits: Floats, labels: Ints) -> float:
-    """Mean negative log-likelihood of the labels, in nats; 0 is perfect."""
+    """Return the mean negative log-likelihood of the labels, in nats; 0 is perfect."""
     return float(-log_softmax(logits)[np.arange(len(labels)), labels].mean())
 
 
 def expected_calibration_error(logits: Floats, labels: Ints, bins: int = 15) -> float:
-    """Mean distance between confidence and accuracy over equal-width bins of confidence; 0 is calibrated, at most 1.
+    """Return the mean distance between confidence and accuracy over equal-width bins; 0 is calibrated, at most 1.
 
     Bins are (i / bins, (i + 1) / bins]; each counts by its share of the images.
 

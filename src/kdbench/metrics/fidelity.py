@@ -1,4 +1,4 @@
-"""How alike two classifiers are, whatever the labels say."""
+"""Similarity of two classifiers' predictions, independent of the labels."""
 
 import numpy as np
 
@@ -6,12 +6,12 @@ from kdbench.metrics.probability import Floats, log_softmax
 
 
 def agreement(a: Floats, b: Floats) -> float:
-    """Fraction of images in [0, 1] on which logits a and b, both [N, C], have the same largest entry; symmetric."""
+    """Return the fraction of images in [0, 1] on which logits a and b, both [N, C], have the same largest entry."""
     return float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
 
 
 def kl_divergence(teacher: Floats, student: Floats, temperature: float = 1.0) -> float:
-    """Mean over images of KL(teacher || student) in nats, both [N, C] logits; 0 means the same probabilities.
+    """Return the mean KL(teacher || student) over images, in nats, of logits [N, C]; 0 means equal probabilities.
 
     The temperature softens both; the result is not multiplied by its square.
     """

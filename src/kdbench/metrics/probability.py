@@ -1,4 +1,4 @@
-"""From logits to probabilities, in float64."""
+"""Probabilities from logits, in float64."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,7 @@ Ints = NDArray[np.integer]
 
 
 def log_softmax(logits: Floats, temperature: float = 1.0) -> NDArray[np.float64]:
-    """Log probabilities [N, C] of logits [N, C] at a temperature above 0, by natural logarithm."""
+    """Return log probabilities [N, C] of logits [N, C] at a temperature above 0, by natural logarithm."""
     scaled = logits.astype(np.float64) / temperature
     shifted = scaled - scaled.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

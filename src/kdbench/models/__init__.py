@@ -1,6 +1,6 @@
-"""Networks by name, every one of which answers `Output(logits, features)`."""
+"""Networks by name; each returns `Output(logits, features)`."""
 
-from kdbench.models.fold import folded
-from kdbench.models.network import Description, Network, Output, build, describe
+from kdbench.models.fuse import fuse_batch_norm
+from kdbench.models.network import ModelSummary, Network, Output, build, summarize
 
-__all__ = ["Description", "Network", "Output", "build", "describe", "folded"]
+__all__ = ["ModelSummary", "Network", "Output", "build", "fuse_batch_norm", "summarize"]

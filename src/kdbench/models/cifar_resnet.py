@@ -9,7 +9,7 @@ from kdbench.errors import ConfigError
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions beside a shortcut: the identity, or a 1x1 convolution where the shape changes."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -32,9 +32,9 @@ class CifarResNet(nn.Module):
     """Three stages at 32, 16 and 8 pixels.
 
     Args:
-        depth: 6n + 2 for n blocks a stage: 8, 14, 20, 32, 44, 56, 110, ...
-        widths: Channels of the stem and of the three stages: (16, 16, 32, 64) in the paper.
-        num_classes: Outputs of the last layer.
+        depth: 6n + 2 for n blocks per stage: 8, 14, 20, 32, 44, 56, 110, ...
+        widths: channels of the stem and of the three stages: (16, 16, 32, 64) in the paper.
+        num_classes: outputs of the last layer.
 
     Raises:
         ConfigError: a depth that is not 6n + 2, or not four widths.
@@ -43,9 +43,15 @@ class CifarResNet(nn.Module):
     def __init__(self, depth: int, widths: Sequence[int], num_classes: int) -> None:
         super().__init__()
         if type(depth) is not int or depth < 8 or depth % 6 != 2:
-            raise ConfigError(f"depth is {depth!r}; it may be 6n + 2: 8, 14, 20, 26, 32, ...")
+            raise ConfigError(
+                f"depth is {depth!r}; it may be 6n + 2: 8, 14, 20, 26, 32, ...", code="out_of_range", key="depth"
+            )
         if len(widths) != 4 or not all(type(width) is int and width >= 1 for width in widths):
-            raise ConfigError(f"widths is {widths!r}; it may be four numbers of at least 1: stem and three stages")
+            raise ConfigError(
+                f"widths is {widths!r}; it may be four numbers of at least 1: stem and three stages",
+                code="out_of_range",
+                key="widths",
+            )
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
@@ -65,5 +71,6 @@ class CifarResNet(nn.Module):
 
 
 def stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    """Return the blocks of a stage; the first one changes width and resolution."""
     first = BasicBlock(in_channels, channels, stride)
     return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))

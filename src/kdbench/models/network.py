@@ -1,4 +1,4 @@
-"""One wrapper for every architecture: a forward that answers logits and the stages one asked for."""
+"""One wrapper for every architecture: its forward pass returns logits and the selected stages."""
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from kdbench.config import ModelConfig
+from kdbench.config.sections import ModelConfig
 from kdbench.errors import ConfigError, first_line, nearest
 
 
 class Output(NamedTuple):
-    """What a network says of a batch."""
+    """Output of a network for a batch."""
 
     logits: Tensor
     """[N, C]."""
@@ -25,9 +25,13 @@ class Output(NamedTuple):
 
 
 class Network(nn.Module):
-    """A network with named stages. `body` is the architecture's own module tree, with its own state-dict names.
+    """A network with named stages.
 
-    `architecture` is the same for networks that compute the same function of images and weights.
+    Args:
+        body: the architecture's own module tree, with its own state-dict names.
+        logits: node of the logits.
+        stages: node of each stage.
+        architecture: text that is the same for networks that compute the same function of images and weights.
     """
 
     def __init__(self, body: nn.Module, logits: str, stages: Mapping[str, str], architecture: str) -> None:
@@ -43,8 +47,8 @@ class Network(nn.Module):
 
 
 @dataclass(frozen=True)
-class Description:
-    """What can be known of an architecture without training or even allocating it."""
+class ModelSummary:
+    """Properties of an architecture that are known without training or allocating it."""
 
     shapes: Mapping[str, tuple[int, ...]]
     """Stage name to the shape of one image's output, without the batch dimension."""
@@ -54,45 +58,51 @@ class Description:
 
 
 def build(config: ModelConfig, num_classes: int, stages: Sequence[str] = (), key: str = "student") -> Network:
-    """A freshly initialised network that answers logits and `stages`.
+    """Return a freshly initialised network that computes logits and `stages`.
 
-    Initialisation draws from torch's global generator, as torchvision's models do.
+    Random numbers come from torch's global generator, as in torchvision's models.
 
     Args:
-        config: The architecture.
+        config: the architecture.
         num_classes: C of the logits.
-        stages: Names from `config.stages`.
-        key: Where the architecture stands in the run's config, for errors.
+        stages: names from `config.stages`.
+        key: place of the architecture in the run's config, for errors.
 
     Raises:
         ConfigError: the architecture cannot be built from its arguments, or has no such node.
     """
     try:
         raw = hydra.utils.get_method(config.target)(**config.arguments, num_classes=num_classes)
-        # The network's last node is its answer; names are the same in training and in evaluation.
+        # The last node gives the logits; names are the same in training and in evaluation.
         nodes = get_graph_node_names(raw, suppress_diff_warning=True)[0]
     except Exception as error:
         given = ", ".join(f"{name}={value}" for name, value in config.arguments.items())
-        raise ConfigError(f"{key}={config.name}: {config.target}({given}) fails: {first_line(error)}") from error
+        inner = f"{key}.{error.key}" if isinstance(error, ConfigError) and error.key else key
+        code = error.code if isinstance(error, ConfigError) else "not_buildable"
+        raise ConfigError(
+            f"{key}={config.name}: {config.target}({given}) fails: {first_line(error)}", code=code, key=inner
+        ) from error
     wanted = {stage: config.stages[stage] for stage in stages}
     for node in wanted.values():
         if not any(name == node or name.startswith(f"{node}.") for name in nodes):
             outermost = dict.fromkeys(name.partition(".")[0] for name in nodes)
             raise ConfigError(
-                f"{key}.stages names the node {node!r}; {nearest(node, nodes)}; outermost ones: {', '.join(outermost)}"
+                f"{key}.stages names the node {node!r}; {nearest(node, nodes)}; outermost ones: {', '.join(outermost)}",
+                code="unknown_stage",
+                key=f"{key}.stages",
             )
-    answers = {node: node for node in (*wanted.values(), nodes[-1])}
-    body = create_feature_extractor(raw, return_nodes=answers, suppress_diff_warning=True)
+    returned = {node: node for node in (*wanted.values(), nodes[-1])}
+    body = create_feature_extractor(raw, return_nodes=returned, suppress_diff_warning=True)
     keep_stages(body)
     architecture = repr((config.target, config.arguments, num_classes, wanted))
     return Network(body, nodes[-1], wanted, architecture)
 
 
 def keep_stages(body: Any) -> None:
-    """Let nothing overwrite a stage's output: what comes next in the graph may be an activation that works in place."""
+    """Keep in-place operations from overwriting a stage's output: the next node may be an in-place activation."""
     for graph in (body.train_graph, body.eval_graph):  # torchvision keeps one for each mode
-        answers = next(node for node in graph.nodes if node.op == "output").args[0]
-        for node in answers.values():
+        outputs = next(node for node in graph.nodes if node.op == "output").args[0]
+        for node in outputs.values():
             for user in list(node.users):  # changing one registers it anew
                 if user.op == "call_module" and getattr(body.get_submodule(user.target), "inplace", False):
                     body.get_submodule(user.target).inplace = False
@@ -103,22 +113,24 @@ def keep_stages(body: Any) -> None:
     body.recompile()
 
 
-_described: dict[str, Description] = {}
+_summaries: dict[str, ModelSummary] = {}
 
 
-def describe(config: ModelConfig, num_classes: int, image_shape: tuple[int, int, int], key: str) -> Description:
-    """Shapes, parameters and MACs of an architecture, from a pass without memory or arithmetic; kept for the next run.
+def summarize(config: ModelConfig, num_classes: int, image_shape: tuple[int, int, int], key: str) -> ModelSummary:
+    """Return shapes, parameters and MACs of an architecture, from a pass without memory or arithmetic.
+
+    The result is kept for the next run of the process.
 
     Raises:
-        ConfigError: it cannot be built, or cannot take such images.
+        ConfigError: the architecture cannot be built, or cannot process such images.
     """
-    known = repr((config.target, config.arguments, config.stages, num_classes, image_shape))
-    if known not in _described:
-        _described[known] = describe_fresh(config, num_classes, image_shape, key)
-    return _described[known]
+    case = repr((config.target, config.arguments, config.stages, num_classes, image_shape))
+    if case not in _summaries:
+        _summaries[case] = summarize_fresh(config, num_classes, image_shape, key)
+    return _summaries[case]
 
 
-def describe_fresh(config: ModelConfig, num_classes: int, image_shape: tuple[int, int, int], key: str) -> Description:
+def summarize_fresh(config: ModelConfig, num_classes: int, image_shape: tuple[int, int, int], key: str) -> ModelSummary:
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         network = build(config, num_classes, tuple(config.stages), key).eval()
         try:
@@ -126,9 +138,11 @@ def describe_fresh(config: ModelConfig, num_classes: int, image_shape: tuple[int
                 output = network(torch.empty(1, *image_shape))
         except Exception as error:
             raise ConfigError(
-                f"{key}={config.name} cannot take images of {image_shape}: {first_line(error)}"
+                f"{key}={config.name} cannot process images of {image_shape}: {first_line(error)}",
+                code="mismatch",
+                key=key,
             ) from error
-    return Description(
+    return ModelSummary(
         shapes={stage: tuple(output.features[stage].shape[1:]) for stage in config.stages},
         num_params=sum(p.numel() for p in network.parameters()),
         macs=counter.get_total_flops() // 2,

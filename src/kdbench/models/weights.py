@@ -1,4 +1,4 @@
-"""Weights of networks on disk: written as safetensors, read from that or from plain state dicts, never from code."""
+"""Weights on disk: written as safetensors, read from safetensors or plain state dicts. No code in them is run."""
 
 import json
 import pickle
@@ -20,20 +20,26 @@ StateDict = dict[str, Tensor]
 
 METADATA = "kdbench"
 WRAPPERS = ("model_state_dict", "state_dict", "model")
-"""Keys under which training scripts keep the weights; the reference study uses the first."""
+"""Keys under which training scripts store the weights; the reference study uses the first."""
 PREFIXES = ("module.", "model.")
-"""What wrapping modules (DataParallel, the reference study's class) put before every name."""
+"""Prefixes that wrapping modules (DataParallel, the reference study's class) add to every name."""
 
 
 def save(weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any]) -> None:
-    """Write weights, and JSON values beside them that say what they belong to."""
+    """Write weights with JSON metadata.
+
+    Args:
+        weights: tensors by name.
+        path: file to write.
+        metadata: what the weights are valid for.
+    """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    # One entry, because safetensors writes several in any order and equal runs shall give equal files.
+    # One entry: safetensors writes several in any order, and equal runs must give equal files.
     save_file(contiguous, path, {METADATA: json.dumps(metadata)})
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What `save` wrote beside the weights.
+    """Return the metadata that `save` wrote.
 
     Raises:
         ConfigError: the file is missing or damaged.
@@ -42,41 +48,46 @@ def read_metadata(path: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             return json.loads((file.metadata() or {}).get(METADATA, "{}"))
     except (OSError, SafetensorError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {first_line(error)}") from None
+        raise ConfigError(f"{path} cannot be read: {first_line(error)}", code="damaged", key="weights") from None
 
 
 def read(path: Path) -> StateDict:
-    """Weights from a .safetensors file or a pickled state dict (.pth, .pt), on the CPU.
+    """Return weights from a .safetensors file or a pickled state dict (.pth, .pt), on the CPU.
 
-    State dicts may be wrapped as training scripts do (`model_state_dict`, `state_dict`, `model`), and their names may
-    carry a prefix (`module.`, `model.`).
+    State dicts may be wrapped (`model_state_dict`, `state_dict`, `model`), and their names may have a prefix
+    (`module.`, `model.`).
 
     Raises:
-        ConfigError: missing, damaged, no state dict, or a pickle with anything but tensors and plain values in it.
+        ConfigError: the file is missing, damaged, no state dict, or a pickle that holds more than tensors and plain
+            values.
     """
     if not path.is_file():
-        raise ConfigError(f"{path} is no file")
+        raise ConfigError(f"{path} is no file", code="not_found", key="weights")
     try:
         if is_safetensors(path):
             return load_file(path)
         with warnings.catch_warnings(action="ignore"):  # on pickle protocols; what cannot be read raises anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch goes on to recommend that the protection be switched off.
-        asked_for = re.search(r"GLOBAL (\S+)|global (\S+) was not", str(error))
-        found = f"it asks for {asked_for[1] or asked_for[2]}" if asked_for else "it is no such file, or damaged"
+        # torch's own message recommends to switch the protection off.
+        needed = re.search(r"GLOBAL (\S+)|global (\S+) was not", str(error))
+        found = f"it needs {needed[1] or needed[2]}" if needed else "it is no such file, or damaged"
         raise ConfigError(
-            f"{path} is refused: only tensors are read from a pickle, and {found}; save the state dict alone"
+            f"{path} is refused: only tensors are read from a pickle, and {found}; save the state dict alone",
+            code="untrusted",
+            key="weights",
         ) from None
-    except Exception as error:  # damaged bytes can raise anything
+    except Exception as error:  # damaged bytes raise many types
         raise ConfigError(
-            f"{path} is damaged or in an unknown format ({type(error).__name__}: {first_line(error)})"
+            f"{path} is damaged or in an unknown format ({type(error).__name__}: {first_line(error)})",
+            code="damaged",
+            key="weights",
         ) from None
     return unwrapped(content, path)
 
 
 def is_safetensors(path: Path) -> bool:
-    """By name, or by content: the length of a JSON header, then the header."""
+    """Return whether a file is in the safetensors format, by its name or its first bytes."""
     if path.suffix == ".safetensors":
         return True
     with path.open("rb") as file:
@@ -85,6 +96,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def unwrapped(content: Any, path: Path) -> StateDict:
+    """Return the state dict in what a training script saved, without wrappers and prefixes."""
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -93,7 +105,11 @@ def unwrapped(content: Any, path: Path) -> StateDict:
         or not content
         or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
     ):
-        raise ConfigError(f"{path} holds no state dict (names and tensors, or one of {', '.join(WRAPPERS)} with them)")
+        raise ConfigError(
+            f"{path} holds no state dict (names and tensors, or one of {', '.join(WRAPPERS)} with them)",
+            code="damaged",
+            key="weights",
+        )
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in content):
             content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
@@ -101,12 +117,12 @@ def unwrapped(content: Any, path: Path) -> StateDict:
 
 
 def load_into(network: Network, weights: StateDict, source: str) -> None:
-    """Put weights into a network of exactly their architecture.
+    """Load weights into a network of exactly their architecture.
 
     Args:
-        network: Changed in place.
-        weights: By the architecture's own names.
-        source: What the weights are called in errors.
+        network: network, changed in place.
+        weights: tensors by the architecture's own names.
+        source: name of the weights in errors.
 
     Raises:
         ConfigError: a name is missing or unknown, a shape differs, or a value is not finite.
@@ -117,23 +133,30 @@ def load_into(network: Network, weights: StateDict, source: str) -> None:
     if missing or unknown:
         raise ConfigError(
             f"{source} is of another architecture: {len(missing)} tensors are missing{example(missing)} "
-            f"and {len(unknown)} are unknown{example(unknown)}"
+            f"and {len(unknown)} are unknown{example(unknown)}",
+            code="mismatch",
+            key="weights",
         )
     for name, tensor in weights.items():
         if tensor.shape != here[name].shape:
             raise ConfigError(
                 f"{source} is of another architecture or number of classes: "
-                f"{name} is {list(tensor.shape)} there and {list(here[name].shape)} here"
+                f"{name} is {list(tensor.shape)} in the file and {list(here[name].shape)} in the network",
+                code="mismatch",
+                key="weights",
             )
         counts = name.endswith("num_batches_tracked")
         if tensor.layout != torch.strided or not (tensor.is_floating_point() or counts):
             raise ConfigError(
-                f"{source} has {name} as {tensor.dtype}, {tensor.layout}; it must be a dense float tensor"
+                f"{source} has {name} as {tensor.dtype}, {tensor.layout}; it must be a dense float tensor",
+                code="wrong_type",
+                key="weights",
             )
         if not bool(tensor.isfinite().all()):
-            raise ConfigError(f"{source} has values that are not finite in {name}")
+            raise ConfigError(f"{source} has values that are not finite in {name}", code="not_finite", key="weights")
     network.body.load_state_dict(here | weights)
 
 
 def example(names: list[str]) -> str:
+    """Return the first of some names, in brackets."""
     return f" ({names[0]}, ...)" if names else ""

@@ -1,4 +1,4 @@
-"""What each column of the report means, how it is printed, and which tables show which."""
+"""Columns of the report's tables: their order, meaning and format."""
 
 import math
 from dataclasses import dataclass
@@ -9,120 +9,166 @@ import pandas as pd
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading on the page, its meaning for a reader who is no statistician, and its format."""
+    """Heading of a column on the page, its meaning for a reader who is no statistician, and its format."""
 
     heading: str
     meaning: str
     form: str = ""
-    """A format specification for numbers."""
+    """Format specification for numbers."""
 
 
 PER_CENT, POINTS, P = ".2f", "+.2f", "p"
 
-COLUMNS = {
-    "student": Column("student", "the network that is trained"),
-    "teacher": Column("teacher", "the network that it learns from; empty: none"),
-    "method": Column("method", "how it learns; ce: from the labels alone, undistilled"),
-    "setting": Column("setting", "the keys that tell this group from others of its student, teacher and method"),
-    "params": Column("parameters", "trainable numbers of the student", ",d"),
-    "macs": Column("MACs", "multiply-accumulates of the student for one image", ",d"),
-    "n": Column("n", "runs (seeds) that the numbers are means of; in a pooled row, teachers", "d"),
-    "n_base": Column("n base", "runs of the undistilled student", "d"),
-    "mean": Column(
+
+def named(**columns: Column) -> dict[str, Column]:
+    return columns
+
+
+COLUMNS = named(
+    student=Column("student", "network that is trained"),
+    teacher=Column("teacher", "network whose outputs it is trained on; empty: none"),
+    method=Column("method", "training method; ce: cross-entropy with the labels alone"),
+    role=Column("role", "baseline, distilled, or control: a method that is compared with both; empty: given weights"),
+    setting=Column("setting", "keys in which this group differs from others of its student, teacher and method"),
+    params=Column("parameters", "trainable numbers of the student", ",d"),
+    macs=Column("MACs", "multiply-accumulates of the student for one image", ",d"),
+    n=Column("n", "number of runs (seeds) in the means; in a pooled row, of teachers", "d"),
+    n_base=Column("n baseline", "number of baseline runs", "d"),
+    mean=Column(
         "accuracy %", "mean test accuracy over the runs, with each run's weights of the best validation epoch", PER_CENT
     ),
-    "std": Column("std", "sample standard deviation of it over the runs, in points; empty for one run", PER_CENT),
-    "mean_last": Column("last epoch %", "mean test accuracy with the weights of the last epoch", PER_CENT),
-    "std_last": Column("std (last)", "sample standard deviation of that, in points", PER_CENT),
-    "base_mean": Column("undistilled %", "mean test accuracy of the same student without a teacher", PER_CENT),
-    "delta": Column("gain", "distilled mean minus undistilled mean, in points of test accuracy", POINTS),
-    "ci_low": Column(
+    std=Column("std", "sample standard deviation of it over the runs, in points; empty for one run", PER_CENT),
+    mean_last=Column("last epoch %", "mean test accuracy with the weights of the last epoch", PER_CENT),
+    std_last=Column("std (last)", "sample standard deviation of that, in points", PER_CENT),
+    base_mean=Column("baseline %", "mean test accuracy of the same student without a teacher", PER_CENT),
+    delta=Column("gain", "mean minus the mean of the baseline, in points of test accuracy", POINTS),
+    ci_low=Column(
         "95 % from", "lower end of the 95 % interval (Welch), not corrected for the number of intervals", POINTS
     ),
-    "ci_high": Column("95 % to", "upper end of it", POINTS),
-    "p_welch": Column("p (Welch)", "two-sided Welch t-test: how often chance alone gives a difference this large", P),
-    "p_paired": Column("p (paired)", "two-sided paired t-test over seeds; only where both arms have the same seeds", P),
-    "p_holm": Column(
-        "p (Holm)", "the Welch p (of an interaction: its own), raised for the number of tests in this table", P
+    ci_high=Column("95 % to", "upper end of it", POINTS),
+    p_welch=Column("p (Welch)", "two-sided Welch t-test: how often chance alone gives a difference this large", P),
+    p_paired=Column("p (paired)", "two-sided paired t-test over seeds; only where both arms have the same seeds", P),
+    p_holm=Column(
+        "p (Holm)", "Welch p (of an interaction: its own) raised for the number of tests of this role in the table", P
     ),
-    "significant": Column("significant", "p (Holm) below 0.05"),
-    "mde80": Column(
-        "detectable", "smallest true difference, in points, that this many runs notice 4 times in 5", PER_CENT
+    significant=Column("significant", "p (Holm) below 0.05"),
+    mde80=Column(
+        "detectable", "smallest true difference, in points, that this many runs detect 4 times in 5", PER_CENT
     ),
-    "seeds_for_0p1": Column("seeds for 0.1", "runs per arm that notice a true gain of 0.1 points 4 times in 5", "d"),
-    "seeds_for_0p2": Column("seeds for 0.2", "runs per arm that notice a true gain of 0.2 points 4 times in 5", "d"),
-    "p_equivalence": Column(
+    seeds_for_0p1=Column("seeds for 0.1", "runs per arm that detect a true gain of 0.1 points 4 times in 5", "d"),
+    seeds_for_0p2=Column("seeds for 0.2", "runs per arm that detect a true gain of 0.2 points 4 times in 5", "d"),
+    p_equivalence=Column(
         "p (equivalence)", "two one-sided tests: small where the gain lies within the margin around zero", P
     ),
-    "equivalent": Column("equivalent", "p (equivalence) below 0.05: 'no difference worth the name' is a finding"),
-    "seeds_for_equivalence": Column(
+    equivalent=Column("equivalent", "p (equivalence) below 0.05: evidence that there is no gain outside the margin"),
+    seeds_for_equivalence=Column(
         "seeds to show it", "runs per arm that show equivalence 4 times in 5 if there is no gain", "d"
     ),
-    "teacher_seed": Column("teacher seed", "which teacher; pooled: all of them, one value for each"),
-    "base_setting": Column("undistilled setting", "which undistilled student, where there are several"),
-    "remarks": Column("remarks", "what is missing or unusual"),
-    "student_a": Column("larger student", "the student with more parameters"),
-    "student_b": Column("smaller student", "the other"),
-    "gain_a": Column("its gain", "gain of the larger student, in points", POINTS),
-    "gain_b": Column("gain of the smaller", "gain of the smaller student, in points", POINTS),
-    "difference": Column("difference", "gain of the larger minus gain of the smaller, in points", POINTS),
-    "se": Column("standard error", "of that difference, in points", PER_CENT),
-    "df": Column("df", "degrees of freedom (Welch-Satterthwaite, over the four groups)", ".1f"),
-    "p": Column("p", "two-sided t-test of the difference of gains", P),
-    "n_a": Column("n (larger)", "runs of the larger student's distilled group", "d"),
-    "n_base_a": Column("n base (larger)", "runs of the larger student without a teacher", "d"),
-    "n_b": Column("n (smaller)", "runs of the smaller student's distilled group", "d"),
-    "n_base_b": Column("n base (smaller)", "runs of the smaller student without a teacher", "d"),
-    "setting_a": Column("setting (larger)", "of the larger student's distilled group"),
-    "setting_b": Column("setting (smaller)", "of the smaller student's"),
-    "agreement": Column("agreement %", "test images on which student and teacher choose the same class", PER_CENT),
-    "agreement_std": Column("std (agreement)", "sample standard deviation of it over the runs, in points", PER_CENT),
-    "base_agreement": Column(
-        "undistilled agreement %", "the same for undistilled students, who never saw this teacher: the null", PER_CENT
+    teacher_seed=Column("teacher seed", "seed of the teacher; pooled: one value for each of several teachers"),
+    base_setting=Column("baseline setting", "setting of the baseline, where there are several"),
+    remarks=Column("remarks", "what is missing or unusual"),
+    student_a=Column("larger student", "student with more parameters"),
+    student_b=Column("smaller student", "student with fewer parameters"),
+    gain_a=Column("its gain", "gain of the larger student, in points", POINTS),
+    gain_b=Column("gain of the smaller", "gain of the smaller student, in points", POINTS),
+    difference=Column("difference", "gain of the larger minus gain of the smaller, in points", POINTS),
+    se=Column("standard error", "standard error of that difference, in points", PER_CENT),
+    df=Column("df", "degrees of freedom (Welch-Satterthwaite, over the four groups)", ".1f"),
+    p=Column("p", "two-sided t-test of the difference of gains", P),
+    n_a=Column("n (larger)", "number of runs of the larger student", "d"),
+    n_base_a=Column("n baseline (larger)", "number of baseline runs of the larger student", "d"),
+    n_b=Column("n (smaller)", "number of runs of the smaller student", "d"),
+    n_base_b=Column("n baseline (smaller)", "number of baseline runs of the smaller student", "d"),
+    setting_a=Column("setting (larger)", "setting of the larger student's group"),
+    setting_b=Column("setting (smaller)", "setting of the smaller student's group"),
+    agreement=Column("agreement %", "test images on which student and teacher predict the same class", PER_CENT),
+    agreement_std=Column("std (agreement)", "sample standard deviation of it over the runs, in points", PER_CENT),
+    base_agreement=Column(
+        "baseline agreement %", "the same for the baseline, which was trained without this teacher", PER_CENT
     ),
-    "kl_t1": Column("KL, T = 1", "mean KL(teacher ‖ student) in nats; 0: the same probabilities", ".3f"),
-    "base_kl_t1": Column("undistilled KL, T = 1", "the same for undistilled students", ".3f"),
-    "kl_t4": Column("KL, T = 4", "at temperature 4, without the factor 16", ".3f"),
-    "base_kl_t4": Column("undistilled KL, T = 4", "the same for undistilled students", ".3f"),
-    "ece": Column(
+    kl_t1=Column("KL, T = 1", "mean KL(teacher ‖ student) in nats; 0: the same probabilities", ".3f"),
+    base_kl_t1=Column("baseline KL, T = 1", "the same for the baseline", ".3f"),
+    kl_t4=Column("KL, T = 4", "at temperature 4, without the factor 16", ".3f"),
+    base_kl_t4=Column("baseline KL, T = 4", "the same for the baseline", ".3f"),
+    ece=Column(
         "ECE %", "expected calibration error, 15 bins of equal width: how far confidence is from accuracy", PER_CENT
     ),
-    "base_ece": Column("undistilled ECE %", "the same for undistilled students", PER_CENT),
-    "nll": Column("NLL", "mean negative log-likelihood of the labels, in nats", ".3f"),
-    "base_nll": Column("undistilled NLL", "the same for undistilled students", ".3f"),
-    "seed": Column("seed", "of the run", "d"),
-    "init_seed": Column("init seed", "of the first weights", "d"),
-    "data_seed": Column("data seed", "of the order of images and their views", "d"),
-    "images": Column("images", "test images", "d"),
-    "both_right": Column(
-        "both right", "images that the distilled student and the undistilled one of the same seed have right", "d"
+    base_ece=Column("baseline ECE %", "the same for the baseline", PER_CENT),
+    nll=Column("NLL", "mean negative log-likelihood of the labels, in nats", ".3f"),
+    base_nll=Column("baseline NLL", "the same for the baseline", ".3f"),
+    seed=Column("seed", "seed of the run", "d"),
+    init_seed=Column("init seed", "seed of the initial weights", "d"),
+    data_seed=Column("data seed", "seed of the order of images and their views", "d"),
+    images=Column("images", "number of test images", "d"),
+    both_right=Column("both right", "images that this run and the baseline run of its seed classify correctly", "d"),
+    only_method=Column("only this run", "images that only this run classifies correctly", "d"),
+    only_baseline=Column("only baseline", "images that only the baseline run classifies correctly", "d"),
+    both_wrong=Column("both wrong", "images that neither classifies correctly", "d"),
+    p_mcnemar=Column(
+        "p (McNemar)", "exact two-sided McNemar test of the two counts before, of this pair of runs alone", P
     ),
-    "only_distilled": Column("only distilled", "images that only the distilled student has right", "d"),
-    "only_undistilled": Column("only undistilled", "images that only the undistilled student has right", "d"),
-    "both_wrong": Column("both wrong", "images that both have wrong", "d"),
-    "p_mcnemar": Column(
-        "p (McNemar)", "exact two-sided McNemar test of the two lines before, of this pair of runs alone", P
-    ),
-    "run_key": Column("key", "what the run is known by"),
-    "epochs": Column("epochs", "trained", "d"),
-    "best_val_acc": Column("validation %", "accuracy on the validation images at the best epoch", PER_CENT),
-    "best_val_epoch": Column("best epoch", "the earliest with that accuracy", "d"),
-    "test_acc_best": Column("accuracy %", "test accuracy with the weights of the best validation epoch", PER_CENT),
-    "test_acc_final": Column("last epoch %", "test accuracy with the last weights", PER_CENT),
-    "precision": Column("precision", "in which the network was computed"),
-    "train_seconds": Column("seconds", "spent in the epochs", ",.0f"),
-    "images_per_second": Column("images/s", "of the training steps, median over epochs", ",.0f"),
-    "device": Column("device", "what it ran on"),
-    "path": Column("run directory", "where it lies"),
-}  # fmt: skip
+    run_key=Column("key", "hash of what can change the numbers of the run"),
+    epochs=Column("epochs", "number of epochs", "d"),
+    best_val_acc=Column("validation %", "accuracy on the validation images at the best epoch", PER_CENT),
+    best_val_epoch=Column("best epoch", "earliest epoch with that accuracy", "d"),
+    test_acc_best=Column("accuracy %", "test accuracy with the weights of the best validation epoch", PER_CENT),
+    test_acc_final=Column("last epoch %", "test accuracy with the last weights", PER_CENT),
+    precision=Column("precision", "number format of the network's computations"),
+    train_seconds=Column("seconds", "time spent in the epochs", ",.0f"),
+    images_per_second=Column("images/s", "speed of the training steps, median over epochs", ",.0f"),
+    device=Column("device", "processor or GPU of the run"),
+    path=Column("run directory", "folder of the run"),
+)  # fmt: skip
+
+GAINS = (
+    "student teacher method setting n n_base mean std base_mean delta ci_low ci_high p_welch p_paired p_holm "
+    "significant mde80 seeds_for_0p1 seeds_for_0p2 p_equivalence equivalent seeds_for_equivalence role teacher_seed "
+    "base_setting remarks"
+).split()
+INTERACTIONS = (
+    "method teacher student_a student_b gain_a gain_b difference se df ci_low ci_high p p_holm mde80 n_a n_base_a n_b "
+    "n_base_b setting_a setting_b role teacher_seed"
+).split()
+GROUPS = "student teacher method role setting teacher_seed params macs n mean std mean_last std_last".split()
+RUNS = (
+    "run_key student teacher method role setting seed init_seed data_seed teacher_seed epochs best_val_epoch "
+    "best_val_acc test_acc_best test_acc_final nll ece agreement kl_t1 kl_t4 params macs precision train_seconds "
+    "images_per_second device path"
+).split()
+FIDELITY = (
+    "student teacher method role setting n n_base agreement agreement_std base_agreement kl_t1 base_kl_t1 kl_t4 "
+    "base_kl_t4 ece base_ece nll base_nll"
+).split()
+FLIPS = (
+    "student teacher method role setting seed images both_right only_method only_baseline both_wrong p_mcnemar"
+).split()
+
+ONLY_IN_CSV = {
+    "gains": ("teacher_seed",),
+    "interactions": ("teacher_seed",),
+    "groups": ("teacher_seed",),
+    "runs": "init_seed data_seed teacher_seed params macs kl_t1 kl_t4 nll ece precision".split(),
+}
+"""Columns that the page does not show, by table."""
+PUBLISHED = {
+    "groups": "student teacher method setting n mean std mean_last std_last".split(),
+    "gains": "student teacher method setting n n_base delta ci_low ci_high p_holm mde80".split(),
+    "interactions": ("method teacher student_a student_b gain_a gain_b difference ci_low ci_high p_holm mde80").split(),
+}
+"""Columns of tables.tex, by table."""
+
+
+def row(**values: Any) -> dict[str, Any]:
+    """Return a table's row. A name that is no column is a bug."""
+    assert values.keys() <= COLUMNS.keys(), values.keys() - COLUMNS.keys()
+    return values
 
 
 def column_of(name: str) -> Column:
-    """A column; classes of the per-class table are numbered."""
+    """Return the description of a column; those of the per-class table are numbered."""
     if name.startswith("class_"):
-        return Column(
-            f"class {name.removeprefix('class_')}", "mean test accuracy of the images of this class, per cent", ".1f"
-        )
+        number = name.removeprefix("class_")
+        return Column(f"class {number}", "mean test accuracy of the images of this class, per cent", ".1f")
     return COLUMNS[name]
 
 
@@ -130,8 +176,8 @@ def is_missing(value: Any) -> bool:
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
-def printed(value: Any, form: str) -> str:
-    """A value as a reader wants it; nothing for what is missing."""
+def format_value(value: Any, form: str) -> str:
+    """Return a value as text for a reader; a missing one is empty."""
     if is_missing(value):
         return ""
     if isinstance(value, bool) or type(value).__name__ == "bool":

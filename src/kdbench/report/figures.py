@@ -1,45 +1,55 @@
 """The report's figures, drawn by matplotlib without a display."""
 
-import textwrap
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, NullLocator
 
 from kdbench import metrics
 from kdbench.report import statistics as st
-from kdbench.report.fidelity import logits_of, same_images, teacher_of
-from kdbench.report.gains import Gain, grouped_by
-from kdbench.report.groups import Group
-from kdbench.report.runs import Run
+from kdbench.report.build import Report
+from kdbench.report.drawing import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    fit,
+    label_log_axis,
+    label_sizes,
+    legend_below,
+    name_panel,
+    panel_legends_below,
+    panels,
+    round_ticks,
+    style,
+)
+from kdbench.report.fidelity import logits_in, same_images, teacher_folder
+from kdbench.report.gains import Gain, group_by
+from kdbench.report.groups import BASELINE, CONTROL, RunGroup, keys, percent, rows_of
+from kdbench.report.runs import METRICS
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c613c", "#000000")
-"""Distinguishable with any colour vision (Okabe and Ito 2008); black, the last, is the undistilled student's."""
-MARKERS = "osD^vPX*"
-STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "svg.hashsalt": "kdbench",
-    "svg.fonttype": "path",
-    "text.parse_math": False,
-}
-GROUPS_IN_LEGEND = 24
+MOST_PANELS, MOST_ROWS = 40, 200
+"""Largest numbers of students and gains in a figure; the tables have all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """Figure with what it shows."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure in its two files, with what it shows."""
+    """Figure in its two files, with what it shows."""
 
     name: str
     title: str
@@ -48,247 +58,238 @@ class Picture:
     svg: Path
 
 
-@dataclass(frozen=True)
-class Material:
-    """What figures are drawn of."""
+def draw_figures(report: Report) -> tuple[list[Drawing], list[str]]:
+    """Return every figure for which there is something to show, and a line for each of the others.
 
-    runs: Sequence[Run]
-    groups: Sequence[Group]
-    gains: Sequence[Gain]
-    gains_table: pd.DataFrame
-    std: float
-    margin: float
-
-    def colour(self, method: str) -> str:
-        methods = sorted({group["method"] for group in self.groups if group.is_distilled})
-        return COLOURS[methods.index(method) % (len(COLOURS) - 1)] if method in methods else COLOURS[-1]
-
-    def marker(self, teacher: str | None) -> str:
-        teachers = sorted({group["teacher"] for group in self.groups if group["teacher"]})
-        return MARKERS[1 + teachers.index(teacher) % (len(MARKERS) - 1)] if teacher in teachers else MARKERS[0]
-
-
-def draw_all(material: Material, folder: Path) -> tuple[list[Picture], list[str]]:
-    """Every figure for which there is something to show, as NAME.png and NAME.svg; a line for each that is left out."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures, left_out = [], []
-    figures: list[tuple[str, str, Callable[[Material], tuple[Figure, str] | str]]] = [
-        ("gains", "Gain over the undistilled student", gains),
-        ("curves", "Validation accuracy while training", curves),
-        ("size", "Accuracy against size", size),
-        ("agreement", "Agreement with the teacher against accuracy", agreement),
-        ("power", "Seeds that a gain needs", power),
+    To be called, and the figures saved, within `kdbench.report.drawing.style`.
+    """
+    drawings, left_out = [], []
+    figures: list[tuple[str, str, Callable[[Report], tuple[Figure, str] | str]]] = [
+        ("gains", "Gain over the baseline", draw_gains),
+        ("curves", "Validation accuracy during training", draw_curves),
+        ("size", "Accuracy against size", draw_size),
+        ("agreement", "Agreement with the teacher against accuracy", draw_agreement),
+        ("power", "Seeds that a gain needs", draw_power),
     ]
-    with matplotlib.rc_context(STYLE):
-        for name, title, draw in figures:
-            drawn = draw(material)
-            if isinstance(drawn, str):
-                left_out.append(f"no figure “{title}”: {drawn}")
-                continue
-            figure, caption = drawn
-            png, svg = folder / f"{name}.png", folder / f"{name}.svg"
-            figure.savefig(png, dpi=150, metadata={"Software": None})
-            figure.savefig(svg, metadata={"Date": None, "Creator": None})
-            pictures.append(Picture(name, title, caption, png, svg))
+    for name, title, draw in figures:
+        drawn = draw(report)
+        if isinstance(drawn, str):
+            left_out.append(f"no figure “{title}”: {drawn}")
+        else:
+            drawings.append(Drawing(name, title, drawn[1], drawn[0]))
+    return drawings, left_out
+
+
+def save_figures(report: Report, folder: Path) -> tuple[list[Picture], list[str]]:
+    """Write every figure as NAME.png and NAME.svg; return them, and a line for each that has nothing to show."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    with style():
+        drawings, left_out = draw_figures(report)
+        for drawing in drawings:
+            png, svg = folder / f"{drawing.name}.png", folder / f"{drawing.name}.svg"
+            drawing.figure.savefig(png, dpi=150, metadata={"Software": None})
+            drawing.figure.savefig(svg, metadata={"Date": None, "Creator": None})
+            pictures.append(Picture(drawing.name, drawing.title, drawing.caption, png, svg))
     return pictures, left_out
 
 
-def gains(material: Material) -> tuple[Figure, str] | str:
-    rows = material.gains_table.to_dict("records")
-    shown = [(gain, row) for gain, row in zip(material.gains, rows, strict=True) if gain.base]
-    if not shown:
+def colour_of(run: Any, report: Report) -> str:
+    """Return the colour of a run's method; baselines are black."""
+    methods = sorted({group.shared.method for group in report.groups if group.shared.role != BASELINE})
+    is_baseline = run.role == BASELINE
+    return COLOURS[-1] if is_baseline else COLOURS[methods.index(run.method) % (len(COLOURS) - 1)]
+
+
+def marker_of(run: Any, report: Report) -> str:
+    """Return the marker of a run's teacher."""
+    teachers = sorted({group.shared.teacher for group in report.groups if group.shared.teacher})
+    return MARKERS[1 + teachers.index(run.teacher) % (len(MARKERS) - 1)] if run.teacher else MARKERS[0]
+
+
+def arm(run: Any) -> str:
+    """Return method and teacher as text; controls are named as such."""
+    control = f" ({CONTROL})" if run.role == CONTROL else ""
+    return f"{run.method}{control}" + (f" from {run.teacher}" if run.teacher else "")
+
+
+def first_of(items: Sequence[Any], most: int, what: str) -> tuple[Sequence[Any], str]:
+    """Return at most so many items, and a sentence for the caption if there are more."""
+    return items[:most], f" The first {most} of {len(items)} {what} are shown." if len(items) > most else ""
+
+
+def draw_gains(report: Report) -> tuple[Figure, str] | str:
+    computed = [(g, row) for g, row in zip(report.gains, rows_of(report.gains_table), strict=True) if g.baseline]
+    if not computed:
         return "no gain can be computed"
-    lines = sum(row_name(gain).count("\n") + 1 for gain, _ in shown)
-    figure = Figure(figsize=(8, 1.6 + 0.22 * max(lines, 2 * len(shown))), layout="constrained")
+    shown, cut = first_of(computed, MOST_ROWS, "gains")
+    names = [fit(row_name(gain), 3.4, lines=3) for gain, _ in shown]
+    per_row = 0.18 * max(name.count("\n") + 1 for name in names) + 0.12
+    figure = Figure(figsize=(8, 1.1 + per_row * max(4, len(shown))), layout="constrained")
     axes = figure.subplots()
-    axes.axvspan(-material.margin, material.margin, color="#000000", alpha=0.06, lw=0)
+    axes.axvspan(-report.margin, report.margin, color="#000000", alpha=0.06, lw=0)
     axes.axvline(0, color="#000000", lw=1)
     for y, (gain, row) in enumerate(shown):
-        colour = material.colour(gain.group["method"])
-        points = [value for _, value in gain.by_seed]
-        axes.plot(points, np.full(len(points), y), "o", ms=5, mfc="none", mec=colour, alpha=0.7)
-        axes.plot([row["ci_low"], row["ci_high"]], [y, y], color=colour, lw=2)  # NaN draws nothing
-        axes.plot([row["delta"]], [y], "D", ms=6, color=colour)
-    names = [row_name(gain) for gain, _ in shown]
+        colour = colour_of(gain.group.shared, report)
+        axes.plot(gain.single, np.full(len(gain.single), y), "o", ms=5, mfc="none", mec=colour, alpha=0.7)
+        axes.plot([row.ci_low, row.ci_high], [y, y], color=colour, lw=2)  # NaN draws nothing
+        axes.plot([row.delta], [y], "D", ms=6, color=colour)
     axes.set_yticks(range(len(shown)), names)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlabel("gain in points of test accuracy")
+    axes.xaxis.set_major_locator(round_ticks())
     axes.grid(axis="y", visible=False)
     return figure, (
-        "Filled: difference of means, with its 95 % Welch interval, not corrected for the number of gains. "
-        "Hollow: every seed, "
-        "against the same seed's undistilled student where seeds match, else against their mean. Shaded: the "
-        "margin of equivalence."
+        "Filled: difference of means, with its 95 % Welch interval, not corrected for the number of gains. Hollow: "
+        "every seed, over the baseline run of the same seed where seeds match, else over the mean of the baseline. "
+        f"Shaded: the margin of equivalence.{cut}"
     )
 
 
 def row_name(gain: Gain) -> str:
-    setting = f"\n{textwrap.fill(gain.setting, 44)}" if gain.setting else ""
-    who = f"{gain.group['teacher'] or ''} → {gain.group['student']}"
-    return f"{who}, {gain.group['method']} (n={len(gain.values)}){setting}"
+    shared = gain.group.shared
+    source = f"{shared.teacher} → " if shared.teacher else ""
+    control = f"{CONTROL}, " if shared.role == CONTROL else ""
+    return f"{source}{shared.student}, {shared.method} ({control}n={len(gain.values)}) {gain.setting}".strip()
 
 
-def curves(material: Material) -> tuple[Figure, str] | str:
-    drawn: dict[str, list[tuple[Group, pd.DataFrame]]] = {}
-    for group in material.groups:
-        histories = [history for run in group.runs if (history := history_of(run)) is not None]
+def draw_curves(report: Report) -> tuple[Figure, str] | str:
+    curves: dict[str, list[tuple[RunGroup, pd.DataFrame]]] = {}
+    for group in report.groups:
+        histories = [history for folder in group.runs.path if (history := read_history(folder)) is not None]
         if histories:
             table = pd.concat([100 * history for history in histories], axis=1)
-            drawn.setdefault(group["student"], []).append((group, table))
-    if not drawn:
+            curves.setdefault(group.shared.student, []).append((group, table))
+    if not curves:
         return "no run has a metrics.csv"
-    columns = min(2, len(drawn))
-    rows = -(-len(drawn) // columns)
-    figure = Figure(figsize=(5.2 * columns, 3.8 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False)
-    for spare in list(panels.flat)[len(drawn) :]:
-        spare.set_axis_off()
-    for axes, (student, lines) in zip(panels.flat, drawn.items(), strict=False):
-        for group, table in lines:
-            colour, marker = material.colour(group["method"]), material.marker(group["teacher"])
+    shown, cut = first_of(list(curves.items()), MOST_PANELS, "students")
+    figure, all_axes = panels(len(shown))
+    legends = []
+    for axes, (student, groups) in zip(all_axes, shown, strict=True):
+        handles: dict[str, Any] = {}
+        drawn: dict[str, int] = {}
+        for group, table in groups:
+            colour, marker = colour_of(group.shared, report), marker_of(group.shared, report)
             mean, spread = table.mean(axis=1), table.std(axis=1)
-            every = max(1, len(mean) // 8)
-            axes.plot(
-                mean.index, mean, color=colour, marker=marker, markevery=every, ms=4, lw=1.4, label=label_of(group)
-            )
+            number = drawn[arm(group.shared)] = drawn.get(arm(group.shared), -1) + 1
+            (line,) = axes.plot(
+                mean.index, mean, color=colour, marker=marker, markevery=max(1, len(mean) // 8), ms=4, lw=1.4,
+                linestyle=DASHES[number % len(DASHES)],
+            )  # fmt: skip
             axes.fill_between(mean.index, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)
-        axes.set_title(student)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("validation accuracy, %")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        legend(axes, len(lines))
-    return figure, "Mean over seeds; the band is one standard deviation to each side, absent with one seed."
+            handles[f"{arm(group.shared)} {group.setting}".strip() + f" (n={len(group.runs)})"] = line
+        name_panel(axes, student, "epoch", "validation accuracy, %", integer=True)
+        legends.append((axes, handles))
+    panel_legends_below(figure, legends)
+    return figure, f"Mean over seeds; the band is one standard deviation to each side, absent with one seed.{cut}"
 
 
-def history_of(run: Run) -> "pd.Series[float] | None":
-    """Validation accuracy by epoch, or None where there is no readable metrics.csv."""
+def read_history(folder: Path) -> "pd.Series[float] | None":
+    """Return validation accuracy by epoch, or None where there is no readable metrics.csv."""
     try:
-        table = pd.read_csv(run.metrics)
-        return table.set_index("epoch")["val_acc"].astype(float)
+        return pd.read_csv(folder / METRICS).set_index("epoch")["val_acc"].astype(float)
     except (OSError, ValueError, KeyError):
         return None
 
 
-def label_of(group: Group) -> str:
-    source = f" from {group['teacher']}" if group["teacher"] else ""
-    return f"{group['method']}{source}{' ' + group.setting if group.setting else ''} (n={len(group.runs)})"
-
-
-def legend(axes: Axes, entries: int) -> None:
-    if 0 < entries <= GROUPS_IN_LEGEND:
-        axes.legend(fontsize=7)
-
-
-def size(material: Material) -> tuple[Figure, str] | str:
-    panels = [("num_params", "parameters"), ("macs", "multiply-accumulates per image")]
-    panels = [(key, name) for key, name in panels if any(group[key] for group in material.groups)]
-    if not panels:
-        return "no summary says a size"
-    figure = Figure(figsize=(5.2 * len(panels), 4.8), layout="constrained")
-    labels: dict[str, Any] = {}
-    for axes, (key, name) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
-        ticks: dict[float, str] = {}
-        for student, groups in grouped_by([g for g in material.groups if g[key]], lambda group: group["student"]):
-            ticks[groups[0][key]] = f"{student}\n{EngFormatter(places=1)(groups[0][key])}"
+def draw_size(report: Report) -> tuple[Figure, str] | str:
+    measures = zip(keys(num_params=None, macs=None), ("parameters", "multiply-accumulates per image"), strict=True)
+    known = [(key, name) for key, name in measures if any(group.shared[key] for group in report.groups)]
+    if not known:
+        return "no summary has a size"
+    figure, all_axes = panels(len(known))
+    handles, upright = dict[str, Any](), False
+    for axes, (key, name) in zip(all_axes, known, strict=True):
+        sized = [group for group in report.groups if group.shared[key]]
+        students = group_by(sized, lambda group: group.shared.student)
+        places = {student: math.log10(groups[0].shared[key]) for student, groups in students}
+        low, high = min(places.values()), max(places.values())
+        span = high - low or 0.3
+        axes.set_xlim((low + high) / 2 - 0.65 * span, (low + high) / 2 + 0.65 * span)
+        # Groups of one student stand beside each other, at most over the way to the next student.
+        near = min((b - a for a, b in pairwise(sorted(places.values())) if b > a), default=span)
+        for student, groups in students:
+            step = min(0.03 * span, 0.8 * near / len(groups))
             for place, group in enumerate(groups):
-                apart = 1.012 ** (place - (len(groups) - 1) / 2)  # beside each other, not on one line
-                drawn = axes.errorbar(
-                    [group[key] * apart],
+                handles[arm(group.shared)] = axes.errorbar(
+                    [places[student] + step * (place - (len(groups) - 1) / 2)],
                     [np.mean(group.accuracies)],
-                    yerr=[std_or_0(group)],
-                    fmt=material.marker(group["teacher"]),
-                    color=material.colour(group["method"]),
-                    ms=6,
-                    capsize=3,
-                    lw=1,
-                )
-                labels.setdefault(f"{group['method']}{' from ' + group['teacher'] if group['teacher'] else ''}", drawn)
-        axes.set_xscale("log")
-        axes.margins(x=0.15)
-        axes.set_xticks(list(ticks), list(ticks.values()))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel(name)
-        axes.set_ylabel("test accuracy, %")
-    if len(labels) <= GROUPS_IN_LEGEND:
-        figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=4, fontsize=8)
+                    yerr=[st.std(group.accuracies) if len(group.runs) > 1 else 0.0],
+                    fmt=marker_of(group.shared, report), color=colour_of(group.shared, report), ms=6, capsize=3, lw=1,
+                )  # fmt: skip
+        name_panel(axes, "", f"{name}, logarithmic", "test accuracy, %")
+        upright = label_sizes(axes, {student: groups[0].shared[key] for student, groups in students}) or upright
+    if upright:
+        figure.set_figheight(figure.get_figheight() + 1.2)
+    legend_below(figure, handles)
     return figure, (
-        "Mean over seeds at the best validation epoch; bars are one standard deviation. Groups of one size "
-        "stand beside each other."
+        "Mean over seeds at the best validation epoch; bars are one standard deviation. Groups of one student stand "
+        "beside each other."
     )
 
 
-def std_or_0(group: Group) -> float:
-    return st.std(group.accuracies) if len(group.runs) > 1 else 0.0
-
-
-def agreement(material: Material) -> tuple[Figure, str] | str:
-    shown = [g for g in material.gains if not g.is_pooled and any(r["agreement"] is not None for r in g.group.runs)]
-    if not shown:
-        return "no distilled run says its agreement"
-    students = grouped_by(shown, lambda gain: gain.group["student"])
-    figure = Figure(figsize=(5.2 * len(students), 4.6), layout="constrained")
-    labels: dict[str, Any] = {}
-    for axes, (student, gains) in zip(figure.subplots(1, len(students), squeeze=False).flat, students, strict=True):
-        for gain in gains:
-            teacher, marker = gain.group["teacher"], material.marker(gain.group["teacher"])
-            points = [
-                (x, run.percent("test_acc_best"))
-                for run in gain.group.runs
-                if (x := run.percent("agreement")) is not None
-            ]
-            (drawn,) = axes.plot(
-                *zip(*points, strict=True), marker, color=material.colour(gain.group["method"]), ms=6, alpha=0.8
-            )
-            labels.setdefault(f"{gain.group['method']} from {teacher}", drawn)
-            null = undistilled_points(gain, material.runs)
-            if null:
-                (drawn,) = axes.plot(*zip(*null, strict=True), marker, mfc="none", mec=COLOURS[-1], ms=6)
-                labels.setdefault(f"undistilled, with {teacher}", drawn)
-        axes.set_title(student)
-        axes.set_xlabel("agreement with the teacher, % of test images")
-        axes.set_ylabel("test accuracy, %")
-    if len(labels) <= GROUPS_IN_LEGEND:
-        figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=3, fontsize=8)
+def draw_agreement(report: Report) -> tuple[Figure, str] | str:
+    gains = [g for g in report.gains if not g.is_pooled and any(a is not None for a in g.group.runs.agreement)]
+    if not gains:
+        return "no run has an agreement with a teacher"
+    shown, cut = first_of(group_by(gains, lambda gain: gain.group.shared.student), MOST_PANELS, "students")
+    figure, all_axes = panels(len(shown))
+    handles: dict[str, Any] = {}
+    for axes, (student, of_student) in zip(all_axes, shown, strict=True):
+        for gain in of_student:
+            shared, marker = gain.group.shared, marker_of(gain.group.shared, report)
+            runs = gain.group.runs[gain.group.runs.agreement.notna()]
+            points = [(percent(run.agreement), percent(run.test_acc_best)) for run in rows_of(runs)]
+            colour = colour_of(shared, report)
+            (handles[arm(shared)],) = axes.plot(*zip(*points, strict=True), marker, color=colour, ms=6, alpha=0.8)
+            if base := baseline_points(gain, report.runs):
+                (hollow,) = axes.plot(*zip(*base, strict=True), marker, mfc="none", mec=COLOURS[-1], ms=6)
+                handles[f"{BASELINE}, with {shared.teacher}"] = hollow
+        name_panel(axes, student, "agreement with the teacher, % of test images", "test accuracy, %")
+    legend_below(figure, handles)
     return figure, (
-        "One point for each run. Hollow: undistilled students, compared with the teacher that they never saw; what an "
-        "agreement is worth is its distance from these at equal accuracy."
+        "One point for each run. Hollow: baseline runs, compared with the teacher that they were trained without; an "
+        f"agreement is worth its distance from these at equal accuracy.{cut}"
     )
 
 
-def undistilled_points(gain: Gain, runs: Sequence[Run]) -> list[tuple[float, float | None]]:
-    """Agreement and accuracy, per cent, of undistilled students with the teacher of a distilled group."""
-    teacher = logits_of(teacher_of(gain.group.runs[0], runs))
-    if not teacher or not gain.base:
+def baseline_points(gain: Gain, runs: pd.DataFrame) -> list[tuple[float, float | None]]:
+    """Return agreement with the group's teacher and accuracy, per cent, of the baseline runs."""
+    teacher = logits_in(teacher_folder(gain.group.shared, runs))
+    if not teacher or not gain.baseline:
         return []
-    known = [(run, own) for run in gain.base.runs if (own := logits_of(run)) and same_images(teacher, own)]
-    return [(100 * metrics.agreement(own.logits, teacher.logits), run.percent("test_acc_best")) for run, own in known]
+    known = [(run, own) for run in gain.baseline.rows if (own := logits_in(run.path))]
+    return [
+        (100 * metrics.agreement(own.logits, teacher.logits), percent(run.test_acc_best))
+        for run, own in known
+        if same_images(teacher, own)
+    ]
 
 
-def power(material: Material) -> tuple[Figure, str] | str:
-    if not material.std > 0:
-        return "no group has two seeds that vary, so there is no standard deviation to go by"
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+def draw_power(report: Report) -> tuple[Figure, str] | str:
+    std = report.std
+    if not std > 0:
+        return "no group has two seeds that vary, so there is no standard deviation to compute with"
+    figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    sizes = material.std * np.geomspace(0.25, 8, 40)
-    for needed, style, label in (
-        (st.seeds_for, "-", "to notice a gain"),
+    sizes, handles = std * np.geomspace(0.25, 8, 40), {}
+    for needed, dashes, label in (
+        (st.seeds_for, "-", "to detect a gain"),
         (st.seeds_for_equivalence, "--", "to show equivalence within this margin"),
     ):
-        axes.plot(sizes, [needed(float(size), material.std) or np.nan for size in sizes], style, label=label)
-    for size in (0.1, 0.2):
-        n = st.seeds_for(size, material.std)
+        (handles[label],) = axes.plot(sizes, [needed(float(size), std) or np.nan for size in sizes], dashes)
+    for size, marker in ((0.1, "o"), (0.2, "s")):
+        n = st.seeds_for(size, std)
         if n and sizes[0] <= size <= sizes[-1]:
-            axes.plot([size], [n], "o", color=COLOURS[0])
-            axes.annotate(f"{size} points: {n} seeds", (size, n), xytext=(6, 6), textcoords="offset points")
+            (handles[f"{size} points: {n} seeds"],) = axes.plot([size], [n], marker, color=COLOURS[0])
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("true gain, or margin, in points")
     axes.set_ylabel("seeds per arm")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_major_formatter("{x:g}")
-    legend(axes, 2)
+    label_log_axis(axes.xaxis)
+    label_log_axis(axes.yaxis)
+    legend_below(figure, handles)
     return figure, (
-        f"Two-sided test at 0.05 with 80 % power, and two one-sided tests where there is no gain at all; "
-        f"standard deviation "
-        f"{material.std:.3f} points, pooled over all groups here."
+        "Two-sided test at 0.05 with 80 % power, and two one-sided tests where there is no gain at all; standard "
+        f"deviation {std:.3f} points, pooled over all groups here."
     )

@@ -1,170 +1,200 @@
-"""Groups of runs that differ in their seeds alone, and which of them is whose undistilled student."""
+"""Groups of runs that differ in their seeds alone, and how they are named."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter, namedtuple
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
-from kdbench.errors import ConfigError
-from kdbench.report.runs import UNDISTILLED, Run
-from kdbench.runs import SCHEMA_VERSION
+import pandas as pd
 
-PROTOCOL = ("dataset", "num_train", "num_val", "num_test", "schema_version")
+from kdbench.errors import ConfigError
+from kdbench.rundir.summary import SCHEMA_VERSION, names
+
+BASELINE, DISTILLED, CONTROL = "baseline", "distilled", "control"
+"""Roles of methods; given weights have none."""
+COMPARED = (DISTILLED, CONTROL)
+"""Roles that have a gain over the baseline."""
+
+
+def keys(**summary_keys: None) -> tuple[str, ...]:
+    """Return names of summary keys, checked."""
+    return tuple(names(**summary_keys))
+
+
+PROTOCOL = keys(dataset=None, num_train=None, num_val=None, num_test=None, schema_version=None)
 """What all runs of one report share: numbers of different data sets or splits do not compare."""
-STUDENT = (*PROTOCOL, "student", "stem", "recipe", "epochs", "precision", "num_params")
-LESSON = ("method", "method_params", "teacher", "teacher_seed", "teacher_key")
+STUDENT = (*PROTOCOL, *keys(student=None, stem=None, recipe=None, epochs=None, precision=None, num_params=None))
+"""What a run shares with its baseline."""
+METHOD = keys(role=None, method=None, method_params=None, teacher=None)
+TEACHER = keys(teacher_seed=None, teacher_key=None)
+IMPLIED = {f"recipe.{epochs}": epochs for epochs in keys(epochs=None)} | {TEACHER[0]: TEACHER[1]}
+"""Keys that need not be named where another one differs."""
 
 
 def plain(value: Any) -> str:
-    """A value that compares and sorts."""
-    return json.dumps(value, sort_keys=True)
+    """Return text that is equal for equal values, and sorts."""
+    return json.dumps(value, sort_keys=True, default=str)
 
 
-def flat(run: Run, keys: Sequence[str]) -> dict[str, Any]:
-    """Some of a summary's keys, sections opened."""
-    values: dict[str, Any] = {}
-    for key in keys:
-        value = run[key]
-        values |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
-    return values
+def rows_of(table: pd.DataFrame) -> list[Any]:
+    """Return the rows of a table as named tuples. Their attributes are its columns but for those of sections."""
+    row_type = named_row(tuple(table.columns))
+    return [row_type(*values) for values in table.to_numpy(dtype=object)]
 
 
-@dataclass
-class Group:
-    """Runs that are equal in everything but their seeds, in the order of these."""
+@lru_cache(maxsize=64)
+def named_row(columns: tuple[str, ...]) -> type[Any]:
+    # DataFrame.itertuples makes this class anew at each call, which takes longer than all rows of a group.
+    return namedtuple("Row", columns, rename=True)
 
-    runs: list[Run]
+
+def columns_of(columns: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    """Return the columns of some summary keys, sections as all their SECTION.KEY, in the order of the keys."""
+    order = list(wanted)
+    found = [column for column in columns if column.partition(".")[0] in order]
+    return sorted(found, key=lambda column: order.index(column.partition(".")[0]))
+
+
+def percent(fraction: float | None) -> float | None:
+    return None if fraction is None else 100 * float(fraction)
+
+
+@dataclass(frozen=True, eq=False)
+class RunGroup:
+    """Runs that are equal in everything but their seeds."""
+
+    runs: pd.DataFrame
+    """Rows of the table of runs, in the order of their seeds."""
     setting: str = ""
-    """What tells it apart from others of its student, teacher and method."""
+    """Keys in which it differs from other groups of its student, teacher and method, with their values."""
 
-    def __getitem__(self, key: str) -> Any:
-        return self.runs[0][key]
+    @cached_property
+    def shared(self) -> Any:
+        """First row, for what the runs have in common."""
+        return self.runs.iloc[0]
 
-    @property
-    def seeds(self) -> list[tuple[int, int]]:
-        return [run.seeds for run in self.runs]
+    @cached_property
+    def rows(self) -> list[Any]:
+        """Runs as named tuples."""
+        return rows_of(self.runs)
 
-    @property
+    @cached_property
+    def seeds(self) -> list[tuple[int | None, int | None]]:
+        """Initialisation and data seed of each run."""
+        return self.runs.seeds.tolist()
+
+    @cached_property
     def accuracies(self) -> list[float]:
-        """Test accuracy at the best validation epoch, per cent, one for each run."""
-        return self.percents("test_acc_best")
-
-    def percents(self, key: str) -> list[float]:
-        return [100 * float(run[key]) for run in self.runs if run[key] is not None]
-
-    @property
-    def is_distilled(self) -> bool:
-        return self.runs[0].is_distilled
+        """Test accuracy at the best validation epoch, per cent, of each run."""
+        return percents(self.runs.test_acc_best)
 
     @property
     def name(self) -> str:
-        """In words, without its seeds."""
-        source = f" from {self['teacher']}" if self["teacher"] else ""
-        return f"{self['student']} {self['method']}{source}" + (f", {self.setting}" if self.setting else "")
+        """Title without seeds."""
+        source = f" from {self.shared.teacher}" if self.shared.teacher else ""
+        setting = f", {self.setting}" if self.setting else ""
+        return f"{self.shared.student} {self.shared.method}{source}{setting}"
 
 
-def check_alike(runs: Sequence[Run]) -> None:
-    """That runs may stand in one report.
+def percents(fractions: "pd.Series[Any]") -> list[float]:
+    """Return the known fractions in per cent."""
+    return [100 * float(fraction) for fraction in fractions if fraction is not None]
+
+
+def check_alike(runs: pd.DataFrame) -> None:
+    """Check that runs may stand in one report.
 
     Raises:
-        ConfigError: they are of different data sets, splits or protocol versions; says which keys differ.
+        ConfigError: they are of different data sets, splits or protocol versions.
     """
-    unknown = {run["schema_version"] for run in runs} - {None, SCHEMA_VERSION}
+    unknown = set(runs.schema_version) - {None, SCHEMA_VERSION}
     if unknown:
-        said = ", ".join(sorted(map(str, unknown)))
         raise ConfigError(
-            f"runs have schema_version {said}, this kdbench knows {SCHEMA_VERSION}; leave them out, or "
-            "--allow-mixed to read them as if it were the same"
+            f"runs have schema_version {', '.join(sorted(map(str, unknown)))}, this kdbench reads {SCHEMA_VERSION}; "
+            "leave them out, or give --allow-mixed to read them as if it were the same",
+            code="mismatch",
+            key="schema_version",
         )
-    keys = differing(runs)
-    if keys:
-        said = "; ".join(f"{key}: {values}" for key, values in keys.items())
+    differing = differing_keys(runs)
+    if differing:
+        described = "; ".join(f"{key}: {values}" for key, values in differing.items())
         raise ConfigError(
-            f"these runs do not compare, they differ in {said}; give the paths of runs that belong together, "
-            "or --allow-mixed to have them in one report, compared only with their like"
+            f"these runs cannot be compared, they differ in {described}; give the paths of runs that belong together, "
+            "or --allow-mixed to report them together, each compared only with runs of the same data",
+            code="mismatch",
+            key=next(iter(differing)),
         )
 
 
-def differing(runs: Sequence[Run]) -> dict[str, str]:
-    """Keys of the protocol in which runs differ, with their values in words."""
+def differing_keys(runs: pd.DataFrame) -> dict[str, str]:
+    """Return the keys of the protocol in which runs differ, with their values as text."""
     found = {}
     for key in PROTOCOL:
-        values = {plain(run[key]): run[key] for run in runs if run[key] is not None}
+        values = {plain(value): value for value in runs[key] if value is not None}
         if len(values) > 1:
             found[key] = " and ".join(str(value) for _, value in sorted(values.items()))
     return found
 
 
-def grouped(runs: Sequence[Run]) -> list[Group]:
-    """Groups of runs by everything but seeds, sorted by student's size, teacher and method."""
-    by_identity: dict[str, list[Run]] = {}
-    for run in runs:
-        identity = flat(run, STUDENT + LESSON) | {"group_key": run["group_key"]}
-        by_identity.setdefault(plain(identity), []).append(run)
-    groups = [Group(sorted(members, key=lambda run: run.seeds)) for members in by_identity.values()]
-    groups.sort(key=order)
-    name_settings(groups)
-    return groups
+def group_runs(runs: pd.DataFrame) -> list[RunGroup]:
+    """Return groups of runs that are equal in all but their seeds, sorted by student's size, role, method and teacher.
+
+    Besides the group key, what the summary says is compared: a summary may lack the key.
+    """
+    identity = columns_of(runs.columns, (*STUDENT, *METHOD, *TEACHER, *keys(group_key=None)))
+    identities = pd.Series([plain(row) for row in runs[identity].to_dict("records")], index=runs.index)
+    groups = [RunGroup(sort_by_seeds(members)) for _, members in runs.groupby(identities, sort=False)]
+    settings = columns_of(runs.columns, (*STUDENT, *METHOD, *TEACHER))
+    groups.sort(key=lambda group: sort_key(group, settings))
+    return with_settings(groups)
 
 
-def order(group: Group) -> tuple[Any, ...]:
-    """Small students first, the undistilled before what their teachers make of them."""
+def sort_by_seeds(runs: pd.DataFrame) -> pd.DataFrame:
+    def key(index: Any) -> list[int]:
+        return [-1 if seed is None else seed for seed in runs.seeds[index]]
+
+    return runs.loc[sorted(runs.index, key=key)]
+
+
+def sort_key(group: RunGroup, settings: Sequence[str]) -> tuple[Any, ...]:
+    """Return a key that sorts small students first, and baselines before what is compared with them."""
+    shared = group.shared
     return (
-        group["num_params"] or 0, group["student"], group.is_distilled, group["method"], group["teacher"] or "",
-        plain(group["teacher_seed"]), plain(flat(group.runs[0], STUDENT + LESSON)),
+        shared.num_params or 0, shared.student, shared.role in COMPARED, shared.method, shared.teacher or "",
+        plain(shared.teacher_seed), plain(shared[list(settings)].to_dict()),
     )  # fmt: skip
 
 
-def name_settings(groups: Sequence[Group]) -> None:
-    """Say of each group the method's keys that differ among its method, and all others that differ among its like."""
+def with_settings(groups: Sequence[RunGroup]) -> list[RunGroup]:
+    """Return the groups with their settings: the method's keys that differ among its groups, and all other keys that
+    differ among the groups of its student, teacher and method."""
+    columns = columns_of(groups[0].runs.columns, (*keys(method_params=None), *STUDENT, *TEACHER))
+    table = pd.concat([group.runs.iloc[:1] for group in groups])
+    values = table[columns].map(plain)
+    methods, arms = table.method.tolist(), list(zip(table.student, table.teacher, table.method, strict=True))
+    named = []
+    for place, group in enumerate(groups):
+        same_method, same_arm = [m == methods[place] for m in methods], [arm == arms[place] for arm in arms]
+        varying = set(varying_columns(values, columns_of(columns, PROTOCOL)))
+        varying |= set(varying_columns(values[same_method], columns_of(columns, keys(method_params=None))))
+        varying |= set(varying_columns(values[same_arm], columns))
+        varying -= {implied for key, implied in IMPLIED.items() if key in varying}
+        settings = [f"{c.rpartition('.')[2]}={group.shared[c]}" for c in columns if c in varying]
+        named.append(replace(group, setting=" ".join(settings)))
+    return with_distinct_names(named)
+
+
+def varying_columns(values: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    return [column for column in columns if values[column].nunique() > 1]
+
+
+def with_distinct_names(groups: Sequence[RunGroup]) -> list[RunGroup]:
+    """Return the groups, numbered where no key of the summary distinguishes them."""
+    total, seen, named = Counter(group.name for group in groups), Counter[str](), []
     for group in groups:
-        own = told_apart_by(group)
-        alike = [g for g in groups if g["method"] == group["method"]]
-        like = [g for g in alike if (g["student"], g["teacher"]) == (group["student"], group["teacher"])]
-        varying = {key for key in own if key.startswith("method_params.") and differs(key, own[key], alike)}
-        varying |= {key for key in own if differs(key, own[key], like)}
-        varying |= {key for key in PROTOCOL if differs(key, own[key], groups)}
-        for weaker, stronger in (("epochs", "recipe.epochs"), ("teacher_key", "teacher_seed")):
-            if stronger in varying:
-                varying.discard(weaker)
-        group.setting = " ".join(f"{short(key)}={own[key]}" for key in own if key in varying)
-    for group in groups:  # what the summary's keys do not tell apart still is apart
-        twins = [g for g in groups if g.name == group.name]
-        if len(twins) > 1:
-            for number, twin in enumerate(twins, 1):
-                twin.setting = f"{twin.setting} variant={number}".strip()
-
-
-def told_apart_by(group: Group) -> dict[str, Any]:
-    return flat(group.runs[0], ("method_params", *STUDENT, "teacher_seed", "teacher_key"))
-
-
-def differs(key: str, value: Any, groups: Sequence[Group]) -> bool:
-    return any(told_apart_by(g).get(key) != value for g in groups)
-
-
-def short(key: str) -> str:
-    return key.rpartition(".")[2]
-
-
-def undistilled_of(group: Group, groups: Sequence[Group]) -> Group | None:
-    """The same student without a teacher: equal in all but method and teacher.
-
-    `clip_projections` is the method's affair too: without projections it changes nothing. Where undistilled students
-    with
-    both values are there, the one with the same value is taken.
-    """
-    same = [g for g in groups if g["method"] == UNDISTILLED and base_of(g) == base_of(group) and compatible(g, group)]
-    same.sort(key=lambda g: g["recipe"] != group["recipe"])
-    return same[0] if same else None
-
-
-def base_of(group: Group) -> dict[str, Any]:
-    """What a distilled group shares with its undistilled student."""
-    return {key: value for key, value in flat(group.runs[0], STUDENT).items() if key != "recipe.clip_projections"}
-
-
-def compatible(group: Group, other: Group) -> bool:
-    """Whether runs of equal seeds agree in `baseline_key`, which covers what the summary's other keys do not say."""
-    keys = {run.seeds: run["baseline_key"] for run in group.runs}
-    return all(keys.get(run.seeds) in (None, run["baseline_key"]) or run["baseline_key"] is None for run in other.runs)
+        seen[group.name] += 1
+        number = f"variant={seen[group.name]}" if total[group.name] > 1 else ""
+        named.append(replace(group, setting=f"{group.setting} {number}".strip()))
+    return named

@@ -1,118 +1,177 @@
-"""What a selection chose, as `--select selected.yaml` says it, and what that means for a report."""
+"""Selection of settings by a study (`--select selected.yaml`), applied to the runs before anything is computed."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from omegaconf import OmegaConf
 
 from kdbench.errors import ConfigError
-from kdbench.report.groups import Group, base_of
-from kdbench.report.runs import UNDISTILLED, Run
+from kdbench.report.groups import BASELINE, COMPARED, columns_of, keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectedSetting:
+    """Setting that won for a student, teacher and method, and the choice that it won."""
+
+    student: str
+    teacher: str | None
+    method: str
+    method_params: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    overrides: Sequence[str]
+    margin: float | None
+    """Points ahead of the next best; None where there was none."""
+    noise: float | None
+    candidates: Sequence[Mapping[str, Any]]
+
+    @property
+    def varied(self) -> tuple[str, ...]:
+        """Columns of the recipe's keys that were selected."""
+        return tuple(o.partition("=")[0] for o in self.overrides if o.startswith("recipe."))
+
+    def is_subject(self, run: Any) -> bool:
+        """Return whether the choice was made for this run's student, teacher and method."""
+        return (run.student, run.teacher, run.method) == (self.student, self.teacher, self.method)
+
+    def is_setting(self, run: Any) -> bool:
+        """Return whether a run has these parameters of the method, and of the recipe those that were selected."""
+        params = columns_of(run.index, keys(method_params=None))
+        own = {c.partition(".")[2]: run[c] for c in params if run[c] is not None}
+        chosen = {key: value for key, value in self.method_params.items() if value is not None}
+        return own == chosen and all(run.get(c) == self.recipe.get(c.partition(".")[2]) for c in self.varied)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The content of selected.yaml."""
+    """Content of selected.yaml."""
 
     study: str
     chosen_by: str
     selection_seeds: tuple[int, ...]
     final_seeds: tuple[int, ...]
-    winners: Sequence[Mapping[str, Any]]
-
-    def reporting_seeds(self, groups: Sequence[Group]) -> list[int]:
-        """Seeds of the distilled runs that report what was chosen."""
-        return sorted(
-            {run["seed"] for group in groups if group.is_distilled and self.competed(group) for run in group.runs}
-        )
-
-    def overlap(self, groups: Sequence[Group]) -> list[int]:
-        """Seeds that chose and report."""
-        return sorted(set(self.selection_seeds) & set(self.reporting_seeds(groups)))
+    winners: Sequence[SelectedSetting]
 
     @property
     def candidates(self) -> set[str]:
-        """Keys of the runs that were chosen among."""
-        return {key for winner in self.winners for c in winner["candidates"] for key in c["run_keys"]}
+        """Keys of the runs by which the settings were chosen."""
+        return {key for winner in self.winners for c in winner.candidates for key in c["run_keys"]}
 
-    def reporting(self, runs: Sequence[Run]) -> list[Run]:
-        """Runs without those that chose, unless their seeds are meant to report as well."""
-        return [run for run in runs if run["run_key"] not in self.candidates or run["seed"] in self.final_seeds]
-
-    def kept(self, groups: Sequence[Group]) -> list[Group]:
-        """Groups without distilled ones that did not win."""
-        return [group for group in groups if not group.is_distilled or self.won(group) or not self.competed(group)]
-
-    def competed(self, group: Group) -> bool:
-        return any(same_subject(winner, group) for winner in self.winners)
-
-    def won(self, group: Group) -> bool:
-        return any(same_subject(winner, group) and same_setting(winner, group) for winner in self.winners)
-
-    def selects_undistilled(self, student: str) -> bool:
-        return any(winner["method"] == UNDISTILLED and winner["student"] == student for winner in self.winners)
-
-    def base_for(self, group: Group, groups: Sequence[Group]) -> Group | None:
-        """The undistilled group with the selected recipe, equal to a distilled one in all that was not selected."""
-        for winner in self.winners:
-            varied = {override.partition("=")[0] for override in winner["overrides"]}
-            for other in groups:
-                if other["method"] == UNDISTILLED and same_subject(winner, other) and same_setting(winner, other):
-                    ours, theirs = base_of(group), base_of(other)
-                    if all(ours.get(key) == theirs.get(key) for key in {*ours, *theirs} - varied):
-                        return other
-        return None
-
-    def base_runs(self, base: Group) -> Group:
-        """The runs of an undistilled group that report: others have it too, as teachers or from other studies."""
-        kept = [run for run in base.runs if run["seed"] in self.final_seeds]
-        return Group(kept, base.setting) if kept else base
+    def is_left_out(self, run: Any) -> bool:
+        """Return whether a run chose and is not meant to report, or has a setting that lost."""
+        if run.run_key in self.candidates and run.seed not in self.final_seeds:
+            return True
+        subject = [winner for winner in self.winners if winner.is_subject(run)]
+        return run.role in COMPARED and bool(subject) and not any(winner.is_setting(run) for winner in subject)
 
 
-def same_setting(winner: Mapping[str, Any], group: Group) -> bool:
-    """Whether a group has a winner's parameters of the method, and of the recipe those that were selected."""
-    recipe = group["recipe"] or {}
-    keys = [o.partition("=")[0].partition(".")[2] for o in winner["overrides"] if o.startswith("recipe.")]
-    same_recipe = all(recipe.get(key) == winner["recipe"].get(key) for key in keys)
-    return winner["method_params"] == group["method_params"] and same_recipe
+def with_selection(runs: pd.DataFrame, selection: Selection | None = None) -> pd.DataFrame:
+    """Return the runs that report, with three columns that say what the selection means for their comparison.
+
+    - `is_selected`: a choice was made for the run's student, teacher and method.
+    - `is_final`: the run has a seed that is meant to report. Teachers and other studies leave baselines with others.
+    - `tuned`: keys of the recipe that were selected for the baseline too; none for a baseline that lost. A run is
+      compared with a baseline that has the same `tuned`, and equals it in all other keys.
+
+    Without a selection every run is final.
+
+    Raises:
+        ConfigError: the selection leaves no run, or is of other runs.
+    """
+    if selection is None:
+        return runs.assign(is_selected=False, is_final=True, tuned=pd.Series([()] * len(runs), index=runs.index))
+    winners = selection.winners
+    # The role of a winner is that of its runs; those that chose are among them.
+    tuned = {
+        run.student: winner
+        for winner in reversed(winners)
+        for _, run in runs[runs.role == BASELINE].iterrows()
+        if winner.is_subject(run)
+    }
+    runs = runs[[not selection.is_left_out(run) for _, run in runs.iterrows()]]
+    if not len(runs):
+        raise ConfigError(
+            "--select leaves no run to report: all of these chose, or lost", code="no_run", key="--select"
+        )
+    rows = [run for _, run in runs.iterrows()]
+    marks = pd.DataFrame(
+        {
+            "is_selected": [any(winner.is_subject(run) for winner in winners) for run in rows],
+            "is_final": [run.seed in selection.final_seeds for run in rows],
+            "tuned": [tuned_keys(run, tuned.get(run.student)) for run in rows],
+        },
+        index=runs.index,
+    )
+    runs = runs.join(marks)
+    if not reporting_seeds(runs):
+        raise ConfigError(
+            f"--select is of the study {selection.study}, and none of its winners is among these runs",
+            code="mismatch",
+            key="--select",
+        )
+    return runs
 
 
-def same_subject(winner: Mapping[str, Any], group: Group) -> bool:
-    return all(winner[key] == group[key] for key in ("student", "teacher", "method"))
+def tuned_keys(run: Any, baseline: SelectedSetting | None) -> tuple[str, ...]:
+    """Return the value of `tuned` for a run.
+
+    Args:
+        run: row of the table of runs.
+        baseline: setting that was selected for the baseline of the run's student, if any was.
+    """
+    if baseline is None:
+        return ()
+    lost = run.role == BASELINE and not (baseline.is_subject(run) and baseline.is_setting(run))
+    return () if lost else baseline.varied
+
+
+def reporting_seeds(runs: pd.DataFrame) -> list[int]:
+    """Return the seeds of the runs that report what was chosen."""
+    return sorted(set(runs[runs.is_selected & runs.role.isin(COMPARED)].seed))
 
 
 def read_selection(path: Path) -> Selection:
-    """A selection from its file.
+    """Return a selection from its file.
 
     Raises:
         ConfigError: it cannot be read, or holds something else.
     """
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
+        fields = [field.name for field in dataclasses.fields(SelectedSetting)]
+        winners = []
+        for winner in content["winners"]:
+            lacking = [name for name in fields if name not in winner]
+            if lacking:
+                raise ValueError(f"a winner lacks {', '.join(lacking)}")
+            candidates = [dict(candidate) for candidate in winner["candidates"]]
+            winners.append(SelectedSetting(**{name: winner[name] for name in fields} | {"candidates": candidates}))
         selection = Selection(
             str(content["study"]),
             str(content["chosen_by"]),
-            whole(content["selection_seeds"]),
-            whole(content["final_seeds"]),
-            [{**winner, "candidates": [dict(c) for c in winner["candidates"]]} for winner in content["winners"]],
+            whole_numbers(content["selection_seeds"]),
+            whole_numbers(content["final_seeds"]),
+            winners,
         )
-        for winner in selection.winners:
-            needed = ("student", "teacher", "method", "method_params", "recipe", "overrides", "margin", "noise")
-            lacking = [key for key in needed if key not in winner]
-            if lacking:
-                raise ValueError(f"a winner lacks {', '.join(lacking)}")
         assert all(isinstance(key, str) for key in selection.candidates)
     except OSError as error:
-        raise ConfigError(f"--select is {path}, which cannot be read ({error.strerror})") from None
+        raise ConfigError(
+            f"--select is {path}, which cannot be read ({error.strerror})", code="not_found", key="--select"
+        ) from None
     except Exception as error:  # whatever YAML of another shape raises
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"--select is {path}, which is no selected.yaml of kdbench-study ({said})") from None
+        described = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(
+            f"--select is {path}, which is no selected.yaml of kdbench-study ({described})",
+            code="damaged",
+            key="--select",
+        ) from None
     return selection
 
 
-def whole(seeds: Any) -> tuple[int, ...]:
+def whole_numbers(seeds: Any) -> tuple[int, ...]:
     if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds):
         raise ValueError(f"seeds are {seeds!r}, no list of whole numbers")
     return tuple(seeds)

@@ -1,38 +1,46 @@
-"""One table of some runs, from their summaries alone."""
+"""Table of some runs for the console, from their summaries alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from kdbench.runs import read_summary
+from kdbench.report.baselines import find_baselines, runs_by_seeds
+from kdbench.report.columns import column_of, format_value, row
+from kdbench.report.groups import COMPARED, group_runs, percent, rows_of
+from kdbench.report.runs import display_path, read_runs
+from kdbench.report.select import with_selection
 
 
 def runs_table(paths: Sequence[Path]) -> str:
-    """Student, method, accuracy, gain over `ce`, agreement, seconds and place of complete runs, a line each.
+    """Return student, method, accuracy, gain, agreement, seconds and directory of complete runs as text, a line each.
 
-    Accuracies and agreement are in per cent of the test images, the gain in points against the undistilled student of
-    the same seed among these runs.
+    Accuracies and agreement are in per cent of the test images, the gain in points over the baseline run of the same
+    seeds, if it is among these runs.
+
+    Args:
+        paths: run directories.
+
+    Raises:
+        ConfigError: none of them holds a complete run.
     """
-    summaries = [read_summary(path) for path in dict.fromkeys(paths)]
-    baselines = {s["baseline_key"]: s["test_acc_best"] for s in summaries if s.get("method") == "ce"}
-    rows = [row(s, path, baselines) for s, path in zip(summaries, dict.fromkeys(paths), strict=True)]
-    return pd.DataFrame(rows).to_string(index=False)
-
-
-def row(summary: dict[str, Any], path: Path, baselines: dict[str, float]) -> dict[str, str]:
-    accuracy, agreement = summary["test_acc_best"], summary.get("agreement")
-    baseline = baselines.get(summary["baseline_key"])
-    is_gain = summary["method"] != "ce" and baseline is not None
-    return {
-        "student": summary["student"],
-        "teacher": summary.get("teacher") or "-",
-        "method": summary["method"],
-        "seed": str(summary["seed"]),
-        "accuracy %": f"{100 * accuracy:.2f}",
-        "gain over ce": f"{100 * (accuracy - baseline):+.2f}" if is_gain and baseline is not None else "-",
-        "agreement %": "-" if agreement is None else f"{100 * agreement:.2f}",
-        "seconds": f"{summary['train_seconds']:.0f}",
-        "run": str(path),
-    }
+    found = read_runs(paths)
+    runs = with_selection(found.runs)
+    groups = group_runs(runs)
+    gains: dict[str, float] = {}
+    for group in groups:
+        if group.shared.role in COMPARED and (baselines := find_baselines(group, groups)):
+            pairs = runs_by_seeds(baselines[0])
+            for run in group.rows:
+                if pair := pairs.get(run.seeds):
+                    gains[run.run_key] = 100 * (run.test_acc_best - pair.test_acc_best)
+    rows = [
+        row(
+            student=run.student, teacher=run.teacher, method=run.method, seed=run.seed,
+            test_acc_best=percent(run.test_acc_best), delta=gains.get(run.run_key), agreement=percent(run.agreement),
+            train_seconds=run.train_seconds, path=display_path(run.path),
+        )
+        for run in rows_of(runs)
+    ]  # fmt: skip
+    cells = [{column_of(c).heading: format_value(v, column_of(c).form) or "-" for c, v in r.items()} for r in rows]
+    return "\n".join([pd.DataFrame(cells).to_string(index=False), *found.damaged])

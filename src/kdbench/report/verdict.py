@@ -1,33 +1,38 @@
-"""What the numbers support, in words, and no more."""
+"""Conclusions from the numbers, as sentences."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from kdbench.report.groups import Group
-from kdbench.report.select import Selection
+from kdbench.report.groups import DISTILLED, rows_of
+from kdbench.report.select import Selection, reporting_seeds
+from kdbench.report.statistics import ALPHA
 
 
 def verdict(gains: pd.DataFrame, interactions: pd.DataFrame, std: float, margin: float) -> list[str]:
-    """The report's first lines: one sentence each on gains, seeds, equivalence and interactions."""
-    return [*on_gains(gains, std, margin), *on_interactions(interactions)]
+    """Return the report's first lines: a sentence each on gains, seeds, equivalence and interactions of distillation.
+
+    Controls are in the tables, but are no distillation.
+    """
+    distilled = gains[gains.role == DISTILLED]
+    return [*judge_gains(distilled, std, margin), *judge_interactions(interactions[interactions.role == DISTILLED])]
 
 
-def on_gains(gains: pd.DataFrame, std: float, margin: float) -> list[str]:
-    computed, tested = int(gains["delta"].notna().sum()), int(gains["p_holm"].notna().sum())
+def judge_gains(gains: pd.DataFrame, std: float, margin: float) -> list[str]:
+    computed, tested = int(gains.delta.notna().sum()), int(gains.p_holm.notna().sum())
     if not len(gains):
-        return ["There is no distilled student here, so there is no gain to speak of."]
+        return ["There is no distilled student here, so there is no gain to report."]
     if not computed:
-        return ["No gain can be computed: no distilled student has its undistilled one beside it."]
+        return ["No gain can be computed: no distilled student has its baseline beside it."]
     if not tested:
         return [
             f"No gain can be tested: of {computed} computed, none has two seeds or more in both arms that vary. "
-            "What stands below are single numbers or means, and prove nothing."
+            "The numbers below are single numbers or means, and prove nothing."
         ]
-    significant = gains[gains["significant"].fillna(False).astype(bool)]
+    significant = gains[gains.significant.fillna(False).astype(bool)]
     lines = [
-        f"{len(significant)} of {tested} gains {are(len(significant))} significant after Holm{named(significant)}."
+        f"{len(significant)} of {tested} gains {be(len(significant))} significant after Holm{list_gains(significant)}."
     ]
     if computed > tested:
         lines.append(
@@ -35,63 +40,63 @@ def on_gains(gains: pd.DataFrame, std: float, margin: float) -> list[str]:
             "too few seeds, or no variation."
         )
     if std > 0:
-        seeds = {size: gains[f"seeds_for_{column}"].dropna().min() for size, column in ((0.1, "0p1"), (0.2, "0p2"))}
-        said = " and ".join(f"{size} points would need {count(n)}" for size, n in seeds.items())
+        seeds = {0.1: gains.seeds_for_0p1.dropna().min(), 0.2: gains.seeds_for_0p2.dropna().min()}
+        needed = " and ".join(f"{size} points would need {seed_count(n)}" for size, n in seeds.items())
         lines.append(
-            f"At the seeds' standard deviation here, {std:.2f} points, {said} seeds per arm "
+            f"At the seeds' standard deviation here, {std:.2f} points, {needed} seeds per arm "
             "(80 % power in one test at 0.05, before any correction)."
         )
-    equivalent = int(gains["equivalent"].fillna(False).astype(bool).sum())
-    lines.append(f"{equivalent} of {tested} gains {are(equivalent)} shown to be within ±{margin:g} points of zero.")
+    equivalent = int(gains.equivalent.fillna(False).astype(bool).sum())
+    lines.append(f"{equivalent} of {tested} gains {be(equivalent)} shown to be within ±{margin:g} points of zero.")
     return lines
 
 
-def on_interactions(interactions: pd.DataFrame) -> list[str]:
-    tested = interactions[interactions["p_holm"].notna()]
+def judge_interactions(interactions: pd.DataFrame) -> list[str]:
+    tested = interactions[interactions.p_holm.notna()]
     if not len(tested):
         return ["Whether one student gains more than another cannot be tested here."] if len(interactions) else []
-    significant = tested[tested["p_holm"] < 0.05]
+    significant = tested[tested.p_holm < ALPHA]
     return [
         f"{len(significant)} of {len(tested)} interactions (one student gains more than the other) "
-        f"{are(len(significant))} significant after Holm; the smallest that would be noticed is "
-        f"{tested['mde80'].min():.2f} points (80 % power in one test at 0.05, before any correction)."
+        f"{be(len(significant))} significant after Holm; the smallest that would be detected is "
+        f"{tested.mde80.min():.2f} points (80 % power in one test at 0.05, before any correction)."
     ]
 
 
-def are(n: int) -> str:
+def be(n: int) -> str:
     return "is" if n == 1 else "are"
 
 
-def count(n: Any) -> str:
+def seed_count(n: Any) -> str:
     return "more than a million" if pd.isna(n) else str(n)
 
 
-def named(significant: pd.DataFrame) -> str:
-    """The significant gains by name and size."""
-    rows = []
-    for row in significant.to_dict("records"):
-        setting = f" ({row['setting']})" if row["setting"] else ""
-        rows.append(f"{row['student']} from {row['teacher']} by {row['method']}{setting} {row['delta']:+.2f}")
-    return f": {', '.join(rows)}" if rows else ""
+def list_gains(significant: pd.DataFrame) -> str:
+    """Return the significant gains as text, by name and size."""
+    found = [
+        f"{gain.student} from {gain.teacher} by {gain.method}{f' ({gain.setting})' if gain.setting else ''} "
+        f"{gain.delta:+.2f}"
+        for gain in rows_of(significant)
+    ]
+    return f": {', '.join(found)}" if found else ""
 
 
-def on_selection(selection: Selection | None, groups: Sequence[Group]) -> list[str]:
-    """What a reader must know of how settings were chosen."""
+def describe_selection(selection: Selection | None, runs: pd.DataFrame) -> list[str]:
+    """Return what a reader must know about how settings were chosen."""
     if selection is None:
         return []
     lines = [
-        f"Settings were chosen by {selection.chosen_by} on seeds {joined(selection.selection_seeds)} in the study "
-        f"{selection.study}, and are reported with seeds "
-        f"{joined(selection.reporting_seeds(groups)) or 'of none'}."
+        f"Settings were chosen by {selection.chosen_by} on seeds {join(selection.selection_seeds)} in the study "
+        f"{selection.study}, and are reported with seeds {join(reporting_seeds(runs))}."
     ]
-    overlap = selection.overlap(groups)
+    overlap = sorted(set(selection.selection_seeds) & set(reporting_seeds(runs)))
     if overlap:
         lines.append(
-            f"MARKED: seeds {joined(overlap)} both chose the settings and report them, so gains over "
-            "undistilled students are biased upwards."
+            f"MARKED: seeds {join(overlap)} both chose the settings and report them, so gains over the baseline are "
+            "biased upwards."
         )
-    close = [w for w in selection.winners if w["margin"] is not None and w["margin"] < 2 * w["noise"]]
-    compared = [w for w in selection.winners if w["margin"] is not None]
+    compared = [w for w in selection.winners if w.margin is not None and w.noise is not None]
+    close = [w for w in compared if (w.margin or 0) < 2 * (w.noise or 0)]
     if compared:
         lines.append(
             f"{len(close)} of {len(compared)} choices were closer than twice their noise: chance could have made them."
@@ -99,5 +104,5 @@ def on_selection(selection: Selection | None, groups: Sequence[Group]) -> list[s
     return lines
 
 
-def joined(seeds: Sequence[int]) -> str:
+def join(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))

@@ -1,4 +1,4 @@
-"""`kdbench-study study=NAME`: carry out a whole protocol, or say what it would be."""
+"""`kdbench-study study=NAME`: execute a whole protocol, or show its plan. Torch is imported after the arguments."""
 
 import argparse
 import logging
@@ -6,12 +6,15 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdbench.errors import ConfigError, Parser, RunError
-from kdbench.lockstep import MAX_LEARNERS
-from kdbench.stopping import INTERRUPTED, NOT_FINISHED, TIME_IS_UP
-from kdbench.study.carry_out import StudyRun
 from kdbench.study.read import read_study, study_files
+from kdbench.sweep import MAX_LEARNERS
+from kdbench.system.signals import INTERRUPTED, NOT_FINISHED, TIME_IS_UP
+
+if TYPE_CHECKING:
+    from kdbench.study.execute import StudyExecution
 
 log = logging.getLogger(__name__)
 
@@ -19,85 +22,101 @@ A_YEAR = 365 * 24 * 60
 
 
 def study(arguments: Sequence[str]) -> int:
-    """Carry out the command line's study.
+    """Execute the study of a command line, or show its plan.
 
     Returns:
-        The exit code: 0 done, 1 done without runs that failed twice, 3 time is up, 75 or 130 stopped by a signal.
+        The exit code: 0 done, 1 done but for runs that failed, 2 the plan has refused runs, 3 time is up, 75 or 130
+        stopped by a signal.
 
     Raises:
-        ConfigError: the study, or what it is to be changed to, cannot be.
+        ConfigError: the study, or a change of it, is not allowed.
     """
-    given = parsed(arguments)
-    plan = read_study(given.overrides, given.config_dir)
-    run = StudyRun(plan, max_learners=given.max_learners)
+    given = parse_arguments(arguments)
+    read = read_study(given.overrides, given.config_dir)
+    # Late: --help and most mistakes need no torch.
+    from kdbench.report.table import runs_table
+    from kdbench.study.execute import StudyExecution
+    from kdbench.study.overview import overview
+    from kdbench.study.plan import StudyPlan
+
+    plan = StudyPlan(read, given.max_learners)
     if given.dry_run:
-        print(run.dry_run())
-        return 0
-    log.info("study %s: %s", plan.label, plan.config.question.strip())
-    code = run.carry_out(given.minutes)
-    print()
+        print(overview(plan))
+        return 2 if any(run.error for run in plan.all_runs()) else 0
+    log.info("study %s: %s\n%s", read.label, plan.folder, read.config.question.strip())
+    execution = StudyExecution(plan, show=lambda paths: print(f"\n{runs_table(paths)}"))
+    code = execution.execute(given.minutes)
+    print(f"\n{execution.progress()}")
     if code in (TIME_IS_UP, INTERRUPTED, NOT_FINISHED):
-        why = "time is up" if code == TIME_IS_UP else "other processes have the rest" if run.left else "stopped"
-        print(f"{run.line()}\n{why}; the same command goes on: {shlex.join(['kdbench-study', *arguments])}")
+        reason = "time is up" if code == TIME_IS_UP else "stopped"
+        if execution.skipped:
+            reason = "other processes hold the remaining runs"
+        print(f"{reason}; to continue, give the same command: {shlex.join(['kdbench-study', *arguments])}")
         return code
-    print(run.line())
-    for title, error in run.failed.items():
-        print(f"kdbench-study: error: failed twice: {title}: {error}", file=sys.stderr)
-    return max(code, reported(run))
+    for title, message in execution.failed.items():
+        print(f"kdbench-study: error: not done: {title}: {message}", file=sys.stderr)
+    return max(code, write_report(execution))
 
 
-def reported(run: StudyRun) -> int:
-    """Write the report of what a study found; its exit code."""
+def write_report(execution: "StudyExecution") -> int:
+    """Write the report of a study's results and return its exit code."""
     from kdbench.report.command import report
 
-    if not run.result_runs():
+    plan = execution.plan
+    paths = plan.result_paths()
+    if not paths:
         print("no report: no run of a reporting stage is complete")
         return 0
-    runs = run.folder / "runs.txt"
-    runs.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_text("".join(f"{path}\n" for path in run.result_runs()))
-    arguments = [f"@{runs}", "--out", str(run.folder / "report"), "--title", run.study.config.question.strip()]
-    if run.selected.is_file():
-        arguments += ["--select", str(run.selected)]
+    runs = plan.folder / "runs.txt"
+    runs.write_text("".join(f"{path}\n" for path in paths))
+    question = plan.study.config.question.strip()
+    arguments = [f"@{runs}", "--out", str(plan.folder / "report"), "--title", question]
+    if execution.selected.is_file():
+        arguments += ["--select", str(execution.selected)]
     print(shlex.join(["kdbench-report", *arguments]))
     try:
         return report(arguments)
     except ConfigError as error:
-        raise RunError(str(error)) from None
+        raise RunError(str(error), code=error.code, key=error.key) from None
 
 
-def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the checked arguments of a command line."""
     parser = Parser(
         prog="kdbench-study",
-        description="Carry out a study: stages of sweeps, winners chosen on validation, a report. "
-        "Stopped anywhere, the same command goes on.",
+        description="Execute a study: stages of sweeps, winners chosen on validation data, a report. "
+        "Stopped anywhere, the same command continues.",
         epilog=f"studies: {', '.join(study_files(None))}. Example: kdbench-study study=lab --dry-run",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE",
-        help="study=NAME; final_seeds=[...], selection_seeds=[...], teacher_seeds=[...], select_undistilled=true, "
+        help="study=NAME; final_seeds=[...], selection_seeds=[...], teacher_seeds=[...], select_baseline=true, "
         "stages=[...] change the study; everything else is an override of every run, such as recipe=short",
     )  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="say every run with its state, and the time left")
-    parser.add_argument("--minutes", type=float, help="stop after so many, with exit code 3, to go on later")
+    parser.add_argument("--dry-run", action="store_true", help="show every run with its state, and the time left")
+    parser.add_argument("--minutes", type=float, help="stop after so many minutes, with exit code 3, to continue later")
     parser.add_argument(
         "--max-learners", type=int, default=MAX_LEARNERS,
-        help=f"runs that train in lockstep, at most ({MAX_LEARNERS}); 1: one after the other",
+        help=f"largest number of runs that train in lockstep ({MAX_LEARNERS}); 1: one after the other",
     )  # fmt: skip
-    parser.add_argument("--config-dir", type=Path, help="a folder of your own options, study/ among them")
+    parser.add_argument("--config-dir", type=Path, help="folder of your own options, with study/ among them")
     given, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
-        raise ConfigError(f"{unknown[0]} is no known flag; see kdbench-study --help")
+        raise ConfigError(f"{unknown[0]} is no known flag; see kdbench-study --help", code="usage", key=unknown[0])
     if given.minutes is not None and not 0 < given.minutes <= A_YEAR:
-        raise ConfigError(f"--minutes is {given.minutes:g}; it may be any number above 0 and at most {A_YEAR}, a year")
-    for override in given.overrides:
-        if override.startswith("hydra"):
-            raise ConfigError(
-                f"{override}: a study carries its runs out itself, in lockstep where they can share; "
-                "--max-learners 1 is one after the other"
-            )
+        raise ConfigError(
+            f"--minutes is {given.minutes:g}; it may be any number above 0 and at most {A_YEAR}, a year",
+            code="out_of_range",
+            key="--minutes",
+        )
     if given.max_learners < 1:
-        raise ConfigError(f"--max-learners is {given.max_learners}; it may be a whole number of at least 1")
+        raise ConfigError(
+            f"--max-learners is {given.max_learners}; it may be a whole number of at least 1",
+            code="out_of_range",
+            key="--max-learners",
+        )
     if given.config_dir is not None and not given.config_dir.is_dir():
-        raise ConfigError(f"--config-dir is {given.config_dir}, and there is no such folder")
+        raise ConfigError(
+            f"--config-dir is {given.config_dir}, and there is no such folder", code="not_found", key="--config-dir"
+        )
     return given

@@ -1,202 +1,147 @@
-"""A study's YAML, and the sweeps that its stages are.
+"""The plan of a study: the runs of each stage as far as they are known, and the winners as far as they are chosen."""
 
-A stage is ordinary Hydra sweeps: what `Sweep.overrides` holds is what stands after `kdbench -m`.
-"""
-
-import dataclasses
-import itertools
-import math
-import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdbench.compose import run_config
-from kdbench.config import RunConfig
-from kdbench.errors import ConfigError
-from kdbench.schema import ranged
-
-Grid = dict[str, list[Any]]
-"""Overrides with the values that each takes."""
-
-
-@dataclass
-class StageConfig:
-    """Runs of one purpose. Every list may be empty."""
-
-    students: list[str] = field(default_factory=list)
-    """Trained without a teacher, by the student's recipe."""
-    teachers: list[str] = field(default_factory=list)
-    """Trained without a teacher, by the teacher's recipe: what `pairs` learn from."""
-    pairs: list[str] = field(default_factory=list)
-    methods: dict[str, Any] = field(default_factory=dict)
-    """How the pairs learn, each method with its grid."""
-    undistilled: dict[str, Any] = field(default_factory=dict)
-    """The grid of the pairs' undistilled students, carried out with select_undistilled=true."""
-    winners_of: str | None = None
-    """The stage whose winners the pairs (and the students, with select_undistilled=true) learn by."""
-    winning_methods: list[str] = field(default_factory=list)
-    """Of those winners only these methods'; empty for all."""
-    overrides: list[str] = field(default_factory=list)
-    seeds: list[int] = ranged(
-        lambda seeds: seeds and len(set(seeds)) == len(seeds) and min(seeds) >= 0, "different whole numbers from 0 on"
-    )
-    choose: str | None = None
-    """What winners are chosen by, one per pair and method: a key of summary.json that validation images decide."""
-    optional: bool = False
-    """Carried out only where stages= names it."""
+from kdbench.rundir.files import check_writable
+from kdbench.study.progress import is_done, summary_of
+from kdbench.study.stages import BASELINE_METHOD, StageConfig, Study
+from kdbench.study.winners import Candidate, Winner, choose
+from kdbench.sweep import MAX_LEARNERS
+from kdbench.sweep.lockstep import group_planned
+from kdbench.sweep.overrides import key_of, value_of
+from kdbench.sweep.plan import PlannedRun, plan_run
+from kdbench.system.device import device_name, resolve_runtime
 
 
 @dataclass
-class StudyConfig:
-    question: str = ranged(lambda text: text.strip() != "", "a sentence")
-    overrides: list[str] = field(default_factory=list)
-    selection_seeds: list[int] = field(default_factory=list)
-    final_seeds: list[int] = field(default_factory=list)
-    teacher_seeds: list[int] = field(default_factory=list)
-    select_undistilled: bool = False
-    stages: dict[str, StageConfig] = field(default_factory=dict)
-
-
-SETTABLE = ("selection_seeds", "final_seeds", "teacher_seeds", "select_undistilled")
-"""Keys of a study that the command line may set; others there are the runs'."""
-CHOSEN_BY = ("best_val_acc",)
-UNDISTILLED = "ce"
-NOT_IN_NAME = ("output_root", "report", "runtime", "checkpoint", "hydra", "on_busy", "overwrite")
-"""Overrides that change no number, and so not what the study is called."""
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """One `kdbench -m`, its values as they stand on the command line."""
+class StageSweep:
+    """One `kdbench -m` of a stage."""
 
     overrides: tuple[str, ...]
-
-    @property
-    def jobs(self) -> list[tuple[str, ...]]:
-        """The overrides of each job, in the order of the sweep."""
-        choices = []
-        for override in self.overrides:
-            key, _, values = override.partition("=")
-            alone = values.startswith(("[", "{", "'", '"', "$"))
-            choices.append([override] if alone else [f"{key}={value}" for value in values.split(",")])
-        return list(itertools.product(*choices))
+    runs: list[PlannedRun]
 
 
-@dataclass(frozen=True)
-class Study:
-    """A study as it is to be carried out.
+class StudyPlan:
+    """The stages of a study with their runs and winners. A stage that waits for winners has no runs for them yet.
 
     Args:
-        name: Of the YAML file.
-        config: With the command line's settings in place.
-        overrides: Of every run, the command line's last.
-        stages: Names of those to carry out, in the file's order.
-        label: The name with the command line's overrides, as a folder may be called.
-        config_dir: The user's own, if one was given.
+        study: read and checked.
+        max_learners: size of the largest group that trains in lockstep; 1 trains one run after the other.
     """
 
-    name: str
-    config: StudyConfig
-    overrides: tuple[str, ...]
-    stages: tuple[str, ...]
-    label: str
-    config_dir: Path | None = None
+    def __init__(self, study: Study, max_learners: int = MAX_LEARNERS) -> None:
+        self.study = study
+        self.max_learners = max_learners
+        example = study.compose_example()
+        self.output_root = Path(example.output_root).expanduser()
+        check_writable(self.output_root, "output_root")
+        self.device = device_name(resolve_runtime(example.runtime).device)
+        self.epochs = example.recipe.epochs
+        self.folder = self.output_root / "studies" / study.label
+        self.winners: dict[str, list[Winner]] = {}
+        """By the stage that chose them."""
+        self.sweeps: dict[str, list[StageSweep]] = {}
+        """By stage."""
+        self._planned: dict[tuple[str, ...], PlannedRun] = {}
+        for title in study.stages:
+            self.plan_stage(title)
 
-    def sweeps(self, stage: StageConfig, winners: Sequence[Mapping[str, Any]]) -> list[Sweep]:
-        """What a stage consists of; winners are those of the stage that it names, and empty before they are known."""
-        seeds = listed("seed", stage.seeds)
-        sweeps = []
-        if stage.teachers:
-            recipe = self.teachers_recipe()
-            sweeps.append(self.sweep(stage, listed("student", stage.teachers), "method=ce", *recipe, seeds))
-        if stage.students:
-            sweeps.append(self.sweep(stage, listed("student", stage.students), "method=ce", seeds))
-        for method, grid in stage.methods.items():
-            values = [listed(key, choices) for key, choices in (grid or {}).items()]
-            sweeps.append(self.sweep(stage, listed("pair", stage.pairs), f"method={method}", *values, seeds))
-        if self.selects_undistilled(stage):
-            values = [listed(key, choices) for key, choices in stage.undistilled.items()]
-            students = list(dict.fromkeys(self.pair(pair).student.name for pair in stage.pairs))
-            sweeps.append(self.sweep(stage, listed("student", students), "method=ce", *values, seeds))
-        alike: dict[tuple[Any, ...], list[str]] = {}
-        for winner in winners:
-            if winner["method"] == UNDISTILLED:
-                subject, wanted = "student", winner["student"] in stage.students
-            else:
-                subject, wanted = "pair", winner["pair"] in stage.pairs
-            if wanted and winner["method"] in (stage.winning_methods or [winner["method"]]):
-                key = (subject, winner["method"], *winner["overrides"])
-                alike.setdefault(key, []).append(winner[subject])
-        for (subject, method, *chosen), names in alike.items():
-            sweeps.append(self.sweep(stage, listed(subject, names), f"method={method}", *chosen, seeds))
-        return sweeps
+    def plan_stage(self, title: str) -> None:
+        """Plan the sweeps of a stage, and choose its winners if it chooses and all its runs are complete."""
+        stage = self.stage(title)
+        winners: Sequence[Winner] = []
+        if stage.winners_of is not None:
+            if stage.winners_of not in self.winners and stage.winners_of not in self.study.stages:
+                self.plan_stage(stage.winners_of)  # a selection of an earlier command, as far as it is complete
+                self.choose_winners(stage.winners_of)
+            winners = self.winners.get(stage.winners_of, [])
+        self.sweeps[title] = [
+            StageSweep(sweep, [self.plan_run(overrides) for overrides in self.study.expand(sweep)])
+            for sweep in self.study.sweeps_of(stage, winners)
+        ]
+        if stage.choose and all(is_done(run) for run in self.runs_of(title)):
+            self.choose_winners(title)
 
-    def sweep(self, stage: StageConfig, *own: str) -> Sweep:
-        """A sweep with the study's overrides first; what the stage varies, no other override may set.
+    def stage(self, title: str) -> StageConfig:
+        """Return the configuration of a stage."""
+        return self.study.config.stages[title]
 
-        Raises:
-            ConfigError: one does.
-        """
-        fixed = {key_of(override) for override in (*own, *stage.overrides)}
-        for override in self.overrides:
-            if key_of(override) in fixed and key_of(override) not in {key_of(o) for o in self.config.overrides}:
-                raise ConfigError(f"{override}: study={self.name} sets {key_of(override)} itself; edit conf/study")
-        for override in (*self.overrides, *own, *stage.overrides):
-            if "(" in override.partition("=")[2]:
-                raise ConfigError(f"{override}: a study's sweeps list their values, a,b,c; functions are not read here")
-        kept = [override for override in self.overrides if key_of(override) not in fixed]
-        return Sweep((*kept, *own, *stage.overrides))
+    def plan_run(self, overrides: tuple[str, ...]) -> PlannedRun:
+        """Return the run of some overrides, the same object each time."""
+        if overrides not in self._planned:
+            self._planned[overrides] = plan_run(overrides, self.study.compose)
+        return self._planned[overrides]
 
-    def selects_undistilled(self, stage: StageConfig) -> bool:
-        return bool(stage.undistilled) and self.config.select_undistilled
+    def runs_of(self, title: str) -> list[PlannedRun]:
+        """Return the runs of a stage, each once, in its order."""
+        return unique(run for sweep in self.sweeps[title] for run in sweep.runs)
 
-    def arguments(self, sweep: Sweep) -> list[str]:
-        """What stands after `kdbench` to carry a sweep out."""
-        return ["-m", *(["--config-dir", str(self.config_dir)] if self.config_dir else []), *sweep.overrides]
+    def all_runs(self) -> list[PlannedRun]:
+        """Return the runs of the stages to execute, each once."""
+        return unique(run for title in self.study.stages for run in self.runs_of(title))
 
-    def unknown_winners(self, stage: StageConfig) -> int:
-        """How many runs a stage will have that waits for the winners of another."""
+    def count_waiting(self, title: str | None = None) -> int:
+        """Return the number of runs of a stage, or of all, that wait for winners which are not chosen yet."""
+        stages = [self.stage(title)] if title else [self.stage(title) for title in self.study.stages]
+        return sum(self.study.count_waiting(stage) for stage in stages if not self.winners.get(stage.winners_of or ""))
+
+    def groups(self, runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
+        """Return those of some runs that can start and are not complete, in the groups that train together."""
+        return group_planned([run for run in runs if not run.error and not is_done(run)], self.max_learners)
+
+    def choose_winners(self, title: str) -> None:
+        """Choose the winners of a stage among its complete runs."""
+        stage = self.stage(title)
+        assert stage.choose is not None
+        candidates: dict[tuple[Any, ...], Candidate] = {}
+        for run in self.runs_of(title):
+            if run.error:
+                continue
+            pair, varied = pair_of(run), varied_overrides(run, stage)
+            subject = (pair, run.config.student.name, run.config.method.name, varied)
+            candidate = candidates.setdefault(subject, Candidate(pair, varied, []))
+            candidate.summaries.extend(filter(None, [summary_of(run)]))
+        self.winners[title] = choose(list(candidates.values()), stage.choose)
+
+    def without_winner(self, title: str) -> list[str]:
+        """Return the pairs (for baselines the students) with the methods for which a stage has no winner, in words."""
+        stage = self.stage(title)
         if stage.winners_of is None:
-            return 0
-        selection = self.config.stages[stage.winners_of]
+            return []
+        selection = self.stage(stage.winners_of)
         methods = stage.winning_methods or list(selection.methods)
-        runs = len(methods) * len(set(stage.pairs) & set(selection.pairs))
-        if self.selects_undistilled(selection) and not stage.winning_methods:
-            runs += len(stage.students)
-        more = [len(Sweep((override,)).jobs) for override in stage.overrides]
-        return runs * len(stage.seeds) * math.prod(more)
+        wanted = [(pair, method) for pair in stage.pairs for method in methods]
+        if self.study.selects_baseline(selection):
+            wanted += [(student, BASELINE_METHOD) for student in stage.students]
+        chosen = {(winner.pair or winner.student, winner.method) for winner in self.winners.get(stage.winners_of, [])}
+        return [f"{subject} by {method}" for subject, method in wanted if (subject, method) not in chosen]
 
-    def compose(self, *overrides: str) -> RunConfig:
-        """The run that `kdbench OVERRIDES` would carry out."""
-        return run_config(*overrides, config_dir=self.config_dir)
+    def reporting_seeds(self, title: str) -> list[int]:
+        """Return the seeds of the stages that run the winners of a stage."""
+        stages = self.study.config.stages.values()
+        return sorted({seed for stage in stages if stage.winners_of == title for seed in stage.seeds})
 
-    def pair(self, name: str) -> RunConfig:
-        """A distilling run of a pair, to ask who its student and teacher are."""
-        return self.compose(*self.overrides, f"pair={name}", "method=logit")
-
-    def teachers_recipe(self) -> list[str]:
-        """What has to be overridden so that a run's own recipe is that of its teacher."""
-        run = self.compose(*self.overrides, "method=logit")
-        assert run.teacher is not None
-        own, wanted = dataclasses.asdict(run.recipe), dataclasses.asdict(run.teacher.recipe)
-        return [listed(f"recipe.{key}", [value]) for key, value in wanted.items() if own[key] != value]
+    def result_paths(self) -> list[Path]:
+        """Return the complete runs of the stages that do not choose: the material of a report."""
+        runs = [run for title in self.study.stages if not self.stage(title).choose for run in self.runs_of(title)]
+        return list(dict.fromkeys(run.directory.path for run in runs if is_done(run)))
 
 
-def listed(key: str, values: Sequence[Any]) -> str:
-    return f"{key}={','.join(written(value) for value in values)}"
+def unique(runs: Any) -> list[PlannedRun]:
+    """Return planned runs without those that are the same run as an earlier one."""
+    return list({run.key or run.title: run for run in reversed(list(runs))}.values())[::-1]
 
 
-def written(value: Any) -> str:
-    """A value as Hydra reads it on the command line."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def pair_of(run: PlannedRun) -> str | None:
+    """Return the pair that a run's overrides choose, or None."""
+    return next((str(value_of(text)) for text in run.overrides if key_of(text) == "pair"), None)
 
 
-def shown(arguments: Sequence[str]) -> str:
-    """A command of kdbench as one types it."""
-    return shlex.join(["kdbench", *arguments])
-
-
-def key_of(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
+def varied_overrides(run: PlannedRun, stage: StageConfig) -> tuple[str, ...]:
+    """Return the overrides by which the candidates of a pair and method differ."""
+    grids = [*stage.methods.values(), stage.baseline]
+    keys = {key for grid in grids for key in grid or {}}
+    return tuple(text for text in run.overrides if key_of(text) in keys)

@@ -1,73 +1,51 @@
-"""Where a study stands: the state of every run, and the time that is left at the speed measured so far."""
+"""Progress of a study's runs: the state of each, and the time left at the speed measured so far."""
 
 import csv
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdbench import run
-from kdbench.config import RunConfig
 from kdbench.errors import ConfigError
-from kdbench.lockstep import asks_live, macs_of
-from kdbench.runs import RunDirectory, read_summary
+from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.summary import RunSummary, read_summary
+from kdbench.sweep.lockstep import macs_of, needs_live_teacher
+from kdbench.sweep.plan import PlannedRun
 
 DONE, RESUMABLE, MISSING, REFUSED = "done", "resumable", "missing", "refused"
 
 
-@dataclass
-class Job:
-    """One run of a study."""
-
-    overrides: tuple[str, ...]
-    config: RunConfig | None
-    directory: RunDirectory | None
-    error: str | None = None
-    """Why it cannot run, if it cannot."""
-
-    @property
-    def title(self) -> str:
-        return " ".join(self.overrides)
-
-    @property
-    def state(self) -> str:
-        if self.directory is None:
-            return REFUSED
-        if self.directory.is_complete():
-            return DONE
-        return RESUMABLE if self.directory.checkpoint.is_file() else MISSING
-
-    def refresh(self) -> None:
-        """Look again where the run is: a folder may have been made by another name meanwhile."""
-        if self.config is not None and self.directory is not None:
-            self.directory = RunDirectory.of(self.config, self.directory.key)
-
-    def summary(self) -> dict[str, Any] | None:
-        """What a complete run says, or None if it cannot be read."""
-        try:
-            return read_summary(self.directory.path) if self.directory and self.directory.is_complete() else None
-        except ConfigError:
-            return None
-
-    @property
-    def epochs_left(self) -> float:
-        assert self.config is not None
-        assert self.directory is not None
-        return self.config.recipe.epochs - (epochs_done(self.directory) if self.state == RESUMABLE else 0)
+def state_of(run: PlannedRun) -> str:
+    """Return how far a run is: done, resumable (it has a checkpoint), missing, or refused."""
+    if run.error:
+        return REFUSED
+    directory = run.directory
+    if directory.is_complete():
+        return DONE
+    return RESUMABLE if directory.checkpoint.is_file() else MISSING
 
 
-def located(overrides: tuple[str, ...], config: RunConfig) -> Job:
-    """A job with the place of its run."""
+def is_done(run: PlannedRun) -> bool:
+    """Return whether a run is complete."""
+    return state_of(run) == DONE
+
+
+def summary_of(run: PlannedRun) -> RunSummary | None:
+    """Return the summary of a complete run, or None if there is none that can be read."""
     try:
-        config, directory = run.located(config)
-    except ConfigError as error:
-        return Job(overrides, None, None, str(error))
-    return Job(overrides, config, directory)
+        return read_summary(run.directory.path) if is_done(run) else None
+    except ConfigError:
+        return None
 
 
-def epochs_done(directory: RunDirectory) -> int:
-    """Rows of the metrics that a run has written so far."""
+def epochs_left(run: PlannedRun) -> int:
+    """Return the number of epochs that a run, not refused, still has to train."""
+    done = count_epochs(run.directory) if state_of(run) == RESUMABLE else 0
+    return run.config.recipe.epochs - done
+
+
+def count_epochs(directory: RunDirectory) -> int:
+    """Return the number of epochs in the metrics that a run has written so far."""
     try:
         with directory.metrics.open(newline="") as file:
             return sum(1 for _ in csv.DictReader(file))
@@ -76,56 +54,55 @@ def epochs_done(directory: RunDirectory) -> int:
 
 
 class Speed:
-    """Seconds that runs take, by those that have been finished under the same root on the same kind of device.
+    """Training time of runs, estimated from those that are complete under the same root on the same kind of device.
 
-    A run like one that is finished (student, teacher, method) takes as long per training image; another as long as the
-    multiply-accumulates of its student (three times, for forward and backward) and its teacher suggest.
+    A run with the student, teacher and method of a complete one takes as long per training image; any other one is
+    estimated by the multiply-accumulates of its student (three times, for forward and backward) and its teacher.
     """
 
-    def __init__(self, summaries: Iterable[Mapping[str, Any]], device: str) -> None:
-        self.like: dict[tuple[Any, ...], list[float]] = {}
+    def __init__(self, summaries: Iterable[RunSummary], device: str) -> None:
+        self.per_image: dict[tuple[Any, ...], list[float]] = {}
+        """Seconds per image of runs by student, teacher and method."""
         self.per_mac: list[float] = []
         for s in summaries:
-            size = (s.get("epochs") or 0) * (s.get("num_train") or 0)
-            if not size or not s.get("train_seconds") or (s.get("environment") or {}).get("device") != device:
+            images = (s.epochs or 0) * (s.num_train or 0)
+            if not images or not s.train_seconds or s.device != device:
                 continue
-            seconds = s["train_seconds"] / size
-            if s.get("lockstep") in (None, 1):  # others have asked their teacher together
-                self.like.setdefault((s.get("student"), s.get("teacher"), s.get("method")), []).append(seconds)
-            if not s.get("teacher") and s.get("macs"):
-                self.per_mac.append(seconds / (3 * s["macs"]))
+            seconds = s.train_seconds / images
+            if s.lockstep in (None, 1):  # in a group the teacher's time is shared
+                self.per_image.setdefault((s.student, s.teacher, s.method), []).append(seconds)
+            if not s.teacher and s.macs:
+                self.per_mac.append(seconds / (3 * s.macs))
 
-    def seconds(self, job: Job) -> float | None:
-        """What is left of a run, or None if nothing has been measured here yet."""
-        assert job.config is not None
-        config = job.config
+    def seconds(self, run: PlannedRun) -> float | None:
+        """Return the seconds that a run, not refused, still takes; None if nothing was measured yet."""
+        config = run.config
         teacher = config.teacher.model.name if config.teacher else None
-        known = self.like.get((config.student.name, teacher, config.method.name))
-        if known:
-            per_image = statistics.median(known)
+        measured = self.per_image.get((config.student.name, teacher, config.method.name))
+        if measured:
+            per_image = statistics.median(measured)
         elif self.per_mac:
             macs = 3 * macs_of(config.student) + (macs_of(config.teacher.model) if config.teacher else 0)
             per_image = statistics.median(self.per_mac) * macs
         else:
             return None
-        return per_image * job.epochs_left * config.data.num_train
+        return per_image * epochs_left(run) * config.data.num_train
 
-    def saved(self, groups: Iterable[Sequence[Job]]) -> float:
-        """Seconds that jobs which train together save by asking their live teacher once; 0 if nothing was measured."""
+    def saved(self, groups: Iterable[Sequence[PlannedRun]]) -> float:
+        """Return the seconds that groups save by one pass of their live teacher; 0 if nothing was measured yet."""
         per_mac = statistics.median(self.per_mac) if self.per_mac else 0.0
         saved = 0.0
         for group in groups:
-            asking = [job for job in group if job.config and asks_live(job.config)]
-            for job in asking[1:]:
-                assert job.config is not None
-                assert job.config.teacher is not None
-                images = job.epochs_left * job.config.data.num_train
-                saved += per_mac * macs_of(job.config.teacher.model) * images
+            live = [run for run in group if needs_live_teacher(run.config)]
+            for run in live[1:]:
+                assert run.config.teacher is not None
+                images = epochs_left(run) * run.config.data.num_train
+                saved += per_mac * macs_of(run.config.teacher.model) * images
         return saved
 
 
-def summaries_under(output_root: Path) -> list[dict[str, Any]]:
-    """Of all complete and readable runs."""
+def summaries_under(output_root: Path) -> list[RunSummary]:
+    """Return the summaries of all complete runs that can be read."""
     found = []
     for file in sorted((output_root / "runs").glob("*/summary.json")):
         try:
@@ -136,7 +113,7 @@ def summaries_under(output_root: Path) -> list[dict[str, Any]]:
 
 
 def duration(seconds: float) -> str:
-    """In words that are as exact as an estimate deserves."""
+    """Return a duration in words, no more exact than an estimate."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -1,139 +1,270 @@
 """From `kdbench-study study=NAME KEY=VALUE ...` to a checked study."""
 
-import re
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdbench.config import CONF_DIR
+from kdbench.config.paths import CONF_DIR
+from kdbench.config.schema import typed
 from kdbench.errors import ConfigError, first_line, nearest
-from kdbench.schema import typed
-from kdbench.study.plan import CHOSEN_BY, NOT_IN_NAME, SETTABLE, Study, StudyConfig, key_of
+from kdbench.study.stages import Study, StudyConfig
+from kdbench.study.winners import CHOSEN_BY
+from kdbench.sweep.overrides import escape_interpolations, is_sweep, key_of, parse, value_of
+
+SETTINGS = ("selection_seeds", "final_seeds", "teacher_seeds", "select_baseline")
+"""Keys of a study that the command line may set; all others there are keys of its runs."""
+NOT_RESULTS = ("data.root", "data.download", "output_root", "on_busy", "overwrite", "report", "teacher.cache")
+SECTIONS_NOT_RESULTS = ("runtime", "checkpoint", "hydra")
+"""Keys and sections that change no result, and so not the name of a study's folder; `RESULTS` are the exceptions."""
+RESULTS = ("runtime.precision",)
 
 
 def read_study(arguments: Sequence[str], config_dir: Path | None = None) -> Study:
-    """A study from its YAML file and the command line.
+    """Return a study from its YAML file and the command line.
 
     Args:
-        arguments: `study=NAME`, keys of the study, `stages=[...]`, and overrides of every run.
-        config_dir: The user's own folder of options; its study/ is looked into first.
+        arguments: `study=NAME`, settings of the study, `stages=[...]`, and overrides of every run.
+        config_dir: the user's own folder of options; its study/ comes first.
 
     Raises:
-        ConfigError: which key, what it was, what it may be.
+        ConfigError: with the key, its value, and what it may be.
     """
-    given: dict[str, str] = {}
+    given: dict[str, Any] = {}
     of_runs = []
     for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise ConfigError(f"{argument!r} cannot be read; write key=value")
-        if key in ("study", "stages", *SETTABLE):
-            given[key] = value
+        key = argument.partition("=")[0]
+        if "=" not in argument:
+            raise ConfigError(f"{argument!r} cannot be read; write key=value", code="unreadable_override", key=argument)
+        if key in ("study", "stages", *SETTINGS):
+            given[key] = value_of(argument)
         else:
             of_runs.append(argument)
-    files = study_files(config_dir)
-    name = given.pop("study", None)
-    if name is None:
-        raise ConfigError(f"which study? Say study=NAME; {nearest('', files)}")
-    if name not in files:
-        raise ConfigError(
-            f"study={name} is no option; {nearest(name, files)}; your own: --config-dir DIR, which holds study/"
-        )
-    wanted = given.pop("stages", None)
-    config = typed(StudyConfig, values_of(files[name], given), f"study={name}")
+    name, file = chosen_study(given.pop("study", None), config_dir)
+    stages = given.pop("stages", None)
+    content = read_file(file)
+    config = typed(StudyConfig, resolve(content | given, file), f"study={name}")
     check(config, name)
-    stages = chosen_stages(config, wanted)
-    overrides = (*config.overrides, *of_runs)
-    last = {key_of(override): override for override in overrides}  # what comes last counts, where it first stood
-    settings = [f"{key}={value}" for key, value in given.items()]
-    label = "_".join(
-        [
-            name,
-            *map(readable, settings),
-            *(readable(o) for o in of_runs if re.split(r"[./]", key_of(o))[0] not in NOT_IN_NAME),
-        ]
+    for text in (*config.overrides, *of_runs):
+        check_override(text)
+    last = {key_of(text): text for text in (*config.overrides, *of_runs)}  # the last one counts, at the first's place
+    changes = changes_of(config, {key: value for key, value in given.items() if value != content.get(key)}, of_runs)
+    return Study(
+        name=name,
+        config=config,
+        overrides=tuple(last.values()),
+        stages=chosen_stages(config, stages),
+        label=label_of(name, changes),
+        changes=changes,
+        config_dir=config_dir,
     )
-    return Study(name, config, tuple(last.values()), stages, label, config_dir)
 
 
 def study_files(config_dir: Path | None) -> dict[str, Path]:
+    """Return the YAML file of each study, by name."""
     folders = [CONF_DIR / "study", *([config_dir / "study"] if config_dir else [])]
     return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
 
 
-def values_of(file: Path, given: dict[str, str]) -> dict[str, Any]:
-    """The file's content, with the command line's values in place before anything refers to them."""
+def chosen_study(name: Any, config_dir: Path | None) -> tuple[str, Path]:
+    """Return the name and the file of the study that the command line names."""
+    files = study_files(config_dir)
+    if name is None:
+        raise ConfigError(
+            f"no study is named; write study=NAME; {nearest('', files)}", code="missing_value", key="study"
+        )
+    if not isinstance(name, str) or name not in files:
+        raise ConfigError(
+            f"study={name} is no option; {nearest(str(name), files)}; your own: --config-dir DIR, which holds study/",
+            code="unknown_option",
+            key="study",
+        )
+    return name, files[name]
+
+
+def read_file(file: Path) -> dict[str, Any]:
+    """Return the content of a study's file, its interpolations unresolved."""
     try:
-        merged = OmegaConf.merge(OmegaConf.load(file), OmegaConf.from_dotlist([f"{k}={v}" for k, v in given.items()]))
-        content = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{file}: {first_line(error)}") from None
-    except Exception as error:  # the YAML library has many ways to complain
-        raise ConfigError(f"{file} is no valid YAML: {' '.join(str(error).split())}") from None
+        content = OmegaConf.to_container(OmegaConf.load(file))
+    except Exception as error:  # the YAML library raises many types
+        raise ConfigError(
+            f"{file} is no valid YAML: {' '.join(str(error).split())}", code="invalid_yaml", key=f"study={file.stem}"
+        ) from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{file} describes no study: it must hold keys and values, stages among them")
+        raise ConfigError(
+            f"{file} describes no study; it must hold keys and values, stages among them",
+            code="invalid_yaml",
+            key=f"study={file.stem}",
+        )
     return {str(key): value for key, value in content.items()}
 
 
+def resolve(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Return the content of a study with every interpolation resolved, and its texts literal from here on."""
+    try:
+        resolved: Any = OmegaConf.to_container(OmegaConf.create(dict(content)), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"{file}: {first_line(error)}", code="interpolation", key=str(getattr(error, "full_key", "") or "")
+        ) from None
+    return escape_interpolations(resolved)
+
+
+def check_override(text: str) -> None:
+    """Check that an override of every run gives one value, and no key of Hydra's.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    key = key_of(text)
+    if parse(text).is_delete():
+        raise ConfigError(f"{text}: no key of a run can be deleted; give it another value", code="usage", key=key)
+    if key.startswith(("hydra.", "hydra/")):
+        raise ConfigError(
+            f"{text}: a study executes its runs itself, in lockstep where they can share; --max-learners 1 executes "
+            "them one after the other",
+            code="usage",
+            key=key,
+        )
+    if is_sweep(text):
+        raise ConfigError(
+            f"{text}: an override of a study gives every run one value; for several, execute the study once with each, "
+            "or add a grid to a stage in its file",
+            code="needs_multirun",
+            key=key,
+        )
+
+
 def check(config: StudyConfig, name: str) -> None:
-    """Rules between a study's fields."""
-    seen: list[str] = []
+    """Check the rules between a study's fields.
+
+    Raises:
+        ConfigError: one does not hold.
+    """
+    earlier: list[str] = []
     choosing = [title for title, stage in config.stages.items() if stage.choose]
     if len(choosing) > 1:
         raise ConfigError(
-            f"study={name}: stages {' and '.join(choosing)} choose; one stage may, for there is one selected.yaml"
+            f"study={name}: the stages {' and '.join(choosing)} choose; one may, because there is one selected.yaml",
+            code="mismatch",
+            key=f"stages.{choosing[1]}.choose",
         )
-    for title, stage in config.stages.items():
-        path = f"study={name}: stages.{title}"
-        if not (stage.students or stage.teachers or stage.pairs):
-            raise ConfigError(f"{path} trains nothing; give it students, teachers or pairs")
-        if stage.choose is not None and stage.choose not in CHOSEN_BY:
+    for title in config.stages:
+        check_stage(config, title, earlier, f"study={name}: stages.{title}")
+        earlier.append(title)
+
+
+def check_stage(config: StudyConfig, title: str, earlier: Sequence[str], path: str) -> None:
+    """Check the rules of one stage.
+
+    Args:
+        config: of the study.
+        title: of the stage.
+        earlier: titles of the stages before it.
+        path: name of the stage in errors.
+    """
+    stage, key = config.stages[title], f"stages.{title}"
+    if not (stage.students or stage.teachers or stage.pairs):
+        raise ConfigError(f"{path} trains nothing; give it students, teachers or pairs", code="missing_value", key=key)
+    if stage.choose is not None and stage.choose not in CHOSEN_BY:
+        raise ConfigError(
+            f"{path}.choose is {stage.choose!r}; it may be {' or '.join(CHOSEN_BY)}, never a key of the test set",
+            code="out_of_range",
+            key=f"{key}.choose",
+        )
+    if stage.winners_of is not None:
+        able = [other for other in earlier if config.stages[other].choose]
+        if stage.winners_of not in able:
             raise ConfigError(
-                f"{path}.choose is {stage.choose!r}; it may be {' or '.join(CHOSEN_BY)}: never the test set"
+                f"{path}.winners_of is {stage.winners_of!r}; it may be an earlier stage that chooses: "
+                f"{', '.join(able) or 'there is none'}",
+                code="unknown_stage",
+                key=f"{key}.winners_of",
             )
-        if stage.winners_of is not None:
-            if stage.winners_of not in seen or config.stages[stage.winners_of].choose is None:
-                earlier = ", ".join(s for s in seen if config.stages[s].choose) or "none is there"
-                raise ConfigError(
-                    f"{path}.winners_of is {stage.winners_of!r}; it may be an earlier stage that chooses: {earlier}"
-                )
-            missing = set(stage.pairs) - set(config.stages[stage.winners_of].pairs)
-            if missing:
-                names = ", ".join(sorted(missing))
-                raise ConfigError(f"{path}.pairs has {names}, which {stage.winners_of} does not choose for")
-        elif stage.methods and not stage.pairs:
-            raise ConfigError(f"{path} has methods but no pairs to learn by them")
-        elif stage.pairs and not stage.methods:
-            raise ConfigError(f"{path} has pairs but neither methods nor winners_of to say how they learn")
-        for method, grid in (stage.methods | {"undistilled": stage.undistilled}).items():
-            if grid is not None and not (
-                isinstance(grid, dict) and all(isinstance(values, list) and values for values in grid.values())
-            ):
-                raise ConfigError(f"{path}: {method} is {grid!r}; it must map keys to lists of values")
-        for key in stage.undistilled:
-            if not key.startswith("recipe."):
-                raise ConfigError(
-                    f"{path}.undistilled varies {key}; undistilled students may vary keys of their recipe"
-                )
-        seen.append(title)
+        missing = set(stage.pairs) - set(config.stages[stage.winners_of].pairs)
+        if missing:
+            raise ConfigError(
+                f"{path}.pairs has {', '.join(sorted(missing))}, for which {stage.winners_of} chooses nothing",
+                code="mismatch",
+                key=f"{key}.pairs",
+            )
+    elif stage.methods and not stage.pairs:
+        raise ConfigError(f"{path} has methods but no pairs to distil", code="missing_value", key=f"{key}.pairs")
+    elif stage.pairs and not stage.methods:
+        raise ConfigError(
+            f"{path} has pairs but neither methods nor winners_of", code="missing_value", key=f"{key}.methods"
+        )
+    for method, grid in stage.methods.items():
+        check_grid(grid, f"{path}.methods.{method}", f"{key}.methods.{method}")
+    check_grid(stage.baseline, f"{path}.baseline", f"{key}.baseline")
+    for varied in stage.baseline:
+        if not varied.startswith("recipe."):
+            raise ConfigError(
+                f"{path}.baseline varies {varied}; a baseline may vary keys of its recipe",
+                code="unknown_key",
+                key=f"{key}.baseline",
+            )
 
 
-def chosen_stages(config: StudyConfig, wanted: str | None) -> tuple[str, ...]:
-    """The stages to carry out: those named, or all that are not optional, in the file's order."""
+def check_grid(grid: Any, path: str, key: str) -> None:
+    """Check that a grid maps keys to lists of values; a method without a grid has null."""
+    is_grid = isinstance(grid, dict) and all(isinstance(values, list) and values for values in grid.values())
+    if grid is not None and not is_grid:
+        raise ConfigError(f"{path} is {grid!r}; it must map keys to lists of values", code="wrong_type", key=key)
+
+
+def chosen_stages(config: StudyConfig, wanted: Any) -> tuple[str, ...]:
+    """Return the stages to execute, in the file's order.
+
+    Args:
+        config: of the study.
+        wanted: names of the command line; None for all stages that are not optional.
+    """
     if wanted is None:
         return tuple(title for title, stage in config.stages.items() if not stage.optional)
-    names = [name.strip() for name in wanted.strip("[]").split(",") if name.strip()]
-    for name in names:
+    names = [str(name) for name in (wanted if isinstance(wanted, list) else [wanted])]
+    for name in names or [""]:
         if name not in config.stages:
-            raise ConfigError(f"stages={wanted}: {name} is no stage; {nearest(name, config.stages)}")
-    if not names:
-        raise ConfigError(f"stages={wanted} names none; {nearest('', config.stages)}")
+            raise ConfigError(
+                f"stages={wanted}: {name or 'the list is empty'}{' is no stage' if name else ''}; "
+                f"{nearest(name, config.stages)}",
+                code="unknown_stage",
+                key="stages",
+            )
     return tuple(title for title in config.stages if title in names)
 
 
-def readable(override: str) -> str:
-    """An override as a part of a folder's name."""
-    return re.sub(r"[^A-Za-z0-9_.=+-]+", "-", re.sub(r"[\[\]{}'\"]", "", override)).strip("-")
+def changes_of(config: StudyConfig, settings: Mapping[str, Any], of_runs: Sequence[str]) -> dict[str, Any]:
+    """Return the settings and overrides of the command line that can change results.
+
+    Args:
+        config: of the study.
+        settings: settings of the command line that differ from the file's.
+        of_runs: overrides of the command line.
+
+    Returns:
+        Settings by name, and `overrides` by key, each with its last value; without those that the study's file has already.
+    """
+    in_file = {key_of(text): value_of(text) for text in config.overrides}
+    overrides = {key_of(text): value_of(text) for text in of_runs if changes_results(key_of(text))}
+    changed = {key: value for key, value in overrides.items() if (key, value) not in in_file.items()}
+    return {"settings": dict(sorted(settings.items())), "overrides": dict(sorted(changed.items()))}
+
+
+def changes_results(key: str) -> bool:
+    """Return whether a key of a run can change its results."""
+    section = key.replace("/", ".").partition(".")[0]
+    return key in RESULTS or not (key in NOT_RESULTS or section in SECTIONS_NOT_RESULTS)
+
+
+def label_of(name: str, changes: Mapping[str, Any]) -> str:
+    """Return the name of a study's folder: the study's own, with a hash of what the command line changes."""
+    if not any(changes.values()):
+        return name
+    digest = hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:8]
+    short = name.encode()[:200].decode(errors="ignore")  # names of files have at most 255 bytes
+    return f"{short}_{digest}"

@@ -1,5 +1,6 @@
-"""Choosing winners, on validation accuracy alone."""
+"""The choice of winners, on validation accuracy alone."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,106 +10,137 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from kdbench.runs import written_atomically
+from kdbench.rundir.files import write_text
+from kdbench.rundir.summary import RunSummary
+from kdbench.sweep.overrides import escape_interpolations
+
+CHOSEN_BY = ("best_val_acc",)
+"""Keys of summary.json that may choose."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One setting with its complete runs."""
+    """One setting of a pair, or of a student without a teacher, with its complete runs."""
 
     pair: str | None
     overrides: tuple[str, ...]
-    summaries: list[Mapping[str, Any]]
+    summaries: list[RunSummary]
 
-    def score(self, key: str) -> float:
-        """Mean over the seeds, per cent."""
-        return 100 * mean(summary[key] for summary in self.summaries)
+    def score(self, by: str) -> float:
+        """Return the mean over the seeds, in per cent."""
+        return 100 * mean(getattr(summary, by) for summary in self.summaries)
+
+    @property
+    def subject(self) -> tuple[str, str]:
+        """What the setting competes for: a pair (without a teacher a student) and a method."""
+        summary = self.summaries[0]
+        return self.pair or summary.student, summary.method
 
 
-def choose(candidates: Sequence[Candidate], by: str) -> list[dict[str, Any]]:
-    """The winner of each pair and method (of each student, for undistilled ones), with what it won by.
+@dataclass(frozen=True)
+class Winner:
+    """The best setting of a pair and method, or of a student without a teacher. Its fields are keys of selected.yaml.
 
-    Only settings with as many complete runs as the best covered one compete. Of equals the first wins.
-
-    Args:
-        candidates: In the order of the grid; those without a complete run are left out.
-        by: The key of summary.json that decides; of validation images.
-
-    Returns:
-        For each: pair, student, teacher, method, overrides and method_params of the winner, its score and the
-        runner-up's in per cent, `margin` between them in points, `tie` where it is 0, and `noise`: the standard error
-        in points of a difference of two such scores that the number of validation images alone brings about, were both
-        measured on images of their own. Both are measured on the same ones, so the true one is smaller; `seed_std` is
-        the standard deviation over seeds.
+    Scores are in per cent, differences in points.
     """
 
-    def subject(candidate: Candidate) -> tuple[str, str]:
-        summary = candidate.summaries[0]
-        return candidate.pair or summary["student"], summary["method"]
+    pair: str | None
+    student: str
+    teacher: str | None
+    method: str
+    overrides: list[str]
+    method_params: dict[str, Any]
+    recipe: dict[str, Any]
+    score: float
+    runner_up: dict[str, Any] | None
+    margin: float | None
+    tie: bool
+    noise: float | None
+    """Standard error of a difference of two such scores that comes from the number of validation images, were both
+    measured on images of their own. Both are measured on the same ones, so the true one is smaller."""
+    seed_std: float | None
+    """Standard deviation over the seeds."""
+    candidates: list[dict[str, Any]]
 
-    winners = []
+
+def choose(candidates: Sequence[Candidate], by: str) -> list[Winner]:
+    """Return the winner of each pair and method, and of each student without a teacher.
+
+    Only settings with as many complete runs as the one with the most compete. Of equals the first wins.
+
+    Args:
+        candidates: in the order of the grid; those without a complete run are left out.
+        by: key of summary.json that decides.
+    """
     able = [candidate for candidate in candidates if candidate.summaries]
-    for one in dict.fromkeys(map(subject, able)):
-        known = [candidate for candidate in able if subject(candidate) == one]
-        most = max(len(candidate.summaries) for candidate in known)
-        ranked = sorted((c for c in known if len(c.summaries) == most), key=lambda c: -c.score(by))
-        best, second = ranked[0], ranked[1] if len(ranked) > 1 else None
-        summary = best.summaries[0]
-        winners.append(
+    subjects = dict.fromkeys(candidate.subject for candidate in able)
+    return [winner_of([candidate for candidate in able if candidate.subject == subject], by) for subject in subjects]
+
+
+def winner_of(rivals: Sequence[Candidate], by: str) -> Winner:
+    """Return the winner among the settings of one subject. Arguments: see `choose`."""
+    most = max(len(candidate.summaries) for candidate in rivals)
+    ranked = sorted((c for c in rivals if len(c.summaries) == most), key=lambda c: -c.score(by))
+    best, second = ranked[0], ranked[1] if len(ranked) > 1 else None
+    summary = best.summaries[0]
+    return Winner(
+        pair=best.pair,
+        student=summary.student,
+        teacher=summary.teacher,
+        method=summary.method,
+        overrides=list(best.overrides),
+        method_params=dict(summary.method_params or {}),
+        recipe=dict(summary.recipe or {}),
+        score=round(best.score(by), 4),
+        runner_up={"overrides": list(second.overrides), "score": round(second.score(by), 4)} if second else None,
+        margin=round(best.score(by) - second.score(by), 4) if second else None,
+        tie=second is not None and best.score(by) == second.score(by),
+        noise=round(noise(best, second, by), 4) if second else None,
+        seed_std=round(100 * stdev(getattr(s, by) for s in best.summaries), 4) if most > 1 else None,
+        candidates=[
             {
-                "pair": best.pair,
-                "student": summary["student"],
-                "teacher": summary.get("teacher"),
-                "method": summary["method"],
-                "overrides": list(best.overrides),
-                "method_params": dict(summary["method_params"]),
-                "recipe": dict(summary["recipe"]),
-                "score": round(best.score(by), 4),
-                "runner_up": second and {"overrides": list(second.overrides), "score": round(second.score(by), 4)},
-                "margin": round(best.score(by) - second.score(by), 4) if second else None,
-                "tie": second is not None and best.score(by) == second.score(by),
-                "noise": round(noise(best, second, by), 4) if second else None,
-                "seed_std": round(100 * stdev(s[by] for s in best.summaries), 4) if most > 1 else None,
-                "candidates": [
-                    {
-                        "overrides": list(candidate.overrides),
-                        "score": round(candidate.score(by), 4),
-                        "run_keys": [s["run_key"] for s in candidate.summaries],
-                    }
-                    for candidate in known
-                ],
+                "overrides": list(candidate.overrides),
+                "score": round(candidate.score(by), 4),
+                "run_keys": [s.run_key for s in candidate.summaries],
             }
-        )
-    return winners
+            for candidate in rivals
+        ],
+    )
 
 
 def noise(best: Candidate, second: Candidate, by: str) -> float:
-    """The standard error of a difference of two scores, in points, by the binomial distribution."""
+    """Return the standard error of a difference of two scores, in points, by the binomial distribution."""
 
     def variance(candidate: Candidate) -> float:
         accuracy = candidate.score(by) / 100
-        return accuracy * (1 - accuracy) / (candidate.summaries[0]["num_val"] * len(candidate.summaries))
+        images = candidate.summaries[0].num_val
+        assert images is not None
+        return accuracy * (1 - accuracy) / (images * len(candidate.summaries))
 
     return 100 * math.sqrt(variance(best) + variance(second))
 
 
 def write_selected(
-    path: Path, study: str, stage: str, by: str, seeds: Mapping[str, Sequence[int]], winners: Any
+    path: Path, study: str, stage: str, by: str, seeds: Mapping[str, Sequence[int]], winners: Sequence[Winner]
 ) -> None:
-    """selected.yaml: what was chosen, from what, by how much, and how noisy that choice is."""
+    """Write selected.yaml: the winners, their candidates, margins and the noise of each choice."""
     header = (
         f"# Chosen by {by} on validation images, mean over the selection's seeds, in per cent; not on test data.\n"
         "# margin: points ahead of the runner-up; of a tie the first of the grid wins. noise: the standard error of\n"
-        "# that margin from the number of validation images alone. A margin below twice the noise says little about\n"
-        "# which setting is better.\n"
+        "# that margin from the number of validation images alone. A margin below twice the noise is weak evidence\n"
+        "# of which setting is better.\n"
     )
     content = {
         "study": study,
         "stage": stage,
         "chosen_by": by,
-        **{k: list(v) for k, v in seeds.items()},
-        "winners": winners,
+        **{name: list(values) for name, values in seeds.items()},
+        "winners": [dataclasses.asdict(winner) for winner in winners],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_atomically(path) as temporary:
-        temporary.write_text(header + OmegaConf.to_yaml(OmegaConf.create(content)))
+    write_text(path, header + yaml_of(content))
+
+
+def yaml_of(content: Mapping[str, Any]) -> str:
+    """Return plain data as YAML that OmegaConf reads back literally, `${` in texts included."""
+    return OmegaConf.to_yaml(OmegaConf.create(escape_interpolations(dict(content))))

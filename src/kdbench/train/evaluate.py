@@ -1,4 +1,4 @@
-"""What a network says of a split."""
+"""Logits of a network on a split."""
 
 import torch
 from torch import Tensor
@@ -8,23 +8,30 @@ from kdbench.data.batches import plain_batches
 from kdbench.data.dataset import Dataset
 from kdbench.data.source import Split
 from kdbench.errors import RunError
-from kdbench.methods.method import Method
+from kdbench.methods.base import Method
 from kdbench.models import Network
-from kdbench.runtime import autocast
-from kdbench.stopping import leave_if_asked
+from kdbench.system.device import autocast
+from kdbench.system.signals import raise_if_requested
 
 EVALUATION_BATCH = {"cpu": 128, "cuda": 1000}
-"""Images a forward pass, per kind of device: as many as make it fast (docs/performance.md)."""
+"""Images of a forward pass per kind of device, as many as make it fast (docs/performance.md)."""
 
 
 @torch.no_grad()
 def predict(
     network: Network, dataset: Dataset, split: Split, runtime: RuntimeConfig, method: Method | None = None
 ) -> Tensor:
-    """Logits [N, C] float32, on the CPU, of a split's images in order. The network is left in its mode.
+    """Return the logits [N, C] float32, on the CPU, of a split's images in order. The network's mode is restored.
+
+    Args:
+        network: the network, on its device.
+        dataset: data set of the split, for its normalisation.
+        split: the images.
+        runtime: resolved runtime.
+        method: method whose `predict` gives the logits; None takes the network's own.
 
     Raises:
-        Interrupted: the process was asked to stop meanwhile.
+        Interrupted: a stop was requested meanwhile.
     """
     modules = [module for module in (network, method) if module is not None]
     were_training = [module.training for module in modules]
@@ -33,7 +40,7 @@ def predict(
     parts, batch_size = [], EVALUATION_BATCH[split.labels.device.type]
     with autocast(runtime):
         for images in plain_batches(dataset, split, batch_size, runtime.channels_last):
-            leave_if_asked()
+            raise_if_requested()
             output = network(images)
             parts.append((method.predict(output) if method else output.logits).float())
     for module, was_training in zip(modules, were_training, strict=True):
@@ -41,15 +48,17 @@ def predict(
     return torch.cat(parts).cpu()
 
 
-def finite(logits: Tensor, epoch: int) -> Tensor:
-    """The same logits, which a result may be computed from.
+def check_finite(logits: Tensor, epoch: int) -> Tensor:
+    """Return the logits, if all are finite: weights of an epoch whose every loss was finite can still overflow.
 
     Raises:
-        RunError: weights of an epoch whose every loss was finite can still overflow in evaluation.
+        RunError: some are not.
     """
     if not bool(logits.isfinite().all()):
         raise RunError(
             f"epoch {epoch}: the weights give logits that are not finite. "
-            "Lower recipe.lr or the method's weights, or use runtime.precision=fp32"
+            "Lower recipe.lr or the method's weights, or use runtime.precision=fp32",
+            code="not_finite",
+            key="recipe.lr",
         )
     return logits

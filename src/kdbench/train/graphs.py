@@ -1,88 +1,82 @@
-"""Steps on a GPU: recorded once as CUDA graphs, then replayed, so that it does not wait for the host's next launch.
+"""Training steps on a GPU: captured once as CUDA graphs, then replayed, so that the GPU does not wait for the host.
 
-A batch with its teachers' answers is one graph; what each learner does with it (forward, loss, backward, clip,
-optimiser and sums) is one more. Batches of another size (the last one of an epoch) have graphs of their own. The
-first steps of each size are carried out as written: there libraries choose their kernels. Recording computes nothing.
+A batch with its teachers' outputs is one graph; each learner's forward pass, loss, backward pass, clipping, optimiser
+and sums are one more. Batches of another size (the last one of an epoch) have graphs of their own. The first steps of
+each size are executed eagerly, since libraries choose their kernels there. Capturing computes nothing.
 """
 
 import logging
-import pickle
-import random
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kdbench.config import RuntimeConfig
 from kdbench.data.batches import Batch, Batches
 from kdbench.errors import first_line
-from kdbench.train.learner import Learner
-from kdbench.train.steps import Answers, Known, Steps
+from kdbench.methods.base import Progress
+from kdbench.train.learner import Learner, TeacherSource
+from kdbench.train.steps import EagerSteps, Steps, TeacherOutputs
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Key = tuple[int, tuple[Answers, ...]]
+Key = tuple[int, tuple[TeacherSource, ...]]
 WARM_UP = 3
-"""Steps of a size before they are recorded."""
+"""Eager steps of a batch size before the first capture."""
 
 
 class Recorder(Protocol):
-    """What can record the work of a device."""
+    """Captures the work of a device."""
 
     def __call__(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """What a function returns, and what does its work on the device, which recording it does not.
+        """Return what a function returns, and a function that repeats its work on the device.
 
         Raises:
-            RuntimeError: it waits for the device, or does something else that cannot be recorded.
+            RuntimeError: the function waits for the device, or does something else that cannot be captured.
         """
 
-    def running(self) -> AbstractContextManager[object]:
-        """Where the work that is to be recorded, or was, is done."""
+    def enter_stream(self) -> None:
+        """Have the following work done where captures are replayed."""
+
+    def leave_stream(self) -> None:
+        """End what `enter_stream` began."""
 
 
-def steps_on(runtime: RuntimeConfig, batches: Batches, teachers: Mapping[Learner, Answers]) -> Steps:
-    """How steps are carried out best on a device.
-
-    Args:
-        runtime: Resolved.
-        batches: Of every epoch.
-        teachers: Whom each learner listens to.
-    """
+def steps_for(learners: Sequence[Learner], batches: Batches) -> Steps:
+    """Return the way of executing steps that is fastest on the learners' device: captured or eager."""
+    runtime = learners[0].runtime
     if runtime.device == "cpu" or not runtime.graphs:
-        return Steps(batches, teachers)
+        return EagerSteps(batches)
     if runtime.precision == "fp16":
-        log.info("graphs: none, steps are launched one by one (fp16's gradient scaling decides on the host)")
-        return Steps(batches, teachers)
-    return GraphedSteps(batches, teachers, CudaRecorder(runtime.device))
+        log.info("CUDA graphs: not used, since fp16's gradient scaling decides on the host")
+        return EagerSteps(batches)
+    return CapturedSteps(batches, CudaRecorder(runtime.device))
 
 
 class CudaRecorder:
-    """Records on a stream of its own, with one pool of memory for all recordings: they are replayed in turn.
+    """Captures on a stream of its own, with one memory pool for all graphs, which are replayed in turn.
 
     Args:
         device: cuda:0, ...
     """
 
     broken: str | None = None
-    """Why nothing more is recorded in this process: torch's memory pools may be stuck after a recording broke off."""
+    """Why this process captures nothing more: torch's memory pools may be stuck after a failed capture."""
 
     def __init__(self, device: str) -> None:
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
+        self.surrounding: torch.cuda.Stream | None = None
 
     def __call__(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         if CudaRecorder.broken:
-            raise RuntimeError(f"an earlier recording in this process broke off: {CudaRecorder.broken}")
+            raise RuntimeError(f"an earlier capture in this process failed: {CudaRecorder.broken}")
         graph = torch.cuda.CUDAGraph()
         mode, waited = torch.cuda.get_sync_debug_mode(), False
         try:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-                # What waits is refused by torch before the device hears of it, and the recording ends in order.
+                # A wait is refused by torch before it reaches the device, and the capture ends in order.
                 torch.cuda.set_sync_debug_mode("error")
                 try:
                     returned = function()
@@ -93,170 +87,132 @@ class CudaRecorder:
                     torch.cuda.set_sync_debug_mode(mode)
         except RuntimeError as error:
             if not waited:
-                CudaRecorder.broken = first_line(cause_of(error))
+                CudaRecorder.broken = first_line(root_cause(error))
             raise
         return returned, graph.replay
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Everything of an epoch on that stream, recorded or not: autograd wants to be on one."""
-        around = torch.cuda.current_stream(self.stream.device)
-        self.stream.wait_stream(around)
-        try:
-            with torch.cuda.stream(self.stream):
-                yield
-        finally:  # a checkpoint that is written because of a signal must not run ahead of the steps
-            around.wait_stream(self.stream)
+    def enter_stream(self) -> None:
+        """Make the stream of the captures the current one: autograd needs all work of an epoch on one stream."""
+        self.surrounding = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(self.surrounding)
+        torch.cuda.set_stream(self.stream)
+
+    def leave_stream(self) -> None:
+        """Return to the stream from before; a checkpoint that follows must not run ahead of the steps."""
+        assert self.surrounding is not None
+        torch.cuda.set_stream(self.surrounding)
+        self.surrounding.wait_stream(self.stream)
 
 
-class Permission:
-    """Whether something can be recorded, in batches of whatever size."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.given = True
-
-    def refuse(self, why: str) -> None:
-        if self.given:
-            log.info("graphs: %s, launched step by step instead: %s", self.what, why)
-        self.given = False
-
-
-class Part(Generic[T]):
-    """A piece of a step, for batches of one size: as written at first, then recorded, from then on replayed.
+class CapturedStep(Generic[T]):
+    """A part of a step, for batches of one size: eager at first, then captured and replayed.
 
     Args:
-        recorder: Of the device.
-        permission: Taken back where it cannot be recorded.
-        owners: Modules that may keep a state of their own.
+        recorder: recorder of the device.
+        name: name of the part in the line that says why it stays eager.
+        capturable: whether it may be captured at all.
     """
 
-    def __init__(self, recorder: Recorder, permission: Permission, owners: Sequence[nn.Module] = ()) -> None:
+    def __init__(self, recorder: Recorder, name: str, capturable: bool = True) -> None:
         self.recorder = recorder
-        self.owners = owners
-        self.permission = permission
-        self.done = 0
-        """Times, as written."""
+        self.name = name
+        self.capturable = capturable
+        self.eager_steps = 0
         self.replay: Callable[[], None] | None = None
         self.returned: T
 
-    def __call__(self, written: Callable[[], T], lasting: bool = True) -> T:
-        """Do it.
+    def __call__(self, function: Callable[[], T], ready: bool = True) -> T:
+        """Execute the part.
 
         Args:
-            written: Does it, and reads and writes the same tensors each time.
-            lasting: Whether it really does, now.
+            function: the part; it reads and writes the same tensors at each call.
+            ready: whether that already holds, so that it may be captured now.
         """
-        if self.replay is None and self.permission.given and lasting and self.done >= WARM_UP:
-            self.record(written)
+        if self.replay is None and self.capturable and ready and self.eager_steps >= WARM_UP:
+            try:
+                self.returned, self.replay = self.recorder(function)
+            except RuntimeError as error:
+                self.capturable = False
+                log.info("CUDA graphs: %s stays eager: %s", self.name, first_line(root_cause(error)))
         if self.replay is not None:
             self.replay()
             return self.returned
-        watched = self.permission.given and self.done < WARM_UP
-        drawn, kept = (drawn_on_host(), kept_on_host(self.owners)) if watched else (b"", [])
-        returned = written()
-        self.done += 1
-        if watched and drawn != drawn_on_host():
-            self.permission.refuse("it draws random numbers on the host, which a recording would repeat")
-        if watched and (changed := changed_on_host(kept)):
-            self.permission.refuse(f"it changes {changed} on the host, which a recording would not")
-        return returned
-
-    def record(self, written: Callable[[], T]) -> None:
-        try:
-            self.returned, self.replay = self.recorder(written)
-        except RuntimeError as error:
-            self.permission.refuse(first_line(cause_of(error)))
-
-    def forget(self) -> None:
-        """What was recorded no longer holds; the next time it is recorded anew."""
-        self.replay = None
+        self.eager_steps += 1
+        return function()
 
 
-def cause_of(error: BaseException) -> BaseException:
-    """What broke a recording: what ends it complains about that too."""
+def root_cause(error: BaseException) -> BaseException:
+    """Return the error that made a capture fail; ending the capture raises further ones."""
     while error.__context__:
         error = error.__context__
     return error
 
 
-def kept_on_host(owners: Sequence[nn.Module]) -> list[tuple[nn.Module, str, Any]]:
-    """Attributes of modules, their buffers among them, as they are now: module, name, value."""
-    kept = []
-    for module in (module for owner in owners for module in owner.modules()):
-        values = {**vars(module), **module._buffers}  # a buffer that is assigned anew is another tensor
-        kept += [(module, name, held(value)) for name, value in values.items() if not name.startswith("_")]
-    return kept
-
-
-def held(value: Any) -> Any:
-    """A container by what is in it, anything else as it is."""
-    if isinstance(value, dict):
-        return [*value, *value.values()]
-    return list(value) if isinstance(value, list | tuple | set | deque) else value
-
-
-def changed_on_host(kept: Sequence[tuple[nn.Module, str, Any]]) -> str | None:
-    """The first attribute that is no longer what it was, for the user. Tensors may have changed in place."""
-
-    def same(a: Any, b: Any) -> bool:
-        if isinstance(a, list) and isinstance(b, list):
-            return len(a) == len(b) and all(map(same, a, b))
-        return a is b or (isinstance(a, bool | int | float | str) and a == b)
-
-    for module, name, value in kept:
-        if not same(value, held(getattr(module, name, None))):
-            return f"{type(module).__name__}.{name}"
-    return None
-
-
-def drawn_on_host() -> bytes:
-    """Where the host's generators stand."""
-    return pickle.dumps((random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()))
-
-
-class GraphedSteps(Steps):
-    """Steps recorded and replayed. What cannot be is carried out as written, after one line that says why.
+class CapturedSteps:
+    """Captures and replays steps. A part that cannot be captured stays eager, with one line that says why.
 
     Args:
-        batches: Of every epoch.
-        teachers: Whom each learner listens to.
-        recorder: Of the device.
+        batches: training batches.
+        recorder: recorder of the device.
     """
 
-    def __init__(self, batches: Batches, teachers: Mapping[Learner, Answers], recorder: Recorder) -> None:
-        super().__init__(batches, teachers)
+    def __init__(self, batches: Batches, recorder: Recorder) -> None:
+        self.eager = EagerSteps(batches)
         self.recorder = recorder
         self.inputs: dict[Key, tuple[Tensor, Tensor]] = {}
-        """Rows and views that recordings read, for batches of a size and those who are asked about them."""
-        self.lessons: dict[Key, Part[tuple[Batch, Known]]] = {}
-        self.parts: dict[Learner, dict[Key, Part[None]]] = {learner: {} for learner in teachers}
-        self.permission = Permission("batches and what the teacher says of them")
-        self.permissions = {one: Permission(f"the part of {type(one.method).__name__}") for one in teachers}
-        self.now: Key = (0, ())
-        """Of the step that is being carried out."""
+        """Rows and views that the captures read, per batch size and teachers."""
+        self.prepared: dict[Key, CapturedStep[tuple[Batch, TeacherOutputs]]] = {}
+        self.trained: dict[Learner, dict[Key, CapturedStep[None]]] = {}
+        self.eager_learners: set[Learner] = set()
+        """Learners whose step cannot be captured."""
+        self.progress: dict[Learner, Progress] = {}
+        """Progress object of the epoch in which a learner's captures were made."""
+        self.key: Key = (0, ())
+        """Batch size and teachers of the current step."""
 
-    def running(self) -> AbstractContextManager[object]:
-        return self.recorder.running()
-
-    def begin_epoch(self, learner: Learner) -> None:
-        if learner.progress.was_asked:  # what was recorded is of the epoch before
-            for part in self.parts[learner].values():
-                part.forget()
-        super().begin_epoch(learner)
-
-    def lesson(self, rows: Tensor, views: Tensor, learners: Sequence[Learner]) -> tuple[Batch, Known]:
-        key = self.now = (len(rows), tuple(dict.fromkeys(self.teachers[learner] for learner in learners)))
+    def prepare_batch(self, rows: Tensor, views: Tensor, learners: Sequence[Learner]) -> tuple[Batch, TeacherOutputs]:
+        """Return a batch and the teachers' outputs. Arguments: see `EagerSteps.prepare_batch`."""
+        key = self.key = (len(rows), tuple(dict.fromkeys(learner.teacher for learner in learners)))
         if key not in self.inputs:
             self.inputs[key] = torch.empty_like(rows), torch.empty_like(views)
-            self.lessons[key] = Part(self.recorder, self.permission)
+            self.prepared[key] = CapturedStep(self.recorder, "the batch with its teachers' outputs")
         for kept, new in zip(self.inputs[key], (rows, views), strict=True):
             kept.copy_(new)
-        return self.lessons[key](lambda: Steps.lesson(self, *self.inputs[key], learners))
+        return self.prepared[key](lambda: self.eager.prepare_batch(*self.inputs[key], learners))
 
-    def learn(self, learner: Learner, batch: Batch, known: Known) -> None:
-        owners = [learner.method, learner.student]
-        part = self.parts[learner].setdefault(self.now, Part(self.recorder, self.permissions[learner], owners))
-        # A recording reads what the lesson's recording writes.
-        lasting = self.lessons[self.now].replay is not None
-        part(lambda: Steps.learn(self, learner, batch, known), lasting)
+    def train_step(self, learner: Learner, batch: Batch, teacher_outputs: TeacherOutputs) -> None:
+        """Train one learner on a batch. An exception concerns this learner only."""
+        part = self.part_of(learner)
+        # A capture reads the tensors that the capture of the batch writes.
+        ready = self.prepared[self.key].replay is not None
+        with learner.rng_scope():
+            part(lambda: learner.train_step(batch, teacher_outputs[learner.teacher]), ready)
+        if not part.capturable:
+            self.eager_learners.add(learner)
+        learner.step_of_epoch += 1
+
+    def part_of(self, learner: Learner) -> CapturedStep[None]:
+        """Return the learner's part for the current batch size."""
+        name = f"the step of {type(learner.method).__name__}"
+        if learner not in self.trained:
+            self.trained[learner] = {}
+            if not learner.method.capturable:
+                self.eager_learners.add(learner)
+                log.info("CUDA graphs: %s stays eager: the method declares capturable = False", name)
+        parts = self.trained[learner]
+        previous = self.progress.get(learner)
+        if previous is not learner.progress:
+            if previous and previous.was_read:  # the captures hold values of the epoch before
+                parts.clear()
+            self.progress[learner] = learner.progress
+        if self.key not in parts:
+            parts[self.key] = CapturedStep(self.recorder, name, learner not in self.eager_learners)
+        return parts[self.key]
+
+    def enter_stream(self) -> None:
+        """Have the following work done where captures are replayed."""
+        self.recorder.enter_stream()
+
+    def leave_stream(self) -> None:
+        """End what `enter_stream` began."""
+        self.recorder.leave_stream()

@@ -1,10 +1,10 @@
-"""A learner: a student, its method, its optimiser, its schedule and its records."""
+"""A learner: a student with its method, optimiser, schedule and records."""
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,41 +13,84 @@ from kdbench import metrics
 from kdbench.config import RecipeConfig, RuntimeConfig
 from kdbench.data.batches import Batch
 from kdbench.data.dataset import Dataset
-from kdbench.methods.method import START, Knowledge, Method, Progress
+from kdbench.methods.base import START, Method, Progress, TeacherOutput
 from kdbench.models import Network
-from kdbench.runtime import autocast
+from kdbench.system.device import autocast
+from kdbench.system.guard import Guard
 from kdbench.train.compiled import compiled
-from kdbench.train.evaluate import finite, predict
+from kdbench.train.evaluate import check_finite, predict
 from kdbench.train.optim import build_optimizer, clip_gradients, learning_rate
 from kdbench.train.sums import GRAD_NORM, EpochSums
 
 COLUMNS = {
     "epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "grad_norm", "images_per_second", "seconds"
 }  # fmt: skip
-"""Of metrics.csv, beside one per loss term."""
+"""Columns of metrics.csv, beside one per loss term."""
+
+TeacherSource = Callable[[Batch], TeacherOutput | None]
+"""Computes or looks up a teacher's output for a batch (`kdbench.teachers`)."""
+
+
+def no_teacher(batch: Batch) -> None:
+    """Return the output of a learner's teacher that has none."""
+
+
+class Checkpoints(Protocol):
+    """Where a learner's records and checkpoints go."""
+
+    def maybe_save(self) -> None:
+        """Write a checkpoint after a step, if one is due."""
+
+    def end_epoch(self) -> None:
+        """Write the records after an epoch, and a checkpoint if one is due."""
+
+
+class NoCheckpoints:
+    """Keeps nothing, for benchmarks."""
+
+    def maybe_save(self) -> None:
+        """Do nothing."""
+
+    def end_epoch(self) -> None:
+        """Do nothing."""
 
 
 class Learner:
     """Trains one student by one method.
 
     Args:
-        student: On its device, in its memory format.
-        method: On the same device.
-        recipe: Optimiser, schedule and clipping.
-        runtime: Resolved.
-        seed: Of what student and method draw while they train, whoever else trains beside them.
+        student: network on its device, in its memory format.
+        method: method on the same device.
+        recipe: optimiser, schedule and clipping.
+        runtime: resolved runtime.
+        seed: seed of what student and method draw while they train, independent of other learners.
+        guard: context of this learner's code; an exception in it ends this learner only.
+        title: short description, for people.
     """
 
     def __init__(
-        self, student: Network, method: Method, recipe: RecipeConfig, runtime: RuntimeConfig, seed: int = 0
+        self,
+        student: Network,
+        method: Method,
+        recipe: RecipeConfig,
+        runtime: RuntimeConfig,
+        seed: int = 0,
+        guard: Guard | None = None,
+        title: str = "",
     ) -> None:
         self.student = student
         self.forward = compiled(student) if runtime.compile else student
         self.method = method
         self.recipe = recipe
         self.runtime = runtime
+        self.guard = guard or Guard()
+        self.title = title
+        self.teacher: TeacherSource = no_teacher
+        self.checkpointer: Checkpoints = NoCheckpoints()
+        self.work = 1.0
+        """Share of the group's work, in any unit."""
         own, projections = list(student.parameters()), list(method.parameters())
-        # A tensor, so that a recorded step follows the schedule; its type is what the fused kernels read.
+        # A tensor, so that a captured step follows the schedule; its type is what the fused kernels read.
         self.lr = torch.tensor(
             recipe.lr, dtype=torch.float64 if runtime.device == "cpu" else torch.float32, device=runtime.device
         )
@@ -56,41 +99,44 @@ class Learner:
         self.scaler = torch.amp.GradScaler(torch.device(runtime.device).type, enabled=runtime.precision == "fp16")
         self.buffers = [*student.buffers(), *method.buffers()]
         self.epoch = 0
-        """Epochs done."""
+        """Number of finished epochs."""
         self.step_of_epoch = 0
-        """Steps done of the epoch that has begun."""
+        """Number of finished steps of the current epoch."""
         self.resumed = False
-        """Whether the epoch that begins next has begun already, in another process."""
+        """Whether the next epoch to begin was begun by another process."""
         self.seconds = 0.0
-        """Spent on the epoch that has begun, by all processes that worked on it: the loop adds to it."""
+        """Time spent on the current epoch by all processes that worked on it; the loop adds to it."""
         self.random = {
             kind: torch.Generator(device).manual_seed(seed).get_state()
             for kind, device in {"cpu": "cpu", runtime.device.partition(":")[0]: runtime.device}.items()
         }
-        """State of torch's generators, as this learner has left them."""
+        """State of torch's generators after this learner's last step."""
         self.progress = START
         self.skipped = 0
-        """Steps left out because their loss was not finite, in the epochs done."""
+        """Number of steps skipped because their loss was not finite, in the finished epochs."""
         self.overflows = 0
-        """Steps that gradient scaling left out, in the epochs done."""
+        """Number of steps that gradient scaling skipped, in the finished epochs."""
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
-        limit = recipe.nonfinite_limit if self.skips else 0
+        limit = recipe.nonfinite_limit if self.skips_bad_steps else 0
         self.sums = EpochSums(runtime.device, self.scaler.is_enabled(), limit)
-        self.buffers_before: list[Tensor] = []
 
     @property
-    def skips(self) -> bool:
-        """Whether a step that is not finite is left out, or ends the run."""
+    def skips_bad_steps(self) -> bool:
+        """Whether a step that is not finite is skipped; otherwise it ends the run."""
         return self.recipe.on_nonfinite == "skip"
 
     @property
     def position(self) -> tuple[int, int]:
-        """Epochs done, and steps done of the one that has begun."""
+        """Finished epochs, and finished steps of the current one."""
         return self.epoch, self.step_of_epoch
 
+    @property
+    def failed(self) -> bool:
+        return self.guard.failed
+
     def begin_epoch(self) -> None:
-        """Begin the next epoch, or go on with the one that a resume has brought back."""
+        """Begin the next epoch, or continue the one that a resume has restored."""
         self.student.train()
         self.method.train()
         self.lr.fill_(learning_rate(self.recipe, self.epoch))
@@ -101,31 +147,33 @@ class Learner:
         self.resumed = False
 
     @contextmanager
-    def drawing(self) -> Iterator[None]:
-        """What is drawn meanwhile comes from this learner's own random state."""
+    def rng_scope(self) -> Iterator[None]:
+        """Draw random numbers from this learner's own state while the block runs."""
         set_random_state(self.random, self.runtime.device)
         try:
             yield
         finally:
             self.random = random_state(self.runtime.device)
 
-    def losses(self, batch: Batch, knowledge: Knowledge | None) -> dict[str, Tensor]:
-        """Forward pass: the method's named scalar terms."""
-        self.buffers_before = [buffer.clone() for buffer in self.buffers] if self.skips else []
+    def train_step(self, batch: Batch, teacher_output: TeacherOutput | None) -> None:
+        """Run forward pass, losses, backward pass, clipping, finite check and optimiser. Never waits for a GPU.
+
+        Args:
+            batch: images and labels.
+            teacher_output: output of the learner's teacher, or None without a teacher.
+        """
+        buffers = [buffer.clone() for buffer in self.buffers] if self.skips_bad_steps else []
+        required = teacher_output.select(self.method.requires) if teacher_output else None
         with autocast(self.runtime):
             output = self.forward(batch.images)
-            terms = self.method(output, knowledge, batch, progress=self.progress)
+            terms = self.method(output, required, batch, progress=self.progress)
         self.sums.add_predictions(self.method.predict(output), batch.labels)
-        return terms
-
-    def step(self, terms: Mapping[str, Tensor]) -> None:
-        """Backward pass, clipping, finite check, optimiser, sums. Nothing here waits for a GPU."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(self.poisoned(terms)).backward()
+        self.scaler.scale(self.masked_loss(terms)).backward()
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.clipped, self.recipe.clip_norm)
         failed = self.sums.add_terms(terms, grad_norm, self.epoch + 1)
-        for buffer, before in zip(self.buffers, self.buffers_before, strict=False):  # running statistics, memory banks
+        for buffer, before in zip(self.buffers, buffers, strict=False):  # running statistics, memory banks
             buffer.copy_(torch.where(failed > 0, before, buffer))
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
@@ -134,29 +182,30 @@ class Learner:
             self.optimizer.found_inf = failed  # type: ignore[attr-defined]  # read by the fused step
             self.optimizer.step()
 
-    def poisoned(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The total of a step's terms.
+    def masked_loss(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """Return the total loss, made NaN under gradient scaling where the optimiser must not take the step.
 
-        Gradient scaling decides by the gradients alone whether a step is taken, so where another term is not finite, or
-        a step before this one ended the run, they are made not finite either.
+        The scaler decides by the gradients alone, so a term that is not finite without making the total so, or an
+        earlier step that ended the run, has to reach them.
         """
         total = terms["total"]
         if not self.scaler.is_enabled():
             return total
         bad = ~torch.stack([value.detach().isfinite().all() for value in terms.values()]).all()
-        if not self.skips:
+        if not self.skips_bad_steps:
             bad = bad | (self.sums.failed_step > 0)
         return total * torch.where(bad, torch.nan, 1.0)
 
     def raise_if_failed(self) -> None:
-        """That no step of this epoch ended the run. Waits for a GPU."""
+        """Raise if a step of this epoch ended the run. Waits for a GPU."""
         self.sums.raise_if_failed(self.epoch + 1)
 
     def end_epoch(self, dataset: Dataset) -> dict[str, float]:
-        """Validate, keep the best weights, and add this epoch's row to the records."""
+        """Validate, keep the best weights, and return this epoch's row of metrics.csv, which is added to `rows`."""
         started = time.perf_counter()
         means = self.sums.means(self.epoch + 1)
-        val_logits = finite(predict(self.student, dataset, dataset.val, self.runtime, self.method), self.epoch + 1)
+        val_logits = predict(self.student, dataset, dataset.val, self.runtime, self.method)
+        check_finite(val_logits, self.epoch + 1)
         labels = dataset.val.labels.cpu().numpy()
         train_loss, train_acc, grad_norm = means.pop("total"), means.pop("train_acc"), means.pop(GRAD_NORM)
         assert not means.keys() & COLUMNS, "a loss term has the name of a column"
@@ -188,7 +237,7 @@ class Learner:
         return row
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a later process needs to go on as if nothing had happened, after any step."""
+        """Return everything that another process needs to continue after any step as if it had not stopped."""
         return {
             "student": self.student.state_dict(),
             "method": self.method.state_dict(),
@@ -206,6 +255,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state of another process."""
         self.student.load_state_dict(state["student"])
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -227,7 +277,7 @@ class Learner:
 
 
 def random_state(device: str) -> dict[str, Tensor]:
-    """Of torch's generators: the CPU's, and the GPU's where there is one. Waits for neither."""
+    """Return the state of torch's generators: the CPU's, and the GPU's where there is one. Waits for neither."""
     state = {"cpu": torch.get_rng_state()}
     if device != "cpu":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -235,6 +285,7 @@ def random_state(device: str) -> dict[str, Tensor]:
 
 
 def set_random_state(state: Mapping[str, Tensor], device: str) -> None:
+    """Set torch's generators to a state."""
     torch.set_rng_state(state["cpu"])
     if device != "cpu" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,84 +1,83 @@
-"""The training loop: one batch, one teacher forward, then one step per learner."""
+"""The training loop: a batch, the teachers' outputs, then one step per learner."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor
 
 from kdbench.data.batches import Batches
-from kdbench.data.dataset import Dataset
-from kdbench.stopping import leave_if_asked
-from kdbench.train.display import Display
-from kdbench.train.group import Group
+from kdbench.system.device import synchronize
+from kdbench.system.signals import raise_if_requested
+from kdbench.train.graphs import steps_for
+from kdbench.train.group import Clock, active, learners_at
+from kdbench.train.learner import Learner
+from kdbench.train.progress import TrainingProgress
 from kdbench.train.steps import Steps
 
 
-def no_one(images: int) -> None:
-    """Nobody is told."""
-
-
-def fit(group: Group, steps: Steps, dataset: Dataset, epochs: int, display: Display) -> None:
-    """Train a group until those who are left in it have done `epochs`.
+def fit(learners: Sequence[Learner], batches: Batches, epochs: int, steps: Steps | None = None) -> None:
+    """Train learners in lockstep until each has finished its epochs or failed.
 
     Args:
-        group: At least one pupil. Who fails is told so, leaves it, and the others go on.
-        steps: How a step is carried out.
-        dataset: For validation.
-        epochs: In total, those before a resume included.
-        display: Is told of every batch and every epoch.
+        learners: at least one; a failed one leaves the group, and the others continue.
+        batches: training batches, the same for all learners.
+        epochs: number of epochs in total, those before a resume included.
+        steps: how a step is executed; None takes what is fastest on the device.
 
     Raises:
-        Interrupted: the process was asked to stop; every learner stands between two steps.
+        Interrupted: a stop was requested; every learner stands between two steps.
     """
-    while group.pupils and group.position[0] < epochs:
-        epoch, start = group.position
-        for pupil in group.at(epoch):
-            with group.apart(pupil):
-                steps.begin_epoch(pupil.learner)
-        train_epoch(group, steps, (epoch, start), steps.batches.plan(epoch, start), display.add)
-        for pupil in group.at(epoch):
-            with group.apart(pupil):
-                row = pupil.learner.end_epoch(dataset)
-                display.epoch_done(row)
-                pupil.epoch_done(row)
+    steps = steps or steps_for(learners, batches)
+    progress = TrainingProgress(learners, epochs, batches)
+    try:
+        while running := active(learners, epochs):
+            epoch, start = min(learner.position for learner in running)
+            for learner in learners_at(running, epoch):
+                with learner.guard:
+                    learner.begin_epoch()
+            train_epoch(running, steps, batches.plan(epoch, start), epoch, start, progress)
+            for learner in learners_at(running, epoch):
+                with learner.guard:
+                    progress.show(learner, learner.end_epoch(batches.dataset))
+                    learner.checkpointer.end_epoch()
+    finally:
+        progress.close()
 
 
 def train_epoch(
-    group: Group,
+    learners: Sequence[Learner],
     steps: Steps,
-    position: tuple[int, int],
     plan: Iterable[tuple[Tensor, Tensor]],
-    trained: Callable[[int], None] = no_one,
+    epoch: int,
+    start: int = 0,
+    progress: TrainingProgress | None = None,
 ) -> None:
-    """Carry out the steps of an epoch, or what is left of it.
+    """Train the steps of an epoch, or the rest of it.
 
     Args:
-        group: Nobody in it stands before the first of them.
-        steps: How each is carried out.
-        position: Of the first of them: epoch, and step.
-        plan: Rows and views of their batches.
-        trained: Is told of how many images.
+        learners: none of them stands before the first step.
+        steps: how a step is executed: eagerly or captured.
+        plan: rows and views of the batches.
+        epoch: the epoch, counted from 0.
+        start: the first step.
+        progress: display of the images trained.
     """
-    epoch, start = position
-    group.begin_clock()
-    with steps.running():
+    clock = Clock()
+    steps.enter_stream()
+    try:
         for step, (rows, views) in enumerate(plan, start):
-            pupils = group.at(epoch, step)
-            if not pupils:  # they failed, or a resume has brought them further
+            current = learners_at(learners, epoch, step)
+            if not current:  # all failed, or a resume has brought them further
                 continue
-            batch, known = steps.lesson(rows, views, [pupil.learner for pupil in pupils])
-            for pupil in pupils:
-                with group.apart(pupil):
-                    steps.take(pupil.learner, batch, known)
-                    pupil.between_steps()
-            trained(len(rows))
-            group.share_time(pupils)
-            leave_if_asked()
-    wait_for_device(steps.batches)
-    group.share_time(group.at(epoch))
-
-
-def wait_for_device(batches: Batches) -> None:
-    device = batches.dataset.train.labels.device
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+            batch, teacher_outputs = steps.prepare_batch(rows, views, current)
+            for learner in current:
+                with learner.guard:
+                    steps.train_step(learner, batch, teacher_outputs)
+                    learner.checkpointer.maybe_save()
+            if progress:
+                progress.add(len(rows))
+            clock.charge(current)
+            raise_if_requested()
+    finally:
+        steps.leave_stream()
+    synchronize(learners[0].runtime.device)
+    clock.charge(learners_at(learners, epoch))

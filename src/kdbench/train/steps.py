@@ -1,51 +1,61 @@
-"""What a training step is made of: a batch, what teachers say of it, and each learner's own part."""
+"""The parts of a training step: a batch with the teachers' outputs, and each learner's own part."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from torch import Tensor
 
 from kdbench.data.batches import Batch, Batches
-from kdbench.methods.method import Knowledge
-from kdbench.train.learner import Learner
+from kdbench.methods.base import TeacherOutput
+from kdbench.train.learner import Learner, TeacherSource
 
-Answers = Callable[[Batch], Knowledge | None]
-"""How a teacher answers a batch (`kdbench.teaching`)."""
-Known = Mapping[Answers, Knowledge | None]
-"""What was answered, by who answered it."""
+TeacherOutputs = Mapping[TeacherSource, TeacherOutput | None]
+"""Outputs for one batch by the teacher that computed them."""
 
 
-class Steps:
-    """Carries steps out as they are written. What else does it (`kdbench.train.graphs`) computes the same.
+class Steps(Protocol):
+    """How steps are executed. Every implementation computes the same."""
+
+    def prepare_batch(
+        self, rows: Tensor, views: Tensor, learners: Sequence[Learner]
+    ) -> tuple[Batch, TeacherOutputs]: ...
+
+    def train_step(self, learner: Learner, batch: Batch, teacher_outputs: TeacherOutputs) -> None: ...
+
+    def enter_stream(self) -> None: ...
+
+    def leave_stream(self) -> None: ...
+
+
+class EagerSteps:
+    """Executes steps as they are written.
 
     Args:
-        batches: Of every epoch.
-        teachers: Whom each learner listens to. One that several have is asked once a batch.
+        batches: training batches.
     """
 
-    def __init__(self, batches: Batches, teachers: Mapping[Learner, Answers]) -> None:
+    def __init__(self, batches: Batches) -> None:
         self.batches = batches
-        self.teachers = teachers
 
-    def lesson(self, rows: Tensor, views: Tensor, learners: Sequence[Learner]) -> tuple[Batch, Known]:
-        """A batch, and what the learners' teachers say of it."""
+    def prepare_batch(self, rows: Tensor, views: Tensor, learners: Sequence[Learner]) -> tuple[Batch, TeacherOutputs]:
+        """Return a batch, and the output of each distinct teacher of the learners, computed once.
+
+        Args:
+            rows: [B] int64, rows of the training images.
+            views: [B] int64, view of each.
+            learners: learners that take the step.
+        """
         batch = self.batches.batch(rows, views)
-        return batch, {teacher: teacher(batch) for teacher in dict.fromkeys(self.teachers[one] for one in learners)}
+        return batch, {teacher: teacher(batch) for teacher in dict.fromkeys(learner.teacher for learner in learners)}
 
-    def take(self, learner: Learner, batch: Batch, known: Known) -> None:
-        """A learner's part. What goes wrong in it concerns this learner alone."""
-        with learner.drawing():
-            self.learn(learner, batch, known)
+    def train_step(self, learner: Learner, batch: Batch, teacher_outputs: TeacherOutputs) -> None:
+        """Train one learner on a batch. An exception concerns this learner only."""
+        with learner.rng_scope():
+            learner.train_step(batch, teacher_outputs[learner.teacher])
         learner.step_of_epoch += 1
 
-    def learn(self, learner: Learner, batch: Batch, known: Known) -> None:
-        knowledge = known[self.teachers[learner]]
-        terms = learner.losses(batch, knowledge.only(learner.method.needs) if knowledge else None)
-        learner.step(terms)
+    def enter_stream(self) -> None:
+        """Do nothing: eager steps are executed on the current stream."""
 
-    def begin_epoch(self, learner: Learner) -> None:
-        learner.begin_epoch()
-
-    def running(self) -> AbstractContextManager[object]:
-        """Where an epoch's steps are carried out."""
-        return nullcontext()
+    def leave_stream(self) -> None:
+        """Do nothing."""

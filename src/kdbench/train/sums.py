@@ -1,4 +1,4 @@
-"""What an epoch adds up to, kept on the device so that no step waits for the host."""
+"""Sums over the steps of an epoch, kept on the device so that no step waits for the host."""
 
 import math
 from collections.abc import Mapping
@@ -10,26 +10,28 @@ from torch import Tensor
 from kdbench.errors import RunError
 
 GRAD_NORM = "grad_norm"
-COUNTS = ("steps", "images", "right", "norms", "skipped", "overflows", "failed_step")
+COUNTS = ("steps", "images", "correct", "norm_steps", "skipped", "overflows", "failed_step")
 TENSORS = (*COUNTS, "totals", "failed_values")
 
 
 class NonFiniteError(RunError):
-    """A step's loss, or the norm of its gradients, is not finite.
+    """A loss term, or the norm of the gradients, that is not finite.
 
     Args:
-        epoch: Counted from 1.
-        step: Of the epoch, counted from 1.
-        values: Loss terms and `grad_norm` of the step.
-        culprit: The one that is to blame.
-        ended: What became of the run, and why.
+        epoch: epoch, counted from 1.
+        step: step of the epoch, counted from 1.
+        values: loss terms and `grad_norm` of the step.
+        cause: name of the value that is not finite.
+        consequence: what follows for the run, in words.
     """
 
-    def __init__(self, epoch: int, step: int, values: Mapping[str, float], culprit: str, ended: str) -> None:
+    def __init__(self, epoch: int, step: int, values: Mapping[str, float], cause: str, consequence: str) -> None:
         listed = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         super().__init__(
-            f"epoch {epoch}, step {step}: {culprit} is {values[culprit]} ({listed}); {ended}. "
-            "Lower recipe.lr or the method's weights, or use runtime.precision=fp32"
+            f"epoch {epoch}, step {step}: {cause} is {values[cause]} ({listed}); {consequence}. "
+            "Lower recipe.lr or the method's weights, or use runtime.precision=fp32",
+            code="not_finite",
+            key="recipe.lr",
         )
         self.epoch = epoch
         self.step = step
@@ -37,19 +39,20 @@ class NonFiniteError(RunError):
 
 
 class EpochSums:
-    """Sums of loss terms, gradient norms and right answers, and the watch over what is not finite.
+    """Sums of loss terms, gradient norms and correct predictions, and the check for values that are not finite.
 
-    They are added to in place, so that a step which a GPU has recorded adds to them too when it is replayed.
+    They are updated in place, so that a captured step updates them too when it is replayed.
 
-    The first step with a term that is not finite is remembered, and the optimiser is told, on the device, not to take
-    it; nor any after it, unless bad steps are to be skipped. On the CPU the run ends at that step; on a GPU when the
-    epoch's sums are read, with the same words.
+    The first step with a term that is not finite is recorded, and the optimiser is stopped, on the device, from taking
+    it; also from taking any later one, unless bad steps are to be skipped. On the CPU the run ends at that step; on a
+    GPU when the sums of the epoch are read, with the same message.
 
     Args:
-        device: Where the sums live.
-        norms_may_overflow: With gradient scaling a gradient that is not finite is the scaler's affair, and counted.
-        limit: How many bad steps of a run may be skipped before it ends; 0: it ends at the first.
-        before: How many of them earlier epochs have skipped.
+        device: device of the sums.
+        norms_may_overflow: whether gradient scaling is on; the scaler then handles gradients that are not finite, and
+            they are counted.
+        limit: number of bad steps of a run that may be skipped before it ends; 0 ends it at the first.
+        before: number of steps skipped in earlier epochs.
     """
 
     def __init__(self, device: str, norms_may_overflow: bool = False, limit: int = 0, before: int = 0) -> None:
@@ -60,25 +63,30 @@ class EpochSums:
         self.before = before
         self.names: tuple[str, ...] = ()
         self.batch_size = 0
-        self.batch_right = torch.zeros((), dtype=torch.int64, device=device)
-        self.steps, self.images, self.right, self.norms, self.skipped, self.overflows, self.failed_step = (
+        self.batch_correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.steps, self.images, self.correct, self.norm_steps, self.skipped, self.overflows, self.failed_step = (
             torch.zeros((), dtype=torch.int64, device=device) for _ in COUNTS
         )
         self.totals = torch.zeros(0, dtype=torch.float64, device=device)
         self.failed_values = torch.zeros(0, dtype=torch.float64, device=device)
 
     def begin(self, before: int) -> None:
-        """Begin an epoch, earlier ones of which have skipped so many steps."""
+        """Start an epoch.
+
+        Args:
+            before: number of steps skipped in earlier epochs.
+        """
         self.before = before
         for name in TENSORS:
             getattr(self, name).zero_()
 
     def add_predictions(self, logits: Tensor, labels: Tensor) -> None:
+        """Count the correct predictions of a batch. `add_terms` of the same step adds them."""
         self.batch_size = len(labels)
-        self.batch_right = (logits.detach().argmax(dim=1) == labels).sum()
+        self.batch_correct = (logits.detach().argmax(dim=1) == labels).sum()
 
     def add_terms(self, terms: Mapping[str, Tensor], grad_norm: Tensor, epoch: int) -> Tensor:
-        """Add the terms (means over the batch whose predictions were added last) and the norm of a step.
+        """Add the loss terms (means over the batch) and the gradient norm of a step.
 
         Returns:
             Scalar float32 on the device: 1 if the optimiser must not take this step, else 0.
@@ -95,8 +103,8 @@ class EpochSums:
         bad = ~(finite[:-1] if self.norms_may_overflow else finite).all()
         good = ~bad
         self.images += good * self.batch_size
-        self.right += good * self.batch_right
-        self.norms += good & finite[-1]
+        self.correct += good * self.batch_correct
+        self.norm_steps += good & finite[-1]
         self.overflows += good & ~finite[-1]
         # A loss is a mean over its batch, a norm belongs to the step.
         self.totals[:-1] += torch.where(good, values[:-1] * self.batch_size, 0.0)
@@ -110,38 +118,40 @@ class EpochSums:
         return (bad if self.limit else self.failed_step > 0).float()
 
     def means(self, epoch: int) -> dict[str, float]:
-        """Mean of each term over the epoch's images, mean `grad_norm` over its finite steps, and `train_acc`.
+        """Return the mean of each term over the images, `grad_norm` over the finite steps, and `train_acc`.
 
-        Steps that were skipped count in none of them.
+        Skipped steps count in none of them.
 
         Raises:
-            NonFiniteError: some step was not finite, or more of them than are bearable.
+            NonFiniteError: a step was not finite, or more of them than the limit allows.
         """
         self.raise_if_failed(epoch)
         images = max(1, int(self.images))
         totals = dict(zip(self.names, self.totals.tolist(), strict=True))
-        grad_norm = totals.pop(GRAD_NORM) / max(1, int(self.norms))
+        grad_norm = totals.pop(GRAD_NORM) / max(1, int(self.norm_steps))
         means = {name: total / images for name, total in totals.items()}
-        return means | {"train_acc": int(self.right) / images, GRAD_NORM: grad_norm}
+        return means | {"train_acc": int(self.correct) / images, GRAD_NORM: grad_norm}
 
     def raise_if_failed(self, epoch: int) -> None:
-        """Waits for a GPU."""
+        """Raise if a step of this epoch ends the run. Waits for a GPU."""
         if self.before + int(self.skipped) <= self.limit:
             return
         values = dict(zip(self.names, self.failed_values.tolist(), strict=True))
         watched = list(values)[:-1] if self.norms_may_overflow else list(values)
         # "total" is bad whenever one of its parts is: name the part.
         bad = [name for name in watched if not math.isfinite(values[name])]
-        culprit = next((name for name in bad if name != "total"), "total")
-        ended = "stopped before the optimiser's step"
+        cause = next((name for name in bad if name != "total"), "total")
+        consequence = "stopped before the optimiser's step"
         if self.limit:
-            ended = f"more than recipe.nonfinite_limit={self.limit} such steps, the first one of this epoch here"
-        raise NonFiniteError(epoch, int(self.failed_step), values, culprit, ended)
+            consequence = f"more than recipe.nonfinite_limit={self.limit} such steps; this is the first of the epoch"
+        raise NonFiniteError(epoch, int(self.failed_step), values, cause, consequence)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state in the middle of an epoch."""
         return {name: getattr(self, name) for name in TENSORS} | {"names": list(self.names)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state in the middle of an epoch."""
         for name in TENSORS:
             setattr(self, name, state[name].to(self.device, copy=True))
         self.names = tuple(state["names"])

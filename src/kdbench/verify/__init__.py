@@ -1,1 +1,1 @@
-"""Does a run directory say the truth? What can be recomputed is, and compared with what was recorded."""
+"""Verification of run directories: what can be recomputed is, and compared with what was recorded."""

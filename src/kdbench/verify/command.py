@@ -1,4 +1,4 @@
-"""`kdbench-verify RUN...`: which of a run's numbers still follow from its files."""
+"""`kdbench-verify RUN...`: recompute the numbers of runs from their files."""
 
 import argparse
 import re
@@ -7,47 +7,60 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdbench.errors import ConfigError, Parser
-from kdbench.report.runs import run_folders, shown
-from kdbench.verify.findings import FAILS, HOLDS, NOT_CHECKED
-from kdbench.verify.material import Options
-from kdbench.verify.run import verify
+from kdbench.rundir.load import run_folders
+from kdbench.verify.checks import FAIL, NOT_CHECKED, PASS
 
 
 def verify_runs(arguments: Sequence[str]) -> int:
-    """Verify the command line's runs, and say line by line what holds.
+    """Verify the runs of a command line, and print a line for each check.
 
     Returns:
-        The exit code: 0 if all that was checked holds, 1 if something fails, 2 if nothing could be checked.
+        The exit code: 0 if every check passed, 1 if one failed, 2 if nothing could be checked.
 
     Raises:
         ConfigError: there is no run.
     """
-    given = parsed(arguments)
+    given = parse_arguments(arguments)
+    from kdbench.verify.artifacts import Options  # here, because they import torch, which --help does without
+    from kdbench.verify.verify import verify
+
     folders = list(dict.fromkeys(folder.resolve() for path in given.paths for folder in run_folders(path)))
     if not folders:
         raise ConfigError(
             f"no run under {', '.join(map(str, given.paths))}; give run directories, or a folder that holds them "
-            "such as outputs/runs"
+            "such as outputs/runs",
+            code="not_found",
+            key="path",
         )
     options = Options(tuple(given.trust), given.quick, given.data_root)
     counts: Counter[str] = Counter()
     for folder in folders:
-        print(shown(folder), flush=True)
+        print(relative(folder), flush=True)
         for line in verify(folder, options):
             print(line)
             counts[line.verdict] += 1
     runs = f"{len(folders)} run{'s' if len(folders) > 1 else ''}"
-    print(f"{runs}: {counts[HOLDS]} checks hold, {counts[FAILS]} fail, {counts[NOT_CHECKED]} not checked")
-    if counts[FAILS]:
+    print(f"{runs}: {counts[PASS]} passed, {counts[FAIL]} failed, {counts[NOT_CHECKED]} not checked")
+    if counts[FAIL]:
         return 1
-    return 0 if counts[HOLDS] else 2
+    return 0 if counts[PASS] else 2
 
 
-def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+def relative(path: Path) -> Path:
+    """Return a path relative to the working directory if it lies below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the parsed command line.
+
+    Raises:
+        ConfigError: it is wrong.
+    """
     parser = Parser(
         prog="kdbench-verify",
-        description="Recompute what can be recomputed of finished runs, and say line by line what holds.",
-        epilog="Exit code 0: all that was checked holds; 1: something fails; 2: there was nothing to check.",
+        description="Recompute what can be recomputed of finished runs, and compare it with what they recorded.",
+        epilog="Exit code 0: every check passed; 1: a check failed; 2: nothing could be checked.",
     )
     parser.add_argument(
         "paths", nargs="+", type=Path, metavar="RUN", help="a run directory, or a folder that holds some"
@@ -56,12 +69,20 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         "--trust", action="append", default=[], metavar="MODULE",
         help="run code of this module where a run's config names it; kdbench's own is trusted",
     )  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="do not compute logits from weights")
-    parser.add_argument("--data-root", type=Path, metavar="DIR", help="where the data are if not where a config says")
+    parser.add_argument("--quick", action="store_true", help="compute no logits from weights")
+    parser.add_argument(
+        "--data-root", type=Path, metavar="DIR", help="folder of the data where the one of a config does not exist"
+    )
     given = parser.parse_args(arguments)
     for module in given.trust:
         if not re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", module):
-            raise ConfigError(f"--trust is {module!r}; it may be the name of a module, such as torchvision.models")
+            raise ConfigError(
+                f"--trust is {module!r}; it must be the name of a module, such as torchvision.models",
+                code="out_of_range",
+                key="--trust",
+            )
     if given.data_root and not given.data_root.is_dir():
-        raise ConfigError(f"--data-root is {given.data_root}, and there is no such folder")
+        raise ConfigError(
+            f"--data-root is {given.data_root}, and there is no such folder", code="not_found", key="--data-root"
+        )
     return given

@@ -1,96 +1,112 @@
-"""Checks of the record itself: files, seal, hashes, keys, and what the summary says again of its config."""
+"""Checks of the record itself: files, checksum, hashes, keys, and what the summary restates of its config."""
 
-from typing import Any
-
-from kdbench.runs import SCHEMA_VERSION, baseline_key, group_key, identity, key_of, seal_fits, sha256, stored_summary
-from kdbench.summary import restated
-from kdbench.teachers import UNKNOWN_OF_GIVEN_WEIGHTS, key_of_given, key_of_teacher, teacher_run
-from kdbench.verify.findings import Findings, NotChecked, needed
-from kdbench.verify.material import Run, teacher_folder, there
-
-
-def check_record(run: Run, found: Findings) -> None:
-    check_hashes(run, found)
-    check_keys(run, found)
-    check_restated(run, found)
+from kdbench.rundir import identity
+from kdbench.rundir.files import sha256
+from kdbench.rundir.summary import SCHEMA_VERSION, names, read_unverified
+from kdbench.runner.imported import UNKNOWN
+from kdbench.runner.results import restated
+from kdbench.verify.artifacts import Artifacts, existing, find_teacher
+from kdbench.verify.checks import Checks, NotChecked, needed
 
 
-def check_seal(run: Run, found: Findings) -> None:
-    if not seal_fits(run.summary) and "seal" not in run.summary:
-        found.fails("seal", "summary.json is of a version that seals it, and the seal is gone")
-    elif "seal" not in run.summary:
-        found.not_checked("seal", "there is none: written before summaries were sealed")
-    elif seal_fits(run.summary):
-        found.holds("seal")
+def check_record(run: Artifacts, checks: Checks) -> None:
+    """Check hashes, keys and restated settings."""
+    check_hashes(run, checks)
+    check_keys(run, checks)
+    check_restated(run, checks)
+
+
+def check_checksum(run: Artifacts, checks: Checks, matches: bool) -> None:
+    """Check that the summary has its checksum, and that it matches.
+
+    Args:
+        run: the run.
+        checks: its lines.
+        matches: whether the checksum matches, or there is none.
+    """
+    if not matches:
+        checks.failed("checksum", "summary.json was changed since it was written")
+    elif run.summary.checksum is not None:
+        checks.passed("checksum")
+    elif run.summary.config_sha256 is not None:
+        checks.failed("checksum", "summary.json has none, though the version that wrote it adds one")
     else:
-        found.fails("seal", "summary.json was changed since it was written")
+        checks.not_checked("checksum", "summary.json was written by a version without checksums")
 
 
-def check_files(run: Run, found: Findings) -> None:
+def check_files(run: Artifacts, checks: Checks) -> None:
+    """Check that every file of a complete run is there."""
     files = run.directory
     expected = [files.config, files.logits, files.weights, files.log, *([] if run.is_given else [files.metrics])]
-    lacking = ", ".join(file.name for file in expected if not file.is_file())
-    if not lacking:
-        found.holds("files")
+    missing = ", ".join(file.name for file in expected if not file.is_file())
+    if not missing:
+        checks.passed("files")
     elif run.is_small:
-        found.not_checked("files", f"{lacking}: not kept in a run's small form")
+        checks.not_checked("files", f"{missing}: not kept in a run's small form")
     else:
-        found.fails("files", f"there is no {lacking}")
+        checks.failed("files", f"there is no {missing}")
 
 
-def check_hashes(run: Run, found: Findings) -> None:
+def check_hashes(run: Artifacts, checks: Checks) -> None:
+    """Check that each file has the hash that was recorded."""
     files = run.directory
-    for name, file in (
-        ("config", files.config), ("metrics", files.metrics), ("weights", files.weights), ("logits", files.logits),
-    ):  # fmt: skip
-        with found.checking(f"{name}_sha256"):
-            if name == "metrics" and run.is_given:
-                continue
-            there(file)
-            if name == "logits" and run.is_half:
+    recorded = names(
+        config_sha256=files.config,
+        metrics_sha256=files.metrics,
+        weights_sha256=files.weights,
+        logits_sha256=files.logits,
+    )
+    for name, file in recorded.items():
+        if file == files.metrics and run.is_given:
+            continue
+        with checks.checking(name):
+            existing(file)
+            if file == files.logits and run.is_half:
                 raise NotChecked("in half precision: cannot be compared by hash")
-            found.same(f"{name}_sha256", sha256(file), f"of {file.name}")
+            checks.same(f"of {file.name}", **{name: sha256(file)})
 
 
-def check_keys(run: Run, found: Findings) -> None:
-    """The run's key and its relatives follow from the config, and the folder is named by it."""
-    folder, recorded = run.directory.path.name, run.summary.get("run_key")
+def check_keys(run: Artifacts, checks: Checks) -> None:
+    """Check that the run's keys follow from its config, and that the folder has the run's key in its name."""
+    folder, recorded = run.directory.path.name, run.summary.run_key
     if folder.endswith(f"_{recorded}"):
-        found.holds("folder", "named by its run_key")
+        checks.passed("folder", "its name ends with the run key")
     else:
-        found.fails("folder", f"it is called {folder}, and ends in no {recorded}, the run_key recorded")
-    with found.checking("run_key"):
+        checks.failed("folder", f"its name is {folder}, which does not end with {recorded}, the recorded run key")
+    with checks.checking("keys"):
         config = needed(run.config, "config.yaml")
-        taught_by = key_of_its_teacher(run) if config.teacher else None
-        whole = identity(config, taught_by)
-        key = key_of_given(config, config.method.params.sha256) if run.is_given else key_of(whole)
-        expected = {"run_key": key, "group_key": group_key(whole), "baseline_key": baseline_key(whole)}
-        for name, value in (expected | {"teacher_key": taught_by}).items():
-            found.same(name, value, "from config.yaml")
+        teacher_key = key_of_teacher(run) if config.teacher else None
+        content = identity.run_identity(config, teacher_key)
+        given = run.is_given
+        checks.same(
+            "from config.yaml",
+            run_key=identity.given_key(config, config.method.params.sha256) if given else identity.hash_of(content),
+            group_key=identity.group_key(content),
+            baseline_key=identity.baseline_key(content),
+            teacher_key=teacher_key,
+        )
 
 
-def key_of_its_teacher(run: Run) -> str:
+def key_of_teacher(run: Artifacts) -> str:
+    """Return the key of the teacher's run, from the config."""
     assert run.config is not None
     assert run.config.teacher is not None
     if run.config.teacher.checkpoint is None:
-        return key_of_teacher(run.config)
-    # The file may be gone since; the run that stands for it knows its hash.
-    params = stored_summary(teacher_folder(run)).get("method_params")
-    return key_of_given(teacher_run(run.config), str(params.get("sha256")) if isinstance(params, dict) else "")
+        return identity.teacher_key(run.config)
+    # The file may no longer exist; the run that stands for it recorded its hash.
+    summary, _ = read_unverified(find_teacher(run))
+    recorded = (summary.method_params or {}).get("sha256")
+    return identity.given_key(identity.teacher_config(run.config), str(recorded))
 
 
-def check_restated(run: Run, found: Findings) -> None:
-    with found.checking("restated of config.yaml"):
+def check_restated(run: Artifacts, checks: Checks) -> None:
+    """Check that the summary restates its config; the role is the one that the method's class declares."""
+    with checks.checking("restated settings"):
         config = needed(run.config, "config.yaml")
-        expected: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
-            "status": "complete",
-            "epochs": config.recipe.epochs,
-            **restated(config),
-        }
+        expected = names(schema_version=SCHEMA_VERSION, status="complete", epochs=config.recipe.epochs)
+        expected |= restated(config)
         if run.is_given:
-            expected |= dict.fromkeys(expected.keys() & set(UNKNOWN_OF_GIVEN_WEIGHTS))
-        group = Findings(run.summary)
-        for key, value in expected.items():
-            group.same(key, value, "in config.yaml")
-        found.together("restated of config.yaml", group)
+            expected |= dict.fromkeys(expected.keys() & set(UNKNOWN))
+        group = Checks(checks.recorded)
+        group.same("in config.yaml", **expected)
+        checks.add_group("restated settings", group)

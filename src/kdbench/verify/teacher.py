@@ -1,44 +1,56 @@
-"""Checks of what was learned from: the teacher is still the one it was, and fidelity follows from both runs' logits."""
+"""Checks of the teacher: it is still the recorded one, and fidelity follows from the logits of both runs."""
+
+from pathlib import Path
 
 from safetensors.torch import load_file
 
 from kdbench.metrics import accuracy
-from kdbench.runs import RunDirectory, seal_fits, sha256, stored_summary
-from kdbench.summary import fidelity
-from kdbench.verify.findings import Findings, NotChecked, needed
-from kdbench.verify.material import Run, check_shapes, teacher_folder, there
+from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.files import sha256
+from kdbench.rundir.summary import RunSummary, read_unverified
+from kdbench.runner.results import fidelity
+from kdbench.verify.artifacts import Artifacts, check_shapes, existing, find_teacher
+from kdbench.verify.checks import Checks, NotChecked, needed
 
 
-def check_teacher(run: Run, found: Findings) -> None:
-    if run.summary.get("teacher") is None and (run.config is None or run.config.teacher is None):
+def check_teacher(run: Artifacts, checks: Checks) -> None:
+    """Check the teacher's run and what was computed from it; nothing for a run without a teacher."""
+    if run.summary.teacher is None and (run.config is None or run.config.teacher is None):
         return
-    with found.checking("teacher"):
-        teacher = RunDirectory(teacher_folder(run), str(run.summary.get("teacher_key")))
-        summary = stored_summary(teacher.path)
-        if not seal_fits(summary):
-            found.fails("teacher", f"the summary.json of {teacher.path.name} was changed since it was written")
-        elif summary.get("run_key") != teacher.key:
-            found.fails("teacher", f"the run_key of {teacher.path.name} is {summary.get('run_key')!r}")
+    with checks.checking("teacher"):
+        folder = find_teacher(run)
+        summary, matches = read_unverified(folder)
+        teacher = RunDirectory(folder, str(run.summary.teacher_key))
+        if not matches:
+            checks.failed("teacher", f"{name_of(folder)} was changed since it was written")
+        elif summary.run_key != teacher.key:
+            checks.failed("teacher", f"{name_of(folder)} has the run key {summary.run_key!r}")
         else:
-            found.holds("teacher", teacher.path.name)
-        check_weights(run, teacher, found)
-        check_fidelity(run, teacher, found)
+            checks.passed("teacher", folder.name)
+        check_weights(run, teacher, checks)
+        check_fidelity(run, teacher, summary, checks)
 
 
-def check_weights(run: Run, teacher: RunDirectory, found: Findings) -> None:
-    """The teacher was not replaced after this student was trained."""
-    with found.checking("teacher_weights_sha256"):
+def name_of(folder: Path) -> str:
+    """Return the name of a run's summary, for people."""
+    return f"{folder.name}/summary.json"
+
+
+def check_weights(run: Artifacts, teacher: RunDirectory, checks: Checks) -> None:
+    """Check that the teacher was not replaced after this student was trained."""
+    with checks.checking("weights of the teacher"):
         if run.config and run.config.teacher is None:
             raise NotChecked("config.yaml names no teacher")
-        found.same("teacher_weights_sha256", sha256(there(teacher.weights)), "of the teacher that is there now")
+        checks.same("of the present teacher", teacher_weights_sha256=sha256(existing(teacher.weights)))
 
 
-def check_fidelity(run: Run, teacher: RunDirectory, found: Findings) -> None:
-    with found.checking("fidelity"):
-        own = needed(run.logits, "logits.safetensors")
-        taught = load_file(there(teacher.logits))
-        check_shapes(taught, stored_summary(teacher.path))
-        of_teacher = accuracy(taught["test_logits"].numpy(), own["test_labels"].numpy())
-        found.same("teacher_test_acc", of_teacher, "from the teacher's logits")
-        for key, value in fidelity(own["test_logits"], taught["test_logits"]).items():
-            found.same(key, value, "from both runs' logits", run.tolerance)
+def check_fidelity(run: Artifacts, teacher: RunDirectory, teacher_summary: RunSummary, checks: Checks) -> None:
+    """Check that fidelity and the teacher's accuracy follow from the logits of both runs."""
+    with checks.checking("fidelity"):
+        logits = needed(run.logits, "logits.safetensors")
+        teacher_logits = load_file(existing(teacher.logits))
+        check_shapes(teacher_logits, teacher_summary)
+        teacher_test_acc = accuracy(teacher_logits["test_logits"].numpy(), logits["test_labels"].numpy())
+        checks.same("from the teacher's logits", teacher_test_acc=teacher_test_acc)
+        values = fidelity(logits["test_logits"], teacher_logits["test_logits"])
+        checks.same("from the logits of both runs", run.tolerance, **values)

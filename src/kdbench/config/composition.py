@@ -1,0 +1,232 @@
+"""Composition by Hydra: from overrides to a `RunConfig`, and Hydra's errors in one line that says what to do."""
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kdbench.config.parse import parse
+from kdbench.config.paths import CONF_DIR
+from kdbench.config.sections import RunConfig
+from kdbench.errors import ConfigError, first_line, nearest
+
+
+def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> RunConfig:
+    """Return the run that `kdbench OVERRIDES` would carry out.
+
+    Args:
+        overrides: as on the command line, for example `["student=resnet8", "method=ce"]`.
+        config_dir: folder of further options, as `--config-dir` takes it.
+
+    Raises:
+        ConfigError: the run cannot be composed, or a value is not allowed; in one line.
+    """
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides is the text {overrides!r}; give a list, [{overrides!r}]", code="wrong_type")
+    folder = Path(config_dir) if config_dir is not None else None
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(
+            f"--config-dir: {folder} is not a folder of options; give one that exists",
+            code="not_found",
+            key="--config-dir",
+        )
+    register_models_once(folder)
+    try:
+        with initialize_hydra(folder):
+            config = hydra_compose("config", list(overrides), return_hydra_config=True)
+    except Exception as error:  # Hydra's own errors, and what it stumbles over
+        raise composition_error(error, overrides, folder) from None
+    return parse(without_hydra(config), config.hydra.runtime.choices)
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """Return a composed config without Hydra's own node, its interpolations unresolved."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+@contextlib.contextmanager
+def initialize_hydra(config_dir: Path | None) -> Iterator[ConfigLoader]:
+    """Initialise Hydra for the options of kdbench and of a further folder, and yield its loader of configs.
+
+    Afterwards the instance that a surrounding Hydra application uses is back. The folder becomes a part of the search
+    path directly, as for `kdbench --config-dir`: an override of `hydra.searchpath` cannot hold every folder's name.
+    """
+    previous = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    version.setbase("1.3")
+    search_path = create_config_search_path(str(CONF_DIR))
+    if config_dir is not None:
+        search_path.prepend("command-line", f"file://{config_dir.absolute()}", SearchPathQuery(provider="schema"))
+    try:
+        yield Hydra.create_main_hydra2("kdbench", search_path).config_loader
+    finally:
+        GlobalHydra.instance().clear()
+        if previous:
+            GlobalHydra.instance().hydra = previous
+
+
+_registered: tuple[tuple[Path, int, int], ...] = ()
+"""The model files that are registered, each with its time of change and size."""
+
+
+def register_models_once(config_dir: Path | None) -> None:
+    """Register the models of kdbench and of a further folder."""
+    register_models(CONF_DIR, *([config_dir] if config_dir else []))
+
+
+def register_models(*config_dirs: Path) -> None:
+    """Offer every file of each folder's model/ as `student=NAME` and as `teacher=NAME`; later folders win.
+
+    The models of an earlier call are withdrawn. Files that are registered and unchanged are not read again: reading
+    all of them takes a third of a composition.
+    """
+    global _registered
+    files = [file.absolute() for folder in config_dirs for file in sorted((folder / "model").glob("*.yaml"))]
+    state = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    if state == _registered:
+        return
+    nodes = {file: read_model(file) for file in files}
+    store = ConfigStore.instance()
+    for file, _, _ in _registered:
+        for group in ("student", "teacher"):
+            store.repo[group].pop(f"{file.stem}.yaml", None)
+    store.store(group="teacher", name="none", node={})
+    for file, node in nodes.items():
+        for group in ("student", "teacher"):
+            store.store(group=group, name=file.stem, node=node, provider=str(file))
+    _registered = state
+
+
+def read_model(file: Path) -> DictConfig:
+    """Return the content of a model's YAML file.
+
+    Raises:
+        ConfigError: it is no valid YAML, or no mapping.
+    """
+    try:
+        node = OmegaConf.load(file)
+    except Exception as error:  # the YAML library raises many types
+        raise ConfigError(
+            f"{file} is no valid YAML: {' '.join(str(error).split())}", code="invalid_yaml", key=file.stem
+        ) from None
+    if not isinstance(node, DictConfig):
+        raise ConfigError(
+            f"{file} describes no model: it must hold keys and values, _target_ among them",
+            code="invalid_yaml",
+            key=file.stem,
+        )
+    return node
+
+
+def composition_error(error: Exception, overrides: Sequence[str], config_dir: Path | None = None) -> ConfigError:
+    """Return an error of Hydra or OmegaConf as an error for the user.
+
+    Args:
+        error: raised while Hydra composed.
+        overrides: the command line's, to find the one that is wrong.
+        config_dir: folder of further options.
+    """
+    if isinstance(error, ConfigError):
+        return error
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            f"{error.override!r} cannot be read: {first_line(error)}; write key=value, and quote values that hold "
+            "spaces, commas, brackets or ~ (for example 'output_root=\"~/runs\"')",
+            code="unreadable_override",
+            key=str(error.override).partition("=")[0].lstrip("+~"),
+        )
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        if group:
+            valid = error.options or (options(group) if group in groups() else [])
+            return ConfigError(
+                f"{group}={option} is no option; {nearest(option, valid)}", code="unknown_option", key=group
+            )
+        return ConfigError(f"there is no config named {option}", code="unknown_option", key="--config-name")
+    unmatched = re.match(r"Could not (?:override|delete|append to config)[^']*'([^']+)'", str(error))
+    if unmatched:
+        return unknown_key(unmatched[1].partition("@")[0], overrides, config_dir)
+    if str(error).startswith("Ambiguous value"):
+        several = re.search(r"argument '([^'=]+)=", str(error))
+        return ConfigError(
+            f"{first_line(error)}: several values need -m, which makes one run of each",
+            code="needs_multirun",
+            key=several[1] if several else "",
+        )
+    missing = re.match(r"Additional config directory '(.*)' not found|provider=([^ ]+) .*path=(.*) is not", str(error))
+    if missing:
+        key = missing[2] or "--config-dir"
+        return ConfigError(
+            f"{key}: {missing[1] or missing[3]} is not a folder of options; give one that exists",
+            code="not_found",
+            key=key,
+        )
+    for override in overrides:
+        group, _, chosen = override.partition("=")
+        if group in groups() and chosen in ("null", ""):  # Hydra does not say which override it is
+            return ConfigError(
+                f"{override}: {group} takes the name of one option; {nearest(chosen, options(group))}",
+                code="unknown_option",
+                key=group,
+            )
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    key = getattr(cause, "full_key", None)
+    return ConfigError(f"{f'{key}: ' if key else ''}{first_line(cause)}", code="composition", key=str(key or ""))
+
+
+def groups() -> set[str]:
+    """Return the groups of which a run chooses one option."""
+    folders = {folder.name for folder in CONF_DIR.iterdir() if folder.is_dir()}
+    return folders - {"model", "hydra", "study"} | {"student", "teacher"}
+
+
+def options(group: str) -> list[str]:
+    """Return the names of a group's options."""
+    folder = CONF_DIR / ("model" if group in ("student", "teacher") else group)
+    return [file.stem for file in folder.glob("*.yaml")]
+
+
+def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> ConfigError:
+    """Return the error for a key that no config has, with the keys that stand beside it."""
+    if key.split(".")[0] == "hydra":
+        return ConfigError(
+            f"{key} is no key of Hydra's own config; see kdbench --cfg hydra", code="unknown_key", key=key
+        )
+    path, _, name = key.rpartition(".")
+    beside = OmegaConf.select(composed_without(key, overrides, config_dir), path) if path else None
+    if not path:
+        beside = composed_without(key, overrides, config_dir)
+        valid = {str(k) for k in beside} | groups()
+    elif isinstance(beside, DictConfig):
+        valid = {str(k) for k in beside}
+    else:
+        return unknown_key(path, overrides, config_dir)
+    if name in valid:
+        return ConfigError(
+            f"{key} is there already, and one value is all that it takes; write {key}=VALUE",
+            code="existing_key",
+            key=key,
+        )
+    return ConfigError(f"{key} is no known key; {nearest(name, valid)}", code="unknown_key", key=key)
+
+
+def composed_without(key: str, overrides: Sequence[str], config_dir: Path | None) -> DictConfig:
+    """Return the config with no overrides but the choices of groups, as far as those can be composed."""
+    choices = [o for o in overrides if o.partition("=")[0] in groups() and "," not in o]
+    with initialize_hydra(config_dir):
+        try:
+            return hydra_compose("config", choices)
+        except Exception:  # the choices are what cannot be composed
+            return hydra_compose("config")

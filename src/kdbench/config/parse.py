@@ -1,0 +1,232 @@
+"""From a composed config to a checked `RunConfig`: every check that needs neither data nor device.
+
+A config that passes has only known keys, right types, values in range, and sections that fit together.
+"""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import hydra.utils
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kdbench.config.schema import one_of, optional, setting, typed, whole
+from kdbench.config.sections import (
+    FOLDER,
+    CheckpointConfig,
+    DataConfig,
+    MethodConfig,
+    ModelConfig,
+    RecipeConfig,
+    RunConfig,
+    RuntimeConfig,
+    TeacherConfig,
+    is_path,
+)
+from kdbench.errors import ConfigError, first_line, nearest
+
+ROLES = ("baseline", "distilled", "control")
+"""What a method may be in a comparison; every method class declares one as `role`."""
+
+
+@dataclass
+class Document:
+    """The top of the YAML tree: closed sections are typed here, open ones (models, methods) by what they name."""
+
+    student: dict[str, Any] = MISSING
+    teacher: dict[str, Any] = MISSING
+    method: dict[str, Any] = MISSING
+    data: DataConfig = field(default_factory=DataConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    seed: int = whole(0)
+    init_seed: int = whole(0)
+    data_seed: int = whole(0)
+    output_root: str = setting(lambda value: value.strip() != "" and is_path(value), FOLDER)
+    on_busy: str = one_of("wait", "skip")
+    overwrite: bool = MISSING
+    report: str | None = optional(setting(lambda value: value.strip() != "" and is_path(value), FOLDER))
+
+
+@dataclass
+class TeacherKeys:
+    """The keys of `teacher` that are not its architecture's."""
+
+    seed: int = whole(0)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    checkpoint: str | None = optional(setting(is_path, "a file whose path this system can have"))
+    cache: str = one_of("auto", "on", "off")
+
+
+def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | None = None) -> RunConfig:
+    """Return a checked run from a composed config.
+
+    Args:
+        config: composed by Hydra, or the content of a run directory's config.yaml.
+        names: chosen option per group (Hydra's `runtime.choices`); they name student, teacher and method.
+
+    Raises:
+        ConfigError: with one line that says which key, what it was, and what it may be.
+    """
+    try:
+        tree: Any = OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # type: ignore[arg-type]  # any Mapping will do
+    except OmegaConfBaseException as error:
+        key = str(error.full_key)
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}", code="interpolation", key=key) from None
+    for group in ("student", "teacher", "method"):
+        if names and isinstance(tree.get(group), dict) and "name" not in tree[group]:
+            if not isinstance(names.get(group), str):
+                raise ConfigError(
+                    f"{group} takes one option by name; a sweep over several is -m {group}=A,B",
+                    code="several_options",
+                    key=group,
+                )
+            tree[group]["name"] = names[group]
+    document = typed(Document, tree)
+    method = parse_method(document.method)
+    open_sections = {
+        "student": parse_model(document.student, "student"),
+        "teacher": parse_teacher(document.teacher, method),
+        "method": method,
+    }
+    run = RunConfig(**{f.name: getattr(document, f.name) for f in dataclasses.fields(Document)} | open_sections)
+    check_together(run)
+    return run
+
+
+def parse_model(node: Mapping[str, Any], path: str) -> ModelConfig:
+    """Return an architecture whose target can be called with its arguments."""
+    arguments = dict(node)
+    name, target, stages = (arguments.pop(key, None) for key in ("name", "_target_", "stages"))
+    check_name(name, path)
+    if not isinstance(target, str):
+        raise ConfigError(
+            f"{path}._target_ is {target!r}; it must be the import path of what builds the network",
+            code="not_importable",
+            key=f"{path}._target_",
+        )
+    check_arguments(target, arguments, path)
+    if not isinstance(stages, dict) or not all(isinstance(n, str) for n in stages.values()):
+        raise ConfigError(
+            f"{path}.stages is {stages!r}; it must map names of stages to nodes of the network",
+            code="wrong_type",
+            key=f"{path}.stages",
+        )
+    return ModelConfig(name, target, {str(k): v for k, v in stages.items()}, arguments)
+
+
+def check_arguments(target: str, arguments: Mapping[str, Any], path: str) -> None:
+    """Check that what builds the network knows the keys it is given, where its signature lists them."""
+    try:
+        parameters = inspect.signature(hydra.utils.get_method(target)).parameters
+    except Exception as error:
+        raise ConfigError(
+            f"{path}._target_ is {target!r}, which cannot be called: {first_line(error)}",
+            code="not_importable",
+            key=f"{path}._target_",
+        ) from None
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    valid = {*parameters, "stages", "_target_"} - {"num_classes"}
+    if path == "teacher":
+        valid |= {f.name for f in dataclasses.fields(TeacherKeys)}
+    for name in arguments:
+        if name not in valid:
+            key = f"{path}.{name}"
+            raise ConfigError(f"{key} is no known key; {nearest(name, valid)}", code="unknown_key", key=key)
+
+
+def check_name(name: Any, path: str) -> None:
+    """Check that a name can be part of a run directory's name."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
+        raise ConfigError(
+            f"{path}.name is {name!r}; it may hold letters, digits, dots, dashes and underscores, at most 64",
+            code="out_of_range",
+            key=f"{path}.name",
+        )
+
+
+def parse_method(node: Mapping[str, Any]) -> MethodConfig:
+    """Return a method whose keys are those of its class's `Config`."""
+    params = dict(node)
+    name, target = params.pop("name", None), params.pop("_target_", None)
+    check_name(name, "method")
+    try:
+        cls: Any = hydra.utils.get_class(str(target))
+    except Exception as error:
+        raise ConfigError(
+            f"method._target_ is {target!r}, which cannot be imported: {first_line(error)}",
+            code="not_importable",
+            key="method._target_",
+        ) from None
+    if not is_method(cls):
+        raise ConfigError(
+            f"method._target_ is {target!r}; it must be a subclass of kdbench.methods.Method",
+            code="no_method",
+            key="method._target_",
+        )
+    if getattr(cls, "role", None) not in ROLES:
+        raise ConfigError(
+            f"method._target_ is {target!r}, whose role is {getattr(cls, 'role', None)!r}; the class must declare "
+            f"role as one of {', '.join(ROLES)}",
+            code="no_role",
+            key="method._target_",
+        )
+    return MethodConfig(name, cls, typed(cls.Config, params, "method"))
+
+
+def is_method(cls: Any) -> bool:
+    """Return whether a class is a concrete method. Its base class is not imported here: that would import torch."""
+    bases = [f"{base.__module__}.{base.__qualname__}" for base in inspect.getmro(cls)]
+    return "kdbench.methods.base.Method" in bases and not inspect.isabstract(cls)
+
+
+def parse_teacher(node: Mapping[str, Any], method: MethodConfig) -> TeacherConfig | None:
+    """Return the teacher, or None if the method uses none (then it is no part of the run's key either)."""
+    own = {f.name for f in dataclasses.fields(TeacherKeys)}
+    given = {key: value for key, value in node.items() if key in own}
+    if isinstance(given.get("cache"), bool):  # YAML reads a bare on or off as a switch
+        given["cache"] = "on" if given["cache"] else "off"
+    model = {key: value for key, value in node.items() if key not in own}
+    keys = typed(TeacherKeys, given, "teacher") if given else None
+    architecture = parse_model(model, "teacher") if "_target_" in model else None
+    if not method.target.needs_teacher:
+        return None
+    if architecture is None or keys is None:
+        raise ConfigError(
+            f"method={method.name} needs a teacher and teacher=none was given; "
+            "name one, for example teacher=resnet50, or use method=ce",
+            code="no_teacher",
+            key="teacher",
+        )
+    return TeacherConfig(architecture, keys.seed, keys.recipe, keys.checkpoint, keys.cache)
+
+
+def check_together(run: RunConfig) -> None:
+    """Check the rules between keys."""
+    recipes = {"recipe": run.recipe} | ({"teacher.recipe": run.teacher.recipe} if run.teacher else {})
+    for path, recipe in recipes.items():
+        if run.data.num_train % recipe.batch_size == 1:
+            raise ConfigError(
+                f"{path}.batch_size is {recipe.batch_size}, which leaves one of data.num_train={run.data.num_train} "
+                "images alone in the last batch, where batch norm is undefined; change one of the two",
+                code="single_image_batch",
+                key=f"{path}.batch_size",
+            )
+        if recipe.min_lr > recipe.lr:
+            raise ConfigError(
+                f"{path}.min_lr is {recipe.min_lr:g}; it may be at most {path}.lr, {recipe.lr:g}",
+                code="out_of_range",
+                key=f"{path}.min_lr",
+            )
+        if recipe.nesterov and recipe.momentum == 0:
+            raise ConfigError(
+                f"{path}.momentum is 0, which {path}.nesterov=true does not allow; use nesterov=false",
+                code="out_of_range",
+                key=f"{path}.momentum",
+            )

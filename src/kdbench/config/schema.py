@@ -1,0 +1,149 @@
+"""Typed sections of a config: a dataclass whose fields declare their range, and one function that checks them.
+
+Methods declare their keys with it too, so the keys of a new method are checked without an edit anywhere else. A field
+also declares how it counts in a run's identity (`kdbench.rundir.identity`): `neutral` is the value at which it is left
+out, so that a new setting changes no existing key; `identity=False` leaves it out at every value.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import field
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from kdbench.errors import ConfigError, first_line, nearest
+
+
+def setting(
+    allowed: Callable[[Any], bool] | None = None, description: str = "", neutral: Any = MISSING, identity: bool = True
+) -> Any:
+    """Declare a field without default (defaults live in YAML).
+
+    Args:
+        allowed: whether a value is in range; None allows all values of the field's type.
+        description: the range in words, after "it may be".
+        neutral: value that changes nothing, left out of a run's identity.
+        identity: whether the field can change a run's numbers at all.
+    """
+    metadata = {"allowed": allowed, "description": description, "neutral": neutral, "identity": identity}
+    return field(default=MISSING, metadata=metadata)
+
+
+def one_of(*options: str, **kwargs: Any) -> Any:
+    """Declare a field whose value is one of some words. Further arguments: see `setting`."""
+    return setting(lambda value: value in options, " or ".join(options), **kwargs)
+
+
+def whole(low: int, **kwargs: Any) -> Any:
+    """Declare an integer from `low` to the largest that a tensor holds. Further arguments: see `setting`."""
+    return setting(lambda value: low <= value < 2**63, f"a whole number of at least {low}, below 2**63", **kwargs)
+
+
+def number(low: float, high: float = math.inf, *, above: bool = False, **kwargs: Any) -> Any:
+    """Declare a finite number in [low, high], or in (low, high] with `above`. NaN is in no range.
+
+    Further arguments: see `setting`.
+    """
+
+    def allowed(value: float) -> bool:
+        return math.isfinite(value) and (low < value if above else low <= value) and value <= high
+
+    bound = f"above {low:g}" if above else f"of at least {low:g}"
+    text = f"a finite number {bound}" + (f" and at most {high:g}" if high < math.inf else "")
+    return setting(allowed, text, **kwargs)
+
+
+def optional(inner: Any) -> Any:
+    """Declare a field with the range of `inner`, or null."""
+    allowed, description = inner.metadata["allowed"], f"{inner.metadata['description']}, or null"
+    others = {name: inner.metadata[name] for name in ("neutral", "identity")}
+    return setting(lambda value: value is None or allowed(value), description, **others)
+
+
+def typed(schema: type[Any], values: Mapping[str, Any], path: str = "") -> Any:
+    """Return `values` as an instance of the dataclass `schema`.
+
+    Args:
+        schema: dataclass with fields of this module.
+        values: keys and values of the section.
+        path: where the section stands in the config, for errors.
+
+    Raises:
+        ConfigError: an unknown or missing key, a wrong type, or a value out of its field's range.
+    """
+    prefix = f"{path}." if path else ""
+    check_kinds(schema, values, prefix)
+    try:
+        section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
+    except MissingMandatoryValue as error:
+        key = f"{prefix}{error.full_key}"
+        raise ConfigError(
+            f"{key} has no value; give one, for example on the command line", code="missing_value", key=key
+        ) from None
+    except ConfigKeyError as error:
+        valid = [f.name for f in dataclasses.fields(error.object_type or schema)]
+        key = f"{prefix}{error.full_key}"
+        raise ConfigError(
+            f"{key} is no known key; {nearest(str(error.key), valid)}", code="unknown_key", key=key
+        ) from None
+    except OmegaConfBaseException as error:
+        key = f"{prefix}{error.full_key}"
+        raise ConfigError(
+            f"{key} is {value_at(values, error)!r}; {allowed_at(error)}", code="wrong_type", key=key
+        ) from None
+    check_ranges(section, prefix)
+    return section
+
+
+def check_kinds(schema: type[Any], values: Mapping[str, Any], prefix: str) -> None:
+    """Check what OmegaConf is lenient about: sections are mappings, and switches are true or false."""
+    for f in dataclasses.fields(schema):
+        if f.name not in values:
+            continue
+        value, path = values[f.name], f"{prefix}{f.name}"
+        if f.type is bool and not isinstance(value, bool):
+            raise ConfigError(f"{path} is {value!r}; it may be true or false", code="wrong_type", key=path)
+        if dataclasses.is_dataclass(f.type):
+            if not isinstance(value, Mapping):
+                keys = ", ".join(inner.name for inner in dataclasses.fields(f.type))
+                raise ConfigError(
+                    f"{path} is {value!r}; it is a section with the keys {keys}", code="wrong_type", key=path
+                )
+            check_kinds(f.type, value, f"{path}.")  # type: ignore[arg-type]  # a class, no instance
+
+
+def value_at(values: Mapping[str, Any], error: OmegaConfBaseException) -> Any:
+    """Return the value that an OmegaConf error refers to."""
+    return OmegaConf.select(OmegaConf.create(dict(values)), str(error.full_key))
+
+
+def allowed_at(error: OmegaConfBaseException) -> str:
+    """Return in words what the field allows whose value has the wrong type."""
+    for f in dataclasses.fields(error.object_type) if dataclasses.is_dataclass(error.object_type) else ():
+        if f.name == error.key:
+            return f"it may be {f.metadata.get('description') or KINDS.get(f.type, first_line(error))}"
+    return first_line(error)
+
+
+KINDS: dict[Any, str] = {str: "text", list[str] | None: "a list of names such as [layer1,layer2], or null"}
+"""Types whose fields have no range, in words."""
+
+
+def check_ranges(section: Any, prefix: str) -> None:
+    """Check every value of a section and of the sections in it against its field's range."""
+    for f in dataclasses.fields(section):
+        value = getattr(section, f.name)
+        if dataclasses.is_dataclass(value):
+            check_ranges(value, f"{prefix}{f.name}.")
+        elif isinstance(value, dict):
+            for name, inner in value.items():
+                if dataclasses.is_dataclass(inner):
+                    check_ranges(inner, f"{prefix}{f.name}.{name}.")
+        elif f.metadata.get("allowed") and not f.metadata["allowed"](value):
+            key = f"{prefix}{f.name}"
+            raise ConfigError(
+                f"{key} is {value!r}; it may be {f.metadata['description']}", code="out_of_range", key=key
+            )

@@ -1,0 +1,177 @@
+"""The sections of a run's config, typed, with the range of each key."""
+
+import dataclasses
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from kdbench.config.schema import number, one_of, optional, setting, whole
+
+FOLDER = "a folder whose path this system can have"
+
+
+def is_path(value: str) -> bool:
+    """Return whether the system accepts a text as a path: not too long, and `~name` is a user's home."""
+    try:
+        os.stat(Path(value).expanduser())  # noqa: PTH116  # Path.exists hides some of these errors in some Pythons
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return True
+    except (OSError, RuntimeError, ValueError):
+        return False
+    return True
+
+
+@dataclass
+class RecipeConfig:
+    """How a network is trained."""
+
+    epochs: int = whole(1)
+    batch_size: int = whole(2)
+    lr: float = number(0, above=True)
+    min_lr: float = number(0)
+    momentum: float = number(0, 1)
+    nesterov: bool = MISSING
+    weight_decay: float = number(0)
+    clip_norm: float | None = optional(number(0, above=True))
+    clip_projections: bool = MISSING
+    on_nonfinite: str = one_of("stop", "skip", neutral="stop")
+    nonfinite_limit: int = whole(1, identity=False)  # it ends runs and changes the numbers of none
+
+
+@dataclass
+class DataConfig:
+    """The data set, its subsets, augmentation and normalisation."""
+
+    name: str = MISSING
+    root: str = setting(is_path, FOLDER, identity=False)
+    download: bool = setting(identity=False)
+    num_train: int = whole(1)
+    num_val: int = whole(1)
+    num_test: int = whole(1)
+    augment: bool = MISSING
+    mean: list[float] = setting(lambda v: len(v) == 3 and all(map(math.isfinite, v)), "three finite numbers")
+    std: list[float] = setting(lambda v: len(v) == 3 and all(0 < x < math.inf for x in v), "three numbers above 0")
+
+
+@dataclass
+class RuntimeConfig:
+    """Where and how a run is computed."""
+
+    device: str = setting(
+        lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None, "auto, cpu, cuda or cuda:0, cuda:1, ..."
+    )
+    precision: str = one_of("auto", "fp32", "bf16", "fp16")
+    channels_last: bool = MISSING
+    threads: Any = setting(  # where OpenMP cannot start that many, it ends the process without a word
+        lambda value: value == "auto" or (type(value) is int and 1 <= value <= 1024),
+        "auto or a whole number from 1 to 1024",
+    )
+    profile: str = one_of("fast", "repro")
+    graphs: bool = MISSING
+    compile: bool = MISSING
+
+
+@dataclass
+class CheckpointConfig:
+    """When checkpoints are written."""
+
+    every_epochs: int | None = optional(whole(1))
+    every_minutes: float | None = optional(number(0))
+    grace_seconds: float = number(0, 86_400, above=True)
+    keep_last: bool = MISSING
+
+
+@dataclass
+class ModelConfig:
+    """An architecture: what builds it, with which arguments, and which of its nodes are stages."""
+
+    name: str
+    target: str
+    stages: dict[str, str]
+    arguments: dict[str, Any]
+
+    @property
+    def stem(self) -> str | None:
+        return self.arguments.get("stem")
+
+    def node(self) -> dict[str, Any]:
+        return {"name": self.name, "_target_": self.target, **self.arguments, "stages": self.stages}
+
+
+@dataclass
+class MethodConfig:
+    """How the student learns. `params` is an instance of the method class's own `Config`."""
+
+    name: str
+    target: type[Any]
+    params: Any
+
+    @property
+    def path(self) -> str:
+        """Import path of the method's class."""
+        return f"{self.target.__module__}.{self.target.__qualname__}"
+
+    def node(self) -> dict[str, Any]:
+        return {"name": self.name, "_target_": self.path, **dataclasses.asdict(self.params)}
+
+
+@dataclass
+class TeacherConfig:
+    """The teacher: an architecture, and how it is trained or which weights it has."""
+
+    model: ModelConfig
+    seed: int
+    recipe: RecipeConfig
+    checkpoint: str | None
+    cache: str
+    """Whether its logits come from the logit cache: auto, on or off."""
+
+    def node(self) -> dict[str, Any]:
+        return {
+            **self.model.node(),
+            "seed": self.seed,
+            "recipe": dataclasses.asdict(self.recipe),
+            "checkpoint": self.checkpoint,
+            "cache": self.cache,
+        }
+
+
+@dataclass
+class RunConfig:
+    """One run."""
+
+    student: ModelConfig
+    teacher: TeacherConfig | None
+    method: MethodConfig
+    data: DataConfig
+    recipe: RecipeConfig
+    runtime: RuntimeConfig
+    checkpoint: CheckpointConfig
+    seed: int
+    init_seed: int
+    data_seed: int
+    output_root: str
+    on_busy: str
+    overwrite: bool
+    report: str | None
+
+    @property
+    def title(self) -> str:
+        """Short description of the run, for people."""
+        source = f" from {self.teacher.model.name}" if self.teacher else ""
+        return f"{self.student.name} {self.method.name}{source} seed {self.seed}"
+
+    def node(self) -> dict[str, Any]:
+        """Return plain data in the shape of the YAML it came from; `parse` reads it back."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name, value in plain.items():
+            if hasattr(value, "node"):
+                plain[name] = value.node()
+            elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+                plain[name] = dataclasses.asdict(value)
+        return plain | {"teacher": self.teacher.node() if self.teacher else {"name": "none"}}

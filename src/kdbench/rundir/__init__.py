@@ -1,0 +1,1 @@
+"""The run directory: identity, files, typed summary, lock, and loading."""

@@ -1,0 +1,288 @@
+"""Identity: the keys of runs, groups and baselines, which run a teacher is, and the hash of code from elsewhere.
+
+A key is a hash of what can change a run's numbers. Paths, the kind of device, threads, the logit cache and names of
+options are not part of it. A setting at its neutral value is left out (`kdbench.config.schema`), so that a new setting
+changes no existing key.
+"""
+
+import ast
+import dataclasses
+import hashlib
+import importlib.util
+import inspect
+import json
+import site
+import sysconfig
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import hydra.utils
+
+from kdbench.config import MethodConfig, ModelConfig, RunConfig
+from kdbench.config.parse import parse_method
+from kdbench.config.paths import PACKAGE
+from kdbench.errors import ConfigError
+from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.files import sha256
+from kdbench.rundir.summary import GIVEN, SCHEMA_VERSION
+
+
+def hash_of(content: Mapping[str, Any]) -> str:
+    """Return 16 hexadecimal digits that stand for JSON content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run_identity(config: RunConfig, teacher_key: str | None) -> dict[str, Any]:
+    """Return the part of a resolved config that can change a run's numbers.
+
+    Args:
+        config: with every `auto` resolved. `seed` is not part of it: it acts through `init_seed` and `data_seed`.
+        teacher_key: key of the teacher's run.
+    """
+    stages = {}
+    if config.teacher and config.method.target.uses_stages:
+        stages = {"student": config.student.stages, "teacher": config.teacher.model.stages}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "student": model_identity(config.student),
+        "method": method_identity(config.method),
+        "teacher": teacher_key,
+        "stages": stages,
+        "data": section_identity(config.data),
+        "recipe": section_identity(config.recipe),
+        "init_seed": config.init_seed,
+        "data_seed": config.data_seed,
+        "precision": config.runtime.precision,
+    }
+
+
+def section_identity(section: Any) -> dict[str, Any]:
+    """Return the settings of a section that can change numbers, without those at their neutral value.
+
+    A section within it is left out when nothing of it remains.
+    """
+    settings = {}
+    for f in dataclasses.fields(section):
+        value = getattr(section, f.name)
+        if not f.metadata.get("identity", True) or value == f.metadata.get("neutral", dataclasses.MISSING):
+            continue
+        if dataclasses.is_dataclass(value):
+            value = section_identity(value)
+            if not value:
+                continue
+        settings[f.name] = value
+    return settings
+
+
+def model_identity(model: ModelConfig) -> dict[str, Any]:
+    """Return what an architecture is, without the names that people gave it and its stages."""
+    return {"_target_": model.target, **model.arguments, **source_identity(model.target)}
+
+
+def method_identity(method: MethodConfig) -> dict[str, Any]:
+    """Return what a method is, without its name."""
+    return {"_target_": method.path, **section_identity(method.params), **source_identity(method.path)}
+
+
+def group_key(identity: Mapping[str, Any]) -> str:
+    """Return the key that runs share which differ in their seeds alone."""
+    return hash_of({name: value for name, value in identity.items() if name not in ("init_seed", "data_seed")})
+
+
+def baseline_key(identity: Mapping[str, Any]) -> str:
+    """Return the key that runs share which differ in method and teacher alone, as a student and its baseline do.
+
+    `clip_projections` is left out: a baseline has no projections.
+    """
+    recipe = {name: value for name, value in identity["recipe"].items() if name != "clip_projections"}
+    shared = {name: value for name, value in identity.items() if name not in ("method", "teacher", "stages")}
+    return hash_of(shared | {"recipe": recipe})
+
+
+def run_key(config: RunConfig) -> str:
+    """Return the key of a resolved run."""
+    return hash_of(run_identity(config, teacher_key(config) if config.teacher else None))
+
+
+# Teachers
+
+
+@dataclass
+class GivenWeights:
+    """Stands in the place of a method's parameters for a teacher whose weights were given."""
+
+    file: str
+    sha256: str
+
+
+BASELINE = {"name": "ce", "_target_": "kdbench.methods.ce.CrossEntropy"}
+"""The method by which teachers are trained."""
+
+
+def teacher_config(config: RunConfig) -> RunConfig:
+    """Return the run that trains this run's teacher: the teacher's recipe and seed, this run's data and runtime."""
+    assert config.teacher is not None
+    seed = config.teacher.seed
+    return dataclasses.replace(
+        config,
+        student=config.teacher.model,
+        teacher=None,
+        method=parse_method(BASELINE),
+        recipe=config.teacher.recipe,
+        seed=seed,
+        init_seed=seed,
+        data_seed=seed,
+        overwrite=False,
+    )
+
+
+def given_config(config: RunConfig) -> RunConfig:
+    """Return what stands in the store for `teacher.checkpoint`: a run of the method `checkpoint`, with the file's hash.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    path = checkpoint_path(config)
+    if not path.is_file():
+        raise ConfigError(
+            f"teacher.checkpoint is {path}, and there is no such file; give a .safetensors or .pth file",
+            code="not_found",
+            key="teacher.checkpoint",
+        )
+    params = GivenWeights(file=path.name, sha256=sha256(path))
+    return dataclasses.replace(teacher_config(config), method=MethodConfig(GIVEN, GivenWeights, params))
+
+
+def checkpoint_path(config: RunConfig) -> Path:
+    """Return the path of `teacher.checkpoint`."""
+    assert config.teacher is not None
+    assert config.teacher.checkpoint is not None
+    return Path(config.teacher.checkpoint).expanduser()
+
+
+def teacher_key(config: RunConfig) -> str:
+    """Return the key of the run that is this run's teacher."""
+    assert config.teacher is not None
+    if config.teacher.checkpoint is None:
+        return run_key(teacher_config(config))
+    run = given_config(config)
+    return given_key(run, run.method.params.sha256)
+
+
+def given_key(run: RunConfig, weights_file_sha256: str) -> str:
+    """Return the key of given weights. How they were trained is unknown, and the name of the file changes nothing.
+
+    Args:
+        run: the run that would have trained them.
+        weights_file_sha256: hash of the file.
+    """
+    whole = run_identity(run, teacher_key=None)
+    return hash_of({name: whole[name] for name in ("student", "data", "precision")} | {"sha256": weights_file_sha256})
+
+
+def teacher_directory(config: RunConfig) -> RunDirectory:
+    """Return where this run's teacher is, or will be."""
+    assert config.teacher is not None
+    run = given_config(config) if config.teacher.checkpoint else teacher_config(config)
+    return RunDirectory.of(run, teacher_key(config))
+
+
+# Code from elsewhere
+
+INSTALLED = tuple(
+    Path(folder).resolve()
+    for folder in {*sysconfig.get_paths().values(), *site.getsitepackages(), site.getusersitepackages()}
+)
+_hashes: "WeakKeyDictionary[Any, str | None]" = WeakKeyDictionary()
+
+
+def source_identity(target: str) -> dict[str, str]:
+    """Return the hash of the source of a class or function that is neither kdbench's nor installed; else nothing.
+
+    The hash covers the file that defines it and the files of the same kind that this one imports, so that an edited
+    loss or layer is another run. It is taken once per process and object: what counts is the code that was imported.
+
+    Raises:
+        ConfigError: there is no source file to hash.
+    """
+    found = inspect.unwrap(hydra.utils.get_object(target))
+    if found not in _hashes:
+        _hashes[found] = source_hash(found, target)
+    digest = _hashes[found]
+    return {"source_sha256": digest} if digest else {}
+
+
+def source_hash(found: Any, target: str) -> str | None:
+    """Return the hash of the files that define an object, or None if it is kdbench's or installed."""
+    try:
+        file = inspect.getsourcefile(found)
+    except TypeError:  # built into Python
+        return None
+    if file is None or not Path(file).is_file():
+        if found.__module__.split(".")[0] == "__main__":
+            raise ConfigError(
+                f"{target} is defined in no file, so a run cannot record its source; put it into a module",
+                code="no_source",
+                key="_target_",
+            )
+        return None  # a compiled extension
+    if not is_local(Path(file)):
+        return None
+    digests = sorted(sha256(path) for path in local_files(Path(file), found.__module__, {}))
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def is_local(file: Path) -> bool:
+    """Return whether a source file is neither part of kdbench nor of an installed package."""
+    installed = (*INSTALLED, PACKAGE.resolve())
+    for path in (file.absolute(), file.resolve()):  # some installers link packages from a cache
+        if {"site-packages", "dist-packages"} & set(path.parts) or any(map(path.is_relative_to, installed)):
+            return False
+    return file.suffix == ".py"
+
+
+def local_files(file: Path, module: str, found: dict[Path, None]) -> Iterator[Path]:
+    """Yield a local source file and every local one that it imports, directly or not."""
+    if file in found:
+        return
+    found[file] = None
+    yield file
+    for name in imported_modules(file, module):
+        origin = local_origin(name)
+        if origin:
+            yield from local_files(origin, name, found)
+
+
+def local_origin(module: str) -> Path | None:
+    """Return the local source file of a module, or None if there is none. Packages that are not local stay unimported."""
+    try:
+        for end in [n for n, character in enumerate(module) if character == "."]:
+            package = importlib.util.find_spec(module[:end])  # imports the packages above it
+            if package is None or (package.origin and not is_local(Path(package.origin))):
+                return None
+        spec = importlib.util.find_spec(module)
+    except Exception:  # a package above it fails to import, or there is none
+        return None
+    return Path(spec.origin) if spec and spec.origin and is_local(Path(spec.origin)) else None
+
+
+def imported_modules(file: Path, module: str) -> Iterator[str]:
+    """Yield the absolute names that the import statements of a file may mean, modules or not."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except SyntaxError:  # a file for other Pythons, imported under a condition
+        return
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".") if package else []
+            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            source = ".".join(part for part in (base, node.module) if part)
+            if source:
+                yield source
+            yield from (".".join(part for part in (source, alias.name) if part) for alias in node.names)

@@ -1,0 +1,108 @@
+"""Loading finished runs: one as an object, many as a table. Imports no torch."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from kdbench.errors import ConfigError
+from kdbench.rundir.summary import KEYS, RunSummary, is_section, read_summary
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A complete run, read from its directory."""
+
+    path: Path
+    summary: RunSummary
+    metrics: "pd.DataFrame | None"
+    """A row per epoch; None for given weights, whose training is unknown."""
+    logits: Mapping[str, NDArray[Any]]
+    """`val_logits`, `test_logits` [N, C] float32, `val_labels`, `test_labels` [N] int64, as far as they were kept."""
+
+
+def load_run(path: str | Path) -> LoadedRun:
+    """Return a complete run from its directory.
+
+    Args:
+        path: run directory.
+
+    Raises:
+        ConfigError: it is no complete run, or a file in it is damaged.
+    """
+    import pandas as pd  # here, because importing it takes longer than most commands
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    folder = Path(path)
+    if not (folder / "summary.json").is_file():
+        state = "an unfinished run" if (folder / "config.yaml").is_file() else "no run directory"
+        raise ConfigError(f"{folder} is {state}: there is no summary.json", code="no_run", key="path")
+    metrics, logits = folder / "metrics.csv", folder / "logits.safetensors"
+    try:
+        return LoadedRun(
+            folder,
+            read_summary(folder),
+            pd.read_csv(metrics) if metrics.is_file() else None,
+            load_file(logits) if logits.is_file() else {},
+        )
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ConfigError(f"{folder} cannot be read: {error}", code="damaged", key="path") from None
+
+
+def load_runs(root: str | Path) -> "pd.DataFrame":
+    """Return the complete runs at or below a folder, a row each: the keys of their summaries, and `path`.
+
+    The keys of `recipe`, `method_params` and `environment` are columns of their own, such as `recipe.lr`.
+
+    Args:
+        root: run directory, or a folder that holds some, such as outputs/runs.
+
+    Raises:
+        ConfigError: there is no such folder, or a summary is damaged.
+    """
+    import pandas as pd
+
+    folders = [folder for folder in run_folders(Path(root)) if (folder / "summary.json").is_file()]
+    rows = [row_of(read_summary(folder)) | {"path": str(folder)} for folder in folders]
+    return pd.DataFrame(rows, columns=None if rows else [*KEYS, "path"])
+
+
+def row_of(summary: RunSummary) -> dict[str, Any]:
+    """Return a summary as the row of a table: sections become columns named SECTION.KEY."""
+    row: dict[str, Any] = {}
+    for name, value in asdict(summary).items():
+        if KEYS[name].metadata["allowed"] is is_section:
+            row |= {f"{name}.{inner}": v for inner, v in (value or {}).items()}
+        else:
+            row[name] = value
+    return row
+
+
+def run_folders(path: Path) -> list[Path]:
+    """Return the folders at or below a path that are run directories, finished or not, sorted.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if not path.is_dir():
+        kind = "a file; give the run directory that it lies in" if path.exists() else "missing"
+        raise ConfigError(f"{path} is {kind}", code="not_found", key="path")
+    found, visited = [], set()
+    for folder, below, files in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:  # links may form circles
+            below.clear()
+            continue
+        visited.add(real)
+        below.sort()
+        if "summary.json" in files or {"config.yaml", "train.log"} <= set(files):
+            found.append(Path(folder))
+            below.clear()
+    return found

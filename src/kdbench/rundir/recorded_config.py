@@ -1,0 +1,148 @@
+"""Configs read back from run directories, as data that may come from anywhere.
+
+The class paths in them are resolved inside `kdbench.models` and `kdbench.methods`, and in modules that the user names.
+No other module is imported, since importing runs its code, and no interpolation is resolved.
+"""
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from kdbench.config import MethodConfig, RunConfig, parse
+from kdbench.config.parse import is_method
+from kdbench.config.schema import typed
+from kdbench.errors import ConfigError, first_line
+from kdbench.rundir.identity import BASELINE, GivenWeights
+from kdbench.rundir.summary import GIVEN
+
+MODELS, METHODS = "kdbench.models", "kdbench.methods"
+GIVEN_WEIGHTS = f"{GivenWeights.__module__}.{GivenWeights.__qualname__}"
+
+
+def read_config(file: Path, trusted: Sequence[str] = ()) -> RunConfig:
+    """Return the run that a config.yaml describes.
+
+    Args:
+        file: written by `RunDirectory.write_config`, or by anyone else.
+        trusted: modules whose own classes and functions may be named in it, beside kdbench's models and methods.
+
+    Raises:
+        ConfigError: it cannot be read, is no config of a run, or names code that is not trusted.
+    """
+    try:
+        tree: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except Exception as error:  # damaged bytes raise many types
+        raise ConfigError(f"{file} cannot be read: {first_line(error)}", code="damaged", key="config.yaml") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"{file} holds no config: it must be a mapping with student, method, data, ...",
+            code="damaged",
+            key="config.yaml",
+        )
+    for text in texts(tree):
+        if "${" in text:
+            raise ConfigError(
+                f"{file} holds {text!r}; a recorded config has nothing left to interpolate",
+                code="untrusted",
+                key="config.yaml",
+            )
+    for group in ("student", "teacher"):
+        check_model(tree.get(group), group, trusted)
+    method = tree.get("method")
+    if not isinstance(method, dict) or method.get("_target_") != GIVEN_WEIGHTS:
+        check_method(method, trusted)
+        return parse(tree)
+    # How given weights were trained is unknown: in the place of the method stands a record of the file.
+    params = typed(
+        GivenWeights, {key: value for key, value in method.items() if key not in ("name", "_target_")}, "method"
+    )
+    run = parse(tree | {"method": BASELINE})
+    return dataclasses.replace(run, method=MethodConfig(GIVEN, GivenWeights, params))
+
+
+def texts(node: Any) -> Iterator[str]:
+    """Yield every text in plain data, keys included."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict | list):
+        for item in (*node, *node.values()) if isinstance(node, dict) else node:
+            yield from texts(item)
+
+
+def check_model(node: Any, group: str, trusted: Sequence[str]) -> None:
+    """Check that what builds a network is trusted; of kdbench's own functions, only those that take `num_classes`."""
+    if not isinstance(node, dict) or "_target_" not in node:
+        return  # no teacher, or nothing that can be called
+    path = f"{group}._target_"
+    found = resolve(node["_target_"], path, (MODELS, *trusted))
+    if lies_in(found.__module__, (MODELS,)) and "num_classes" not in inspect.signature(found).parameters:
+        raise ConfigError(
+            f"{path} is {node['_target_']!r}, which takes no num_classes and so is no architecture",
+            code="untrusted",
+            key=path,
+        )
+
+
+def check_method(node: Any, trusted: Sequence[str]) -> None:
+    """Check that a method is trusted and is one."""
+    if not isinstance(node, dict) or "_target_" not in node:
+        return
+    found = resolve(node["_target_"], "method._target_", (METHODS, *trusted))
+    if not (inspect.isclass(found) and is_method(found)):
+        raise ConfigError(
+            f"method._target_ is {node['_target_']!r}; it must be a subclass of kdbench.methods.Method",
+            code="no_method",
+            key="method._target_",
+        )
+
+
+def resolve(target: Any, path: str, trusted: Sequence[str]) -> Any:
+    """Return the class or function that `target` names, if it is defined in a trusted module or below one.
+
+    Args:
+        target: import path, not trusted.
+        path: where in the config it stands.
+        trusted: modules; these and what lies below them may be imported, and no other.
+
+    Raises:
+        ConfigError: it is defined elsewhere, or not there.
+    """
+    refusal = ConfigError(
+        f"{path} is {target!r}, which is not defined in {' or '.join(trusted)}; none of it was run; "
+        "if you trust its code, add --trust MODULE",
+        code="untrusted",
+        key=path,
+    )
+    names = target.split(".") if isinstance(target, str) else []
+    module = next((name for name in trusted if names[: name.count(".") + 1] == name.split(".")), None)
+    if module is None or any(name.startswith("_") for name in names):
+        raise refusal
+    try:
+        found = importlib.import_module(module)
+        for name in names[module.count(".") + 1 :]:
+            if isinstance(found, ModuleType) and not hasattr(found, name):
+                importlib.import_module(f"{found.__name__}.{name}")
+            found = getattr(found, name)
+            # A module holds others by the names under which it imports them: kdbench.models.resnet.torchvision.
+            if isinstance(found, ModuleType) and not lies_in(found.__name__, trusted):
+                raise refusal
+    except ConfigError:
+        raise
+    except Exception as error:  # an import can raise anything
+        raise ConfigError(
+            f"{path} is {target!r}, which cannot be imported: {first_line(error)}", code="not_importable", key=path
+        ) from None
+    if not (inspect.isclass(found) or inspect.isfunction(found)) or not lies_in(str(found.__module__), trusted):
+        raise refusal
+    return found
+
+
+def lies_in(module: str, trusted: Sequence[str]) -> bool:
+    """Return whether a module is one of the trusted ones or lies below one."""
+    return any(module == name or module.startswith(f"{name}.") for name in trusted)

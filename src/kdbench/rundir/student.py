@@ -1,0 +1,72 @@
+"""Trained students as plain networks, for use outside of kdbench."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.data.dataset import NUM_CLASSES
+from kdbench.errors import ConfigError
+from kdbench.methods.base import Method
+from kdbench.models import Network, build, weights
+from kdbench.rundir.recorded_config import read_config
+
+
+class Student(nn.Module):
+    """A trained network with its preprocessing, in evaluation mode.
+
+    Args:
+        network: the network.
+        mean: mean of each channel, of values in [0, 1].
+        std: standard deviation of each channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: Network, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+        self.eval()
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Return logits [N, num_classes] of images [N, C, H, W]: uint8 in [0, 255], or floats in [0, 1]."""
+        if images_NCHW.dtype == torch.uint8:
+            images_NCHW = images_NCHW.to(torch.float32).div(255)
+        return self.network(images_NCHW.sub(self.mean).div(self.std)).logits
+
+
+def load_student(path: str | Path, trusted: Sequence[str] = ()) -> Student:
+    """Return the network of a complete run with its best-validation weights, on the CPU, in evaluation mode.
+
+    Args:
+        path: run directory, with config.yaml and best.safetensors.
+        trusted: modules whose code the run's config may name, beside kdbench's own; only theirs is imported.
+
+    Raises:
+        ConfigError: it is no complete run, its files are damaged, or its config names code that is not trusted.
+    """
+    folder = Path(path)
+    if not (folder / "summary.json").is_file():
+        state = "an unfinished run" if (folder / "config.yaml").is_file() else "no run directory"
+        raise ConfigError(f"{folder} is {state}: there is no summary.json", code="no_run", key="path")
+    for name in ("config.yaml", "best.safetensors"):
+        if not (folder / name).is_file():
+            raise ConfigError(
+                f"{folder} lacks {name}: the run is kept in its small form, which has no network",
+                code="not_found",
+                key="path",
+            )
+    config = read_config(folder / "config.yaml", trusted)
+    if getattr(config.method.target, "predict", Method.predict) is not Method.predict:
+        raise ConfigError(
+            f"{folder}: method={config.method.name} takes part in predictions, and its weights are not kept",
+            code="no_student",
+            key="method",
+        )
+    network = build(config.student, NUM_CLASSES)
+    weights.load_into(network, weights.read(folder / "best.safetensors"), str(folder / "best.safetensors"))
+    return Student(network, config.data.mean, config.data.std)

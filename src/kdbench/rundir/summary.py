@@ -1,0 +1,258 @@
+"""The summary of a complete run: summary.json as a typed class, with one reader and one writer. Imports no torch."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdbench.errors import ConfigError
+from kdbench.rundir.files import sha256, write_json
+
+SCHEMA_VERSION = 1
+SUMMARY_FILE = "summary.json"
+GIVEN = "checkpoint"
+"""Method of a teacher whose weights were given: how they were trained is unknown."""
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def is_fraction(value: Any) -> bool:
+    return is_number(value) and 0 <= value <= 1
+
+
+def is_section(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def is_fractions(value: Any) -> bool:
+    return isinstance(value, list) and all(a is None or is_fraction(a) for a in value)
+
+
+def is_switch(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def key(allowed: Callable[[Any], bool], description: str, required: bool = False) -> Any:
+    """Declare a key of summary.json: its check, its type in words, and whether no reader can do without it.
+
+    A key that is absent is null.
+    """
+    return field(default=None, metadata={"allowed": allowed, "description": description, "required": required})
+
+
+def text(**kwargs: Any) -> Any:
+    return key(is_text, "text", **kwargs)
+
+
+def whole(**kwargs: Any) -> Any:
+    return key(is_whole, "whole number", **kwargs)
+
+
+def number() -> Any:
+    return key(is_number, "finite number")
+
+
+def fraction(**kwargs: Any) -> Any:
+    return key(is_fraction, "fraction in [0, 1]", **kwargs)
+
+
+def section() -> Any:
+    return key(is_section, "section")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What a complete run is and what it measured. Accuracies are fractions in [0, 1], from the saved logits."""
+
+    schema_version: int | None = whole()
+    run_key: str = text(required=True)
+    group_key: str | None = text()
+    """The same for runs that differ in their seeds alone."""
+    baseline_key: str | None = text()
+    """The same for runs that differ in method and teacher alone."""
+    status: str | None = text()
+    student: str = text(required=True)
+    teacher: str | None = text()
+    method: str = text(required=True)
+    role: str | None = text()
+    """What the method is in a comparison: baseline, distilled or control; null for given weights."""
+    dataset: str | None = text()
+    method_params: dict[str, Any] | None = section()
+    recipe: dict[str, Any] | None = section()
+    stem: str | None = text()
+    precision: str | None = text()
+    seed: int | None = whole()
+    """Null for given weights, as is every other key of a training that is unknown."""
+    init_seed: int | None = whole()
+    data_seed: int | None = whole()
+    logit_cache: bool | None = key(is_switch, "switch")
+    """Whether the teacher's logits came from the logit cache; null without a teacher."""
+    teacher_seed: int | None = whole()
+    num_train: int | None = whole()
+    num_val: int | None = whole()
+    num_test: int | None = whole()
+    num_params: int | None = whole()
+    macs: int | None = whole()
+    """Multiply-accumulates of one image's forward pass."""
+    best_val_acc: float | None = fraction()
+    test_acc_best: float = fraction(required=True)
+    """Test accuracy with the weights of the best validation epoch (the earliest of equals)."""
+    test_nll: float | None = number()
+    test_ece: float | None = fraction()
+    per_class_acc: list[float | None] | None = key(is_fractions, "list of fractions in [0, 1]")
+    epochs: int | None = whole()
+    best_val_epoch: int | None = whole()
+    test_acc_final: float | None = fraction()
+    """Test accuracy with the weights of the last epoch."""
+    teacher_test_acc: float | None = fraction()
+    teacher_key: str | None = text()
+    teacher_weights_sha256: str | None = text()
+    agreement: float | None = fraction()
+    """Share of test images on which student and teacher predict the same class."""
+    kl_t1: float | None = number()
+    """Mean KL(teacher || student) in nats at temperature 1."""
+    kl_t4: float | None = number()
+    train_seconds: float | None = number()
+    images_per_second: float | None = number()
+    lockstep: int | None = whole()
+    """How many runs trained together; 1 means alone."""
+    peak_memory_bytes: int | None = whole()
+    skipped_steps: int | None = whole()
+    overflowed_steps: int | None = whole()
+    data_sha256: dict[str, Any] | None = section()
+    config_sha256: str | None = text()
+    metrics_sha256: str | None = text()
+    weights_sha256: str | None = text()
+    logits_sha256: str | None = text()
+    environment: dict[str, Any] | None = section()
+    checksum: str | None = text()
+    """SHA-256 of everything else in the file, against accidents; no signature."""
+
+    @property
+    def device(self) -> str | None:
+        """Name of the processor or GPU that the run was computed on."""
+        return (self.environment or {}).get("device")
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the weights were given and not trained here."""
+        return self.method == GIVEN
+
+    @property
+    def seeds(self) -> tuple[int | None, int | None]:
+        """Initialisation and data seed: what distinguishes the runs of a group."""
+        init, data = self.init_seed, self.data_seed
+        return (self.seed if init is None else init, self.seed if data is None else data)
+
+
+KEYS = {f.name: f for f in dataclasses.fields(RunSummary)}
+"""Every key of summary.json."""
+
+
+def names(**values: Any) -> dict[str, Any]:
+    """Return keys of summary.json with values. A name that is no key is a bug."""
+    assert values.keys() <= KEYS.keys(), values.keys() - KEYS.keys()
+    return values
+
+
+def checksum_of(content: Mapping[str, Any]) -> str:
+    """Return the checksum of a summary's content without its own checksum."""
+    others = {name: value for name, value in content.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+
+
+def write_summary(path: Path, summary: RunSummary) -> None:
+    """Write summary.json into a run directory, with its checksum. Its presence means complete."""
+    content = dataclasses.asdict(summary)
+    write_json(path / SUMMARY_FILE, content | {"checksum": checksum_of(content)})
+
+
+def read_summary(path: Path) -> RunSummary:
+    """Return the summary of a complete run.
+
+    Args:
+        path: run directory.
+
+    Raises:
+        ConfigError: the file is missing, damaged, or was changed since it was written.
+    """
+    summary, matches = read_unverified(path)
+    if not matches:
+        raise ConfigError(
+            f"{path / SUMMARY_FILE} was changed since it was written; restore it, or delete {path} to repeat the run",
+            code="checksum",
+            key="summary.json",
+        )
+    return summary
+
+
+def read_unverified(path: Path) -> tuple[RunSummary, bool]:
+    """Return the summary of a run, and whether its checksum matches or there is none.
+
+    Args:
+        path: run directory.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    file = path / SUMMARY_FILE
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        said = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ConfigError(
+            f"{file} cannot be read ({said}); delete {path} to repeat the run", code="damaged", key="summary.json"
+        ) from None
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{file} holds no object; delete {path} to repeat the run", code="damaged", key="summary.json"
+        )
+    return from_content(content, file), content.get("checksum") in (None, checksum_of(content))
+
+
+def from_content(content: Mapping[str, Any], file: Path) -> RunSummary:
+    """Return a summary from the content of its file. Unknown keys are ignored, absent ones are null.
+
+    Raises:
+        ConfigError: a required key is missing, or a value has the wrong type.
+    """
+    known: dict[str, Any] = {name: content.get(name) for name in KEYS}
+    lacking = [name for name, f in KEYS.items() if f.metadata["required"] and known[name] is None]
+    if lacking:
+        raise ConfigError(f"{file} lacks {', '.join(lacking)}", code="damaged", key=lacking[0])
+    for name, value in known.items():
+        if value is not None and not KEYS[name].metadata["allowed"](value):
+            raise ConfigError(
+                f"{file}: {name} is {value!r}, no {KEYS[name].metadata['description']}", code="damaged", key=name
+            )
+    return RunSummary(**known)
+
+
+def changed_file(path: Path, summary: RunSummary) -> str | None:
+    """Return the name of a record of a complete run that is no longer the file it was, or None.
+
+    Weights and logits are not compared: they may be large, or kept in a smaller form.
+
+    Args:
+        path: run directory.
+        summary: of that run.
+    """
+    for recorded, name in ((summary.config_sha256, "config.yaml"), (summary.metrics_sha256, "metrics.csv")):
+        file = path / name
+        if recorded and file.is_file() and sha256(file) != recorded:
+            return name
+    return None

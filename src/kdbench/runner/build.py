@@ -1,0 +1,79 @@
+"""What a run is built from before it trains: data, batches, student and method, each from a seed of its own."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kdbench.config import RunConfig
+from kdbench.data import Batches, Dataset, load
+from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
+from kdbench.methods.base import Method
+from kdbench.models import ModelSummary, Network, build, summarize
+from kdbench.system.device import place
+from kdbench.system.guard import Guard
+from kdbench.teachers.store import check_checkpoint
+from kdbench.train.learner import Learner
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Data, batches, student and method of a run, on its device."""
+
+    dataset: Dataset
+    batches: Batches
+    student: Network
+    model_summary: ModelSummary
+    """Summary of the student's architecture."""
+    method: Method
+
+
+def build_parts(config: RunConfig) -> Parts:
+    """Load the data and build student and method.
+
+    Args:
+        config: resolved config.
+
+    Raises:
+        ConfigError: a part cannot be built.
+    """
+    dataset, model_summary, method = check_parts(config)
+    # A seed of its own: students with the same seed start from the same weights, whatever the method draws.
+    torch.manual_seed(derived_seed(config.init_seed, "student"))
+    student = build(config.student, NUM_CLASSES, method.requires.student_stages)
+    batches = Batches(
+        dataset, config.recipe.batch_size, config.data_seed, config.data.augment, config.runtime.channels_last
+    )
+    return Parts(dataset, batches, place(student, config.runtime), model_summary, place(method, config.runtime))
+
+
+def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
+    """Load the data and build the method; networks are summarized without being built.
+
+    Raises:
+        ConfigError: a part cannot be built.
+    """
+    check_checkpoint(config)
+    dataset = load(config.data, config.runtime.device)
+    student = summarize(config.student, NUM_CLASSES, IMAGE_SHAPE, "student")
+    teacher = config.teacher and summarize(config.teacher.model, NUM_CLASSES, IMAGE_SHAPE, "teacher")
+    torch.manual_seed(derived_seed(config.init_seed, "method"))
+    method = config.method.target(config.method.params, student.shapes, teacher.shapes if teacher else None)
+    return dataset, student, method
+
+
+def build_learner(config: RunConfig, parts: Parts, guard: Guard | None = None) -> Learner:
+    """Return the learner of a run.
+
+    Args:
+        config: resolved config.
+        parts: parts of the run.
+        guard: context of the learner's code; None raises its exceptions.
+    """
+    seed = derived_seed(config.data_seed, "training")
+    return Learner(parts.student, parts.method, config.recipe, config.runtime, seed, guard, config.title)
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """Return a seed for one purpose, independent of those for others."""
+    return int(np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint32)[0])

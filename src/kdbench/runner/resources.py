@@ -1,0 +1,79 @@
+"""Limits of the machine, disk and memory: checked before a run starts, and explained to the user when one is hit."""
+
+import errno
+import re
+import shutil
+from collections.abc import Sequence
+
+import torch
+
+from kdbench.config import RunConfig
+from kdbench.data.dataset import NUM_CLASSES
+from kdbench.errors import RunError
+from kdbench.rundir.directory import RunDirectory
+from kdbench.system.memory import ALLOCATION, is_out_of_memory
+
+REFUSALS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ("no_space", "no space left on the disk")),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), ("not_writable", "no permission to write")),
+    errno.ENOENT: ("not_found", "a file or folder is gone"),
+}
+
+
+def user_error(error: Exception, config: RunConfig, directory: RunDirectory | None) -> Exception:
+    """Return an error of the disk or of the memory as one for the user; any other error as it is.
+
+    Args:
+        error: raised while the run was executed.
+        config: resolved config of the run.
+        directory: run directory, if it is known.
+    """
+    if isinstance(error, OSError):
+        code, why = REFUSALS.get(error.errno or 0, ("io_error", "I/O error"))
+        kept = directory is not None and any(file.is_file() for file in directory.checkpoints())
+        intact = "; the last checkpoint is intact" if kept else ""
+        where = directory.path if directory else config.output_root
+        refusal = RunError(
+            f"{where}: {why} ({error}). Fix it and rerun the same command{intact}", code=code, key="output_root"
+        )
+    elif is_out_of_memory(error):
+        requested = re.search(ALLOCATION, str(error))
+        amount = f" ({requested[1]} more requested)" if requested else ""
+        cache = " or teacher.cache=on" if config.teacher and config.teacher.cache != "on" else ""
+        refusal = RunError(
+            f"out of memory on {config.runtime.device}{amount}. Lower recipe.batch_size "
+            f"({config.recipe.batch_size}) or data.num_train ({config.data.num_train}), or use "
+            f"runtime.precision=bf16{cache}",
+            code="out_of_memory",
+            key="recipe.batch_size",
+        )
+    else:
+        return error
+    refusal.__cause__ = error
+    return refusal
+
+
+def check_disk_space(directory: RunDirectory, modules: Sequence[torch.nn.Module], evaluated: int) -> None:
+    """Check that the disk has space for a run: two checkpoints and one being written, weights, logits and a log.
+
+    Args:
+        directory: run directory; its files make space for those that replace them.
+        modules: student and method.
+        evaluated: number of validation and test images.
+
+    Raises:
+        RunError: there is not enough.
+    """
+    weights = sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
+    logits = evaluated * (NUM_CLASSES * 4 + 8)
+    checkpoint = 3 * weights + logits  # the weights, their momentum and the best ones
+    needed = 3 * checkpoint + weights + logits + 1_000_000
+    existing = next(parent for parent in directory.path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(existing).free + sum(f.stat().st_size for f in directory.files() if f.is_file())
+    if free < needed:
+        raise RunError(
+            f"not enough disk space for this run: about {needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free in "
+            f"{existing}; free some, or give another output_root",
+            code="no_space",
+            key="output_root",
+        )

@@ -1,0 +1,347 @@
+"""One run, from its config to its finished directory."""
+
+import dataclasses
+import logging
+import resource
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdbench import metrics
+from kdbench.config import RunConfig
+from kdbench.data import Batches
+from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
+from kdbench.errors import BusyError, ConfigError, RunError, SettingsChangedError
+from kdbench.methods.base import Method
+from kdbench.models import summarize
+from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.files import check_writable, write_json
+from kdbench.rundir.identity import run_key, teacher_directory
+from kdbench.rundir.lock import Lock
+from kdbench.rundir.summary import changed_file, names
+from kdbench.runner.build import Parts, build_learner, build_parts, check_parts
+from kdbench.runner.resources import check_disk_space, user_error
+from kdbench.runner.results import Predictions, fidelity, write_result
+from kdbench.runner.settings import METADATA, NumericSettings, adopt_settings, check_settings, recorded_settings
+from kdbench.system.device import resolve_runtime
+from kdbench.system.guard import Guard
+from kdbench.system.logs import RunLog
+from kdbench.system.signals import Interrupted
+from kdbench.teachers import cache
+from kdbench.teachers.resolve import ResolvedTeacher
+from kdbench.train.checkpoint import Checkpointer
+from kdbench.train.evaluate import check_finite, predict
+from kdbench.train.learner import Learner
+from kdbench.train.optim import learning_rate
+from kdbench.train.sums import NonFiniteError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The outcome of a run: its directory if it is complete, else the error that ended it."""
+
+    config: RunConfig
+    directory: RunDirectory | None
+    error: Exception | None
+
+    @property
+    def status(self) -> str:
+        """complete, failed, or skipped where another process holds the run."""
+        if self.error is None:
+            return "complete"
+        return "skipped" if isinstance(self.error, BusyError | SettingsChangedError) else "failed"
+
+    @property
+    def path(self) -> Path | None:
+        """Run directory of a complete run."""
+        return self.directory.path if self.directory and self.error is None else None
+
+
+class Run:
+    """A run: resolved, built, opened, trained by its learner, finished and closed, in this order.
+
+    Every method is called within `guard`: an exception is stored as `error` and fails this run only.
+
+    Args:
+        config: config as parsed.
+        name: text before the run's lines on the console, where several share a process.
+        on_busy: wait or skip, where it differs from the config's.
+    """
+
+    directory: RunDirectory
+    parts: Parts
+    learner: Learner
+    checkpointer: Checkpointer
+
+    def __init__(self, config: RunConfig, name: str = "", on_busy: str | None = None) -> None:
+        self.config = config
+        self.guard = Guard(f"{name}: " if name else "", on_failure=self.fail)
+        self.on_busy = on_busy or config.on_busy
+        self.complete = False
+        self.error: Exception | None = None
+        self.teacher: ResolvedTeacher | None = None
+        self.lock: Lock | None = None
+        self.log: RunLog | None = None
+        self.lockstep = 1
+        """Number of runs that train together, this one included."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is work left: it is neither complete nor failed."""
+        return not self.complete and self.error is None
+
+    @property
+    def result(self) -> RunResult:
+        return RunResult(self.config, self.directory if self.complete else None, self.error)
+
+    @property
+    def method(self) -> Method:
+        return self.parts.method
+
+    @property
+    def batches(self) -> Batches:
+        return self.parts.batches
+
+    def resolve(self) -> None:
+        """Resolve every `auto` value, find the run directory, and skip a complete run."""
+        self.config, self.directory = resolve_run(self.config)
+        self.guard.log = self.directory.log
+        if self.directory.is_complete() and not self.config.overwrite:
+            self.skip_complete()
+
+    def skip_complete(self) -> None:
+        """Check the records of a complete run, and mark it so."""
+        path, summary = self.directory.path, self.directory.read_summary()  # weights may have been removed since
+        if changed := changed_file(path, summary):
+            raise ConfigError(
+                f"{path / changed} was changed since the run was finished; restore it, or delete {path} to repeat the "
+                "run (kdbench-verify lists everything that does not match)",
+                code="checksum",
+                key=changed,
+            )
+        if any(file.is_file() for file in self.directory.checkpoints()):  # its process was killed at its very end
+            self.remove_leftover_checkpoints()
+        log.info("complete already, skipped: %s", path)
+        self.complete = True
+
+    def remove_leftover_checkpoints(self) -> None:
+        """Remove the checkpoints of a complete run, unless another process is about to."""
+        lock = self.directory.lock()
+        try:
+            lock.acquire(wait=False)
+            self.directory.remove_checkpoints(self.config.checkpoint.keep_last)
+        except (BusyError, ConfigError, RunError, OSError):
+            log.debug("%s: leftover checkpoints were not removed", self.directory.path)
+        finally:
+            lock.release()
+
+    def build(self) -> None:
+        """Load the data, and build student and method."""
+        self.parts = build_parts(self.config)
+
+    def recorded_cache(self) -> Any:
+        """Return whether an unfinished run reads the logit cache (on or off), or None."""
+        return recorded_settings(self.directory).get("cache")
+
+    def open(self) -> None:
+        """Lock the run, open its log, and restore its learner; a run that is complete by now is skipped."""
+        self.lock = self.directory.lock("run")
+        self.lock.acquire(wait=self.on_busy == "wait")
+        # Another process may have finished the run meanwhile, or made its folder by another name.
+        self.directory = directory = RunDirectory.of(self.config, self.directory.key)
+        self.guard.log = directory.log
+        if directory.is_complete() and not self.config.overwrite:
+            log.info("complete already, skipped: %s", directory.path)
+            self.complete = True
+            self.close()
+            return
+        if directory.is_complete():
+            directory.clear()
+        settings = self.numeric_settings()
+        check_settings(settings, directory)
+        evaluated = len(self.parts.dataset.val) + len(self.parts.dataset.test)
+        check_disk_space(directory, [self.parts.student, self.parts.method], evaluated)
+        directory.create()
+        self.log = RunLog(directory.log)
+        self.log.open()
+        if self.teacher:
+            log.debug("teacher: %s", self.teacher.description)
+            source = dataclasses.replace(self.config.teacher, cache=settings.cache)  # type: ignore[type-var]  # not None
+            self.config = dataclasses.replace(self.config, teacher=source)
+        self.learner = build_learner(self.config, self.parts, self.guard)
+        if self.teacher:
+            self.learner.teacher = self.teacher.source
+        metadata = {METADATA: dataclasses.asdict(settings)}
+        self.checkpointer = Checkpointer(directory, self.config.checkpoint, self.learner, self.lock, metadata)
+        self.learner.checkpointer = self.checkpointer
+        runtime = self.config.runtime
+        log.info(
+            "%s: %s on %s, %s, threads: %d",
+            self.config.title, directory.path, runtime.device, runtime.precision, runtime.threads,
+        )  # fmt: skip
+        directory.write_config(self.config)
+        directory.nonfinite.unlink(missing_ok=True)
+        self.checkpointer.resume()
+        if self.learner.rows:
+            directory.write_metrics(self.learner.rows)  # the file may be older, damaged or gone
+
+    def numeric_settings(self) -> NumericSettings:
+        """Return what the run has to keep until it is complete."""
+        runtime, teacher = self.config.runtime, self.teacher
+        return NumericSettings(
+            threads=runtime.threads,
+            channels_last=runtime.channels_last,
+            profile=runtime.profile,
+            compile=runtime.compile,
+            cache=None if teacher is None else "on" if teacher.cached else "off",
+            teacher_weights_sha256=teacher.teacher.weights_sha256 if teacher else None,
+            train_data_sha256=self.parts.dataset.train.sha256,
+        )
+
+    def work(self, live_students: int) -> float:
+        """Return the run's share of its group's work: multiply-accumulates per image, with its part of a live teacher.
+
+        Args:
+            live_students: number of runs in the group with a live teacher.
+        """
+        work = 3.0 * self.parts.model_summary.macs
+        if self.teacher and not self.teacher.cached and self.config.teacher:
+            work += summarize(self.config.teacher.model, NUM_CLASSES, IMAGE_SHAPE, "teacher").macs / live_students
+        return work
+
+    def finish(self) -> None:
+        """Evaluate the test set with the last and with the best weights, and write the result."""
+        assert self.lock is not None
+        config, dataset, learner, best = self.config, self.parts.dataset, self.learner, self.learner.best
+        teacher = self.teacher.teacher if self.teacher else None
+        assert best is not None
+
+        def test_logits_of(epoch: int) -> Tensor:
+            logits = predict(learner.student, dataset, dataset.test, config.runtime, learner.method)
+            return check_finite(logits, epoch)
+
+        test_logits = final = test_logits_of(learner.epoch)
+        if best["epoch"] != learner.epoch:
+            learner.student.body.load_state_dict(best["weights"])
+            learner.method.load_state_dict(best["method"])
+            test_logits = test_logits_of(best["epoch"])
+        predictions = Predictions(best["val_logits"], test_logits)
+        speeds = [row["images_per_second"] for row in learner.rows]
+        labels = dataset.test.labels.cpu().numpy()
+        training = names(
+            epochs=config.recipe.epochs,
+            best_val_epoch=best["epoch"],
+            test_acc_final=metrics.accuracy(final.numpy(), labels),
+            teacher_test_acc=teacher.test_acc if teacher else None,
+            teacher_key=teacher.directory.key if teacher else None,
+            teacher_weights_sha256=teacher.weights_sha256 if teacher else None,
+            train_seconds=sum(row["seconds"] for row in learner.rows),
+            images_per_second=statistics.median(speeds[1:] or speeds),
+            lockstep=self.lockstep,
+            peak_memory_bytes=peak_memory(config.runtime.device),
+            skipped_steps=learner.skipped,
+            overflowed_steps=learner.overflows,
+        ) | fidelity(predictions.test, teacher.test_logits if teacher else None)
+        self.lock.check()
+        summary = self.parts.model_summary
+        write_result(self.directory, config, dataset, summary, best["weights"], predictions, training)
+        accuracy = metrics.accuracy(test_logits.numpy(), labels)
+        log.info("done: test accuracy %.2f%% at the best validation epoch, %d", 100 * accuracy, best["epoch"])
+        self.directory.remove_checkpoints(config.checkpoint.keep_last)
+        self.complete = True
+
+    def save_interrupted(self, interruption: Interrupted) -> None:
+        """Write a checkpoint because a stop was requested."""
+        self.checkpointer.save_interrupted(interruption)
+
+    def fail(self, error: Exception) -> None:
+        """Store the error that ends this run, write what a step that was not finite saw, and release the run."""
+        if isinstance(error, NonFiniteError):
+            try:
+                write_json(self.directory.nonfinite, self.nonfinite_step(error))
+                details = f"{error}. Inputs and values of the step: {self.directory.nonfinite}"
+                error = RunError(details, code=error.code, key=error.key)
+            except OSError as refused:
+                error = refused
+        self.error = user_error(error, self.config, getattr(self, "directory", None))
+        try:  # alone, the command prints the error anyway
+            log.log(logging.INFO if self.guard.prefix and self.log else logging.DEBUG, "failed: %s", self.error)
+        except OSError:
+            log.debug("the log cannot be written")
+        finally:
+            self.close()
+
+    def nonfinite_step(self, error: NonFiniteError) -> dict[str, Any]:
+        """Return the inputs and values of a step that was not finite."""
+        learner = self.learner
+        batch = next(self.batches.epoch(error.epoch - 1, error.step - 1))
+        named = [*learner.student.named_parameters(), *learner.method.named_parameters()]
+        return {
+            "epoch": error.epoch,
+            "step": error.step,
+            "learning_rate": learning_rate(learner.recipe, error.epoch - 1),
+            "precision": learner.runtime.precision,
+            "terms": {name: repr(value) for name, value in error.values.items()},
+            "weight_norms": {name: repr(float(value.detach().norm())) for name, value in named},
+            "indices": batch.indices.tolist(),
+            "views": batch.views.tolist(),
+        }
+
+    def close(self) -> None:
+        """Close the log and release the lock."""
+        if self.log:
+            self.log.close()
+            self.log = None
+        if self.lock:
+            self.lock.release()
+            self.lock = None
+
+
+def resolve_run(config: RunConfig) -> tuple[RunConfig, RunDirectory]:
+    """Return the config with every `auto` resolved, and where its run is or will be.
+
+    An unfinished run keeps the numeric settings that it recorded: sums are rounded in the order of threads and memory.
+
+    Raises:
+        ConfigError: the device, the precision or the output root cannot be used here.
+    """
+    config = dataclasses.replace(config, runtime=resolve_runtime(config.runtime))
+    check_writable(Path(config.output_root).expanduser())
+    directory = RunDirectory.of(config, run_key(config))
+    return (config if directory.is_complete() else adopt_settings(config, directory)), directory
+
+
+def is_complete(config: RunConfig) -> bool:
+    """Return whether a run is complete and is not to be repeated."""
+    return resolve_run(config)[1].is_complete() and not config.overwrite
+
+
+def check_run(config: RunConfig) -> Path | None:
+    """Check everything that can be wrong with a run before it starts. Writes nothing.
+
+    Returns:
+        The logit cache that the run would read if there were one, for a sweep to count.
+
+    Raises:
+        ConfigError: the config cannot run here.
+    """
+    config, directory = resolve_run(config)
+    if directory.is_complete() and not config.overwrite:
+        return None
+    _, _, method = check_parts(config)
+    if config.teacher and config.teacher.cache == "auto" and not recorded_settings(directory).get("cache"):
+        return cache.cache_file(teacher_directory(config), config) if cache.can_answer(method.requires) else None
+    return None
+
+
+def peak_memory(device: str) -> int:
+    """Return bytes: tensors on the GPU since the training began, or on the CPU the process's largest size so far."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,183 @@
+"""The execution of a study: stage after stage, as often as the same command is given, until nothing is left."""
+
+import logging
+import shlex
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from kdbench.errors import BusyError, KdbenchError, report_error
+from kdbench.rundir.files import write_text
+from kdbench.study.overview import group_sizes, progress_line
+from kdbench.study.plan import StudyPlan
+from kdbench.study.progress import is_done
+from kdbench.study.winners import Winner, write_selected, yaml_of
+from kdbench.sweep.execute import Launch, execute, launch_here
+from kdbench.sweep.lockstep import group_planned
+from kdbench.sweep.plan import SKIPPED, PlannedRun
+from kdbench.system.signals import NOT_FINISHED, Interrupted, handled, raise_if_requested
+
+log = logging.getLogger(__name__)
+
+
+class StudyExecution:
+    """Executes the plan of a study.
+
+    Args:
+        plan: of the study.
+        launch: function that executes runs that train together.
+        show: function that shows the directories of a stage's complete runs.
+    """
+
+    def __init__(
+        self,
+        plan: StudyPlan,
+        launch: Launch | None = None,
+        show: Callable[[Sequence[Path]], None] = lambda paths: None,
+    ) -> None:
+        self.plan = plan
+        self.launch = launch or partial(launch_here, heading=self.progress)
+        self.show = show
+        self.failed: dict[str, str] = {}
+        """Messages by the titles of runs that failed twice or were refused."""
+        self.skipped: set[str] = set()
+        """Titles of runs that other processes hold (on_busy=skip)."""
+        self.started = time.monotonic()
+
+    @property
+    def selected(self) -> Path:
+        """The file of the winners."""
+        return self.plan.folder / "selected.yaml"
+
+    def progress(self) -> str:
+        """Return how far the study is, in one line."""
+        return progress_line(self.plan, len(self.failed), time.monotonic() - self.started)
+
+    def execute(self, minutes: float | None = None) -> int:
+        """Execute everything that is left.
+
+        Args:
+            minutes: time limit; None for no limit.
+
+        Returns:
+            0: all is done; 1: done but for the runs in `failed`; 3: time is up; 75: other processes hold the rest, or a
+            signal requested a stop; 130: Ctrl-C did.
+        """
+        with limit_time(minutes):
+            try:
+                self.write_study()
+                for title in self.plan.study.stages:
+                    self.execute_stage(title)
+            except Interrupted as interruption:
+                return interruption.exit_code
+            except BusyError as error:
+                log.info("%s", error)
+                return NOT_FINISHED
+        done = {run.title for run in self.plan.all_runs() if is_done(run)}
+        self.failed = {title: message for title, message in self.failed.items() if title not in done}
+        self.skipped -= done
+        if self.failed:
+            return 1
+        return NOT_FINISHED if self.skipped else 0
+
+    def execute_stage(self, title: str) -> None:
+        """Execute the sweeps of a stage, and choose its winners if it chooses.
+
+        Raises:
+            BusyError: it chooses, and other processes hold runs of it.
+            Interrupted: a stop was requested.
+        """
+        plan, stage = self.plan, self.plan.stage(title)
+        plan.plan_stage(title)
+        log.info("\nstage %s", title)
+        if stage.winners_of:
+            self.write_selected(stage.winners_of)  # the seeds that report may have changed since
+        for subject in plan.without_winner(title):
+            self.failed[f"{title}: {subject}"] = f"{stage.winners_of} has no winner for it"
+        for sweep in plan.sweeps[title]:
+            done = "done already: " if all(map(is_done, sweep.runs)) else ""
+            log.info("%s%s", done, shlex.join(plan.study.command_line(sweep.overrides)))
+        runs = plan.runs_of(title)
+        self.execute_runs(runs)
+        if stage.choose:
+            if held := self.skipped.intersection(run.title for run in runs):
+                raise BusyError(
+                    f"stage {title} chooses when all its runs are done; other processes hold {len(held)} of them",
+                    code="busy",
+                    key="on_busy",
+                )
+            plan.choose_winners(title)
+            self.write_selected(title)
+            for winner in plan.winners[title]:
+                log.info("chosen: %s", winner_text(winner))
+            log.info("written to %s", self.selected)
+
+    def execute_runs(self, runs: Sequence[PlannedRun]) -> None:
+        """Execute the runs that are not complete, and those that fail once more.
+
+        Raises:
+            Interrupted: a stop was requested.
+        """
+        left = [run for run in runs if not is_done(run)]
+        for attempt in ("", "once more: "):
+            if not left:
+                return
+            log.info("%s%s", attempt, group_sizes(self.plan, left))
+            try:
+                execute(
+                    left,
+                    self.plan.output_root,
+                    self.launch,
+                    partial(group_planned, max_learners=self.plan.max_learners),
+                    lockstep=True,
+                    show=self.show,
+                )
+            except KdbenchError as error:
+                report_error(error, program="kdbench-study")
+            raise_if_requested()
+            left = [run for run in left if not is_done(run)]
+        for run in left:
+            if run.status == SKIPPED:
+                self.skipped.add(run.title)
+            else:
+                self.failed[run.title] = run.problem or "see the messages above"
+
+    def write_study(self) -> None:
+        """Write study.yaml: what the folder stands for, since its name has only a hash of it."""
+        study = self.plan.study
+        content = {"study": study.name, "question": study.config.question.strip(), **study.changes}
+        header = "# The study of this folder, and what its command line changed of it.\n"
+        self.plan.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.plan.folder / "study.yaml", header + yaml_of(content))
+
+    def write_selected(self, title: str) -> None:
+        """Write selected.yaml: the winners of a stage, their candidates, and the seeds that chose and that report."""
+        stage = self.plan.stage(title)
+        seeds = {"selection_seeds": stage.seeds, "final_seeds": self.plan.reporting_seeds(title)}
+        winners = self.plan.winners[title]
+        write_selected(self.selected, self.plan.study.name, title, str(stage.choose), seeds, winners)
+
+
+def winner_text(winner: Winner) -> str:
+    """Return a winner and its margin in words."""
+    if winner.runner_up is None:
+        margin = "without a rival"
+    elif winner.tie:
+        margin = f"a tie, the first of the grid; noise {winner.noise:.2f}"
+    else:
+        margin = f"{winner.margin:.2f} points ahead, noise {winner.noise:.2f}"
+    return f"{winner.pair or winner.student} {winner.method}: {' '.join(winner.overrides)} ({margin})"
+
+
+@contextmanager
+def limit_time(minutes: float | None) -> Iterator[None]:
+    """Request a stop after some minutes, as Ctrl-C does; None never."""
+    with handled():
+        signal.setitimer(signal.ITIMER_REAL, 60 * (minutes or 0))  # 0: never
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)

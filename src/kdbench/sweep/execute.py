@@ -1,0 +1,292 @@
+"""The execution of a plan: check every run, launch those that can run, and keep one record.
+
+The same function executes `kdbench -m`, its lockstep launcher, and the sweeps of a study.
+"""
+
+import dataclasses
+import datetime
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from kdbench.config import RunConfig
+from kdbench.errors import (
+    BusyError,
+    ConfigError,
+    KdbenchError,
+    RunError,
+    SettingsChangedError,
+    printable,
+    report_error,
+)
+from kdbench.rundir.files import check_writable, write_json
+from kdbench.runner.policy import run_with_retries
+from kdbench.runner.run import RunResult, check_run, is_complete
+from kdbench.runner.run_all import Train
+from kdbench.sweep.plan import COMPLETE, FAILED, INTERRUPTED, NOT_STARTED, REFUSED, SKIPPED, JobResult, PlannedRun
+from kdbench.teachers.cache import pays_off
+from kdbench.train.loop import fit
+
+log = logging.getLogger(__name__)
+
+
+class Launch(Protocol):
+    """Executes runs that train together, or one run."""
+
+    def __call__(self, runs: Sequence[PlannedRun], first: int) -> Sequence[JobResult | None]:
+        """Return the result of each run, or None where its process died.
+
+        Args:
+            runs: checked; none is refused.
+            first: number of the first one within its sweep, counted from 0.
+        """
+
+
+Group = Callable[[Sequence[PlannedRun]], list[list[PlannedRun]]]
+"""Divides runs into those that are launched at once."""
+
+
+def one_by_one(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
+    """Return groups of one run each."""
+    return [[run] for run in runs]
+
+
+class Record:
+    """The record of a sweep: OUTPUT_ROOT/sweeps/TIME.json, rewritten after each group of runs."""
+
+    def __init__(self, output_root: Path, runs: Sequence[PlannedRun]) -> None:
+        self.runs = runs
+        self.started = datetime.datetime.now().astimezone()
+        self.file = output_root.expanduser() / "sweeps" / f"{self.started:%Y-%m-%d_%H-%M-%S}_{os.getpid()}.json"
+
+    def write(self) -> None:
+        """Write the state of every run so far.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        content = {
+            "command": sys.argv[1:],
+            "started": self.started.isoformat(timespec="seconds"),
+            "written": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "jobs": [run.record() for run in self.runs],
+        }
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.file, content)
+        except OSError as error:
+            raise RunError(
+                f"the record of the sweep, {self.file}, cannot be written: {error}",
+                code="not_writable",
+                key="output_root",
+            ) from error
+
+
+def execute(
+    runs: Sequence[PlannedRun],
+    output_root: Path,
+    launch: Launch,
+    group: Group = one_by_one,
+    *,
+    lockstep: bool = False,
+    show: Callable[[Sequence[Path]], None] = lambda paths: None,
+) -> None:
+    """Execute a plan: refuse what cannot run, launch the rest, and record each result on its run.
+
+    Args:
+        runs: from `kdbench.sweep.plan.plan`.
+        output_root: folder of the record.
+        launch: function that executes those of a group.
+        group: function that divides the runs into groups.
+        lockstep: whether the runs of a group share the passes of their teacher.
+        show: function that shows the directories of the complete runs at the end.
+
+    Raises:
+        RunError: at the end, if a run was refused or failed.
+        BusyError: at the end, if a run was skipped because another process holds it.
+        Interrupted: a stop was requested; the record is written.
+    """
+    record = Record(output_root, runs)
+    check_writable(record.file.parent, "output_root")
+    for run in runs:
+        run.status, run.path, run.problem = NOT_STARTED, None, None
+    readers = check_runs(runs)
+    groups = group([run for run in runs if run.status != REFUSED])
+    for cache_readers in readers.values():
+        share_cache(cache_readers, groups if lockstep else one_by_one(cache_readers))
+    log.info("jobs: %d", sum(map(len, groups)))
+    started = 0
+    for together in groups:
+        try:
+            for run, result in zip(together, launch(together, started), strict=True):
+                run.finish(result)
+        except BaseException:
+            for run in together:
+                mark_interrupted(run)
+            raise
+        finally:
+            record.write()
+        started += len(together)
+    paths = [Path(run.path) for run in runs if run.path]
+    if paths:
+        show(paths)
+        print(f"\nrecord of this sweep: {record.file}", flush=True)
+    raise_failures(runs)
+
+
+def check_runs(runs: Sequence[PlannedRun]) -> dict[Path, list[PlannedRun]]:
+    """Check everything that can be wrong with each run before it starts, and report the ones that are refused.
+
+    Returns:
+        The runs that could read the same logit cache, by its file.
+    """
+    readers: dict[Path, list[PlannedRun]] = {}
+    for run in runs:
+        try:
+            if run.error:
+                raise run.error
+            if cache := check_run(run.config):
+                readers.setdefault(cache, []).append(run)
+        except ConfigError as error:
+            run.refuse(error)
+            report_error(error, where=f"{run.title}: ")
+    return readers
+
+
+def share_cache(readers: Sequence[PlannedRun], groups: Sequence[Sequence[PlannedRun]]) -> None:
+    """Have the runs of one teacher build and read its logit cache, if it saves more teacher passes than it costs.
+
+    Args:
+        readers: runs of that teacher.
+        groups: runs that are launched at once; in lockstep they share their passes.
+    """
+    sharing = [shared for group in groups if (shared := [run for run in group if run in readers])]
+    epochs = sum(shared[0].config.recipe.epochs for shared in sharing)
+    if not pays_off(epochs, readers[0].config):
+        return
+    teacher = readers[0].config.teacher
+    assert teacher is not None
+    log.info("teacher %s: one logit cache for %d runs, %d epochs in all", teacher.model.name, len(readers), epochs)
+    for run in readers:
+        config = run.config
+        assert config.teacher is not None
+        run.overrides += ("teacher.cache=on",)
+        run.composed = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, cache="on"))
+
+
+def mark_interrupted(run: PlannedRun) -> None:
+    """Record a run whose group was interrupted; it may be complete all the same."""
+    directory = run.directory
+    complete = directory.is_complete()
+    run.status, run.path = (COMPLETE, str(directory.path)) if complete else (INTERRUPTED, None)
+
+
+def raise_failures(runs: Sequence[PlannedRun]) -> None:
+    """Raise the error of a sweep in which runs are missing. Errors: see `execute`."""
+    statuses = [run.status for run in runs]
+    skipped = statuses.count(SKIPPED)
+    failed = len(statuses) - skipped - statuses.count(COMPLETE)
+    if failed:
+        raise RunError(f"{failed} of {len(runs)} jobs failed; the error of each is above", code="failed_runs")
+    if skipped:
+        raise BusyError(
+            f"{skipped} of {len(runs)} jobs were skipped: other processes hold their runs", code="busy", key="on_busy"
+        )
+
+
+# Launching in this process
+
+
+def launch_here(
+    runs: Sequence[PlannedRun],
+    first: int,
+    heading: Callable[[], str] | None = None,
+    train: Train = fit,
+) -> list[JobResult]:
+    """Execute a run, or runs in lockstep, in this process. Arguments and result: see `Launch`.
+
+    Args:
+        runs: as `kdbench.sweep.lockstep.group_planned` groups them.
+        first: number of the first one within its sweep, counted from 0.
+        heading: function that returns a line to print above them, for example the progress of a study.
+        train: the training loop.
+    """
+    configs = [run.config for run in runs]
+    above = [heading()] if heading else []
+    names = [f"job {first + n + 1}" for n in range(len(runs))]
+    if len(runs) == 1:
+        title = runs[0].title
+        print_heading(*above, f"{names[0]}: {title}")
+        (result,) = run_with_retries(configs, train=train)
+        return [job_result(result, title)]
+    print_heading(*above, group_heading(configs), *named_differences(names, runs))
+    results = run_with_retries(configs, names, train=train)
+    return [job_result(result, name, f"{name}: ") for result, name in zip(results, names, strict=True)]
+
+
+def run_single(number: int, title: str, compose: Callable[[], RunConfig]) -> JobResult:
+    """Execute one run of a sweep that a launcher of Hydra has started, maybe in a process of its own.
+
+    Args:
+        number: of the run within its sweep, counted from 0.
+        title: overrides of the run.
+        compose: function that returns its config.
+    """
+    print_heading(f"job {number + 1}: {title}")
+    try:
+        (result,) = run_with_retries([compose()])
+    except Exception as error:
+        return failure(error, title)
+    return job_result(result, title)
+
+
+def group_heading(configs: Sequence[RunConfig]) -> str:
+    """Return the heading of a group of runs."""
+    if all(is_complete(config) for config in configs):
+        return f"{len(configs)} jobs that are complete"
+    teacher = next((config.teacher.model.name for config in configs if config.teacher), None)
+    return f"{len(configs)} jobs in lockstep" + (f", teacher: {teacher}" if teacher else "")
+
+
+def named_differences(names: Sequence[str], runs: Sequence[PlannedRun]) -> list[str]:
+    """Return a line for each run of a group: its name and the overrides that not all of the group have."""
+    common = set(runs[0].overrides).intersection(*(run.overrides for run in runs))
+    lines = []
+    for name, run in zip(names, runs, strict=True):
+        own = [override for override in run.overrides if override not in common] or run.overrides
+        lines.append(printable(f"{name}: {' '.join(own)}"))
+    return lines
+
+
+def print_heading(*lines: str) -> None:
+    """Print lines above a run, or above runs that are launched together."""
+    print("", *lines, sep="\n", flush=True)
+
+
+def job_result(result: RunResult, title: str, prefix: str = "") -> JobResult:
+    """Return the result of a run as plain data, and print why there is none.
+
+    Args:
+        result: of the run.
+        title: name of the run in an error.
+        prefix: name of the run in other lines, where several runs print theirs.
+    """
+    if result.error:
+        return failure(result.error, title, prefix)
+    return JobResult(COMPLETE, run=str(result.path))
+
+
+def failure(error: Exception, title: str, prefix: str = "") -> JobResult:
+    """Print an error that ended a run, and return it as the run's result. Arguments: see `job_result`."""
+    if isinstance(error, BusyError | SettingsChangedError):
+        print(f"{prefix}{error}", flush=True)
+        return JobResult(SKIPPED, error=str(error))
+    if isinstance(error, KdbenchError):
+        report_error(error, where=f"{title}: ")
+        return JobResult(FAILED, error=str(error))
+    traceback.print_exception(error)  # a bug: printed in full, and the other runs still start
+    return JobResult(FAILED, error=repr(error))

@@ -1,0 +1,1 @@
+"""Device, CPU threads, signals and logging of this process."""

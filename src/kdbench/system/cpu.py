@@ -1,0 +1,59 @@
+"""The processors of this machine: what they can do, and how many this process may use. Imports no torch."""
+
+import math
+import os
+import platform
+from pathlib import Path
+
+SYSTEM = Path("/sys")
+
+
+def have_native_bf16() -> bool:
+    """Return whether the processors multiply bfloat16 in hardware; an emulation is slower than float32."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:  # no Linux; Apple's chips have it, and list it nowhere that can be read portably
+        return platform.system() == "Darwin" and platform.machine() == "arm64"
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use.
+
+    Considered are the affinity (batch systems narrow it), the container's share of time, and OMP_NUM_THREADS, which
+    overrides both. Processors of one core count once: two threads on a core share its arithmetic units.
+    """
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdecimal() and int(wanted) >= 1:
+        return int(wanted)
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = {siblings(processor) for processor in os.sched_getaffinity(0)}
+    return max(1, int(min(len(cores), time_quota())))
+
+
+def siblings(processor: int) -> str:
+    """Return the processors of a processor's core, as Linux lists them."""
+    try:
+        return (SYSTEM / f"devices/system/cpu/cpu{processor}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(processor)
+
+
+def time_quota() -> float:
+    """Return how many processors' time the container may use (control groups, version 2), or infinity."""
+    try:
+        quota, period = (SYSTEM / "fs/cgroup/cpu.max").read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError):  # there is no limit, or the file holds "max"
+        return math.inf
+
+
+def configure_openmp() -> None:
+    """Have waiting OpenMP threads give up the processor soon. Call it before torch is imported.
+
+    By default they spin, and another process on the same cores then makes almost no progress (docs/performance.md has
+    the figures). Values that the user has set in the environment stay.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")

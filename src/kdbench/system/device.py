@@ -1,0 +1,130 @@
+"""Where and how a run computes: device, precision, threads. Every `auto` is resolved here."""
+
+import contextlib
+import dataclasses
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from kdbench.errors import ConfigError
+from kdbench.system.cpu import available_cores, have_native_bf16
+from kdbench.system.memory import start_keeping_freed_memory, stop_keeping_freed_memory
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Runtime(Protocol):
+    """The settings of `kdbench.config.RuntimeConfig` that are read here."""
+
+    device: str
+    precision: str
+    channels_last: bool
+    threads: Any
+    profile: str
+
+
+RuntimeT = TypeVar("RuntimeT", bound=Runtime)
+
+
+def resolve_runtime(runtime: RuntimeT) -> RuntimeT:
+    """Return the same runtime with every `auto` resolved.
+
+    Raises:
+        ConfigError: this machine has no such device, or the device does not support the precision.
+    """
+    device = resolve_device(runtime.device)
+    on_cpu = device == "cpu"
+    if runtime.precision == "fp16" and on_cpu:
+        raise ConfigError(
+            "runtime.precision=fp16 needs a CUDA device and this run is on the CPU; use bf16 or fp32",
+            code="unavailable_device",
+            key="runtime.precision",
+        )
+    precision = runtime.precision
+    if precision == "auto":
+        native = have_native_bf16() if on_cpu else torch.cuda.get_device_capability(device)[0] >= 8
+        precision = "bf16" if native else "fp32"
+    threads = available_cores() if runtime.threads == "auto" else runtime.threads
+    return dataclasses.replace(runtime, device=device, precision=precision, threads=threads)  # type: ignore[type-var]  # a dataclass
+
+
+def resolve_device(wanted: str) -> str:
+    """Return cpu or cuda:N for auto, cpu, cuda or cuda:N."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "cpu" or (wanted == "auto" and count == 0):
+        return "cpu"
+    index = int(wanted.partition(":")[2] or 0)
+    if index >= count:
+        here = f"{count} CUDA device{'s' if count > 1 else ''}" if count else "no CUDA device"
+        raise ConfigError(
+            f"runtime.device={wanted} and this machine has {here}; use runtime.device=auto or cpu",
+            code="unavailable_device",
+            key="runtime.device",
+        )
+    return f"cuda:{index}"
+
+
+@contextlib.contextmanager
+def torch_settings(runtime: Runtime) -> Iterator[None]:
+    """Apply torch's global settings of a resolved runtime, and restore the previous ones on leaving."""
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    benchmark, tf32 = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
+    torch.set_num_threads(runtime.threads)
+    repeatable = runtime.profile == "repro"
+    if repeatable:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats only with a fixed workspace
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not repeatable
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means float32; torch's default rounds convolutions to 10 bits
+    on_cpu = runtime.device == "cpu"
+    if on_cpu:
+        start_keeping_freed_memory()
+    try:
+        yield
+    finally:
+        if on_cpu:
+            stop_keeping_freed_memory()
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, tf32
+
+
+def autocast(runtime: Runtime) -> torch.autocast:
+    """Return the context of mixed precision for forward passes: float32 weights, narrow convolutions and products."""
+    dtype = autocast_dtype(runtime)
+    return torch.autocast(torch.device(runtime.device).type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def autocast_dtype(runtime: Runtime) -> torch.dtype | None:
+    """Return the type that convolutions and products are computed in, or None for float32."""
+    return AUTOCAST.get(runtime.precision)
+
+
+def place(module: ModuleT, runtime: Runtime) -> ModuleT:
+    """Move a module to the runtime's device and memory format, and return it."""
+    memory_format = torch.channels_last if runtime.channels_last else torch.contiguous_format
+    return module.to(device=torch.device(runtime.device), memory_format=memory_format)  # type: ignore[call-overload]  # no stub has both
+
+
+def synchronize(device: str) -> None:
+    """Wait until a GPU has finished its work."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def device_name(device: str) -> str:
+    """Return the name of the processor or GPU behind a device."""
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

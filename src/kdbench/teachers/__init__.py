@@ -1,0 +1,1 @@
+"""Teachers: stored runs, the live network, and the cache of their logits."""

@@ -1,0 +1,169 @@
+"""The teacher store: load a teacher from its run directory, and verify it.
+
+A teacher is an ordinary run (`method=ce`) with its own recipe and seed, so it is found by its key like any run.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kdbench import metrics
+from kdbench.config import ModelConfig, RunConfig
+from kdbench.data.dataset import NUM_CLASSES, Dataset
+from kdbench.errors import ConfigError
+from kdbench.methods.base import Requires
+from kdbench.models import Network, build, fuse_batch_norm, weights
+from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.files import sha256
+from kdbench.rundir.identity import checkpoint_path, model_identity
+from kdbench.rundir.summary import RunSummary
+from kdbench.system.device import autocast_dtype, place
+from kdbench.train.evaluate import predict
+
+log = logging.getLogger(__name__)
+
+ACCURACY_TOLERANCE = 0.005
+"""Allowed difference from the recorded validation accuracy: devices round differently."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A verified teacher, with what its run directory records of the test set."""
+
+    directory: RunDirectory
+    network: Network
+    """The network with fused batch norm, for inference only."""
+    weights_sha256: str
+    test_logits: Tensor
+    test_acc: float
+
+
+def build_teacher(config: RunConfig, stages: tuple[str, ...] = ()) -> Network:
+    """Return the teacher's network in evaluation mode, without its weights."""
+    assert config.teacher is not None
+    network = build(config.teacher.model, NUM_CLASSES, stages, "teacher")
+    return place(network, config.runtime).eval()
+
+
+def check_checkpoint(config: RunConfig) -> None:
+    """Check that `teacher.checkpoint`, if given, can be read and fits the teacher's architecture. Writes nothing.
+
+    Raises:
+        ConfigError: it cannot be read, or does not fit.
+    """
+    if config.teacher and config.teacher.checkpoint:
+        load_checkpoint(build_teacher(config), config)
+
+
+def load_checkpoint(network: Network, config: RunConfig) -> None:
+    """Load `teacher.checkpoint` into the teacher's network."""
+    assert config.teacher is not None
+    path = checkpoint_path(config)
+    try:
+        weights.load_into(network, weights.read(path), f"{path} (for teacher={config.teacher.model.name})")
+    except ConfigError as error:
+        raise ConfigError(f"teacher.checkpoint: {error}", code=error.code, key="teacher.checkpoint") from None
+
+
+def weights_metadata(model: ModelConfig, config: RunConfig) -> dict[str, Any]:
+    """Return what weights are valid for; it is stored beside them, and checked when they serve as a teacher."""
+    return {
+        "architecture": model_identity(model),
+        "number of classes": NUM_CLASSES,
+        "normalisation": {"mean": config.data.mean, "std": config.data.std},
+    }
+
+
+def load_verified(directory: RunDirectory, config: RunConfig, requires: Requires, dataset: Dataset) -> Teacher:
+    """Load a teacher and check that it is what its run directory and this run's config record.
+
+    Args:
+        directory: run directory of the teacher.
+        config: resolved config of the student's run.
+        requires: stages that the network must compute.
+        dataset: data set, to measure the validation accuracy on.
+
+    Raises:
+        ConfigError: with both sides of what differs.
+    """
+    assert config.teacher is not None
+    summary = directory.read_summary()
+    remedy = f"delete {directory.path} to have this teacher trained again"
+    check_metadata(directory, config, remedy)
+    check_hash(directory.weights, summary.weights_sha256, remedy)
+    check_hash(directory.logits, summary.logits_sha256, remedy)
+    network = build_teacher(config, requires.teacher_stages)
+    weights.load_into(network, weights.read(directory.weights), str(directory.weights))
+    network = fuse_batch_norm(network, autocast_dtype(config.runtime), read=tuple(config.teacher.model.stages.values()))
+    check_accuracy(network, directory, summary, config, dataset, remedy)
+    test_logits = load_file(directory.logits)["test_logits"]
+    test_acc = metrics.accuracy(test_logits.numpy(), dataset.test.labels.cpu().numpy())
+    assert summary.weights_sha256 is not None
+    return Teacher(directory, network, summary.weights_sha256, test_logits, test_acc)
+
+
+def check_hash(file: Path, recorded: str | None, remedy: str) -> None:
+    """Check that a file is the one that the summary records."""
+    try:
+        actual = sha256(file)
+    except OSError as error:
+        raise ConfigError(
+            f"{file} cannot be read ({error.strerror}); {remedy}", code="damaged", key="teacher"
+        ) from None
+    if actual != recorded:
+        raise ConfigError(
+            f"{file} is not the file that its summary.json records: "
+            f"its sha256 is {actual[:12]}..., {str(recorded)[:12]}... is recorded; {remedy}",
+            code="mismatch",
+            key="teacher",
+        )
+
+
+def check_metadata(directory: RunDirectory, config: RunConfig, remedy: str) -> None:
+    """Check that the weights are of the teacher's architecture, classes and normalisation."""
+    assert config.teacher is not None
+    try:
+        recorded = weights.read_metadata(directory.weights)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {remedy}", code=error.code, key="teacher") from None
+    for name, expected in weights_metadata(config.teacher.model, config).items():
+        if recorded.get(name) != expected:
+            raise ConfigError(
+                f"{directory.weights}: {name} is {recorded.get(name)} in the file and {expected} in this run; {remedy}",
+                code="mismatch",
+                key="teacher",
+            )
+
+
+_verified: set[tuple[object, ...]] = set()
+"""Teachers whose accuracy this process has measured already."""
+
+
+def check_accuracy(
+    network: Network, directory: RunDirectory, summary: RunSummary, config: RunConfig, dataset: Dataset, remedy: str
+) -> None:
+    """Check the validation accuracy measured here against the recorded one, once per process and teacher."""
+    case = (directory.path, summary.weights_sha256, summary.best_val_acc, repr(config.runtime))
+    if case in _verified:
+        return
+    logits = predict(network, dataset, dataset.val, config.runtime).numpy()
+    measured = metrics.accuracy(logits, dataset.val.labels.cpu().numpy())
+    recorded = summary.best_val_acc
+    tolerance = max(ACCURACY_TOLERANCE, 2 / len(dataset.val))  # two images may lie on the border
+    if recorded is None or abs(measured - recorded) > tolerance:
+        raise ConfigError(
+            f"{directory.path}: the teacher's validation accuracy is {measured:.4f} here and {recorded} in its "
+            f"summary.json (tolerance {tolerance}); {remedy}",
+            code="mismatch",
+            key="teacher",
+        )
+    _verified.add(case)
+
+
+def forget_verified() -> None:
+    """Verify every teacher again, as a new process would."""
+    _verified.clear()
