@@ -1,4 +1,4 @@
-"""Run directories for the report, written without training: the contract's files, with the numbers a test wants."""
+"""Run directories for the report, written without training: the files of a run, with chosen numbers."""
 
 import dataclasses
 import hashlib
@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from safetensors.numpy import save_file
 
 from kdbench.errors import KdbenchError
-from kdbench.report.build import Report, build
+from kdbench.report.build import Report, build_report
 from kdbench.report.command import report as command
 from kdbench.report.select import read_selection
 
@@ -44,29 +44,29 @@ def write_run(
     history: Sequence[float] | None = None,
     **others: Any,
 ) -> Path:
-    """A finished run's directory under a folder.
+    """Write the directory of a finished run, and return it.
 
     Args:
-        root: Folder that holds the run directories.
+        root: folder that holds the run directories.
         accuracy: `test_acc_best`, a fraction; the last epoch's is 0.001 lower.
-        recipe: Keys that differ from `RECIPE`.
-        teacher_seed: Only of a run with a teacher.
-        logits: Test logits [N, C] in any precision and labels [N]; no file without them.
+        recipe: keys that differ from `RECIPE`.
+        teacher_seed: only for a run with a teacher.
+        logits: test logits [N, C] in any precision and labels [N]; no file without them.
         history: `val_acc` of each epoch, for metrics.csv; no file without it.
-        others: Any key of summary.json; it replaces what stands there otherwise.
+        others: any other key of summary.json, or another value for one.
     """
     parameters, macs = SIZES.get(student, (1000, 2000))
     summary: dict[str, Any] = {
         "schema_version": 1, "status": "complete", "student": student, "teacher": teacher, "method": method,
-        "dataset": "cifar10", "method_params": method_params or {}, "recipe": RECIPE | (recipe or {}), "stem": None,
-        "precision": "fp32", "seed": seed, "init_seed": seed, "data_seed": seed,
-        "teacher_seed": teacher_seed if teacher else None, "num_train": 45000, "num_val": 5000, "num_test": 10000,
-        "epochs": 100, "num_params": parameters, "macs": macs, "best_val_acc": accuracy, "best_val_epoch": 99,
-        "test_acc_best": accuracy, "test_acc_final": accuracy - 0.001, "test_nll": 0.3, "test_ece": 0.02,
-        "per_class_acc": [accuracy] * 10, "teacher_test_acc": 0.95 if teacher else None,
-        "teacher_key": f"{teacher}{teacher_seed}" if teacher else None, "agreement": 0.93 if teacher else None,
-        "kl_t1": 0.2 if teacher else None, "kl_t4": 0.1 if teacher else None, "train_seconds": 60.0,
-        "images_per_second": 1000.0, "peak_memory_bytes": None, "environment": ENVIRONMENT,
+        "role": {"ce": "baseline", "checkpoint": None}.get(method, "distilled"), "dataset": "cifar10",
+        "method_params": method_params or {}, "recipe": RECIPE | (recipe or {}), "stem": None, "precision": "fp32",
+        "seed": seed, "init_seed": seed, "data_seed": seed, "teacher_seed": teacher_seed if teacher else None,
+        "num_train": 45000, "num_val": 5000, "num_test": 10000, "epochs": 100, "num_params": parameters, "macs": macs,
+        "best_val_acc": accuracy, "best_val_epoch": 99, "test_acc_best": accuracy, "test_acc_final": accuracy - 0.001,
+        "test_nll": 0.3, "test_ece": 0.02, "per_class_acc": [accuracy] * 10,
+        "teacher_test_acc": 0.95 if teacher else None, "teacher_key": f"{teacher}{teacher_seed}" if teacher else None,
+        "agreement": 0.93 if teacher else None, "kl_t1": 0.2 if teacher else None, "kl_t4": 0.1 if teacher else None,
+        "train_seconds": 60.0, "images_per_second": 1000.0, "peak_memory_bytes": None, "environment": ENVIRONMENT,
     }  # fmt: skip
     summary |= others
     if "run_key" not in summary:
@@ -89,7 +89,7 @@ def write_logits(folder: Path, logits: np.ndarray, labels: np.ndarray) -> None:
 
 
 def write_group(root: Path, percents: Sequence[float], seeds: Sequence[int] | None = None, **others: Any) -> list[Path]:
-    """Runs that differ in their seeds alone, with test accuracies in per cent."""
+    """Write runs that differ in their seeds only, with test accuracies in per cent."""
     seeds = range(len(percents)) if seeds is None else seeds
     return [
         write_run(root, seed=seed, accuracy=percent / 100, **others)
@@ -100,7 +100,7 @@ def write_group(root: Path, percents: Sequence[float], seeds: Sequence[int] | No
 def write_selected(
     path: Path, winners: Sequence[dict[str, Any]], selection_seeds: Sequence[int], final_seeds: Sequence[int]
 ) -> Path:
-    """A study's selected.yaml; of a winner, only what differs from a usual one needs to be given."""
+    """Write selected.yaml; winners give only the keys that differ from a usual one."""
     usual = {
         "pair": "resnet20_resnet8", "student": "resnet8", "teacher": "resnet20", "method": "logit", "overrides": [],
         "method_params": {}, "recipe": dict(RECIPE), "score": 90.0, "runner_up": None, "margin": None, "noise": None,
@@ -114,19 +114,20 @@ def write_selected(
     return path
 
 
-def made(root: Path, selected: Path | None = None, **others: Any) -> Report:
-    """A report of all runs under a folder, before it is written."""
-    return build([root], read_selection(selected) if selected else None, **others)
+def report_of(root: Path, selected: Path | None = None, **others: Any) -> Report:
+    """Return the report of all runs under a folder, before it is written."""
+    return build_report([root], read_selection(selected) if selected else None, **others)
 
 
 @dataclasses.dataclass
-class Said:
-    """What the command did: the exit code, or the error that the command line turns into one, and its output."""
+class CommandResult:
+    """Exit code of the command, the error that the command line turns into one, its output, and the report."""
 
     code: int
     out: str
     err: str
     folder: Path
+    error: KdbenchError | None
 
     def table(self, name: str) -> pd.DataFrame:
         return pd.read_csv(self.folder / f"{name}.csv")
@@ -136,20 +137,17 @@ class Said:
 
 
 @pytest.fixture
-def kdbench_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """The command, called in this process; it writes to `tmp_path / "report"`. Figures take seconds: only if asked."""
+def kdbench_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
+    """Return the command, called in this process; it writes to `tmp_path / "report"`, without figures."""
 
-    def call(*arguments: str | Path, figures: bool = False) -> Said:
-        folder = tmp_path / "report"
-        error = ""
-        with pytest.MonkeyPatch.context() as patched:
-            if not figures:
-                patched.setattr("kdbench.report.write.draw_all", lambda material, folder: ([], []))
-            try:
-                code = command([*map(str, arguments), "--out", str(folder)])
-            except KdbenchError as refused:
-                code, error = refused.exit_code, str(refused)
+    def call(*arguments: str | Path, figures: bool = False) -> CommandResult:
+        folder, error = tmp_path / "report", None
+        flags = [] if figures else ["--no-figures"]  # they take seconds
+        try:
+            code = command([*map(str, arguments), "--out", str(folder), *flags])
+        except KdbenchError as refused:
+            code, error = refused.exit_code, refused
         captured = capsys.readouterr()
-        return Said(code, captured.out, captured.err + error, folder)
+        return CommandResult(code, captured.out, captured.err, folder, error)
 
     return call

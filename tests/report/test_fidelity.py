@@ -1,4 +1,4 @@
-"""What saved logits say: agreement beside its null, flips with a test for each pair, and what happens without them."""
+"""Numbers from saved logits: agreement beside the baseline's, flips with a test for each pair; none without logits."""
 
 import json
 import math
@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from kdbench.report.build import build
-from tests.report.conftest import made, write_logits, write_run
+from kdbench.report.build import build_report
+from tests.report.conftest import report_of, write_logits, write_run
 
 N, C = 60, 4
 LABELS = np.random.default_rng(0).integers(0, C, N)
@@ -40,7 +40,7 @@ def right(values):
 
 
 def study(root, precision=np.float32, seeds=(0, 1, 2), teacher=True, **others):
-    """A teacher, undistilled and distilled students of some seeds, all with logits."""
+    """Write a teacher, and baseline and distilled runs of some seeds, all with logits."""
     if teacher:
         write_run(root, student="resnet20", run_key=TEACHER_KEY, logits=(logits(99).astype(precision), LABELS))
     for seed in seeds:
@@ -53,15 +53,15 @@ def study(root, precision=np.float32, seeds=(0, 1, 2), teacher=True, **others):
 
 
 @pytest.mark.parametrize(("precision", "within"), [(np.float32, 1e-6), (np.float16, 2e-3), (np.float64, 1e-6)])
-def test_the_null_is_undistilled_students_against_that_teacher(tmp_path, precision, within):
+def test_the_baseline_is_compared_with_that_teacher_too(tmp_path, precision, within):
     study(tmp_path, precision)
-    report = made(tmp_path)
+    report = report_of(tmp_path)
     row = report.fidelity.groups.iloc[0]
-    teacher, alone = logits(99), [logits(seed) for seed in range(3)]
-    same = [float((teacher.argmax(axis=1) == own.argmax(axis=1)).mean()) for own in alone]
+    teacher, baseline = logits(99), [logits(seed) for seed in range(3)]
+    same = [float((teacher.argmax(axis=1) == own.argmax(axis=1)).mean()) for own in baseline]
     assert row["base_agreement"] == pytest.approx(100 * np.mean(same))
     for t in (1, 4):
-        expected = np.mean([kl(teacher, own, t) for own in alone])
+        expected = np.mean([kl(teacher, own, t) for own in baseline])
         assert row[f"base_kl_t{t}"] == pytest.approx(expected, abs=within)
     assert len(report.fidelity.groups) == 1
     assert not report.fidelity.remarks
@@ -69,7 +69,7 @@ def test_the_null_is_undistilled_students_against_that_teacher(tmp_path, precisi
 
 def test_the_distilled_students_own_fidelity_is_the_mean_of_the_summaries(tmp_path):
     study(tmp_path, test_ece=0.04, test_nll=0.5)
-    row = made(tmp_path).fidelity.groups.iloc[0]
+    row = report_of(tmp_path).fidelity.groups.iloc[0]
     assert row["agreement"] == pytest.approx(91)
     assert row["agreement_std"] == pytest.approx(1)
     assert row["kl_t1"] == pytest.approx(0.3)
@@ -81,7 +81,7 @@ def test_the_distilled_students_own_fidelity_is_the_mean_of_the_summaries(tmp_pa
 def test_a_teacher_beside_the_students_is_found_though_it_is_not_reported(tmp_path):
     study(tmp_path)
     students = [folder for folder in tmp_path.iterdir() if TEACHER_KEY not in folder.name]
-    report = build(students)
+    report = build_report(students)
     assert "resnet20" not in report.runs_table["student"].tolist()
     assert report.fidelity.groups["base_agreement"].notna().all()
 
@@ -94,7 +94,7 @@ def test_of_several_teachers_each_is_compared_with_its_own(tmp_path):
             tmp_path, seed=seed, teacher="resnet20", teacher_seed=1, method="logit", teacher_key="other",
             accuracy=0.92 + seed / 500, logits=(logits(80 + seed), LABELS),
         )  # fmt: skip
-    table = made(tmp_path).fidelity.groups
+    table = report_of(tmp_path).fidelity.groups
     expected = [
         100 * np.mean([(logits(key).argmax(axis=1) == logits(seed).argmax(axis=1)).mean() for seed in range(3)])
         for key in (99, 77)
@@ -102,12 +102,12 @@ def test_of_several_teachers_each_is_compared_with_its_own(tmp_path):
     assert table["base_agreement"].tolist() == pytest.approx(expected)
 
 
-def test_a_teacher_without_logits_leaves_no_null_and_is_said(tmp_path):
+def test_a_teacher_without_logits_leaves_the_baseline_without_agreement_and_a_remark(tmp_path):
     study(tmp_path, teacher=False)
-    fidelity = made(tmp_path).fidelity
+    fidelity = report_of(tmp_path).fidelity
     assert fidelity.groups["base_agreement"].isna().all()
     assert fidelity.groups["agreement"].notna().all()
-    assert any("its teacher's logits are not here" in line for line in fidelity.remarks)
+    assert any("the teacher's logits are not here" in line for line in fidelity.remarks)
 
 
 def binomial(gained, lost):
@@ -117,14 +117,14 @@ def binomial(gained, lost):
 
 def test_flips_are_counted_for_each_seed_with_an_exact_test_of_its_own(tmp_path):
     study(tmp_path)
-    flips = made(tmp_path).fidelity.flips
+    flips = report_of(tmp_path).fidelity.flips
     assert flips["seed"].tolist() == [0, 1, 2]
     for seed, row in enumerate(flips.to_dict("records")):
         ours, theirs = right(logits(50 + seed, 45)), right(logits(seed))
         gained, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-        assert (row["only_distilled"], row["only_undistilled"]) == (gained, lost)
+        assert (row["only_method"], row["only_baseline"]) == (gained, lost)
         assert row["both_right"] == int((ours & theirs).sum())
-        assert row["both_right"] + row["only_distilled"] + row["only_undistilled"] + row["both_wrong"] == N
+        assert row["both_right"] + row["only_method"] + row["only_baseline"] + row["both_wrong"] == N
         assert row["images"] == N
         assert row["p_mcnemar"] == pytest.approx(binomial(gained, lost))
 
@@ -134,9 +134,9 @@ def test_flips_are_of_the_same_seed_whatever_the_order_of_runs(tmp_path):
         write_run(tmp_path, seed=seed, logits=(logits(seed), LABELS))
     for seed in (1, 2, 3):
         write_run(tmp_path, seed=seed, teacher="t", method="logit", logits=(logits(seed), LABELS))
-    flips = made(tmp_path).fidelity.flips
-    assert flips["seed"].tolist() == [1, 2]  # seed 3 has no twin
-    assert (flips[["only_distilled", "only_undistilled"]] == 0).all(axis=None)
+    flips = report_of(tmp_path).fidelity.flips
+    assert flips["seed"].tolist() == [1, 2]  # there is no baseline run of seed 3
+    assert (flips[["only_method", "only_baseline"]] == 0).all(axis=None)
     assert (flips["p_mcnemar"] == 1).all()
 
 
@@ -147,7 +147,7 @@ def test_flips_are_not_counted_twice_for_a_pooled_row(tmp_path):
             tmp_path, seed=seed, teacher="resnet20", teacher_seed=1, method="logit", accuracy=0.92 + seed / 500,
             logits=(logits(seed), LABELS),
         )  # fmt: skip
-    report = made(tmp_path)
+    report = report_of(tmp_path)
     assert "pooled" in report.gains_table["teacher_seed"].tolist()
     assert len(report.fidelity.flips) == 6
 
@@ -155,29 +155,30 @@ def test_flips_are_not_counted_twice_for_a_pooled_row(tmp_path):
 def test_different_test_images_are_not_compared(tmp_path):
     write_run(tmp_path, logits=(logits(0), LABELS))
     write_run(tmp_path, teacher="t", method="logit", logits=(logits(1), (LABELS + 1) % C))
-    assert made(tmp_path).fidelity.flips.empty
+    assert report_of(tmp_path).fidelity.flips.empty
 
 
 def test_summaries_alone_are_enough_for_all_that_needs_no_logits(tmp_path, kdbench_report):
     for seed in range(3):
         write_run(tmp_path / "runs", seed=seed, accuracy=0.9 + seed / 500)
         write_run(tmp_path / "runs", seed=seed, accuracy=0.91 + seed / 500, teacher="t", method="logit")
-    said = kdbench_report(tmp_path / "runs")
-    assert said.code == 0
-    assert said.table("gains")["p_welch"].notna().all()
-    assert said.table("fidelity")["agreement"].tolist() == pytest.approx([93])
-    assert said.table("fidelity")["base_agreement"].isna().all()
-    assert len(said.table("flips")) == 0
-    assert "teacher's logits" not in said.out
+    result = kdbench_report(tmp_path / "runs")
+    assert result.code == 0
+    assert result.table("gains")["p_welch"].notna().all()
+    assert result.table("fidelity")["agreement"].tolist() == pytest.approx([93])
+    assert result.table("fidelity")["base_agreement"].isna().all()
+    assert len(result.table("flips")) == 0
+    assert "teacher's logits" not in result.out
 
 
+@pytest.mark.slow
 def test_figures_of_summaries_alone_are_those_that_need_no_more(tmp_path, kdbench_report):
     write_run(tmp_path / "runs")
     write_run(tmp_path / "runs", teacher="t", method="logit")
-    said = kdbench_report(tmp_path / "runs", figures=True)
-    drawn = {path.name for path in (said.folder / "figures").iterdir()}
+    result = kdbench_report(tmp_path / "runs", figures=True)
+    drawn = {path.name for path in (result.folder / "figures").iterdir()}
     assert drawn == {f"{name}.{kind}" for name in ("gains", "size", "agreement") for kind in ("png", "svg")}
-    assert "no run has a metrics.csv" in said.text("report.md")
+    assert "no run has a metrics.csv" in result.text("report.md")
 
 
 DAMAGE = {
@@ -190,7 +191,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_damaged_logits_are_said_and_the_run_counts_without(tmp_path, damage):
+def test_damaged_logits_have_a_remark_and_the_run_counts_without(tmp_path, damage):
     study(tmp_path)
     folder = next(f for f in tmp_path.iterdir() if f.name.startswith("logit_seed1"))
     file = folder / "logits.safetensors"
@@ -198,7 +199,7 @@ def test_damaged_logits_are_said_and_the_run_counts_without(tmp_path, damage):
         file.write_bytes(damage)
     else:
         write_logits(folder, *damage)
-    report = made(tmp_path)
+    report = report_of(tmp_path)
     assert sum(str(file) in line for line in report.remarks) == 1
     assert report.fidelity.flips["seed"].tolist() == [0, 2]
     assert report.gains_table["n"].tolist() == [3]
@@ -207,13 +208,13 @@ def test_damaged_logits_are_said_and_the_run_counts_without(tmp_path, damage):
 def test_accuracy_of_each_class_is_a_mean_over_seeds(tmp_path):
     for seed, accuracies in enumerate(([0.5, 1.0], [0.7, 0.9])):
         write_run(tmp_path, seed=seed, per_class_acc=accuracies)
-    row = made(tmp_path).fidelity.per_class.iloc[0]
+    row = report_of(tmp_path).fidelity.per_class.iloc[0]
     assert (row["class_0"], row["class_1"], row["n"]) == pytest.approx((60, 95, 2))
 
 
 def test_a_class_without_images_has_no_accuracy(tmp_path):
     write_run(tmp_path, per_class_acc=[0.5, None])
-    row = made(tmp_path).fidelity.per_class.iloc[0]
+    row = report_of(tmp_path).fidelity.per_class.iloc[0]
     assert row["class_0"] == pytest.approx(50)
     assert math.isnan(row["class_1"])
 
@@ -222,4 +223,4 @@ def test_agreement_that_some_summaries_lack_is_the_mean_of_the_others(tmp_path):
     study(tmp_path)
     file = next(tmp_path.glob("logit_seed2*")) / "summary.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"agreement": None}))
-    assert made(tmp_path).fidelity.groups.iloc[0]["agreement"] == pytest.approx(90.5)
+    assert report_of(tmp_path).fidelity.groups.iloc[0]["agreement"] == pytest.approx(90.5)

@@ -1,1 +1,1 @@
-"""What run directories say. Nothing here imports torch."""
+"""From run directories to one table of runs, statistics, figures and a page. Imports no torch."""

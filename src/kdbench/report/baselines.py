@@ -1,4 +1,4 @@
-"""Which group is the baseline of another, and which run the baseline of another run."""
+"""Finding the baseline of a group and of a run: the one place that compares recipes and keys."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -12,8 +12,8 @@ from kdbench.report import statistics as st
 from kdbench.report.columns import GROUPS, RUNS, row
 from kdbench.report.fidelity import Fidelity, compute_fidelity
 from kdbench.report.gains import Gain, compute_gains, gains_table, group_by, interactions_table
-from kdbench.report.groups import RunGroup, check_alike, differing_keys, group_runs, percent, percents, rows_of
-from kdbench.report.runs import display_path, read_runs
+from kdbench.report.groups import RunGroup, check_alike, differing_keys, group_runs, percent, percents
+from kdbench.report.runs import display_path, read_runs, rows_of
 from kdbench.report.select import Selection, with_selection
 from kdbench.report.verdict import describe_selection, verdict
 

@@ -1,4 +1,4 @@
-"""How a student's predictions compare with its teacher's and with those of its baseline, from saved logits."""
+"""Comparison of a student's predictions with those of its teacher and of its baseline, from saved logits."""
 
 import functools
 import glob
@@ -32,7 +32,7 @@ class SavedLogits:
 
     @property
     def correct(self) -> Any:
-        """Whether each image's predicted class is its label, bool [N]."""
+        """Correctness of each image's predicted class, bool [N]."""
         return self.logits.argmax(axis=1) == self.labels
 
 

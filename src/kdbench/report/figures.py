@@ -30,8 +30,8 @@ from kdbench.report.drawing import (
 )
 from kdbench.report.fidelity import logits_in, same_images, teacher_folder
 from kdbench.report.gains import Gain, group_by
-from kdbench.report.groups import BASELINE, CONTROL, RunGroup, keys, percent, rows_of
-from kdbench.report.runs import METRICS
+from kdbench.report.groups import BASELINE, CONTROL, RunGroup, keys, percent
+from kdbench.report.runs import METRICS, rows_of
 
 MOST_PANELS, MOST_ROWS = 40, 200
 """Largest numbers of students and gains in a figure; the tables have all."""

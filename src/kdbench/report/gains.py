@@ -43,7 +43,7 @@ class Gain:
 
     @property
     def is_paired(self) -> bool:
-        """Whether both arms have exactly the same seeds."""
+        """True if both arms have exactly the same seeds."""
         return self.baseline is not None and not self.is_pooled and self.group.seeds == self.baseline.seeds
 
     @property
@@ -124,7 +124,7 @@ def gains_table(gains: Sequence[Gain], std: float, margin: float) -> pd.DataFram
 
 
 def holm_by_role(table: pd.DataFrame, ps: "pd.Series[float]") -> "pd.Series[float]":
-    """Return Holm's adjusted p, each role a family of its own: controls do not weaken what is said of distillation."""
+    """Return Holm's adjusted p, each role a family of its own: controls do not weaken the tests of distillation."""
     adjusted = np.full(len(table), math.nan)
     for role in COMPARED:
         of_role = (table.role == role).to_numpy()

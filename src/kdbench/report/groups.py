@@ -1,15 +1,16 @@
 """Groups of runs that differ in their seeds alone, and how they are named."""
 
 import json
-from collections import Counter, namedtuple
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
 from kdbench.errors import ConfigError
+from kdbench.report.runs import rows_of
 from kdbench.rundir.summary import SCHEMA_VERSION, names
 
 BASELINE, DISTILLED, CONTROL = "baseline", "distilled", "control"
@@ -24,9 +25,9 @@ def keys(**summary_keys: None) -> tuple[str, ...]:
 
 
 PROTOCOL = keys(dataset=None, num_train=None, num_val=None, num_test=None, schema_version=None)
-"""What all runs of one report share: numbers of different data sets or splits do not compare."""
+"""Keys that all runs of one report share: numbers of different data sets or splits cannot be compared."""
 STUDENT = (*PROTOCOL, *keys(student=None, stem=None, recipe=None, epochs=None, precision=None, num_params=None))
-"""What a run shares with its baseline."""
+"""Keys that a run shares with its baseline."""
 METHOD = keys(role=None, method=None, method_params=None, teacher=None)
 TEACHER = keys(teacher_seed=None, teacher_key=None)
 IMPLIED = {f"recipe.{epochs}": epochs for epochs in keys(epochs=None)} | {TEACHER[0]: TEACHER[1]}
@@ -36,18 +37,6 @@ IMPLIED = {f"recipe.{epochs}": epochs for epochs in keys(epochs=None)} | {TEACHE
 def plain(value: Any) -> str:
     """Return text that is equal for equal values, and sorts."""
     return json.dumps(value, sort_keys=True, default=str)
-
-
-def rows_of(table: pd.DataFrame) -> list[Any]:
-    """Return the rows of a table as named tuples. Their attributes are its columns but for those of sections."""
-    row_type = named_row(tuple(table.columns))
-    return [row_type(*values) for values in table.to_numpy(dtype=object)]
-
-
-@lru_cache(maxsize=64)
-def named_row(columns: tuple[str, ...]) -> type[Any]:
-    # DataFrame.itertuples makes this class anew at each call, which takes longer than all rows of a group.
-    return namedtuple("Row", columns, rename=True)
 
 
 def columns_of(columns: Iterable[str], wanted: Iterable[str]) -> list[str]:
@@ -171,23 +160,29 @@ def with_settings(groups: Sequence[RunGroup]) -> list[RunGroup]:
     """Return the groups with their settings: the method's keys that differ among its groups, and all other keys that
     differ among the groups of its student, teacher and method."""
     columns = columns_of(groups[0].runs.columns, (*keys(method_params=None), *STUDENT, *TEACHER))
-    table = pd.concat([group.runs.iloc[:1] for group in groups])
-    values = table[columns].map(plain)
-    methods, arms = table.method.tolist(), list(zip(table.student, table.teacher, table.method, strict=True))
+    params, protocol = columns_of(columns, keys(method_params=None)), columns_of(columns, PROTOCOL)
+    values = [{column: plain(group.shared[column]) for column in columns} for group in groups]
+    by_method, by_arm = defaultdict[Any, list[dict[str, str]]](list), defaultdict[Any, list[dict[str, str]]](list)
+    for group, own in zip(groups, values, strict=True):
+        by_method[group.shared.method].append(own)
+        by_arm[arm_of(group)].append(own)
     named = []
-    for place, group in enumerate(groups):
-        same_method, same_arm = [m == methods[place] for m in methods], [arm == arms[place] for arm in arms]
-        varying = set(varying_columns(values, columns_of(columns, PROTOCOL)))
-        varying |= set(varying_columns(values[same_method], columns_of(columns, keys(method_params=None))))
-        varying |= set(varying_columns(values[same_arm], columns))
+    for group in groups:
+        varying = varying_columns(values, protocol)
+        varying |= varying_columns(by_method[group.shared.method], params)
+        varying |= varying_columns(by_arm[arm_of(group)], columns)
         varying -= {implied for key, implied in IMPLIED.items() if key in varying}
         settings = [f"{c.rpartition('.')[2]}={group.shared[c]}" for c in columns if c in varying]
         named.append(replace(group, setting=" ".join(settings)))
     return with_distinct_names(named)
 
 
-def varying_columns(values: pd.DataFrame, columns: Sequence[str]) -> list[str]:
-    return [column for column in columns if values[column].nunique() > 1]
+def arm_of(group: RunGroup) -> tuple[str, str | None, str]:
+    return group.shared.student, group.shared.teacher, group.shared.method
+
+
+def varying_columns(values: Sequence[Mapping[str, str]], columns: Sequence[str]) -> set[str]:
+    return {column for column in columns if len({own[column] for own in values}) > 1}
 
 
 def with_distinct_names(groups: Sequence[RunGroup]) -> list[RunGroup]:

@@ -1,7 +1,9 @@
 """Reading finished runs into one table, a row per run."""
 
+from collections import namedtuple
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +115,7 @@ def duplicate(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
 
 def changed_teachers(runs: pd.DataFrame) -> list[str]:
     """Return a remark for each run whose teacher was trained again since, or replaced."""
-    rows: list[Any] = list(runs.itertuples())
+    rows = rows_of(runs)
     teachers, remarks = {run.run_key: run for run in rows}, []
     for run in rows:
         teacher, used = teachers.get(run.teacher_key), run.teacher_weights_sha256
@@ -134,6 +136,18 @@ def without_role(runs: pd.DataFrame) -> list[str]:
         f"{unknown} run{'s have' if unknown > 1 else ' has'} no role (baseline, distilled or control) in summary.json: "
         "neither a baseline nor compared with one"
     ]
+
+
+def rows_of(table: pd.DataFrame) -> list[Any]:
+    """Return the rows of a table as named tuples. Their attributes are its columns but for those of sections."""
+    row_type = named_row(tuple(table.columns))
+    return [row_type(*values) for values in table.to_numpy(dtype=object)]
+
+
+@lru_cache(maxsize=64)
+def named_row(columns: tuple[str, ...]) -> type[Any]:
+    # DataFrame.itertuples makes this class anew at each call, which takes longer than all rows of a group.
+    return namedtuple("Row", columns, rename=True)
 
 
 def display_path(path: Path) -> str:

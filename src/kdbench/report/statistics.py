@@ -1,6 +1,6 @@
-"""The tests and power computations of the report, on accuracies in per cent (differences are points).
+"""Tests and power computations of the report, on accuracies in per cent (differences are points).
 
-Everything comes from scipy and statsmodels; what stands here says which of it, and what happens where it is undefined:
+Everything comes from scipy and statsmodels; this module chooses the functions and defines the undefined cases:
 with fewer than two values in an arm, or no variation at all, a result is NaN, never an exception.
 """
 
@@ -19,14 +19,14 @@ NAN = float("nan")
 ALPHA = 0.05
 POWER = 0.8
 MOST_SEEDS = 1_000_000
-"""Where a search for a number of seeds gives up."""
+"""Largest number of seeds that is searched for."""
 CERTAIN = 20.0
-"""Standard errors from which on a difference is always noticed, and the noncentral t distribution is not evaluated."""
+"""Number of standard errors from which a difference counts as always detected: the noncentral t is not evaluated."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A difference of means with its standard error, degrees of freedom, 95 % interval and two-sided p."""
+    """Difference of means with its standard error, degrees of freedom, 95 % interval and two-sided p."""
 
     difference: float
     se: float
@@ -37,18 +37,18 @@ class Comparison:
 
 
 def std(values: Sequence[float]) -> float:
-    """The sample standard deviation (n - 1); NaN for fewer than two values."""
+    """Return the sample standard deviation (n - 1); NaN for fewer than two values."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else NAN
 
 
 def contrast(arms: Sequence[Sequence[float]], weights: Sequence[float]) -> Comparison:
-    """A weighted sum of independent arms' means against 0, each arm with a variance of its own.
+    """Compare a weighted sum of independent arms' means with 0, each arm with a variance of its own.
 
     With weights 1, -1, -1, 1 an interaction, a difference of two gains; with 1 and -1 it equals Welch's t-test.
 
     Args:
-        arms: Values of each arm.
-        weights: One for each arm.
+        arms: values of each arm.
+        weights: weight of each arm.
 
     Returns:
         With Welch-Satterthwaite degrees of freedom over all arms. Only the difference is a number, and the rest NaN, if
@@ -67,12 +67,12 @@ def contrast(arms: Sequence[Sequence[float]], weights: Sequence[float]) -> Compa
 
 
 def varies(values: Sequence[float]) -> bool:
-    """Whether values differ by more than rounding."""
+    """Return whether values differ by more than rounding."""
     return float(np.ptp(values)) > 1e-9 * max(1.0, float(np.max(np.abs(values))))
 
 
 def welch(values: Sequence[float], base: Sequence[float]) -> Comparison:
-    """Welch's t-test of two independent arms; where it is undefined only the difference is a number."""
+    """Return Welch's t-test of two independent arms; where it is undefined only the difference is a number."""
     comparison = contrast([values, base], [1.0, -1.0])
     if math.isnan(comparison.se):
         return comparison
@@ -82,7 +82,7 @@ def welch(values: Sequence[float], base: Sequence[float]) -> Comparison:
 
 
 def paired(values: Sequence[float], base: Sequence[float]) -> float:
-    """The two-sided p of the paired t-test, values of one position a pair; NaN where all pairs differ alike."""
+    """Return the two-sided p of the paired t-test, values of one position a pair; NaN where all pairs differ alike."""
     differences = [float(a - b) for a, b in zip(values, base, strict=True)]
     if len(differences) < 2 or not varies(differences):
         return NAN
@@ -90,7 +90,7 @@ def paired(values: Sequence[float], base: Sequence[float]) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's adjusted p values over the family of those that are numbers; NaN stays NaN and counts for nothing.
+    """Return Holm's adjusted p values over the family of those that are numbers; NaN stays NaN and is not counted.
 
     Source: Holm 1979, Scandinavian Journal of Statistics 6.
     """
@@ -102,7 +102,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def equivalence(values: Sequence[float], base: Sequence[float], margin: float) -> float:
-    """The p of two one-sided Welch tests: small means that the difference of means lies within +-margin.
+    """Return the p of two one-sided Welch tests: small means that the difference of means lies within +-margin.
 
     Source: Schuirmann 1987, Journal of Pharmacokinetics and Biopharmaceutics 15.
     """
@@ -112,19 +112,19 @@ def equivalence(values: Sequence[float], base: Sequence[float], margin: float) -
 
 
 def pooled_std(groups: Sequence[Sequence[float]]) -> float:
-    """The standard deviation within groups, pooled over those with at least two values; NaN if there are none."""
+    """Return the standard deviation within groups, pooled over those with at least two values; NaN without any."""
     counted = [group for group in groups if len(group) > 1]
     freedom = sum(len(group) - 1 for group in counted)
     return math.sqrt(sum((len(g) - 1) * np.var(g, ddof=1) for g in counted) / freedom) if freedom else NAN
 
 
 def power_of(difference: float, std: float, counts: Sequence[int]) -> float:
-    """The chance that a two-sided t-test at 0.05 notices a true difference between sums of arms' means.
+    """Return the chance that a two-sided t-test at 0.05 detects a true difference between sums of arms' means.
 
     Args:
-        difference: True difference.
-        std: Of every arm, above 0.
-        counts: Values in each arm: two for a gain, four for an interaction.
+        difference: true difference.
+        std: standard deviation of every arm, above 0.
+        counts: number of values in each arm; two arms for a gain, four for an interaction.
     """
     standardised, df = difference / (std * math.sqrt(sum(1 / n for n in counts))), sum(counts) - len(counts)
     if standardised > CERTAIN:
@@ -137,7 +137,7 @@ def power_of(difference: float, std: float, counts: Sequence[int]) -> float:
 
 @lru_cache(maxsize=1024)
 def smallest_detectable(std: float, counts: tuple[int, ...]) -> float:
-    """The smallest true difference that a two-sided t-test at 0.05 notices with 80 % power; NaN without a test."""
+    """Return the smallest true difference that a two-sided t-test at 0.05 detects with 80 % power, or NaN."""
     if min(counts) < 2 or not std > 0:
         return NAN
     most = CERTAIN * math.sqrt(sum(1 / n for n in counts))
@@ -146,18 +146,18 @@ def smallest_detectable(std: float, counts: tuple[int, ...]) -> float:
 
 @lru_cache(maxsize=1024)
 def seeds_for(difference: float, std: float) -> int | None:
-    """Seeds per arm with which a gain of that size is noticed with 80 % power; None where there is no std to go by."""
+    """Return the seeds per arm that detect a gain of that size with 80 % power; None without a standard deviation."""
     return fewest(lambda n: power_of(difference, std, (n, n))) if std > 0 else None
 
 
 @lru_cache(maxsize=1024)
 def seeds_for_equivalence(margin: float, std: float) -> int | None:
-    """Seeds per arm with which two one-sided tests find equivalence with 80 % power, if there is no difference."""
+    """Return the seeds per arm that show equivalence (two one-sided tests, 80 % power) where there is no difference."""
     return fewest(lambda n: power_of_equivalence(margin, std, n)) if std > 0 else None
 
 
 def power_of_equivalence(margin: float, std: float, n: int) -> float:
-    """The chance that two one-sided t-tests at 0.05 find two arms of n equivalent whose true means are equal.
+    """Return the chance that two one-sided t-tests at 0.05 find two arms of n equivalent whose true means are equal.
 
     For an estimated standard error e both tests reject where the difference is within margin - t * e; its probability
     is averaged over the chi distribution of e (Phillips 1990, Journal of Pharmacokinetics and Biopharmaceutics 18).
@@ -176,7 +176,7 @@ def power_of_equivalence(margin: float, std: float, n: int) -> float:
 
 
 def fewest(power: Callable[[int], float]) -> int | None:
-    """The smallest n of at least 2 with enough power, which grows with n; None if a million are too few."""
+    """Return the smallest n of at least 2 with enough power, which grows with n; None if a million are too few."""
     low, high = 1, 2
     while power(high) < POWER:
         low, high = high, 2 * high
@@ -189,7 +189,11 @@ def fewest(power: Callable[[int], float]) -> int | None:
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
-    """The exact two-sided p of McNemar's test: images that only a, and that only b, has right; 1 if there are none.
+    """Return the exact two-sided p of McNemar's test; 1 without images that differ.
+
+    Args:
+        only_a: number of images that only a classifies correctly.
+        only_b: number of images that only b classifies correctly.
 
     Source: McNemar 1947, Psychometrika 12; exact by the binomial distribution.
     """

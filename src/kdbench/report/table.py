@@ -7,8 +7,8 @@ import pandas as pd
 
 from kdbench.report.baselines import find_baselines, runs_by_seeds
 from kdbench.report.columns import column_of, format_value, row
-from kdbench.report.groups import COMPARED, group_runs, percent, rows_of
-from kdbench.report.runs import display_path, read_runs
+from kdbench.report.groups import COMPARED, group_runs, percent
+from kdbench.report.runs import display_path, read_runs, rows_of
 from kdbench.report.select import with_selection
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from kdbench.report.groups import DISTILLED, rows_of
+from kdbench.report.groups import DISTILLED
+from kdbench.report.runs import rows_of
 from kdbench.report.select import Selection, reporting_seeds
 from kdbench.report.statistics import ALPHA
 
