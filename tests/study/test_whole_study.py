@@ -8,34 +8,33 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.study.test_study import TINY
+from kdbench.study.read import read_study
+from tests.study.conftest import TINY
 
-SIZE = (
-    "data.num_train=64",
-    "data.num_val=50",
-    "data.num_test=60",
-    "recipe.batch_size=32",
-    "teacher.recipe.batch_size=32",
-)
+BATCHES = ("recipe.batch_size=32", "teacher.recipe.batch_size=32")
 
 
 @pytest.mark.slow
-def test_a_study_carried_out_in_parts_ends_with_its_report(tmp_path: Path) -> None:
-    (tmp_path / "own" / "study").mkdir(parents=True)
-    (tmp_path / "own" / "study" / "tiny.yaml").write_text(TINY)
+def test_a_study_executed_in_parts_ends_with_its_report(tmp_path: Path) -> None:
+    own = tmp_path / "R&D (1) ü"
+    (own / "study").mkdir(parents=True)
+    (own / "study" / "tiny.yaml").write_text(TINY)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def study(*flags: str) -> subprocess.CompletedProcess[str]:
-        command = [Path(sys.executable).with_name("kdbench-study"), "study=tiny", "--config-dir", "own", *SIZE, *flags]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        command = [Path(sys.executable).with_name("kdbench-study"), "study=tiny", "--config-dir", own.name, *BATCHES]
+        return subprocess.run(
+            [*command, *flags], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
 
     first = study("--minutes", "0.02")
     assert first.returncode == 3, first.stdout + first.stderr
-    assert "time is up; the same command goes on: kdbench-study study=tiny" in first.stdout
+    assert "time is up; to continue, give the same command: kdbench-study study=tiny" in first.stdout
     rest = study()
     assert rest.returncode == 0, rest.stdout + rest.stderr
 
-    label = "tiny_" + "_".join(SIZE)
+    label = read_study(["study=tiny", *BATCHES], own).label
+    assert rest.stdout.splitlines()[0] == f"study {label}: outputs/studies/{label}"
     folder = tmp_path / "outputs" / "studies" / label
     gains = pd.read_csv(folder / "report" / "gains.csv")
     assert gains[["student", "teacher", "method", "n", "n_base"]].values.tolist() == [

@@ -38,7 +38,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     folder = Path(config_dir) if config_dir is not None else None
     if folder is not None and not folder.is_dir():
         raise ConfigError(
-            f"--config-dir: {folder} is not a folder of options; give one that exists",
+            f"--config-dir: the folder {folder} was not found",
             code="not_found",
             key="--config-dir",
         )
@@ -113,17 +113,17 @@ def read_model(file: Path) -> DictConfig:
     """Return the content of a model's YAML file.
 
     Raises:
-        ConfigError: it is no valid YAML, or no mapping.
+        ConfigError: it is not valid YAML, or no mapping.
     """
     try:
         node = OmegaConf.load(file)
     except Exception as error:  # the YAML library raises many types
         raise ConfigError(
-            f"{file} is no valid YAML: {' '.join(str(error).split())}", code="invalid_yaml", key=file.stem
+            f"{file} is not valid YAML: {' '.join(str(error).split())}", code="invalid_yaml", key=file.stem
         ) from None
     if not isinstance(node, DictConfig):
         raise ConfigError(
-            f"{file} describes no model: it must hold keys and values, _target_ among them",
+            f"{file} does not describe a model: it must contain keys and values, among them _target_",
             code="invalid_yaml",
             key=file.stem,
         )
@@ -142,34 +142,35 @@ def composition_error(error: Exception, overrides: Sequence[str], config_dir: Pa
         return error
     if isinstance(error, OverrideParseException):
         return ConfigError(
-            f"{error.override!r} cannot be read: {first_line(error)}; write key=value, and quote values that hold "
+            f"{error.override!r} cannot be read: {first_line(error)}; write key=value, and quote values that contain "
             "spaces, commas, brackets or ~ (for example 'output_root=\"~/runs\"')",
             code="unreadable_override",
             key=str(error.override).partition("=")[0].lstrip("+~"),
         )
+    for override in overrides:
+        if re.match(r"[+~]*[=@]", override):  # Hydra reads an empty key as a number or as a group, and fails later
+            return ConfigError(f"{override!r} has no key; write key=value", code="unreadable_override", key="")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         if group:
             valid = error.options or (options(group) if group in groups() else [])
             return ConfigError(
-                f"{group}={option} is no option; {nearest(option, valid)}", code="unknown_option", key=group
+                f"{group}={option} is not an option; {nearest(option, valid)}", code="unknown_option", key=group
             )
         return ConfigError(f"there is no config named {option}", code="unknown_option", key="--config-name")
     unmatched = re.match(r"Could not (?:override|delete|append to config)[^']*'([^']+)'", str(error))
     if unmatched:
         return unknown_key(unmatched[1].partition("@")[0], overrides, config_dir)
-    if str(error).startswith("Ambiguous value"):
-        several = re.search(r"argument '([^'=]+)=", str(error))
+    several = re.match(r"Ambiguous value for argument '(([^'=]+)=.*)'", str(error))
+    if several:
         return ConfigError(
-            f"{first_line(error)}: several values need -m, which makes one run of each",
-            code="needs_multirun",
-            key=several[1] if several else "",
+            f"{several[1]} has several values; add -m for a run of each", code="needs_multirun", key=several[2]
         )
     missing = re.match(r"Additional config directory '(.*)' not found|provider=([^ ]+) .*path=(.*) is not", str(error))
     if missing:
         key = missing[2] or "--config-dir"
         return ConfigError(
-            f"{key}: {missing[1] or missing[3]} is not a folder of options; give one that exists",
+            f"{key}: the folder {missing[1] or missing[3]} was not found",
             code="not_found",
             key=key,
         )
@@ -202,7 +203,7 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
     """Return the error for a key that no config has, with the keys that stand beside it."""
     if key.split(".")[0] == "hydra":
         return ConfigError(
-            f"{key} is no key of Hydra's own config; see kdbench --cfg hydra", code="unknown_key", key=key
+            f"{key} is not a key of Hydra's own config; see kdbench --cfg hydra", code="unknown_key", key=key
         )
     path, _, name = key.rpartition(".")
     beside = OmegaConf.select(composed_without(key, overrides, config_dir), path) if path else None
@@ -215,11 +216,11 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
         return unknown_key(path, overrides, config_dir)
     if name in valid:
         return ConfigError(
-            f"{key} is there already, and one value is all that it takes; write {key}=VALUE",
+            f"{key} already exists and takes a single value; write {key}=VALUE",
             code="existing_key",
             key=key,
         )
-    return ConfigError(f"{key} is no known key; {nearest(name, valid)}", code="unknown_key", key=key)
+    return ConfigError(f"{key} is not a known key; {nearest(name, valid)}", code="unknown_key", key=key)
 
 
 def composed_without(key: str, overrides: Sequence[str], config_dir: Path | None) -> DictConfig:

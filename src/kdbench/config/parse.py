@@ -14,7 +14,7 @@ import hydra.utils
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdbench.config.schema import one_of, optional, setting, typed, whole
+from kdbench.config.schema import as_yaml, one_of, optional, setting, typed, whole
 from kdbench.config.sections import (
     FOLDER,
     CheckpointConfig,
@@ -59,7 +59,7 @@ class TeacherKeys:
 
     seed: int = whole(0)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
-    checkpoint: str | None = optional(setting(is_path, "a file whose path this system can have"))
+    checkpoint: str | None = optional(setting(is_path, "a file path that the operating system accepts"))
     cache: str = one_of("auto", "on", "off")
 
 
@@ -82,7 +82,7 @@ def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | Non
         if names and isinstance(tree.get(group), dict) and "name" not in tree[group]:
             if not isinstance(names.get(group), str):
                 raise ConfigError(
-                    f"{group} takes one option by name; a sweep over several is -m {group}=A,B",
+                    f"{group} takes the name of one option; for a run of each, write -m {group}=A,B",
                     code="several_options",
                     key=group,
                 )
@@ -113,7 +113,7 @@ def parse_model(node: Mapping[str, Any], path: str) -> ModelConfig:
     check_arguments(target, arguments, path)
     if not isinstance(stages, dict) or not all(isinstance(n, str) for n in stages.values()):
         raise ConfigError(
-            f"{path}.stages is {stages!r}; it must map names of stages to nodes of the network",
+            f"{path}.stages is {as_yaml(stages)}; it must map names of stages to nodes of the network",
             code="wrong_type",
             key=f"{path}.stages",
         )
@@ -138,14 +138,14 @@ def check_arguments(target: str, arguments: Mapping[str, Any], path: str) -> Non
     for name in arguments:
         if name not in valid:
             key = f"{path}.{name}"
-            raise ConfigError(f"{key} is no known key; {nearest(name, valid)}", code="unknown_key", key=key)
+            raise ConfigError(f"{key} is not a known key; {nearest(name, valid)}", code="unknown_key", key=key)
 
 
 def check_name(name: Any, path: str) -> None:
     """Check that a name can be part of a run directory's name."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
         raise ConfigError(
-            f"{path}.name is {name!r}; it may hold letters, digits, dots, dashes and underscores, at most 64",
+            f"{path}.name is {name!r}; it may contain letters, digits, dots, dashes and underscores, at most 64",
             code="out_of_range",
             key=f"{path}.name",
         )
@@ -214,13 +214,13 @@ def check_together(run: RunConfig) -> None:
         if run.data.num_train % recipe.batch_size == 1:
             raise ConfigError(
                 f"{path}.batch_size is {recipe.batch_size}, which leaves one of data.num_train={run.data.num_train} "
-                "images alone in the last batch, where batch norm is undefined; change one of the two",
+                "images alone in the last batch, for which batch norm is undefined; change one of the two",
                 code="single_image_batch",
                 key=f"{path}.batch_size",
             )
         if recipe.min_lr > recipe.lr:
             raise ConfigError(
-                f"{path}.min_lr is {recipe.min_lr:g}; it may be at most {path}.lr, {recipe.lr:g}",
+                f"{path}.min_lr is {recipe.min_lr:g}; it must be at most {path}.lr, {recipe.lr:g}",
                 code="out_of_range",
                 key=f"{path}.min_lr",
             )

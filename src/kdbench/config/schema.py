@@ -24,7 +24,7 @@ def setting(
 
     Args:
         allowed: whether a value is in range; None allows all values of the field's type.
-        description: the range in words, after "it may be".
+        description: the range in words, after "it must be".
         neutral: value that changes nothing, left out of a run's identity.
         identity: whether the field can change a run's numbers at all.
     """
@@ -34,12 +34,13 @@ def setting(
 
 def one_of(*options: str, **kwargs: Any) -> Any:
     """Declare a field whose value is one of some words. Further arguments: see `setting`."""
-    return setting(lambda value: value in options, " or ".join(options), **kwargs)
+    words = ", ".join(options[:-1]) + f" or {options[-1]}"
+    return setting(lambda value: value in options, words, **kwargs)
 
 
 def whole(low: int, **kwargs: Any) -> Any:
     """Declare an integer from `low` to the largest that a tensor holds. Further arguments: see `setting`."""
-    return setting(lambda value: low <= value < 2**63, f"a whole number of at least {low}, below 2**63", **kwargs)
+    return setting(lambda value: low <= value < 2**63, f"a whole number of at least {low} and below 2**63", **kwargs)
 
 
 def number(low: float, high: float = math.inf, *, above: bool = False, **kwargs: Any) -> Any:
@@ -87,12 +88,13 @@ def typed(schema: type[Any], values: Mapping[str, Any], path: str = "") -> Any:
         valid = [f.name for f in dataclasses.fields(error.object_type or schema)]
         key = f"{prefix}{error.full_key}"
         raise ConfigError(
-            f"{key} is no known key; {nearest(str(error.key), valid)}", code="unknown_key", key=key
+            f"{key} is not a known key; {nearest(str(error.key), valid)}", code="unknown_key", key=key
         ) from None
     except OmegaConfBaseException as error:
-        key = f"{prefix}{error.full_key}"
+        name = str(error.full_key).partition("[")[0]  # the error may be that of an item of a list
+        key, value = f"{prefix}{name}", OmegaConf.select(OmegaConf.create(dict(values)), name)
         raise ConfigError(
-            f"{key} is {value_at(values, error)!r}; {allowed_at(error)}", code="wrong_type", key=key
+            f"{key} is {as_yaml(value)}; {allowed_at(schema, name, error)}", code="wrong_type", key=key
         ) from None
     check_ranges(section, prefix)
     return section
@@ -105,30 +107,50 @@ def check_kinds(schema: type[Any], values: Mapping[str, Any], prefix: str) -> No
             continue
         value, path = values[f.name], f"{prefix}{f.name}"
         if f.type is bool and not isinstance(value, bool):
-            raise ConfigError(f"{path} is {value!r}; it may be true or false", code="wrong_type", key=path)
+            raise ConfigError(f"{path} is {as_yaml(value)}; it must be true or false", code="wrong_type", key=path)
         if dataclasses.is_dataclass(f.type):
             if not isinstance(value, Mapping):
                 keys = ", ".join(inner.name for inner in dataclasses.fields(f.type))
                 raise ConfigError(
-                    f"{path} is {value!r}; it is a section with the keys {keys}", code="wrong_type", key=path
+                    f"{path} is {as_yaml(value)}; it must be a section with the keys {keys}",
+                    code="wrong_type",
+                    key=path,
                 )
             check_kinds(f.type, value, f"{path}.")  # type: ignore[arg-type]  # a class, no instance
 
 
-def value_at(values: Mapping[str, Any], error: OmegaConfBaseException) -> Any:
-    """Return the value that an OmegaConf error refers to."""
-    return OmegaConf.select(OmegaConf.create(dict(values)), str(error.full_key))
+def as_yaml(value: Any) -> str:
+    """Return a value as the user writes it: null, true and false as in YAML, everything else as in Python."""
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value)
+    return {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
 
 
-def allowed_at(error: OmegaConfBaseException) -> str:
-    """Return in words what the field allows whose value has the wrong type."""
-    for f in dataclasses.fields(error.object_type) if dataclasses.is_dataclass(error.object_type) else ():
-        if f.name == error.key:
-            return f"it may be {f.metadata.get('description') or KINDS.get(f.type, first_line(error))}"
-    return first_line(error)
+def allowed_at(schema: type[Any], path: str, error: OmegaConfBaseException) -> str:
+    """Return in words what a field allows, or the error's own message where the field does not declare it.
+
+    Args:
+        schema: dataclass of the section.
+        path: name of the field, after those of the sections within the section.
+        error: the error that the value of the field caused.
+    """
+    found: Any = None
+    for name in path.split("."):
+        found = next((f for f in dataclasses.fields(schema) if f.name == name), None)
+        if found is None:
+            return first_line(error)
+        if isinstance(found.type, type) and dataclasses.is_dataclass(found.type):
+            schema = found.type
+    words = found.metadata.get("description") or KINDS.get(found.type)
+    return f"it must be {words}" if words else first_line(error)
 
 
-KINDS: dict[Any, str] = {str: "text", list[str] | None: "a list of names such as [layer1,layer2], or null"}
+KINDS: dict[Any, str] = {
+    str: "text",
+    list[str]: "a list of texts such as [a,b]",
+    list[int]: "a list of whole numbers such as [0,1,2]",
+    list[str] | None: "a list of names such as [layer1,layer2], or null",
+}
 """Types whose fields have no range, in words."""
 
 
@@ -145,5 +167,5 @@ def check_ranges(section: Any, prefix: str) -> None:
         elif f.metadata.get("allowed") and not f.metadata["allowed"](value):
             key = f"{prefix}{f.name}"
             raise ConfigError(
-                f"{key} is {value!r}; it may be {f.metadata['description']}", code="out_of_range", key=key
+                f"{key} is {as_yaml(value)}; it must be {f.metadata['description']}", code="out_of_range", key=key
             )

@@ -12,7 +12,7 @@ from omegaconf import MISSING
 
 from kdbench.config.schema import number, one_of, optional, setting, whole
 
-FOLDER = "a folder whose path this system can have"
+FOLDER = "a folder path that the operating system accepts"
 
 
 def is_path(value: str) -> bool:

@@ -247,7 +247,7 @@ def changes_of(config: StudyConfig, settings: Mapping[str, Any], of_runs: Sequen
         of_runs: overrides of the command line.
 
     Returns:
-        Settings by name, and `overrides` by key, each with its last value; without those that the study's file has already.
+        Settings by name, and `overrides` by key, each with its last value; without those of the study's file.
     """
     in_file = {key_of(text): value_of(text) for text in config.overrides}
     overrides = {key_of(text): value_of(text) for text in of_runs if changes_results(key_of(text))}
