@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""All checks that need a GPU, in under nine minutes: `make gpu-checks`.
+"""Run all checks that need a GPU, in under nine minutes: `make gpu-checks`.
 
 Writes benchmarks/gpu-DEVICE.json after each part and, from all such files, the table of docs/gpu-checks.md.
     scripts/gpu_checks.py            run the checks on this machine's CUDA device
-    scripts/gpu_checks.py --page     only write the table anew from the files that are there
+    scripts/gpu_checks.py --page     run nothing, and write the table from the existing files
 """
 
 import argparse
@@ -23,26 +23,27 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "gpu-checks.md"
 RESULTS = ROOT / "benchmarks"
 TESTS_LIMIT, LOCKSTEP_LIMIT, BENCH_LIMIT = 180, 60, 280
-"""Seconds; a part that is stopped then leaves what was measured of it before."""
+"""Limits in seconds; the results of a part that reaches its limit are kept."""
 NO_DEVICE = 2
-"""Exit code."""
+"""Exit code on a machine without a CUDA device."""
 LOCKSTEP = ("--set", "gpu-lockstep", "--rounds", "3", "--seconds", "1")
 BENCH = ("--set", "gpu", "--rounds", "3", "--seconds", "1")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the page: what is checked, and the test functions or the benchmark's case and arm that show it."""
+    """One line of the page: what is checked, and by which test functions, or by which case and arm of the benchmark."""
 
     what: str
     tests: tuple[str, ...] = ()
     case: tuple[str, str] | None = None
-    """(student, method) of `kdbench-bench --set gpu`."""
+    """Student and method of a case of `kdbench-bench --set gpu`."""
     arm: str = "kdbench"
     lockstep: bool = False
 
     @property
     def command(self) -> str:
+        """Command that runs the check, as Markdown."""
         if self.lockstep:
             return f"`kdbench-bench {' '.join(LOCKSTEP)}`"
         if self.tests:
@@ -67,15 +68,15 @@ CHECKS = (
         ("test_first_step_that_is_not_finite_blocks_all_later_ones_and_is_named",),
     ),
     Check(
-        "a step that is not finite may be skipped, with what it did to running statistics",
+        "a step that is not finite can be skipped, together with its change of running statistics",
         ("test_step_that_is_not_finite_may_be_skipped_with_what_it_did_to_running_statistics",),
     ),
     Check(
-        "no training step waits for the host, with a live teacher and with a table, recorded or not",
+        "no training step waits for the host, with a live and with a cached teacher, captured or eager",
         ("test_no_step_waits_for_the_host",),
     ),
     Check(
-        "50 steps recorded as CUDA graphs and as written: losses within 1e-5 in fp32, every method",
+        "50 steps captured as CUDA graphs and eager: losses within 1e-5 in fp32, every method",
         ("test_recorded_steps_compute_what_eager_ones_do",),
     ),
     Check(
@@ -83,7 +84,7 @@ CHECKS = (
         ("test_fused_optimiser_steps_as_the_plain_one_does",),
     ),
     Check(
-        "a method that waits for the device is trained as written, after one line that says why",
+        "a method that waits for the device is trained eagerly, after one log line with the reason",
         ("test_what_cannot_be_recorded_is_carried_out_as_written_and_said",),
     ),
     Check(
@@ -96,11 +97,11 @@ CHECKS = (
     ),
     Check("batched views equal torchvision's, bit for bit", ("test_views_equal_torchvisions",)),
     Check(
-        "a folded teacher computes what the unfolded one does, in every precision",
+        "a teacher with fused batch norm computes what the plain one does, in every precision",
         ("test_folded_teacher_answers_what_the_unfolded_one_does",),
     ),
     Check(
-        "a table holds what the live teacher answers, in every precision",
+        "the logit cache holds the logits of the live teacher, in every precision",
         ("test_table_holds_what_the_live_teacher_answers",),
     ),
     Check(
@@ -109,17 +110,19 @@ CHECKS = (
     ),
     Check("the same without CUDA graphs", case=("resnet18", "ce"), arm="kdbench-eager"),
     Check("ResNet-50 to ResNet-18 `logit`, live teacher", case=("resnet18", "logit")),
-    Check("ResNet-50 to ResNet-18 `logit`, table (target: 5 times)", case=("resnet18", "logit"), arm="kdbench-table"),
+    Check(
+        "ResNet-50 to ResNet-18 `logit`, logit cache (target: 5 times)", case=("resnet18", "logit"), arm="kdbench-cache"
+    ),
     Check("ResNet-50 to ResNet-18 `feature`, live teacher", case=("resnet18", "feature")),
-    Check("ResNet-101 to ResNet-34 `logit`, table", case=("resnet34", "logit"), arm="kdbench-table"),
+    Check("ResNet-101 to ResNet-34 `logit`, logit cache", case=("resnet34", "logit"), arm="kdbench-cache"),
     Check("ResNet-50 `ce`: training a teacher (target: 20 % of 790 TFLOP/s)", case=("resnet50", "ce")),
-    Check("6 learners of one ResNet-50 in lockstep, against one after the other", lockstep=True),
+    Check("6 learners with one ResNet-50 teacher in lockstep, compared to one after the other", lockstep=True),
 )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--page", action="store_true", help="write the page from the files that are there, run nothing")
+    parser.add_argument("--page", action="store_true", help="run nothing, and write the page from the existing files")
     code = 0
     if not parser.parse_args().page:
         code = measure()
@@ -130,11 +133,13 @@ def main() -> int:
 
 
 def measure() -> int:
-    """Run everything; the results so far are on disk after each part."""
+    """Run every part, write the results after each, and return the exit code."""
     import torch
 
     if not torch.cuda.is_available():
-        print("gpu-checks: error: this machine has no CUDA device; docs/gpu-checks.md says what waits", file=sys.stderr)
+        print(
+            "gpu-checks: error: this machine has no CUDA device; docs/gpu-checks.md lists the checks", file=sys.stderr
+        )
         return NO_DEVICE
     device = torch.cuda.get_device_name()
     out = RESULTS / f"gpu-{re.sub(r'[^A-Za-z0-9]+', '-', device).strip('-').lower()}.json"
@@ -167,7 +172,7 @@ def measure() -> int:
 
 
 def run(arguments: list[str], seconds: float) -> bool:
-    """Whether python ended well with these arguments, in time."""
+    """Run python with some arguments, and return whether it succeeded in time."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
     try:
         done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, timeout=seconds)
@@ -178,7 +183,7 @@ def run(arguments: list[str], seconds: float) -> bool:
 
 
 def outcomes(report: Path) -> dict[str, dict[str, int]]:
-    """Per test function, how many of its cases passed, failed or were skipped."""
+    """Return how many cases of each test function passed, failed or were skipped, from a JUnit report."""
     counts: dict[str, dict[str, int]] = {}
     if not report.is_file():
         return counts
@@ -189,24 +194,25 @@ def outcomes(report: Path) -> dict[str, dict[str, int]]:
     return counts
 
 
-def page() -> str:
-    """docs/gpu-checks.md as the files under benchmarks/ make it."""
-    files = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("gpu-*.json"))]
+def page(results: Path = RESULTS) -> str:
+    """Return the content of docs/gpu-checks.md, from the results in a folder."""
+    files = [json.loads(file.read_text()) for file in sorted(results.glob("gpu-*.json"))]
     rows = [f"| {check.what} | {check.command} | {latest(check, files)} |" for check in CHECKS]
     head, _, _ = PAGE.read_text().partition("| check |")
     return head + "\n".join(["| check | command | latest result, machine, date |", "|---|---|---|", *rows]) + "\n"
 
 
 def latest(check: Check, files: list[dict[str, Any]]) -> str:
-    """The newest result of a check, or that there is none."""
+    """Return the newest result of a check, for the page."""
     for file in sorted(files, key=lambda file: file["date"], reverse=True):
-        found = of_tests(check, file) if check.tests else of_lockstep(check, file) or of_bench(check, file)
+        found = tests_result(check, file) if check.tests else lockstep_result(check, file) or bench_result(check, file)
         if found:
             return f"{found}; {file['device']}, torch {file['torch']}, {file['date']}"
     return "not yet measured"
 
 
-def of_tests(check: Check, file: dict[str, Any]) -> str | None:
+def tests_result(check: Check, file: dict[str, Any]) -> str | None:
+    """Return the outcomes of a check's tests, or None if not all were run."""
     counts = [file["tests"][test] for test in check.tests if test in file["tests"]]
     if len(counts) < len(check.tests):
         return None
@@ -217,7 +223,8 @@ def of_tests(check: Check, file: dict[str, Any]) -> str | None:
     return ", ".join(f"{number} {outcome}" for outcome, number in total.items())
 
 
-def of_lockstep(check: Check, file: dict[str, Any]) -> str | None:
+def lockstep_result(check: Check, file: dict[str, Any]) -> str | None:
+    """Return the speed in lockstep, or None if it was not measured."""
     found = (file.get("lockstep") or {}).get("lockstep")
     if not check.lockstep or not found:
         return None
@@ -225,7 +232,8 @@ def of_lockstep(check: Check, file: dict[str, Any]) -> str | None:
     return f"{ratio['median']:.2f} times as fast ({ratio['lowest']:.2f} to {ratio['highest']:.2f}, n={ratio['n']})"
 
 
-def of_bench(check: Check, file: dict[str, Any]) -> str | None:
+def bench_result(check: Check, file: dict[str, Any]) -> str | None:
+    """Return the speed of a check's case and arm, or None if it was not measured."""
     for case in (file["bench"] or {"cases": []})["cases"]:
         if (case["student"], case["method"]) == check.case:
             for row in case["arms"]:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Training speed on this machine: images per second of a run's training steps, three runs each, on the embedded data.
-#   scripts/speed.sh [KEY=VALUE ...]      the extra keys go to every run, for example runtime.precision=bf16
+#   scripts/speed.sh [KEY=VALUE ...]      the extra keys are added to every run, for example runtime.precision=bf16
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$(mktemp -d)
@@ -10,13 +10,18 @@ measure() { # student, images an epoch
         .venv/bin/kdbench student="$1" method=ce data=shapes data.num_train="$2" data.num_val=10 data.num_test=10 \
             recipe=smoke recipe.epochs=3 recipe.batch_size=128 output_root="$out/$repetition" "${@:3}" >/dev/null
     done
-    .venv/bin/python - "$out"/*/runs/*_"$1"_ce_*/summary.json <<'PYTHON'
-import json, statistics, sys
-runs = [json.load(open(path)) for path in sys.argv[1:]]
-speeds = sorted(run["images_per_second"] for run in runs)
-print(f"{runs[0]['student']} {runs[0]['precision']}: median {statistics.median(speeds):.0f} images/s "
-      f"(n={len(speeds)}, {speeds[0]:.0f} to {speeds[-1]:.0f}) on {runs[0]['environment']['device']}, "
-      f"{runs[0]['environment']['threads']} threads")
+    .venv/bin/python - "$out"/*/runs/*_"$1"_ce_* <<'PYTHON'
+import statistics
+import sys
+from pathlib import Path
+
+from kdbench.rundir.summary import read_summary
+
+runs = [read_summary(Path(path)) for path in sys.argv[1:]]
+speeds = [run.images_per_second for run in runs]
+print(f"{runs[0].student} {runs[0].precision}: median {statistics.median(speeds):.0f} images/s "
+      f"(n={len(speeds)}, {min(speeds):.0f} to {max(speeds):.0f}) on {runs[0].device}, "
+      f"{runs[0].environment['threads']} threads")
 PYTHON
 }
 measure resnet8 12800 "$@"

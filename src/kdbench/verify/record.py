@@ -8,6 +8,8 @@ from kdbench.runner.results import restated
 from kdbench.verify.artifacts import Artifacts, existing, find_teacher
 from kdbench.verify.checks import Checks, NotChecked, needed
 
+CHECKSUM = "checksum of summary.json"
+
 
 def check_record(run: Artifacts, checks: Checks) -> None:
     """Check hashes, keys and restated settings."""
@@ -25,13 +27,13 @@ def check_checksum(run: Artifacts, checks: Checks, matches: bool) -> None:
         matches: whether the checksum matches, or there is none.
     """
     if not matches:
-        checks.failed("checksum", "summary.json was changed since it was written")
+        checks.failed(CHECKSUM, "the file was changed since it was written")
     elif run.summary.checksum is not None:
-        checks.passed("checksum")
+        checks.passed(CHECKSUM)
     elif run.summary.config_sha256 is not None:
-        checks.failed("checksum", "summary.json has none, though the version that wrote it adds one")
+        checks.failed(CHECKSUM, "there is none, though the version that wrote the file adds one")
     else:
-        checks.not_checked("checksum", "summary.json was written by a version without checksums")
+        checks.not_checked(CHECKSUM, "the file was written by a version without checksums")
 
 
 def check_files(run: Artifacts, checks: Checks) -> None:

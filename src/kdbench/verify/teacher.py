@@ -12,21 +12,23 @@ from kdbench.runner.results import fidelity
 from kdbench.verify.artifacts import Artifacts, check_shapes, existing, find_teacher
 from kdbench.verify.checks import Checks, NotChecked, needed
 
+TEACHER = "run of the teacher"
+
 
 def check_teacher(run: Artifacts, checks: Checks) -> None:
     """Check the teacher's run and what was computed from it; nothing for a run without a teacher."""
     if run.summary.teacher is None and (run.config is None or run.config.teacher is None):
         return
-    with checks.checking("teacher"):
+    with checks.checking(TEACHER):
         folder = find_teacher(run)
         summary, matches = read_unverified(folder)
         teacher = RunDirectory(folder, str(run.summary.teacher_key))
         if not matches:
-            checks.failed("teacher", f"{name_of(folder)} was changed since it was written")
+            checks.failed(TEACHER, f"{name_of(folder)} was changed since it was written")
         elif summary.run_key != teacher.key:
-            checks.failed("teacher", f"{name_of(folder)} has the run key {summary.run_key!r}")
+            checks.failed(TEACHER, f"{name_of(folder)} has the run key {summary.run_key!r}")
         else:
-            checks.passed("teacher", folder.name)
+            checks.passed(TEACHER, folder.name)
         check_weights(run, teacher, checks)
         check_fidelity(run, teacher, summary, checks)
 

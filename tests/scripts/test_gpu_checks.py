@@ -1,4 +1,4 @@
-"""The page of what needs a GPU says what the files under benchmarks/ say, and leaves nothing out."""
+"""The page of checks that need a GPU: it shows the results under benchmarks/, and every check."""
 
 import ast
 import importlib.util
@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.bench.command import SETS
-from kdbench.compose import run_config
+from kdbench.bench.cases import SETS
+from kdbench.config import compose
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def script(monkeypatch):
+    """The script as a module."""
     spec = importlib.util.spec_from_file_location("gpu_checks", ROOT / "scripts" / "gpu_checks.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "gpu_checks", module)
@@ -23,7 +24,7 @@ def script(monkeypatch):
     return module
 
 
-def test_page_is_what_the_committed_results_make_it(script):
+def test_committed_page_shows_the_committed_results(script):
     assert script.PAGE.read_text() == script.page()
 
 
@@ -34,11 +35,11 @@ def test_every_gpu_test_has_a_line_and_every_line_a_test(script):
 
 
 def test_every_case_of_the_gpu_set_has_a_line(script):
-    configs = [run_config(*case.overrides) for case in SETS["gpu"]]
+    configs = [compose(case.overrides) for case in SETS["gpu"]]
     assert {check.case for check in script.CHECKS if check.case} == {(c.student.name, c.method.name) for c in configs}
 
 
-def test_latest_result_is_shown_with_machine_and_date(script, tmp_path, monkeypatch):
+def test_latest_result_is_shown_with_machine_and_date(script, tmp_path):
     spread = {"median": 6.0, "lowest": 5.5, "highest": 6.5, "n": 3}
     arm = {"arm": "kdbench", "ratio": spread, "images_per_second": spread | {"median": 40000.0}, "share_of_peak": 0.14}
     arm |= {"flops_per_second": 1.382e14, "memory_bytes": 2_340_000_000}
@@ -51,8 +52,7 @@ def test_latest_result_is_shown_with_machine_and_date(script, tmp_path, monkeypa
             "bench": {"cases": [{"student": "resnet18", "method": "ce", "arms": [arm]}]},
         }
         (tmp_path / f"gpu-{date}.json").write_text(json.dumps(result))
-    monkeypatch.setattr(script, "RESULTS", tmp_path)
-    page = script.page()
+    page = script.page(tmp_path)
     assert "| 3 passed; NVIDIA H200, torch 2.14.1, 2026-02-01 |" in page
     assert (
         "| 6.0 times the reference (5.5 to 6.5, n=3), 40,000 images/s, 138 TFLOP/s, 14.0% of the peak, 2.3 GB; NVIDIA H"

@@ -1,0 +1,183 @@
+"""`kdbench-bench`: what it measures and writes, its errors, and the speed that is required (slow)."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from kdbench import cli
+from kdbench.bench.cases import SETS
+from kdbench.bench.command import bench
+from kdbench.errors import ConfigError
+from kdbench.system.cpu import have_native_bf16
+
+QUICK = (
+    "student=resnet8", "teacher=resnet8", "data=shapes", "data.num_train=64", "data.num_val=10", "data.num_test=10",
+    "recipe.batch_size=16", "runtime.device=cpu",
+)  # fmt: skip
+
+
+@pytest.fixture
+def kdbench_bench(tmp_path, monkeypatch, capfd):
+    """The command, in this process and an empty folder: exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["kdbench-bench", *arguments])
+        with pytest.raises(SystemExit) as leaving:
+            cli.main_bench()
+        return leaving.value.code or 0, *capfd.readouterr()
+
+    return call
+
+
+def test_command_prints_a_table_per_case_and_writes_one_file(kdbench_bench, tmp_path):
+    code, out, err = kdbench_bench(
+        *QUICK, "method=ce,logit", "--rounds", "2", "--seconds", "0.01", "--workers", "1", "--out", "speed.json",
+        "--arms", "reference,step,kdbench",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "resnet8 ce, batch 16, on cpu" in out
+    assert "resnet8 logit from resnet8, batch 16, on cpu" in out
+    assert "x reference" in out
+    assert "at checkpoint.every_minutes=1\n" in out
+    assert {file.name for file in tmp_path.iterdir()} == {"speed.json"}
+    result = json.loads((tmp_path / "speed.json").read_text())
+    assert [case["method"] for case in result["cases"]] == ["ce", "logit"]
+    assert {"torch", "device", "threads", "git_revision"} <= result["environment"].keys()
+    for case in result["cases"]:
+        checkpoints = case["checkpoints"]
+        assert checkpoints["share"] == pytest.approx(checkpoints["seconds"]["median"] / 60, rel=0.05)
+        assert checkpoints["bytes"] > 3 * 4 * 78_000  # the weights, their momentum, the best ones
+        assert [arm["arm"] for arm in case["arms"]] == ["reference", "step", "kdbench"]
+        for arm in case["arms"]:
+            assert len(arm["step_seconds"]) == arm["images_per_second"]["n"] == 2
+            assert arm["flops_per_second"] > 0
+
+
+def test_values_with_commas_in_brackets_are_one_case(tmp_path, monkeypatch):
+    """Several values are Hydra's: a list is one value."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        bench(["--lockstep", *QUICK, "method=feature", "method.stages=[layer1,layer2]"])
+    assert (error.value.code, error.value.key) == ("mismatch", "--lockstep")
+    assert "these are 1 in 1 group" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "key"),
+    [
+        ([*QUICK, "method=ce", "--arms", "cache"], "mismatch", "--arms"),
+        (["--arms", "referense"], "unknown_option", "--arms"),
+        (["--arms", ""], "unknown_option", "--arms"),
+        (["method=logits"], "unknown_option", "method"),
+        (["recipe.batch=3"], "unknown_key", "recipe.batch"),
+        (["recipe.batch_size=4000"], "out_of_range", "recipe.batch_size"),
+        (["runtime.device=cuda:7"], "unavailable_device", "runtime.device"),
+        (["method=[ce"], "unreadable_override", "method"),
+        ([*QUICK, "method=ce", "--out", ""], "not_writable", "--out"),
+        ([*QUICK, "method=ce", "--out", "/dev/null/speed.json"], "not_writable", "--out"),
+        (["--seconds", "-1"], "usage", ""),
+        (["--seconds", "nan"], "usage", ""),
+        (["--rounds", "0"], "usage", ""),
+        (["--workers", "two"], "usage", ""),
+        (["--set", "cpu", "method=ce"], "usage", ""),
+        (["--lockstep", "--arms", "reference"], "usage", ""),
+    ],
+)
+def test_mistakes_are_errors_before_anything_is_measured(tmp_path, monkeypatch, arguments, code, key):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        bench(arguments)
+    assert (error.value.code, error.value.key) == (code, key)
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistake_is_one_line_on_standard_error(kdbench_bench):
+    code, _, err = kdbench_bench("--arms", "referense")
+    assert code == 2
+    assert err.startswith("kdbench-bench: error: ")
+    assert err.count("\n") == 1
+
+
+def test_help_names_the_arms_and_imports_neither_torch_nor_pandas():
+    script = (
+        "import sys; from kdbench.bench.command import bench\n"
+        "try: bench(['--help'])\n"
+        "except SystemExit: print([m for m in ('torch', 'pandas', 'scipy', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "kdbench-cache" in done.stdout
+
+
+LEARNERS = ("student=resnet8", "method=ce,logit,feature")
+
+
+def test_lockstep_is_compared_to_one_after_the_other(kdbench_bench, tmp_path):
+    code, out, err = kdbench_bench(
+        "--lockstep", *QUICK[1:], *LEARNERS, "--rounds", "2", "--seconds", "0.1", "--out", "l"
+    )
+    assert code == 0, err
+    assert "lockstep is " in out
+    found = json.loads((tmp_path / "l").read_text())["lockstep"]
+    assert found["learners"] == ["resnet8 ce", "resnet8 logit", "resnet8 feature"]
+    assert found["ratio"]["n"] == 2
+    assert found["saved"] == pytest.approx(1 / (3 * 3 + 2))  # one of two passes of a teacher as large as the students
+    steps = {name: arm["step_seconds"] for name, arm in found["arms"].items()}
+    ratios = [a / b for a, b in zip(steps["one after the other"], steps["lockstep"], strict=True)]
+    assert found["ratio"]["lowest"] == min(ratios)
+
+
+@pytest.mark.parametrize(
+    "apart", [["method=ce"], ["method=ce,logit", "seed=0,1"], ["method=logit", "teacher=resnet8,resnet20"]]
+)
+def test_runs_that_cannot_train_in_lockstep_are_refused(tmp_path, monkeypatch, apart):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        bench(["--lockstep", "student=resnet8", *QUICK[2:], "teacher=resnet8", *apart])
+    assert (error.value.code, error.value.key) == ("mismatch", "--lockstep")
+
+
+REQUIRED = {
+    ("ce", "kdbench"): 3.5,
+    ("logit", "kdbench"): 4.0,
+    ("logit", "kdbench-cache"): 7.0,
+    ("feature", "kdbench"): 4.0,
+}
+"""Required ratio to the reference's speed, on two cores that compute bfloat16 natively."""
+REQUIRED_IN_FP32 = {
+    ("ce", "kdbench"): 0.9,
+    ("logit", "kdbench"): 1.05,
+    ("logit", "kdbench-cache"): 1.7,
+    ("feature", "kdbench"): 1.0,
+}
+"""The same without bfloat16: nearly all time is the student's float32 arithmetic; the gain is the teacher's part."""
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.parametrize("method", ["ce", "logit", "feature"])
+def test_cpu_set_reaches_the_required_ratios(kdbench_bench, tmp_path, method):
+    """Only the arms with a requirement are measured: one step of an arm takes seconds."""
+    required = REQUIRED if have_native_bf16() else REQUIRED_IN_FP32
+    least = {arm: ratio for (name, arm), ratio in required.items() if name == method}
+    (case,) = (case for case in SETS["cpu"] if f"method={method}" in case.overrides)
+    code, out, err = kdbench_bench(
+        *case.overrides, "--arms", ",".join(["reference", *least]), "--rounds", "2", "--seconds", "0.1", "--out", "s"
+    )
+    assert code == 0, err
+    print(out)
+    (measured,) = json.loads((tmp_path / "s").read_text())["cases"]
+    ratios = {row["arm"]: row["ratio"]["median"] for row in measured["arms"]}
+    assert {arm: ratios[arm] for arm, ratio in least.items() if ratios[arm] < ratio} == {}
+
+
+@pytest.mark.alone
+@pytest.mark.slow
+def test_six_learners_in_lockstep_reach_the_required_ratio(kdbench_bench, tmp_path):
+    code, out, err = kdbench_bench("--set", "lockstep", "--rounds", "3", "--out", "lockstep.json")
+    assert code == 0, err
+    print(out)
+    assert json.loads((tmp_path / "lockstep.json").read_text())["lockstep"]["ratio"]["median"] >= 1.4
