@@ -6,7 +6,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := quickstart
 
 .venv/ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kdbench needs Python 3.11 or newer; say which with: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "kdbench needs Python 3.11, 3.12 or 3.13; choose one with: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
@@ -17,7 +17,7 @@ quickstart: .venv/ready  ## one teacher, three students, one table and one repor
 test: .venv/ready  ## the everyday suite, under three minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-test-slow: .venv/ready  ## real trainings, the wheel, races: under fifteen minutes on two cores
+test-slow: .venv/ready  ## real trainings, the wheel, other Pythons, races: under twenty minutes on two cores
 	$(BIN)/pytest -m 'slow and alone and not gpu'
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m 'slow and not alone and not gpu'
 
@@ -37,6 +37,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .
