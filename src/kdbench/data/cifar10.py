@@ -23,7 +23,7 @@ def load_cifar10(config: DataConfig) -> Source:
         ConfigError: a file is missing or damaged, and `data.download` is false or failed.
     """
     root = Path(config.root).expanduser()
-    damage = describe_damage(root)
+    damage = find_damage(root)
     if damage and config.download:
         existed = root.exists()
         try:
@@ -32,40 +32,43 @@ def load_cifar10(config: DataConfig) -> Source:
             if not existed:
                 shutil.rmtree(root, ignore_errors=True)
             raise ConfigError(
-                f"data.download=true failed: {first_line(error)}; {advice(root)}",
+                f"data.download=true failed: {first_line(error)}; {instructions(root)}",
                 code="download_failed",
                 key="data.download",
             ) from None
     elif damage:
+        code, text = damage
         raise ConfigError(
-            f"data=cifar10: {damage}; {advice(root)}, or set data.download=true", code="no_data", key="data.root"
+            f"data=cifar10: {text}; {instructions(root)}, or set data.download=true", code=code, key="data.root"
         )
-    official_train, official_test = (whole(CIFAR10(root, train=train)) for train in (True, False))
+    official_train, official_test = (as_split(CIFAR10(root, train=train)) for train in (True, False))
     train, val = train_val_split(len(official_train), NUM_VAL)
     return Source(official_train.take(train, "cpu"), official_train.take(val, "cpu"), official_test)
 
 
-def whole(dataset: CIFAR10) -> Split:
-    """Return one of torchvision's two splits."""
+def as_split(dataset: CIFAR10) -> Split:
+    """Return one of torchvision's two splits, with all its images."""
     labels = torch.tensor(dataset.targets)
     return Split(torch.from_numpy(dataset.data), labels, torch.arange(len(labels)))
 
 
-def describe_damage(root: Path) -> str | None:
-    """Return in words which files under `root` are missing or damaged, or None."""
+def find_damage(root: Path) -> tuple[str, str] | None:
+    """Return error code and text for files under `root` that are missing or damaged, or None if all are intact."""
     folder = root / CIFAR10.base_folder
     if not folder.is_dir():
-        return f"there is no folder {folder}"
+        return "not_found", f"the folder {folder} was not found"
     missing = [name for name, _ in FILES if not (folder / name).is_file()]
     if missing:
-        return f"{folder} lacks {', '.join(missing)}"
+        return "not_found", f"{folder} lacks {', '.join(missing)}"
     damaged = [name for name, md5 in FILES if not check_integrity(str(folder / name), md5)]
-    return f"{folder} has damaged files (wrong md5): {', '.join(damaged)}" if damaged else None
+    if damaged:
+        return "damaged", f"{folder} has damaged files (wrong md5): {', '.join(damaged)}"
+    return None
 
 
-def advice(root: Path) -> str:
-    """Return in words how to provide the files."""
+def instructions(root: Path) -> str:
+    """Return the instructions for providing the files."""
     return (
-        f"unpack {CIFAR10.filename} (from the data set's home page) into {root}, so that it holds "
-        f"{CIFAR10.base_folder}/, or point data.root or KDBENCH_DATA to the folder that does"
+        f"unpack {CIFAR10.filename} (from the data set's home page) into {root}, so that it contains "
+        f"{CIFAR10.base_folder}/, or point data.root or KDBENCH_DATA to the folder that contains it"
     )

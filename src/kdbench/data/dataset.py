@@ -57,11 +57,11 @@ def load(config: DataConfig, device: str) -> Dataset:
     wanted = (asdict(config), device)
     if _latest is None or _latest[0] != wanted:
         _latest = None  # freed before the next one is loaded
-        _latest = (wanted, load_fresh(config, device))
+        _latest = (wanted, load_from_files(config, device))
     return _latest[1]
 
 
-def load_fresh(config: DataConfig, device: str) -> Dataset:
+def load_from_files(config: DataConfig, device: str) -> Dataset:
     """Load the data set from its files."""
     if config.name not in LOADERS:
         raise ConfigError(

@@ -7,8 +7,8 @@ from kdbench.data.shapes import draw_shapes
 from kdbench.data.source import Source, Split
 from kdbench.errors import ConfigError
 
-SEEDS = {"train": 0, "val": 3, "test": 2}  # seed 1 was looked at when the difficulty was chosen
-MOST_IMAGES = 100_000
+SEEDS = {"train": 0, "val": 3, "test": 2}  # the difficulty was chosen on images of seed 1
+MAX_IMAGES = 100_000
 
 
 def load_shapes(config: DataConfig) -> Source:
@@ -17,14 +17,14 @@ def load_shapes(config: DataConfig) -> Source:
     Raises:
         ConfigError: more images than the limit.
     """
-    return Source(*(draw(name, getattr(config, f"num_{name}")) for name in SEEDS))
+    return Source(*(draw_split(name, getattr(config, f"num_{name}")) for name in SEEDS))
 
 
-def draw(name: str, count: int) -> Split:
+def draw_split(name: str, count: int) -> Split:
     """Return the first `count` images of a split."""
-    if count > MOST_IMAGES:
+    if count > MAX_IMAGES:
         raise ConfigError(
-            f"data.num_{name} is {count}; data=shapes draws at most {MOST_IMAGES} images",
+            f"data.num_{name} is {count}; data=shapes draws at most {MAX_IMAGES} images",
             code="out_of_range",
             key=f"data.num_{name}",
         )

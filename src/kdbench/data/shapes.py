@@ -1,8 +1,8 @@
 """`shapes`: ten classes of 32x32 colour images drawn by code, for a first run without any data set on disk.
 
 A sample is one figure on a textured ground, with distracting marks behind it, occluding marks in front of it and noise
-over everything. Eight classes are told by their outline and two by the pattern that fills a patch; position, size,
-rotation, squeeze and colours are drawn alike for all ten and so say nothing about the class.
+over everything. Eight classes differ in their outline and two in the pattern that fills a patch; position, size,
+rotation, squeeze and colours have the same distribution for all ten classes.
 
 The same seed gives the same bytes on every machine. Random numbers come from `RandomState`, whose streams are frozen,
 and pass through correctly rounded operations only (+ - * / sqrt abs floor min max sort), one ufunc each: no sin, no sum
@@ -28,61 +28,71 @@ Field = NDArray[np.floating]  # always float32; numpy's stubs lose the width whe
 
 
 def disk(x: Field, y: Field) -> Field:
+    """Return the distance from a disk."""
     return _radius(x, y) - 0.9
 
 
 def ring(x: Field, y: Field) -> Field:
+    """Return the distance from a ring."""
     return abs(_radius(x, y) - 0.7) - 0.22
 
 
 def crescent(x: Field, y: Field) -> Field:
+    """Return the distance from a crescent: a disk without a second disk."""
     return np.maximum(_radius(x, y) - 0.95, 0.8 - _radius(x - 0.5, y))
 
 
 def square(x: Field, y: Field) -> Field:
+    """Return the distance from a square."""
     return np.maximum(abs(x), abs(y)) - 0.8
 
 
 def frame(x: Field, y: Field) -> Field:
+    """Return the distance from a square frame."""
     return abs(np.maximum(abs(x), abs(y)) - 0.62) - 0.2
 
 
 def triangle(x: Field, y: Field) -> Field:
+    """Return the distance from an equilateral triangle."""
     return np.maximum(y, 0.866 * abs(x) - 0.5 * y) - 0.52
 
 
 def star(x: Field, y: Field) -> Field:
-    """Five points: what lies inside at least four of the five half planes that make a pentagon."""
+    """Return the distance from a star: the points in at least four of the five half planes of a pentagon."""
     normals = ((0.0, 1.0), (0.951, 0.309), (0.588, -0.809), (-0.588, -0.809), (-0.951, 0.309))
     sides = np.stack([a * x + b * y for a, b in normals])
     return np.sort(sides, axis=0)[3] - 0.34
 
 
 def plus(x: Field, y: Field) -> Field:
+    """Return the distance from a plus sign."""
     long, short = np.maximum(abs(x), abs(y)), np.minimum(abs(x), abs(y))
     return np.maximum(long - 0.95, short - 0.28)
 
 
 def stripes(x: Field, y: Field) -> Field:
+    """Return the distance from the stripes of a patch."""
     return np.maximum(_patch(x, y), _wave(x))
 
 
 def checkers(x: Field, y: Field) -> Field:
+    """Return the distance from the dark squares of a checkered patch."""
     either, both = np.minimum(_wave(x), _wave(y)), np.maximum(_wave(x), _wave(y))
     return np.maximum(_patch(x, y), np.maximum(either, -both))
 
 
 def _radius(x: Field, y: Field) -> Field:
+    """Return the distance from the origin."""
     return np.sqrt(x * x + y * y)
 
 
 def _patch(x: Field, y: Field) -> Field:
-    """A square with cut corners: the outline of the two patterned classes."""
+    """Return the distance from a square with cut corners, the outline of the two patterned classes."""
     return np.maximum(np.maximum(abs(x), abs(y)) - 0.9, (abs(x) + abs(y)) * 0.707 - 1.0)
 
 
 def _wave(x: Field) -> Field:
-    """Triangle wave of period 0.6 and range [-0.15, 0.15]: the signed distance from evenly spaced bars."""
+    """Return the signed distance from evenly spaced bars: a triangle wave of period 0.6 and range [-0.15, 0.15]."""
     phase = x / 0.6
     return abs(phase - np.floor(phase) - 0.5) * 0.6 - 0.15
 
@@ -103,13 +113,20 @@ CLASSES: tuple[str, ...] = tuple(figure.__name__ for figure in FIGURES)
 
 
 def draw_shapes(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Draw the first `count` samples of the endless sequence that `seed` names.
+    """Draw the first `count` samples of the endless sequence of a seed.
 
-    Returns images [count, 32, 32, 3] uint8 (height, width, RGB) and labels [count] int64 in 0..9, indices into CLASSES.
     A shorter draw is a prefix of a longer one, and every ten consecutive samples from the start hold each class once.
-    Use different seeds, not different stretches of one sequence, for training and test sets.
+    Training and test sets need different seeds, not different parts of one sequence.
 
-    Raises ValueError for a count below 1 and for a seed outside 0..2**32-1.
+    Args:
+        count: number of samples, at least 1.
+        seed: seed in 0..2**32-1.
+
+    Returns:
+        Images [count, 32, 32, 3] uint8 (height, width, RGB) and labels [count] int64 in 0..9, indices into CLASSES.
+
+    Raises:
+        ValueError: `count` or `seed` is out of range.
     """
     if count < 1:
         raise ValueError(f"count is {count}; it may be any whole number from 1")
@@ -121,6 +138,7 @@ def draw_shapes(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.in
 
 
 def _draw_block(random: RandomState) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Draw images and labels of one block."""
     labels = np.argsort(random.random_sample((BLOCK // 10, 10)), axis=1, kind="stable").reshape(BLOCK)
     ground = _uniform(random, 0.0, 0.5, BLOCK, 3, 1, 1)
     ink = ground + _uniform(random, 0.15, 0.6, BLOCK, 3, 1, 1)
@@ -140,7 +158,7 @@ def _draw_block(random: RandomState) -> tuple[NDArray[np.uint8], NDArray[np.int6
 
 
 def _texture(random: RandomState) -> Field:
-    """Offsets of the ground [N, C, H, W]: mosaics of three cell sizes, and soft stripes across them."""
+    """Return offsets of the ground [N, C, H, W]: mosaics of three cell sizes, and soft stripes across them."""
     x, _, _ = _place(random, radius=(5.0, 15.0))
     texture = _wave(x)[:, None] * _uniform(random, -0.6, 0.6, BLOCK, 3, 1, 1)
     for cell in (2, 4, 8):
@@ -150,6 +168,7 @@ def _texture(random: RandomState) -> Field:
 
 
 def _paint_figure(random: RandomState, canvas: Field, colour: Field, labels: NDArray[np.int64]) -> None:
+    """Paint each image's figure, by its label."""
     x, y, radius = _place(random, radius=(7.0, 12.0))
     distance = np.empty_like(x)
     for label, figure in enumerate(FIGURES):
@@ -159,7 +178,7 @@ def _paint_figure(random: RandomState, canvas: Field, colour: Field, labels: NDA
 
 
 def _paint_mark(random: RandomState, canvas: Field, colour: Field, radius: tuple[float, float]) -> None:
-    """A bar or a blob per image, in roughly the given colour."""
+    """Paint a bar or a blob per image, in roughly the given colour."""
     x, y, size = _place(random, radius)
     y = y * _uniform(random, 1.0, 4.0, BLOCK, 1, 1)
     is_bar = _uniform(random, 0.0, 1.0, BLOCK, 1, 1) < 0.5
@@ -174,15 +193,16 @@ def _paint(canvas: Field, distance: Field, colour: Field) -> None:
 
 
 def _place(random: RandomState, radius: tuple[float, float]) -> tuple[Field, Field, Field]:
-    """Pixel coordinates x, y [N, H, W] seen from a random place, rotation and squeeze, in units of a random radius.
+    """Return pixel coordinates x, y [N, H, W] relative to a random place, rotation and squeeze, and a random radius.
 
-    Also returns that radius [N, 1, 1] in pixels. The centre keeps 3/4 of it from the border.
+    Coordinates are in units of the radius [N, 1, 1], which is in pixels. The centre is at least 3/4 of the radius away
+    from the border.
     """
     size = _uniform(random, *radius, BLOCK, 1, 1)
     centre = (SIDE - 1) / 2 + _uniform(random, -1.0, 1.0, 2, BLOCK, 1, 1) * (SIDE / 2 - 0.75 * size)
     pixel = np.arange(SIDE, dtype=np.float32)
     right, down = (pixel - centre[0]) / size, (pixel[:, None] - centre[1]) / size
-    # A direction without sin and cos; the corners of the square it is drawn from make diagonals a little more likely.
+    # A direction without sin and cos; drawn from a square, whose corners make diagonals a little more likely.
     direction = _uniform(random, -1.0, 1.0, 2, BLOCK, 1, 1)
     cosine, sine = direction / _radius(*direction)
     squeeze = _uniform(random, 1.0, 1.3, BLOCK, 1, 1)
@@ -190,4 +210,5 @@ def _place(random: RandomState, radius: tuple[float, float]) -> tuple[Field, Fie
 
 
 def _uniform(random: RandomState, low: float, high: float, *shape: int) -> Field:
+    """Draw float32 numbers uniformly in [low, high)."""
     return low + (high - low) * random.random_sample(shape).astype(np.float32)

@@ -33,17 +33,19 @@ def balanced_subset(labels: Tensor, size: int, key: str) -> Tensor:
     if size == len(labels):
         return torch.arange(size)
     if size > len(labels):
-        raise ConfigError(f"{key} is {size}; the set has {len(labels)} images for it", code="out_of_range", key=key)
+        raise ConfigError(
+            f"{key} is {size}; the data set has {len(labels)} images for it", code="out_of_range", key=key
+        )
     counts = torch.bincount(labels)
     num_classes = len(counts)
     # The remainder comes from the classes with most images, so that the largest possible subset fits.
-    richest_first = torch.argsort(counts, descending=True, stable=True)
+    largest_first = torch.argsort(counts, descending=True, stable=True)
     share = torch.full((num_classes,), size // num_classes)
-    share[richest_first[: size % num_classes]] += 1
+    share[largest_first[: size % num_classes]] += 1
     if bool((share > counts).any()):
         raise ConfigError(
             f"{key} is {size}; a balanced subset may have at most {num_classes * int(counts.min())} images "
-            f"(the rarest class has {int(counts.min())}), and without balance all {len(labels)}",
+            f"(the smallest class has {int(counts.min())}), and without balance all {len(labels)}",
             code="out_of_range",
             key=key,
         )

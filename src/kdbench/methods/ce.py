@@ -26,5 +26,6 @@ class CrossEntropy(Method):
         peers: Sequence[Output] = (),
         progress: Progress = START,
     ) -> dict[str, Tensor]:
+        """Return the terms `total` and `ce`, which are the same."""
         ce = F.cross_entropy(at_least_float32(student.logits), batch.labels)
         return {"total": ce, "ce": ce}

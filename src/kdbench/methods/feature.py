@@ -41,7 +41,9 @@ def feature_kd(
     Source: arXiv 2605.31191.
     """
     if not student_maps or len(student_maps) != len(teacher_maps):
-        raise ValueError(f"one teacher map per student map, at least one: {len(student_maps)}, {len(teacher_maps)}")
+        raise ValueError(
+            f"got {len(student_maps)} student maps and {len(teacher_maps)} teacher maps; give one of each per stage"
+        )
     if normalize not in ("none", "teacher_std"):
         raise ValueError(f"normalize is {normalize!r}; it may be 'none' or 'teacher_std'")
     squared, angular = [], []
@@ -50,19 +52,19 @@ def feature_kd(
         if normalize == "teacher_std":
             scale = teacher.std().clamp_min(1e-6)
             student, teacher = student / scale, teacher / scale
-        student, teacher = same_size(student, teacher)
+        student, teacher = match_size(student, teacher)
         squared.append(F.mse_loss(student, teacher))
         angular.append((1 - F.cosine_similarity(student.mean((2, 3)), teacher.mean((2, 3)), dim=1)).mean())
     return torch.stack(squared).mean() + beta * torch.stack(angular).mean()
 
 
-def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def match_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Return both maps at the smaller height and width of the two."""
     size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
-    return pooled_to(a, size), pooled_to(b, size)
+    return pool_to(a, size), pool_to(b, size)
 
 
-def pooled_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def pool_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Return maps averaged to a height and width."""
     return maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, size)
 
@@ -72,6 +74,8 @@ class FeatureDistillation(Method):
 
     @dataclass
     class Config(Weights):
+        """Keys of the method's YAML file."""
+
         beta: float = number(0)
         stages: list[str] | None = MISSING
         normalize: str = one_of("none", "teacher_std")
@@ -82,10 +86,10 @@ class FeatureDistillation(Method):
     def __init__(self, config: Config, student_shapes: Shapes, teacher_shapes: Shapes | None) -> None:
         super().__init__(config, student_shapes, teacher_shapes)
         assert teacher_shapes is not None
-        stages = chosen_stages(config.stages, student_shapes, teacher_shapes)
+        stages = select_stages(config.stages, student_shapes, teacher_shapes)
         self.requires = Requires(teacher_stages=stages, student_stages=stages)
         self.projections = nn.ModuleDict(
-            {stage: projection(student_shapes[stage][0], teacher_shapes[stage][0]) for stage in stages}
+            {stage: build_projection(student_shapes[stage][0], teacher_shapes[stage][0]) for stage in stages}
         )
 
     def forward(
@@ -96,6 +100,7 @@ class FeatureDistillation(Method):
         peers: Sequence[Output] = (),
         progress: Progress = START,
     ) -> dict[str, Tensor]:
+        """Return the terms `total`, `ce` and `kd`; both losses before their weights."""
         assert teacher is not None
         ce_weight, kd_weight = self.config.resolved()
         ce = F.cross_entropy(at_least_float32(student.logits), batch.labels)
@@ -105,15 +110,15 @@ class FeatureDistillation(Method):
         return {"total": ce_weight * ce + kd_weight * kd, "ce": ce, "kd": kd}
 
 
-def projection(in_channels: int, out_channels: int) -> nn.Conv2d:
+def build_projection(in_channels: int, out_channels: int) -> nn.Conv2d:
     """Return a 1x1 convolution without bias, Xavier-initialised."""
     convolution = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
     nn.init.xavier_uniform_(convolution.weight)
     return convolution
 
 
-def chosen_stages(wanted: Sequence[str] | None, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
-    """Return the stages to match: those configured, or every layerN that both models have.
+def select_stages(wanted: Sequence[str] | None, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
+    """Return the stages to match: the configured ones, or every layerN that both models have.
 
     Raises:
         ConfigError: a stage is missing in one of the models or is no map, or there is no common stage.
@@ -130,7 +135,7 @@ def chosen_stages(wanted: Sequence[str] | None, student: Shapes, teacher: Shapes
     for stage in wanted:
         if stage not in common:
             raise ConfigError(
-                f"method.stages names {stage!r}, no map that both models have; {nearest(stage, common)}",
+                f"method.stages has {stage!r}, which is not a stage with maps in both models; {nearest(stage, common)}",
                 code="unknown_stage",
                 key="method.stages",
             )

@@ -46,6 +46,8 @@ class LogitDistillation(Method):
 
     @dataclass
     class Config(Weights):
+        """Keys of the method's YAML file."""
+
         temperature: float = number(0, 1000, above=True)  # beyond, float32 rounds all classes to the same logit
 
     uses_stages = False
@@ -61,6 +63,7 @@ class LogitDistillation(Method):
         peers: Sequence[Output] = (),
         progress: Progress = START,
     ) -> dict[str, Tensor]:
+        """Return the terms `total`, `ce` and `kd`; both losses before their weights."""
         assert teacher is not None
         assert teacher.logits is not None
         ce_weight, kd_weight = self.config.resolved()

@@ -35,7 +35,7 @@ def expected_calibration_error(logits: Floats, labels: Ints, bins: int = 15) -> 
     """
     log_probabilities = log_softmax(logits)
     confidence = np.exp(log_probabilities.max(axis=1))
-    right = log_probabilities.argmax(axis=1) == labels
+    correct = log_probabilities.argmax(axis=1) == labels
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(index, weights=right - confidence, minlength=bins)
+    gaps = np.bincount(index, weights=correct - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(labels))

@@ -24,6 +24,7 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, maps: Tensor) -> Tensor:
+        """Return maps of the block's width and resolution, [N, C, H, W]."""
         residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(maps)), inplace=True)))
         return F.relu(residual + self.shortcut(maps), inplace=True)
 
@@ -65,6 +66,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the logits [N, C] of images [N, 3, 32, 32]."""
         maps = F.relu(self.bn1(self.conv1(images)), inplace=True)
         maps = self.layer3(self.layer2(self.layer1(maps)))
         return self.fc(self.avgpool(maps).flatten(1))

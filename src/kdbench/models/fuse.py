@@ -68,6 +68,6 @@ def convolution_before(node: fx.Node, modules: Mapping[str, nn.Module], calls: C
     if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
         return None
     norm, convolution = modules[str(node.target)], modules[str(before.target)]
-    fixed = norm.running_mean is not None  # else it normalises by the batch at hand, in evaluation too
+    fixed = norm.running_mean is not None  # otherwise it normalises with batch statistics, in evaluation mode too
     called_once = calls[str(node.target)] == calls[str(before.target)] == 1
     return before if isinstance(convolution, nn.Conv2d) and fixed and called_once else None

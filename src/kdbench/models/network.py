@@ -42,6 +42,7 @@ class Network(nn.Module):
         self.stages = dict(stages)
 
     def forward(self, images: Tensor) -> Output:
+        """Return logits and stages of images [N, C, H, W]."""
         nodes = self.body(images)
         return Output(nodes[self.logits], {stage: nodes[node] for stage, node in self.stages.items()})
 
@@ -80,15 +81,16 @@ def build(config: ModelConfig, num_classes: int, stages: Sequence[str] = (), key
         inner = f"{key}.{error.key}" if isinstance(error, ConfigError) and error.key else key
         code = error.code if isinstance(error, ConfigError) else "not_buildable"
         raise ConfigError(
-            f"{key}={config.name}: {config.target}({given}) fails: {first_line(error)}", code=code, key=inner
+            f"{key}={config.name}: {config.target}({given}) failed: {first_line(error)}", code=code, key=inner
         ) from error
     wanted = {stage: config.stages[stage] for stage in stages}
     for node in wanted.values():
         if not any(name == node or name.startswith(f"{node}.") for name in nodes):
             outermost = dict.fromkeys(name.partition(".")[0] for name in nodes)
             raise ConfigError(
-                f"{key}.stages names the node {node!r}; {nearest(node, nodes)}; outermost ones: {', '.join(outermost)}",
-                code="unknown_stage",
+                f"{key}.stages: there is no node {node!r}; {nearest(node, nodes)}; "
+                f"outermost nodes: {', '.join(outermost)}",
+                code="not_found",
                 key=f"{key}.stages",
             )
     returned = {node: node for node in (*wanted.values(), nodes[-1])}
@@ -131,6 +133,7 @@ def summarize(config: ModelConfig, num_classes: int, image_shape: tuple[int, int
 
 
 def summarize_fresh(config: ModelConfig, num_classes: int, image_shape: tuple[int, int, int], key: str) -> ModelSummary:
+    """Compute the summary of an architecture; see `summarize`."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         network = build(config, num_classes, tuple(config.stages), key).eval()
         try:

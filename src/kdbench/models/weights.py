@@ -31,7 +31,7 @@ def save(weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any])
     Args:
         weights: tensors by name.
         path: file to write.
-        metadata: what the weights are valid for.
+        metadata: architecture, data and other conditions for which the weights are valid, as JSON values.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     # One entry: safetensors writes several in any order, and equal runs must give equal files.
@@ -48,7 +48,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             return json.loads((file.metadata() or {}).get(METADATA, "{}"))
     except (OSError, SafetensorError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {first_line(error)}", code="damaged", key="weights") from None
+        raise ConfigError(f"{path} cannot be read: {first_line(error)}", code="damaged") from None
 
 
 def read(path: Path) -> StateDict:
@@ -62,28 +62,26 @@ def read(path: Path) -> StateDict:
             values.
     """
     if not path.is_file():
-        raise ConfigError(f"{path} is no file", code="not_found", key="weights")
+        raise ConfigError(f"{path} was not found, or is not a file", code="not_found")
     try:
         if is_safetensors(path):
             return load_file(path)
-        with warnings.catch_warnings(action="ignore"):  # on pickle protocols; what cannot be read raises anyway
+        with warnings.catch_warnings(action="ignore"):  # on pickle protocols; content that cannot be read raises anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own message recommends to switch the protection off.
         needed = re.search(r"GLOBAL (\S+)|global (\S+) was not", str(error))
-        found = f"it needs {needed[1] or needed[2]}" if needed else "it is no such file, or damaged"
+        found = f"it needs {needed[1] or needed[2]}" if needed else "it holds something else, or is damaged"
         raise ConfigError(
             f"{path} is refused: only tensors are read from a pickle, and {found}; save the state dict alone",
             code="untrusted",
-            key="weights",
         ) from None
     except Exception as error:  # damaged bytes raise many types
         raise ConfigError(
             f"{path} is damaged or in an unknown format ({type(error).__name__}: {first_line(error)})",
             code="damaged",
-            key="weights",
         ) from None
-    return unwrapped(content, path)
+    return unwrap(content, path)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -95,8 +93,12 @@ def is_safetensors(path: Path) -> bool:
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
-def unwrapped(content: Any, path: Path) -> StateDict:
-    """Return the state dict in what a training script saved, without wrappers and prefixes."""
+def unwrap(content: Any, path: Path) -> StateDict:
+    """Return the state dict in a training script's content, without wrappers and prefixes.
+
+    Raises:
+        ConfigError: there is no state dict in it.
+    """
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -108,7 +110,6 @@ def unwrapped(content: Any, path: Path) -> StateDict:
         raise ConfigError(
             f"{path} holds no state dict (names and tensors, or one of {', '.join(WRAPPERS)} with them)",
             code="damaged",
-            key="weights",
         )
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in content):
@@ -132,10 +133,9 @@ def load_into(network: Network, weights: StateDict, source: str) -> None:
     unknown = [name for name in weights if name not in here]
     if missing or unknown:
         raise ConfigError(
-            f"{source} is of another architecture: {len(missing)} tensors are missing{example(missing)} "
-            f"and {len(unknown)} are unknown{example(unknown)}",
+            f"{source} is of another architecture: {len(missing)} tensors are missing{format_example(missing)} "
+            f"and {len(unknown)} are unknown{format_example(unknown)}",
             code="mismatch",
-            key="weights",
         )
     for name, tensor in weights.items():
         if tensor.shape != here[name].shape:
@@ -143,20 +143,18 @@ def load_into(network: Network, weights: StateDict, source: str) -> None:
                 f"{source} is of another architecture or number of classes: "
                 f"{name} is {list(tensor.shape)} in the file and {list(here[name].shape)} in the network",
                 code="mismatch",
-                key="weights",
             )
         counts = name.endswith("num_batches_tracked")
         if tensor.layout != torch.strided or not (tensor.is_floating_point() or counts):
             raise ConfigError(
                 f"{source} has {name} as {tensor.dtype}, {tensor.layout}; it must be a dense float tensor",
                 code="wrong_type",
-                key="weights",
             )
         if not bool(tensor.isfinite().all()):
-            raise ConfigError(f"{source} has values that are not finite in {name}", code="not_finite", key="weights")
+            raise ConfigError(f"{source} has values in {name} that are not finite", code="not_finite")
     network.body.load_state_dict(here | weights)
 
 
-def example(names: list[str]) -> str:
-    """Return the first of some names, in brackets."""
+def format_example(names: list[str]) -> str:
+    """Return the first of some names in brackets, or nothing without names."""
     return f" ({names[0]}, ...)" if names else ""

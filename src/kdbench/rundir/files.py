@@ -75,7 +75,7 @@ def check_no_links(*files: Path) -> None:
     for file in files:
         if file.is_symlink():
             raise ConfigError(
-                f"{file} is a link to {file.readlink()}; the files of a run lie in its own folder: remove the link",
+                f"{file} is a link to {file.readlink()}; the files of a run must be in its own folder; remove the link",
                 code="link",
                 key="output_root",
             )

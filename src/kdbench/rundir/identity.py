@@ -224,7 +224,7 @@ def source_hash(found: Any, target: str) -> str | None:
     if file is None or not Path(file).is_file():
         if found.__module__.split(".")[0] == "__main__":
             raise ConfigError(
-                f"{target} is defined in no file, so a run cannot record its source; put it into a module",
+                f"{target} is not defined in a file, so its source cannot be recorded; put it into a module",
                 code="no_source",
                 key="_target_",
             )
@@ -257,7 +257,7 @@ def local_files(file: Path, module: str, found: dict[Path, None]) -> Iterator[Pa
 
 
 def local_origin(module: str) -> Path | None:
-    """Return the local source file of a module, or None if there is none. Packages that are not local stay unimported."""
+    """Return the local source file of a module, or None. Packages that are not local are not imported."""
     try:
         for end in [n for n, character in enumerate(module) if character == "."]:
             package = importlib.util.find_spec(module[:end])  # imports the packages above it

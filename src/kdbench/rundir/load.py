@@ -42,7 +42,7 @@ def load_run(path: str | Path) -> LoadedRun:
 
     folder = Path(path)
     if not (folder / "summary.json").is_file():
-        state = "an unfinished run" if (folder / "config.yaml").is_file() else "no run directory"
+        state = "an unfinished run" if (folder / "config.yaml").is_file() else "not a run directory"
         raise ConfigError(f"{folder} is {state}: there is no summary.json", code="no_run", key="path")
     metrics, logits = folder / "metrics.csv", folder / "logits.safetensors"
     try:
@@ -92,8 +92,8 @@ def run_folders(path: Path) -> list[Path]:
         ConfigError: there is no such folder.
     """
     if not path.is_dir():
-        kind = "a file; give the run directory that it lies in" if path.exists() else "missing"
-        raise ConfigError(f"{path} is {kind}", code="not_found", key="path")
+        kind = "is a file; give its run directory" if path.exists() else "was not found"
+        raise ConfigError(f"{path} {kind}", code="not_found", key="path")
     found, visited = [], set()
     for folder, below, files in os.walk(path, followlinks=True):
         real = os.path.realpath(folder)

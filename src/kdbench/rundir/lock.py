@@ -74,9 +74,10 @@ class Lock:
                         code="busy",
                         key="on_busy",
                     ) from None
-        except LeaseSettingsMismatch as error:
+        except LeaseSettingsMismatch:
             raise RunError(
-                f"{self.purpose}: {error}; if no process works on it, delete {self.file}",
+                f"{self.purpose}: {self.file} was written by another version of kdbench; if no process holds it, "
+                "delete it",
                 code="foreign_lock",
                 key="output_root",
             ) from None

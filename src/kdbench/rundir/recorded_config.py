@@ -41,14 +41,14 @@ def read_config(file: Path, trusted: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{file} cannot be read: {first_line(error)}", code="damaged", key="config.yaml") from None
     if not isinstance(tree, dict):
         raise ConfigError(
-            f"{file} holds no config: it must be a mapping with student, method, data, ...",
+            f"{file} does not contain a config: it must be a mapping with student, method, data, ...",
             code="damaged",
             key="config.yaml",
         )
     for text in texts(tree):
         if "${" in text:
             raise ConfigError(
-                f"{file} holds {text!r}; a recorded config has nothing left to interpolate",
+                f"{file} contains {text!r}; a recorded config must not contain interpolations",
                 code="untrusted",
                 key="config.yaml",
             )
@@ -83,7 +83,7 @@ def check_model(node: Any, group: str, trusted: Sequence[str]) -> None:
     found = resolve(node["_target_"], path, (MODELS, *trusted))
     if lies_in(found.__module__, (MODELS,)) and "num_classes" not in inspect.signature(found).parameters:
         raise ConfigError(
-            f"{path} is {node['_target_']!r}, which takes no num_classes and so is no architecture",
+            f"{path} is {node['_target_']!r}, which does not take num_classes, so it is not an architecture",
             code="untrusted",
             key=path,
         )
@@ -114,8 +114,8 @@ def resolve(target: Any, path: str, trusted: Sequence[str]) -> Any:
         ConfigError: it is defined elsewhere, or not there.
     """
     refusal = ConfigError(
-        f"{path} is {target!r}, which is not defined in {' or '.join(trusted)}; none of it was run; "
-        "if you trust its code, add --trust MODULE",
+        f"{path} is {target!r}, which is not defined in {' or '.join(trusted)}; it was not imported; "
+        "if you trust its code, add --trust MODULE (in Python trusted=[MODULE])",
         code="untrusted",
         key=path,
     )

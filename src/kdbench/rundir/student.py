@@ -51,7 +51,7 @@ def load_student(path: str | Path, trusted: Sequence[str] = ()) -> Student:
     """
     folder = Path(path)
     if not (folder / "summary.json").is_file():
-        state = "an unfinished run" if (folder / "config.yaml").is_file() else "no run directory"
+        state = "an unfinished run" if (folder / "config.yaml").is_file() else "not a run directory"
         raise ConfigError(f"{folder} is {state}: there is no summary.json", code="no_run", key="path")
     for name in ("config.yaml", "best.safetensors"):
         if not (folder / name).is_file():
@@ -63,7 +63,7 @@ def load_student(path: str | Path, trusted: Sequence[str] = ()) -> Student:
     config = read_config(folder / "config.yaml", trusted)
     if getattr(config.method.target, "predict", Method.predict) is not Method.predict:
         raise ConfigError(
-            f"{folder}: method={config.method.name} takes part in predictions, and its weights are not kept",
+            f"{folder}: method={config.method.name} takes part in predictions, and its weights are not saved",
             code="no_student",
             key="method",
         )

@@ -55,23 +55,23 @@ def key(allowed: Callable[[Any], bool], description: str, required: bool = False
 
 
 def text(**kwargs: Any) -> Any:
-    return key(is_text, "text", **kwargs)
+    return key(is_text, "a text", **kwargs)
 
 
 def whole(**kwargs: Any) -> Any:
-    return key(is_whole, "whole number", **kwargs)
+    return key(is_whole, "a whole number of at least 0", **kwargs)
 
 
 def number() -> Any:
-    return key(is_number, "finite number")
+    return key(is_number, "a finite number")
 
 
 def fraction(**kwargs: Any) -> Any:
-    return key(is_fraction, "fraction in [0, 1]", **kwargs)
+    return key(is_fraction, "a number from 0 to 1", **kwargs)
 
 
 def section() -> Any:
-    return key(is_section, "section")
+    return key(is_section, "a section")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class RunSummary:
     """Null for given weights, as is every other key of a training that is unknown."""
     init_seed: int | None = whole()
     data_seed: int | None = whole()
-    logit_cache: bool | None = key(is_switch, "switch")
+    logit_cache: bool | None = key(is_switch, "true or false")
     """Whether the teacher's logits came from the logit cache; null without a teacher."""
     teacher_seed: int | None = whole()
     num_train: int | None = whole()
@@ -113,7 +113,7 @@ class RunSummary:
     """Test accuracy with the weights of the best validation epoch (the earliest of equals)."""
     test_nll: float | None = number()
     test_ece: float | None = fraction()
-    per_class_acc: list[float | None] | None = key(is_fractions, "list of fractions in [0, 1]")
+    per_class_acc: list[float | None] | None = key(is_fractions, "a list of numbers from 0 to 1")
     epochs: int | None = whole()
     best_val_epoch: int | None = whole()
     test_acc_final: float | None = fraction()
@@ -219,7 +219,9 @@ def read_unverified(path: Path) -> tuple[RunSummary, bool]:
         ) from None
     if not isinstance(content, dict):
         raise ConfigError(
-            f"{file} holds no object; delete {path} to repeat the run", code="damaged", key="summary.json"
+            f"{file} does not contain a JSON object; delete {path} to repeat the run",
+            code="damaged",
+            key="summary.json",
         )
     return from_content(content, file), content.get("checksum") in (None, checksum_of(content))
 
@@ -233,11 +235,17 @@ def from_content(content: Mapping[str, Any], file: Path) -> RunSummary:
     known: dict[str, Any] = {name: content.get(name) for name in KEYS}
     lacking = [name for name, f in KEYS.items() if f.metadata["required"] and known[name] is None]
     if lacking:
-        raise ConfigError(f"{file} lacks {', '.join(lacking)}", code="damaged", key=lacking[0])
+        raise ConfigError(
+            f"{file} lacks {', '.join(lacking)}; restore it, or delete {file.parent} to repeat the run",
+            code="damaged",
+            key=lacking[0],
+        )
     for name, value in known.items():
         if value is not None and not KEYS[name].metadata["allowed"](value):
             raise ConfigError(
-                f"{file}: {name} is {value!r}, no {KEYS[name].metadata['description']}", code="damaged", key=name
+                f"{file}: {name} is {value!r}; it must be {KEYS[name].metadata['description']}",
+                code="damaged",
+                key=name,
             )
     return RunSummary(**known)
 

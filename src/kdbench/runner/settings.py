@@ -53,10 +53,18 @@ def check_settings(settings: NumericSettings, directory: RunDirectory) -> None:
 
     Raises:
         SettingsChangedError: another process started the run with other settings since it was resolved.
-        RunError: the teacher or the data changed since the run started.
+        RunError: the teacher or the data changed since the run started, or another version recorded the settings.
     """
-    here = dataclasses.asdict(settings)
-    there = {name: value for name, value in recorded_settings(directory).items() if name in here}
+    if not directory.checkpoint_metadata():
+        return
+    here, there = dataclasses.asdict(settings), recorded_settings(directory)
+    if here.keys() != there.keys():
+        raise RunError(
+            f"{directory.path}: the unfinished run was started by another version, with other numeric settings; delete "
+            "the folder to start again",
+            code="damaged",
+            key="last.ckpt",
+        )
     changed = [name for name, value in there.items() if here[name] != value]
     if not changed:
         return

@@ -55,6 +55,9 @@ class RunLog(logging.FileHandler):
         file: the log file. A line that a killed process left without its end gets one.
     """
 
+    level_before = logging.NOTSET
+    """Level of kdbench's loggers before the first log was opened."""
+
     def __init__(self, file: Path) -> None:
         end_torn_line(file)
         super().__init__(file)
@@ -72,12 +75,20 @@ class RunLog(logging.FileHandler):
         raise error
 
     def open(self) -> None:
-        """Start to write the lines of kdbench's loggers."""
-        logging.getLogger("kdbench").addHandler(self)
+        """Start to write the lines of kdbench's loggers, at whatever level the process has set."""
+        package = logging.getLogger("kdbench")
+        if not any(isinstance(handler, RunLog) for handler in package.handlers):
+            RunLog.level_before = package.level
+        package.setLevel(logging.DEBUG)
+        package.addHandler(self)
 
     def close(self) -> None:
         """Stop writing."""
-        logging.getLogger("kdbench").removeHandler(self)
+        package = logging.getLogger("kdbench")
+        if self in package.handlers:
+            package.removeHandler(self)
+            if not any(isinstance(handler, RunLog) for handler in package.handlers):
+                package.setLevel(RunLog.level_before)
         with contextlib.suppress(OSError):  # the first error of a failing disk is the one to report
             super().close()
 
