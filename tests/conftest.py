@@ -1,4 +1,4 @@
-"""What tests share: composing configs, calling the command in this process, and the real CIFAR-10 where it is."""
+"""Shared fixtures: composed configs, the command in this process, and the real CIFAR-10 where it is."""
 
 import copy
 import functools
@@ -19,12 +19,13 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from kdbench import cli, teachers
-from kdbench.compose import run_config as composed
-from kdbench.config import CONF_DIR, RunConfig
+from kdbench import cli
+from kdbench.config import CONF_DIR, RunConfig, compose
 from kdbench.models import build
-from kdbench.run import execute
-from kdbench.train.checkpoint import Checkpointer
+from kdbench.rundir.directory import RunDirectory
+from kdbench.runner.policy import run_with_retries
+from kdbench.system import signals
+from kdbench.teachers import cache, store
 
 SMALL = (
     "student=resnet8", "teacher=resnet20", "data=shapes", "data.num_train=64", "data.num_val=50", "data.num_test=60",
@@ -44,12 +45,14 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def fresh_process_state() -> Iterator[None]:
-    """What a new process would start with."""
+    """The state of a new process."""
     GlobalHydra.instance().clear()
-    teachers.forget_verified()
+    store.forget_verified()
+    cache.forget_verified()
     threads, package = torch.get_num_threads(), logging.getLogger("kdbench")
     yield
     package.handlers, package.propagate = [], True
+    signals.uninstall()
     torch.set_num_threads(threads)
 
 
@@ -69,7 +72,16 @@ def small(tmp_path: Path) -> Callable[..., RunConfig]:
 
 @functools.cache
 def composed_once(*overrides: str) -> RunConfig:
-    return composed(*overrides)
+    return compose(overrides)
+
+
+def complete(config: RunConfig) -> RunDirectory:
+    """Complete a run and return its directory, or raise its error."""
+    (result,) = run_with_retries([config])
+    if result.error:
+        raise result.error
+    assert result.directory is not None
+    return result.directory
 
 
 def every_model() -> list[Any]:
@@ -83,40 +95,51 @@ def every_model() -> list[Any]:
 def teachers_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("trained")
     for overrides in ((), ("data.augment=false",), ("data.augment=false", "data.num_train=400")):
-        execute(composed(*SMALL, *NARROW, "student=resnet20", "method=ce", f"output_root={root}", *overrides))
+        complete(composed_once(*SMALL, *NARROW, "student=resnet20", "method=ce", f"output_root={root}", *overrides))
     return root
 
 
 @pytest.fixture
 def trained_teachers(teachers_once: Path, tmp_path: Path) -> None:
-    """What `small` learns from is trained already, with augmentation, without, and for 400 images without."""
+    """Train the teachers of `small` beforehand: with augmentation, without, and for 400 images without."""
     shutil.copytree(teachers_once / "runs", tmp_path / "out" / "runs")
 
 
 class Killed(BaseException):
-    """Ends a run where a SIGKILL would: nothing catches it."""
+    """Ends a run as a SIGKILL would: nothing catches it."""
 
 
 @contextmanager
 def killed_after(epoch: int, step: int = 0, epochs: int | None = None) -> Iterator[None]:
-    """Runs (of so many epochs) die with the checkpoint that they write after an epoch and so many steps of the next."""
-    save = Checkpointer.save
+    """Kill the run in the block with the checkpoint that it writes after an epoch and some steps of the next.
 
-    def die(self: Checkpointer) -> None:
-        save(self)
-        here = self.learner
-        if (here.epoch, here.step_of_epoch) == (epoch, step) and epochs in (None, here.recipe.epochs):
+    Args:
+        epoch: finished epochs.
+        step: finished steps of the next one.
+        epochs: only a run of that many epochs dies.
+    """
+    save = RunDirectory.save_checkpoint
+
+    def die(self: RunDirectory, metadata: Any, content: bytes) -> None:
+        save(self, metadata, content)
+        if (metadata["epoch"], metadata["step"]) == (epoch, step) and epochs in (None, epochs_of(self)):
             raise Killed
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Checkpointer, "save", die)
+        patched.setattr(RunDirectory, "save_checkpoint", die)
         with pytest.raises(Killed):
             yield
 
 
+def epochs_of(directory: RunDirectory) -> int:
+    """Return the number of epochs in a run's config.yaml."""
+    text = directory.config.read_text().split("\nrecipe:\n", 1)[1]
+    return int(text.split("epochs: ", 1)[1].split("\n", 1)[0])
+
+
 @functools.cache
 def times_slower() -> float:
-    """How much longer this machine takes than the one that limits of time were set on, from 1 to 4.
+    """Return how much longer this machine takes than the one that limits of time were set on, from 1 to 4.
 
     That one trains resnet8 in float32 with batches of 128 at 1,800 images/s on two cores.
     """
@@ -139,6 +162,8 @@ def times_slower() -> float:
 
 @dataclass
 class Finished:
+    """How a command ended."""
+
     code: int
     out: str
     err: str
@@ -155,12 +180,11 @@ def kdbench(
 
     def call(*arguments: str) -> Finished:
         monkeypatch.setattr(sys, "argv", ["kdbench", *arguments])
-        try:
-            code = cli.command(list(arguments))
-        except SystemExit as leaving:
-            code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
         captured = capfd.readouterr()
-        return Finished(code, captured.out, captured.err)
+        assert isinstance(leaving.value.code, int)
+        return Finished(leaving.value.code, captured.out, captured.err)
 
     return call
 

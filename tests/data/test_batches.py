@@ -18,7 +18,7 @@ def test_an_epoch_shows_every_training_image_once(small):
     assert torch.equal(indices.sort().values, batches.dataset.train.indices.sort().values)
 
 
-def test_images_are_the_views_that_the_batch_says(small):
+def test_images_are_the_views_that_the_batch_names(small):
     batches = batches_of(small)
     train = batches.dataset.train
     for batch in batches.epoch(5):
@@ -28,20 +28,28 @@ def test_images_are_the_views_that_the_batch_says(small):
         assert torch.equal(batch.labels, train.labels[rows])
 
 
-def test_same_seed_same_batches_whatever_the_memory_format(small):
+def test_the_same_seed_gives_the_same_batches_in_both_memory_formats(small):
     for first, second in zip(batches_of(small).epoch(1), batches_of(small, channels_last=False).epoch(1), strict=True):
         assert torch.equal(first.images, second.images)
         assert first.images.is_contiguous(memory_format=torch.channels_last)
         assert second.images.is_contiguous()
 
 
-def test_evaluation_sees_images_in_order_without_augmentation(small):
+def test_an_epoch_can_be_continued_at_any_step(small):
+    batches = batches_of(small)
+    whole, rest = list(batches.epoch(2)), list(batches.epoch(2, start=1))
+    assert len(rest) == len(whole) - 1
+    for expected, batch in zip(whole[1:], rest, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(expected, batch, strict=True))
+
+
+def test_evaluation_batches_are_in_order_and_not_augmented(small):
     dataset = load(small().data, "cpu")
     images = torch.cat(list(plain_batches(dataset, dataset.test, 7, channels_last=True)))
     assert torch.equal(images, dataset.normalise(dataset.test.images.permute(0, 3, 1, 2)))
 
 
-def test_shapes_are_balanced_apart_from_each_other_and_nested(small):
+def test_splits_of_shapes_are_balanced_disjoint_and_prefixes_of_larger_ones(small):
     dataset = load(small().data, "cpu")
     splits = (dataset.train, dataset.val, dataset.test)
     assert [len(split) for split in splits] == [64, 50, 60]

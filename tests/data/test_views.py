@@ -3,8 +3,7 @@ import torch
 from torchvision.transforms import Compose, Normalize, RandomCrop, ToTensor
 from torchvision.transforms import functional as tv
 
-from kdbench.data import views
-from kdbench.data.dataset import Dataset, Split
+from kdbench.data import Dataset, Split, views
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +12,7 @@ def images():
 
 
 def torchvision_view(image_HWC, view):
-    """What RandomCrop(32, padding=4) and RandomHorizontalFlip do once their random numbers are drawn."""
+    """Return the result of RandomCrop(32, padding=4) and RandomHorizontalFlip for given random numbers."""
     pil = tv.pad(tv.to_pil_image(image_HWC.permute(2, 0, 1)), RandomCrop(32, padding=4).padding)
     row, column, flip = view // 18, view // 2 % 9, view % 2
     cropped = tv.crop(pil, row, column, 32, 32)
@@ -28,21 +27,21 @@ def test_all_162_views_equal_torchvision_bit_for_bit(images, image):
         assert torch.equal(batched[view], torchvision_view(images[image], view)), view
 
 
-def test_a_batch_mixes_images_and_views(images):
+def test_a_batch_can_mix_images_and_views(images):
     indices, chosen = torch.tensor([4, 0, 4]), torch.tensor([161, 80, 3])
     batch = views.crop(views.pad(images), indices, chosen)
     for position in range(3):
         assert torch.equal(batch[position], torchvision_view(images[indices[position]], int(chosen[position])))
 
 
-def test_random_crop_of_torchvision_draws_only_such_views(images):
+def test_torchvisions_random_crop_gives_only_these_views(images):
     every = {views.crop(views.pad(images), torch.tensor([0]), torch.tensor([v])).numpy().tobytes() for v in range(162)}
     transform, image = RandomCrop(32, padding=4), tv.to_pil_image(images[0].permute(2, 0, 1))
     for _ in range(50):
         assert tv.pil_to_tensor(transform(image)).numpy().tobytes() in every
 
 
-def test_identity_view_is_the_image(images):
+def test_the_identity_view_is_the_image(images):
     view = torch.tensor([views.IDENTITY_VIEW])
     assert torch.equal(views.crop(views.pad(images), torch.tensor([2]), view)[0], images[2].permute(2, 0, 1))
 
@@ -61,7 +60,7 @@ def test_normalisation_equals_torchvision_bit_for_bit(images):
     assert torch.equal(dataset.normalise(images.permute(0, 3, 1, 2)), expected)
 
 
-def test_epoch_plan_is_a_permutation_with_views_of_all_kinds():
+def test_an_epoch_plan_is_a_permutation_with_all_views_equally_likely():
     order, chosen = views.epoch_plan(20_000, data_seed=0, epoch=0, augment=True)
     assert torch.equal(order.sort().values, torch.arange(20_000))
     counts = torch.bincount(chosen, minlength=162)
@@ -71,7 +70,7 @@ def test_epoch_plan_is_a_permutation_with_views_of_all_kinds():
     assert int(counts.max()) < 178
 
 
-def test_epoch_plan_depends_on_seed_and_epoch_and_nothing_else():
+def test_an_epoch_plan_depends_on_seed_and_epoch_only():
     def plan(seed, epoch):
         return torch.cat(views.epoch_plan(100, seed, epoch, augment=True))
 
@@ -83,13 +82,13 @@ def test_epoch_plan_depends_on_seed_and_epoch_and_nothing_else():
     assert not torch.equal(plan(3, 4), plan(3, 5))
 
 
-def test_epoch_plan_stays_what_published_runs_saw():
+def test_the_epoch_plan_of_published_runs_is_unchanged():
     order, chosen = views.epoch_plan(45_000, data_seed=0, epoch=0, augment=True)
     assert order[:4].tolist() == [22267, 11363, 24447, 19212]
     assert chosen[:4].tolist() == [93, 153, 112, 57]
 
 
-def test_without_augmentation_the_order_stays_and_every_view_is_the_image():
+def test_without_augmentation_the_order_is_the_same_and_every_view_is_the_image():
     order, _ = views.epoch_plan(100, 0, 0, augment=True)
     plain_order, plain_views = views.epoch_plan(100, 0, 0, augment=False)
     assert torch.equal(order, plain_order)

@@ -1,4 +1,4 @@
-"""Real processes that come up in milliseconds: children of one that has imported everything already."""
+"""Real processes that start in milliseconds: children of one that has imported everything already."""
 
 import contextlib
 import functools
@@ -9,16 +9,16 @@ import signal
 import sys
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 
+import kdbench
 from kdbench import cli
-from kdbench.compose import run_config
 from kdbench.config import RunConfig
 from kdbench.data import load
-from kdbench.run import execute
 
 SMALL = (
     "student=resnet8", "teacher=resnet20", "student.widths=[8,8,16,16]", "teacher.widths=[8,8,16,16]", "data=shapes",
@@ -26,63 +26,72 @@ SMALL = (
     "recipe.epochs=3", "teacher.recipe.batch_size=16", "teacher.recipe.epochs=2", "runtime.device=cpu",
     "runtime.threads=1", "runtime.precision=fp32", "output_root=out", "checkpoint.every_minutes=0",
 )  # fmt: skip
-"""A run of a second, which writes a checkpoint after every step."""
+"""A run of a second, with a checkpoint after every step."""
 
 NOBODY = 65534
+"""User and group without any right to write."""
 
 
-def forks() -> multiprocessing.context.ForkServerContext:
-    """Where the children come from. The data set is in memory, as it would be after the first run of a sweep."""
+def fork_server() -> ForkServerContext:
+    """Return the context of the children. The data set is in memory, as it would be after the first run of a sweep."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.faults.preloaded"])
     return context
 
 
 def preload() -> None:
+    """Load the data set in the process that the children are forked from."""
     torch.set_num_threads(1)
-    load(run_config(*SMALL, "method=ce").data, "cpu")
+    load(compose(*SMALL, "method=ce").data, "cpu")
+
+
+@functools.cache
+def compose(*arguments: str) -> RunConfig:
+    """Compose a run, once. Hydra needs most of a small run's time, and writes nothing: only sweeps compose anew."""
+    return kdbench.compose(arguments)
 
 
 class Command:
     """One call of `kdbench`, in a process of its own.
 
     Args:
-        folder: Its working directory.
-        arguments: Of the command line.
-        largest_file: Bytes that no file may grow beyond: what a full disk does, in a place of one's choice.
-        unprivileged: As a user who may not write where nobody may.
+        context: context of the children.
+        folder: working directory.
+        arguments: arguments of the command line.
+        largest_file: number of bytes beyond which no file can grow, like a full disk at a chosen place.
+        unprivileged: whether the process runs as a user without the right to write.
     """
 
     def __init__(
         self,
-        context: multiprocessing.context.ForkServerContext,
+        context: ForkServerContext,
         folder: Path,
         arguments: Sequence[str],
         largest_file: int | None = None,
         unprivileged: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        # What it says goes through a pipe: it must be heard where no file can be written.
-        self.said, speaks = context.Pipe(duplex=False)
+        # The output goes through a pipe, so that it arrives where no file can be written.
+        self.pipe, end = context.Pipe(duplex=False)
         self.is_sweep = "-m" in arguments
-        asked = tuple(arguments) if self.is_sweep else composed(*arguments)
+        work = tuple(arguments) if self.is_sweep else compose(*arguments)
         self.process: BaseProcess = context.Process(
-            target=called, args=(folder, asked, speaks, largest_file, unprivileged)
+            target=run_command, args=(folder, work, end, largest_file, unprivileged)
         )
         self.process.start()
-        speaks.close()
-        self.heard: str | None = None
+        end.close()
+        self.received: str | None = None
 
     def send(self, number: signal.Signals) -> bool:
-        """Whether it was still there to hear it."""
+        """Send a signal; return whether the process was still running."""
         with contextlib.suppress(ProcessLookupError):
             if self.process.is_alive() and self.process.pid:
                 os.kill(self.process.pid, number)
                 return True
         return False
 
-    def ended(self, timeout: float = 300) -> int:
-        """Wait for its exit code; negative: the signal that ended it."""
+    def exit_code(self, timeout: float = 300) -> int:
+        """Wait for the end of the process; return its exit code, or the negative number of the signal that ended it."""
         self.process.join(timeout)
         if self.process.exitcode is None:
             self.process.kill()
@@ -91,30 +100,25 @@ class Command:
         return self.process.exitcode
 
     def output(self) -> str:
-        """All that it said, once it has ended."""
-        if self.heard is None:
-            with open(self.said.fileno(), "rb", closefd=False) as pipe:
-                self.heard = pipe.read().decode()
-            self.said.close()
-        return self.heard
+        """Return standard output and standard error, once the process has ended."""
+        if self.received is None:
+            with open(self.pipe.fileno(), "rb", closefd=False) as pipe:
+                self.received = pipe.read().decode()
+            self.pipe.close()
+        return self.received
 
     def errors(self) -> list[str]:
+        """Return the lines that report an error."""
         return [line for line in self.output().splitlines() if line.startswith("kdbench: error: ")]
 
 
-@functools.cache
-def composed(*arguments: str) -> RunConfig:
-    """Most of a small run's time goes by in Hydra, where nothing is written: so only sweeps compose in the child."""
-    return run_config(*arguments)
-
-
-def called(
-    folder: Path, asked: tuple[str, ...] | RunConfig, speaks: Connection, largest_file: int | None, unprivileged: bool
+def run_command(
+    folder: Path, work: tuple[str, ...] | RunConfig, end: Connection, largest_file: int | None, unprivileged: bool
 ) -> None:
-    """What the child does: a command line, or a run that is composed already."""
+    """Execute a command line, or a run that is composed already, in the child. Arguments: see `Command`."""
     for standard in (1, 2):
-        os.dup2(speaks.fileno(), standard)
-    speaks.close()
+        os.dup2(end.fileno(), standard)
+    end.close()
     sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115  # open until the process ends
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -123,8 +127,12 @@ def called(
     if unprivileged and os.getuid() == 0:
         os.setgid(NOBODY)
         os.setuid(NOBODY)
-    if isinstance(asked, RunConfig):
-        cli.say_what_happens()
-        sys.exit(cli.exit_code_of(lambda: execute(asked) and 0))
-    sys.argv = ["kdbench", *asked]
-    sys.exit(cli.command(list(asked)))
+    if not isinstance(work, RunConfig):
+        sys.argv = ["kdbench", *work]
+        cli.main()
+    try:  # as cli.main, without Hydra
+        cli.start()
+        kdbench.run(work)
+        cli.finish(0)
+    except BaseException as error:
+        cli.finish(cli.exit_code(error, "kdbench"))

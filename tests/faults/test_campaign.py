@@ -1,4 +1,4 @@
-"""The fault campaign: 24 faults, or as many as KDBENCH_FAULTS says, drawn from KDBENCH_FAULTS_SEED."""
+"""The fault campaign: KDBENCH_FAULTS faults, 24 by default, drawn with the seed KDBENCH_FAULTS_SEED."""
 
 import json
 import os
@@ -13,22 +13,23 @@ RECORD = os.environ.get("KDBENCH_FAULTS_RECORD")
 
 
 @pytest.mark.slow
-def test_no_run_is_lost_and_none_comes_out_otherwise(tmp_path, capsys):
-    counts = Campaign(tmp_path, SEED).carry_out(FAULTS, keep)
+def test_faults_lose_no_run_and_change_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = Campaign(tmp_path, SEED).run(FAULTS, keep)
     with capsys.disabled():
-        print(f"\n{json.dumps(described(counts), indent=2)}")
+        print(f"\n{json.dumps(summarize(counts), indent=2)}")
     assert not counts.losses, "\n".join(counts.losses)
 
 
 def keep(counts: Counts) -> None:
-    """Write the counts so far into the record, if one is asked for, beside what it holds."""
+    """Write the counts so far into the record, if one is wanted, beside what it holds."""
     if RECORD:
         file = Path(RECORD)
         kept = json.loads(file.read_text()) if file.is_file() else {}
-        file.write_text(json.dumps(kept | {"campaign": described(counts)}, indent=2) + "\n")
+        file.write_text(json.dumps(kept | {"campaign": summarize(counts)}, indent=2) + "\n")
 
 
-def described(counts: Counts) -> dict[str, object]:
+def summarize(counts: Counts) -> dict[str, object]:
+    """Return the counts as JSON."""
     return {
         "seed": SEED,
         "faults": sum(counts.faults.values()),

@@ -4,11 +4,11 @@ import torch
 
 from kdbench.errors import ConfigError
 from kdbench.methods import feature_kd
-from kdbench.methods.feature import chosen_stages
+from kdbench.methods.feature import select_stages
 
 
 def reference(students, teachers, beta, normalize="none"):
-    """The definition in float64 numpy, for maps of equal size."""
+    """Compute the definition in float64 numpy, for maps of equal size."""
     squared, angular = [], []
     for student, teacher in zip(students, teachers, strict=True):
         s, t = np.asarray(student, float), np.asarray(teacher, float)
@@ -37,7 +37,7 @@ def test_case_by_hand():
 
 @pytest.mark.parametrize("normalize", ["none", "teacher_std"])
 @pytest.mark.parametrize("beta", [0.0, 0.5, 3.0])
-def test_equals_the_float64_reference(maps, beta, normalize):
+def test_it_equals_the_float64_reference(maps, beta, normalize):
     student, teacher = maps
     assert float(feature_kd(student, teacher, beta, normalize)) == pytest.approx(
         reference(student, teacher, beta, normalize), rel=1e-10
@@ -46,7 +46,7 @@ def test_equals_the_float64_reference(maps, beta, normalize):
     assert float(narrow) == pytest.approx(reference(student, teacher, beta, normalize), rel=1e-5)
 
 
-def test_mean_over_stages_not_sum(maps):
+def test_stages_are_averaged_not_summed(maps):
     student, teacher = maps
     once, twice = (feature_kd(student[:1] * n, teacher[:1] * n, 0.5) for n in (1, 2))
     assert float(once) == pytest.approx(float(twice))
@@ -66,25 +66,25 @@ def test_the_larger_map_is_pooled_to_the_smaller(student_is_larger):
     )
 
 
-def test_teacher_std_makes_scale_irrelevant(maps):
+def test_teacher_std_makes_the_scale_irrelevant(maps):
     student, teacher = maps
     plain = feature_kd(student, teacher, 0.5, "teacher_std")
     scaled = feature_kd([9 * m for m in student], [9 * m for m in teacher], 0.5, "teacher_std")
     assert float(plain) == pytest.approx(float(scaled), rel=1e-10)
 
 
-def test_constant_teacher_map_does_not_divide_by_zero():
+def test_a_constant_teacher_map_does_not_cause_a_division_by_zero():
     assert torch.isfinite(feature_kd([torch.zeros(2, 3, 2, 2)], [torch.zeros(2, 3, 2, 2)], 0.5, "teacher_std"))
 
 
-def test_gradient_reaches_the_student_and_never_the_teacher():
+def test_the_gradient_reaches_the_student_and_never_the_teacher():
     student, teacher = (torch.randn(2, 3, 4, 4, requires_grad=True) for _ in range(2))
     feature_kd([student], [teacher], 0.5).backward()
     assert float(student.grad.abs().sum()) > 0
     assert teacher.grad is None
 
 
-def test_order_of_images_does_not_matter(maps):
+def test_the_order_of_images_does_not_matter(maps):
     order = torch.tensor([2, 0, 3, 1])
     student, teacher = ([m[order] for m in side] for side in maps)
     assert float(feature_kd(student, teacher, 0.5)) == pytest.approx(float(feature_kd(*maps, 0.5)))
@@ -97,29 +97,39 @@ def test_half_precision_accumulates_in_float32():
     assert float(measured) == pytest.approx(360_000)
 
 
-def test_wrong_arguments_are_refused():
+def test_wrong_arguments_are_errors():
     one = torch.zeros(1, 1, 1, 1)
-    with pytest.raises(ValueError, match="one teacher map per student map"):
+    with pytest.raises(ValueError, match="1 student maps and 2 teacher maps"):
         feature_kd([one], [one, one], 0.5)
-    with pytest.raises(ValueError, match="one teacher map per student map"):
+    with pytest.raises(ValueError, match="0 student maps and 0 teacher maps"):
         feature_kd([], [], 0.5)
     with pytest.raises(ValueError, match="normalize is 'std'"):
         feature_kd([one], [one], 0.5, normalize="std")
 
 
-def test_default_stages_are_every_layer_that_both_have():
+def test_the_default_stages_are_the_layers_that_both_models_have():
     student = {"layer1": (16, 32, 32), "layer2": (32, 16, 16), "layer3": (64, 8, 8), "pooled": (64,)}
     teacher = {f"layer{i}": (64 * i, 8, 8) for i in (1, 2, 3, 4)} | {"pooled": (512,)}
-    assert chosen_stages(None, student, teacher) == ("layer1", "layer2", "layer3")
-    assert chosen_stages(["layer2"], student, teacher) == ("layer2",)
-    for wrong in ("layer4", "pooled", "layer9"):
-        with pytest.raises(ConfigError, match=f"names '{wrong}'"):
-            chosen_stages([wrong], student, teacher)
-    with pytest.raises(ConfigError, match="selects no stage"):
-        chosen_stages(None, {"pooled": (64,)}, teacher)
+    assert select_stages(None, student, teacher) == ("layer1", "layer2", "layer3")
+    assert select_stages(["layer2"], student, teacher) == ("layer2",)
 
 
-def test_teacher_std_is_that_of_the_whole_map_before_any_pooling():
+@pytest.mark.parametrize("stages", [["layer4"], ["pooled"], ["layer9"], []])
+def test_a_stage_that_is_no_map_of_both_models_is_an_error(stages):
+    student = {"layer1": (16, 32, 32), "pooled": (64,)}
+    teacher = {"layer1": (16, 32, 32), "layer4": (64, 4, 4), "pooled": (64,)}
+    with pytest.raises(ConfigError) as error:
+        select_stages(stages, student, teacher)
+    assert (error.value.code, error.value.key) == ("unknown_stage", "method.stages")
+
+
+def test_models_without_a_common_layer_are_an_error():
+    with pytest.raises(ConfigError) as error:
+        select_stages(None, {"pooled": (64,)}, {"layer1": (64, 8, 8), "pooled": (64,)})
+    assert (error.value.code, error.value.key) == ("unknown_stage", "method.stages")
+
+
+def test_teacher_std_is_computed_over_the_whole_map_before_pooling():
     large, small = torch.randn(2, 3, 8, 8, dtype=torch.float64), torch.randn(2, 3, 4, 4, dtype=torch.float64)
     scale = float(large.numpy().std(ddof=1))
     pooled = large.reshape(2, 3, 4, 2, 4, 2).mean((3, 5))

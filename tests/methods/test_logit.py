@@ -8,7 +8,7 @@ from kdbench.methods import logit_kd
 
 
 def reference(student, teacher, temperature):
-    """Hinton et al., section 2, in float64 numpy: T^2 times the mean over the batch of KL(p_t || p_s)."""
+    """Compute section 2 of Hinton et al. in float64 numpy: T^2 times the mean over the batch of KL(p_t || p_s)."""
 
     def softmax(z):
         e = np.exp(z / temperature - (z / temperature).max(1, keepdims=True))
@@ -27,7 +27,7 @@ def test_case_by_hand():
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equals_the_float64_reference(temperature, dtype):
+def test_it_equals_the_float64_reference(temperature, dtype):
     generator = torch.Generator().manual_seed(0)
     student, teacher = (5 * torch.randn(16, 10, generator=generator, dtype=torch.float64) for _ in range(2))
     measured = logit_kd(student.to(dtype), teacher.to(dtype), temperature)
@@ -37,7 +37,7 @@ def test_equals_the_float64_reference(temperature, dtype):
     )
 
 
-def test_mean_is_over_the_batch_not_over_classes():
+def test_the_mean_is_over_the_batch_not_over_classes():
     student, teacher = torch.randn(1, 10), torch.randn(1, 10)
     once, thrice = (logit_kd(student.repeat(n, 1), teacher.repeat(n, 1), 4.0) for n in (1, 3))
     assert float(once) == pytest.approx(float(thrice), rel=1e-5)
@@ -49,20 +49,20 @@ def test_identical_logits_give_zero_and_a_constant_changes_nothing():
     assert float(logit_kd(logits + 7, logits, 4.0)) == pytest.approx(0, abs=1e-12)
 
 
-def test_is_never_negative_and_not_symmetric():
+def test_it_is_not_negative_and_not_symmetric():
     a, b = torch.randn(32, 10, dtype=torch.float64), torch.randn(32, 10, dtype=torch.float64) * 3
     assert float(logit_kd(a, b, 2.0)) > 0
     assert float(logit_kd(a, b, 2.0)) != pytest.approx(float(logit_kd(b, a, 2.0)), rel=1e-3)
 
 
-def test_gradient_reaches_the_student_and_never_the_teacher():
+def test_the_gradient_reaches_the_student_and_never_the_teacher():
     student, teacher = (torch.randn(4, 10, requires_grad=True) for _ in range(2))
     logit_kd(student, teacher, 4.0).backward()
     assert float(student.grad.abs().sum()) > 0
     assert teacher.grad is None
 
 
-def test_gradient_is_temperature_times_difference_of_probabilities():
+def test_the_gradient_is_temperature_times_difference_of_probabilities():
     student, teacher = torch.randn(4, 10, dtype=torch.float64, requires_grad=True), torch.randn(4, 10).double()
     logit_kd(student, teacher, 4.0).backward()
     expected = 4.0 * (torch.softmax(student.detach() / 4, 1) - torch.softmax(teacher / 4, 1)) / 4

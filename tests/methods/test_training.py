@@ -1,126 +1,146 @@
-"""What every method must do when it is trained: found from conf/, so that a new method is tested by being there."""
+"""What every method has to do in training. Methods are found in conf/, so that a new one is tested too."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from kdbench.config import CONF_DIR
-from kdbench.data import Batches
+from kdbench.errors import RunError
+from kdbench.methods import CrossEntropy
 from kdbench.models import build
-from kdbench.parts import prepare
-from kdbench.runtime import placed
-from kdbench.teaching import LiveTeacher, no_teacher
+from kdbench.runner.build import build_learner, build_parts
+from kdbench.system.device import autocast, place, resolve_runtime
+from kdbench.teachers.live import LiveTeacher
 from kdbench.train.evaluate import predict
-from kdbench.train.group import Group, Pupil
-from kdbench.train.learner import Learner
-from kdbench.train.loop import train_epoch
-from kdbench.train.steps import Steps
-from tests.conftest import composed
+from kdbench.train.learner import no_teacher
+from kdbench.train.loop import fit
+from tests.conftest import composed_once
 
 METHODS = sorted(file.stem for file in (CONF_DIR / "method").glob("*.yaml"))
-WITH_TEACHER = [name for name in METHODS if composed(f"method={name}").method.target.needs_teacher]
+WITH_TEACHER = [name for name in METHODS if composed_once(f"method={name}").method.target.needs_teacher]
 
 
-class Setup:
-    """A learner, its batches and a random teacher, without any run directory."""
+class Training:
+    """A learner, its batches and a teacher with random weights, without a run directory."""
 
     def __init__(self, config):
-        self.config = config
-        parts = prepare(config)
-        self.dataset = parts.dataset
-        self.learner = Learner(parts.student, parts.method, config.recipe, config.runtime)
-        self.batches = Batches(parts.dataset, config.recipe.batch_size, config.data_seed, True, True)
+        self.config = config = dataclasses.replace(config, runtime=resolve_runtime(config.runtime))
+        parts = build_parts(config)
+        self.dataset, self.batches = parts.dataset, parts.batches
+        self.learner = build_learner(config, parts)
+        self.student, self.method = self.learner.student, self.learner.method
         self.teacher = no_teacher
         if config.teacher:
             torch.manual_seed(99)
-            network = build(config.teacher.model, 10, parts.method.needs.teacher_stages)
-            self.teacher = LiveTeacher(placed(network, config.runtime), parts.method.needs, config.runtime)
+            network = build(config.teacher.model, 10, self.method.requires.teacher_stages)
+            self.teacher = LiveTeacher(place(network, config.runtime), self.method.requires, config.runtime)
+        self.learner.teacher = self.teacher
 
-    def epoch(self):
-        self.learner.begin_epoch()
-        steps = Steps(self.batches, {self.learner: self.teacher})
-        train_epoch(Group([Pupil(self.learner)]), steps, self.learner.position, self.batches.plan(self.learner.epoch))
-        self.learner.end_epoch(self.dataset)
-        return self.learner.student.body.state_dict()
+    def train_epoch(self):
+        """Train one more epoch and return the student's weights."""
+        fit([self.learner], self.batches, self.learner.epoch + 1)
+        return self.student.body.state_dict()
+
+    def train_step(self, batch):
+        """Take one step, as the first of an epoch or after another one."""
+        self.learner.train_step(batch, self.teacher(batch))
+
+    def loss_terms(self, batch):
+        """Return the terms of the loss without taking a step."""
+        with autocast(self.config.runtime):
+            return self.method(self.student(batch.images), self.teacher(batch), batch)
+
+    @property
+    def first_batch(self):
+        return next(self.batches.epoch(0))
 
 
-def same(a, b):
+def equal(a, b):
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
+def copies(tensors):
+    return [tensor.detach().clone() for tensor in tensors]
+
+
 @pytest.fixture
-def setup(small):
-    def make(*overrides):
-        config = small(*overrides)
-        config.runtime.threads = 2
-        return Setup(config)
-
-    return make
+def training(small):
+    return lambda *overrides: Training(small("runtime.threads=2", *overrides))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_steps_change_every_parameter(setup, method):
-    run = setup(f"method={method}")
-    parameters = [*run.learner.student.parameters(), *run.learner.method.parameters()]
-    before = [p.detach().clone() for p in parameters]
-    run.epoch()
+def test_a_method_declares_its_role_and_what_it_requires(training, method):
+    target = composed_once(f"method={method}").method.target
+    assert target.role in ("baseline", "distilled", "control")
+    requires = training(f"method={method}").method.requires
+    assert bool(requires.teacher_logits or requires.teacher_stages) == target.needs_teacher
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_steps_change_every_parameter(training, method):
+    run = training(f"method={method}")
+    parameters = [*run.student.parameters(), *run.method.parameters()]
+    before = copies(parameters)
+    run.train_epoch()
     assert run.learner.rows[0].keys() >= {"epoch", "train_loss", "ce", "train_acc", "val_acc", "grad_norm"}
-    assert all(not torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+    assert not any(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_equal_seeds_give_equal_weights_bit_for_bit(setup, method):
-    first, second, other = (setup(f"method={method}", f"seed={seed}").epoch() for seed in (3, 3, 4))
-    assert same(first, second)
-    assert not same(first, other)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_students_start_from_the_same_weights_whatever_the_method(setup, method):
-    alone, taught = (setup(f"method={name}").learner.student.body.state_dict() for name in ("ce", method))
-    assert same(alone, taught)
+def test_equal_seeds_give_equal_weights_bit_for_bit(training, method):
+    first, second, other = (training(f"method={method}", f"seed={seed}").train_epoch() for seed in (3, 3, 4))
+    assert equal(first, second)
+    assert not equal(first, other)
 
 
 @pytest.mark.parametrize("method", WITH_TEACHER)
-def test_without_kd_weight_the_weights_are_those_of_ce(setup, method):
-    # Projections enter the common norm, so clipping is off.
-    no_kd = ("method.alpha=null", "method.ce_weight=1", "method.kd_weight=0")
-    alone = setup("method=ce", "recipe.clip_norm=null").epoch()
-    assert same(alone, setup(f"method={method}", "recipe.clip_norm=null", *no_kd).epoch())
-
-
-def test_logit_without_kd_weight_equals_ce_with_clipping_too(setup):
-    no_kd = ("method.alpha=null", "method.ce_weight=1", "method.kd_weight=0")
-    assert same(setup("method=ce").epoch(), setup("method=logit", *no_kd).epoch())
+def test_students_start_from_the_same_weights_with_every_method(training, method):
+    baseline, distilled = (training(f"method={name}").student.body.state_dict() for name in ("ce", method))
+    assert equal(baseline, distilled)
 
 
 @pytest.mark.parametrize("method", WITH_TEACHER)
-def test_the_teacher_stays_as_it_was(setup, method):
-    run = setup(f"method={method}")
+def test_without_kd_weight_the_weights_are_those_of_the_baseline(training, method):
+    # Projections are part of the common gradient norm, so clipping is off.
+    no_kd = ("method.alpha=null", "method.ce_weight=1", "method.kd_weight=0")
+    baseline = training("method=ce", "recipe.clip_norm=null").train_epoch()
+    assert equal(baseline, training(f"method={method}", "recipe.clip_norm=null", *no_kd).train_epoch())
+
+
+def test_logit_without_kd_weight_equals_the_baseline_with_clipping_too(training):
+    no_kd = ("method.alpha=null", "method.ce_weight=1", "method.kd_weight=0")
+    assert equal(training("method=ce").train_epoch(), training("method=logit", *no_kd).train_epoch())
+
+
+@pytest.mark.parametrize("method", WITH_TEACHER)
+def test_training_does_not_change_the_teacher(training, method):
+    run = training(f"method={method}")
     before = {name: tensor.clone() for name, tensor in run.teacher.network.state_dict().items()}
-    run.epoch()
-    assert same(before, run.teacher.network.state_dict())  # batch statistics included
+    run.train_epoch()
+    assert equal(before, run.teacher.network.state_dict())  # batch statistics included
     assert not run.teacher.network.training
     assert all(p.grad is None for p in run.teacher.network.parameters())
 
 
 @pytest.mark.parametrize("method", WITH_TEACHER)
-def test_what_a_teacher_says_carries_no_gradient(setup, method):
-    run = setup(f"method={method}")
-    knowledge = run.teacher(next(run.batches.epoch(0)))
-    answers = [*knowledge.features.values(), *([] if knowledge.logits is None else [knowledge.logits])]
-    assert answers
-    assert not any(answer.requires_grad for answer in answers)
+def test_teacher_outputs_carry_no_gradient(training, method):
+    run = training(f"method={method}")
+    output = run.teacher(run.first_batch)
+    tensors = [*output.features.values(), *([] if output.logits is None else [output.logits])]
+    assert tensors
+    assert not any(tensor.requires_grad for tensor in tensors)
 
 
-def test_explicit_weights_equal_the_alpha_they_stand_for(setup):
+def test_explicit_weights_equal_the_corresponding_alpha(training):
     explicit = ("method.alpha=null", "method.ce_weight=0.25", "method.kd_weight=0.75")
-    assert same(setup("method.alpha=0.75").epoch(), setup(*explicit).epoch())
+    assert equal(training("method.alpha=0.75").train_epoch(), training(*explicit).train_epoch())
 
 
-def test_projections_are_optimised_with_the_recipe_and_clipped_with_the_student(setup):
-    learner = setup("method=feature", "recipe.clip_norm=0.01").learner
+def test_projections_are_optimised_with_the_recipe_and_clipped_with_the_student(training):
+    learner = training("method=feature", "recipe.clip_norm=0.01").learner
     groups = learner.optimizer.param_groups
     projections = list(learner.method.parameters())
     assert [len(group["params"]) for group in groups] == [len(list(learner.student.parameters())), 3]
@@ -130,97 +150,97 @@ def test_projections_are_optimised_with_the_recipe_and_clipped_with_the_student(
 
 
 @pytest.mark.parametrize("clip_projections", [True, False])
-def test_clipping_bounds_the_norm_of_what_it_covers(setup, clip_projections):
-    run = setup("method=feature", "recipe.clip_norm=0.01", f"recipe.clip_projections={clip_projections}")
-    learner, batch = run.learner, next(run.batches.epoch(0))
-    learner.begin_epoch()
-    learner.step(learner.losses(batch, run.teacher(batch)))
+def test_clipping_bounds_the_gradient_norm_of_the_clipped_parameters(training, clip_projections):
+    run = training("method=feature", "recipe.clip_norm=0.01", f"recipe.clip_projections={clip_projections}")
+    run.learner.begin_epoch()
+    run.train_step(run.first_batch)
 
     def norm(parameters):
         return float(torch.stack([p.grad.norm() for p in parameters]).norm())
 
-    own, projections = list(learner.student.parameters()), list(learner.method.parameters())
+    own, projections = list(run.student.parameters()), list(run.method.parameters())
     assert norm(own + projections if clip_projections else own) == pytest.approx(0.01, rel=1e-3)
     if not clip_projections:
         assert norm(projections) > 0.01
 
 
-def test_student_is_in_train_mode_again_after_validation(setup):
-    run = setup("method=feature")
-    run.epoch()
+def test_the_student_is_in_train_mode_again_after_validation(training):
+    run = training("method=feature")
+    run.train_epoch()
     run.learner.begin_epoch()
-    assert run.learner.student.training
-    assert run.learner.method.training
+    assert run.student.training
+    assert run.method.training
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_bf16_autocast_keeps_weights_and_losses_in_float32(setup, method):
-    run = setup(f"method={method}", "runtime.precision=bf16")
-    learner, batch = run.learner, next(run.batches.epoch(0))
-    learner.begin_epoch()
-    terms = learner.losses(batch, run.teacher(batch))
-    learner.step(terms)
-    assert all(term.dtype == torch.float32 for term in terms.values())
-    assert all(p.dtype == torch.float32 for p in learner.student.parameters())
-    assert all(bool(p.isfinite().all()) for p in learner.student.parameters())
+def test_bf16_autocast_keeps_weights_and_losses_in_float32(training, method):
+    run = training(f"method={method}", "runtime.precision=bf16")
+    run.learner.begin_epoch()
+    assert all(term.dtype == torch.float32 for term in run.loss_terms(run.first_batch).values())
+    run.train_step(run.first_batch)
+    assert all(p.dtype == torch.float32 for p in run.student.parameters())
+    assert all(bool(p.isfinite().all()) for p in run.student.parameters())
 
 
-def test_bf16_and_float32_losses_of_the_same_weights_are_close(setup):
+def test_bf16_and_float32_losses_of_the_same_weights_are_close(training):
     losses = []
     for precision in ("fp32", "bf16"):
-        run = setup("method=logit", f"runtime.precision={precision}")
-        batch = next(run.batches.epoch(0))
-        losses.append(float(run.learner.losses(batch, run.teacher(batch))["total"].detach()))
-    assert losses[0] != losses[1]  # it really was another precision
+        run = training("method=logit", f"runtime.precision={precision}")
+        losses.append(float(run.loss_terms(run.first_batch)["total"].detach()))
+    assert losses[0] != losses[1]  # the precision did differ
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
-def test_learner_does_not_step_again_once_a_step_was_not_finite(setup):
-    run = setup("method=ce")
-    learner = run.learner
-    learner.begin_epoch()
-    learner.sums.ends_at_once = False  # as on a device that runs ahead of the host
+def test_no_step_is_taken_at_or_after_one_that_is_not_finite(training):
+    run = training("method=ce")
+    run.learner.begin_epoch()
+    run.learner.sums.ends_at_once = False  # as on a device that runs ahead of the host
     first, second = list(run.batches.epoch(0))[:2]
-    terms = learner.losses(first, None)
-    before = [p.detach().clone() for p in learner.student.parameters()]
-    learner.step({name: term * torch.nan for name, term in terms.items()})
-    learner.step(learner.losses(second, None))  # a healthy one
-    assert all(torch.equal(p, b) for p, b in zip(learner.student.parameters(), before, strict=True))
+    before = copies(run.student.parameters())
+    run.train_step(first._replace(images=first.images * torch.nan))
+    run.train_step(second)  # its loss is finite
+    assert all(torch.equal(p, b) for p, b in zip(run.student.parameters(), before, strict=True))
+    with pytest.raises(RunError) as error:
+        run.learner.raise_if_failed()
+    assert error.value.code == "not_finite"
 
 
-def test_evaluation_leaves_the_modes_as_they_were(setup):
-    run = setup("method=feature")
-    student, method = run.learner.student.train(), run.learner.method.train()
+def test_evaluation_restores_the_modes(training):
+    run = training("method=feature")
+    student, method = run.student.train(), run.method.train()
     predict(student, run.dataset, run.dataset.val, run.config.runtime, method)
     assert student.training
     assert method.training
     assert all(module.training for module in student.modules())
 
 
-def test_best_epoch_is_the_earliest_of_equals_and_its_weights_are_kept(setup, monkeypatch):
-    run = setup("method=ce", "recipe.epochs=4")
-    answers = iter([0, 25, 25, 10])  # right ones of 50
+class Scripted(CrossEntropy):
+    """Cross-entropy that predicts as many validation images correctly as a script demands."""
+
+    def predict(self, output):
+        return output.logits if self.training else self.answers.pop(0)
+
+
+def test_the_weights_of_the_first_of_equally_good_epochs_are_kept(small):
+    config = small("method=ce", "recipe.epochs=4")
+    config.method = dataclasses.replace(config.method, target=Scripted)
+    run = Training(config)
     labels = run.dataset.val.labels
-
-    def so_many_right(*_):
-        wrong = torch.arange(50) >= next(answers)
-        return torch.nn.functional.one_hot((labels + wrong) % 10, 10).float()
-
-    monkeypatch.setattr("kdbench.train.learner.predict", so_many_right)
-    weights = []
-    for _ in range(4):
-        run.epoch()
-        weights.append({name: tensor.clone() for name, tensor in run.learner.student.body.state_dict().items()})
+    run.method.answers = [
+        F.one_hot((labels + (torch.arange(50) >= correct)) % 10, 10).float() for correct in (0, 25, 25, 10)
+    ]
+    weights = [copy.deepcopy(run.train_epoch()) for _ in range(4)]
     assert [row["val_acc"] for row in run.learner.rows] == [0, 0.5, 0.5, 0.2]
     assert run.learner.best["epoch"] == 2
-    assert same(run.learner.best["weights"], weights[1])
+    assert equal(run.learner.best["weights"], weights[1])
 
 
-def test_momentum_is_laid_out_as_the_weights_are_after_loading(setup):
-    first = setup("method=ce")
-    first.epoch()
+def test_momentum_has_the_memory_format_of_the_weights_after_loading(training):
+    first = training("method=ce")
+    first.train_epoch()
     state = copy.deepcopy(first.learner.state_dict())
-    other = setup("method=ce", "runtime.channels_last=false")
+    other = training("method=ce", "runtime.channels_last=false")
     other.learner.load_state_dict(state)
-    for parameter, kept in other.learner.optimizer.state.items():
-        assert parameter.stride() == kept["momentum_buffer"].stride()
+    assert other.learner.optimizer.state
+    for parameter, state in other.learner.optimizer.state.items():
+        assert parameter.stride() == state["momentum_buffer"].stride()

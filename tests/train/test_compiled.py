@@ -1,74 +1,90 @@
-"""Compiled students: the same function, compiled once for all that have it. Torch's tracer runs, no compiler does."""
+"""Compiled students compute the same function, compiled once for all of them. Torch's tracer runs, no compiler does.
+
+Each test has architectures of its own: what is compiled stays for the process.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
+from kdbench.config import RunConfig
 from kdbench.errors import RunError
 from kdbench.models import build
-from kdbench.run import execute
 from kdbench.train import compiled
+from tests.conftest import complete
 
-SIZE = ("recipe.epochs=2", "runtime.threads=1", "student.widths=[8,8,16,16]")
+Small = Callable[..., RunConfig]
+Backend = Callable[[Any, Any], Any]
+
+SIZE = ("method=ce", "recipe.epochs=2", "runtime.threads=1")
 
 
 @pytest.fixture
-def graphs(monkeypatch):
-    """What was given to be compiled; it is run as it is."""
+def use_backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Backend], None]:
+    """Return a function that sets torch's compiler backend."""
     torch._dynamo.reset()
-    given = []
+    return lambda backend: monkeypatch.setattr(compiled, "BACKEND", backend)
 
-    def backend(graph, inputs):
+
+@pytest.fixture
+def graphs(use_backend: Callable[[Backend], None]) -> list[Any]:
+    """The graphs that the compiler was given; they are executed as they are."""
+    given: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
         given.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(compiled, "BACKEND", backend)
-    monkeypatch.setattr(compiled, "_compiled", {})
+    use_backend(backend)
     return given
 
 
 @pytest.mark.slow
-def test_compiled_student_learns_what_another_does_and_is_compiled_once(small, graphs):
-    plain = execute(small("method=ce", *SIZE))
+def test_a_compiled_student_learns_what_another_does_and_is_compiled_once(small: Small, graphs: list[Any]) -> None:
+    narrow = (*SIZE, "student.widths=[8,8,16,18]")
+    plain = complete(small(*narrow))
     assert not graphs
-    runs = [
-        execute(
-            small(
-                "method=ce", *SIZE, "runtime.compile=true", f"init_seed={seed}", f"output_root={small().output_root}/c"
-            )
-        )
-        for seed in (0, 1)
-    ]
+    root = f"output_root={small().output_root}/compiled"
+    runs = [complete(small(*narrow, "runtime.compile=true", f"init_seed={seed}", root)) for seed in (0, 1)]
     assert len(graphs) == 1
     assert runs[0].weights.read_bytes() == plain.weights.read_bytes() != runs[1].weights.read_bytes()
-    execute(small("method=ce", *SIZE, "runtime.compile=true", "student.widths=[8,16,16,16]"))
+    complete(small(*SIZE, "runtime.compile=true", "student.widths=[8,16,16,18]"))
     assert len(graphs) == 2
 
 
 @pytest.mark.slow
-def test_each_of_many_architectures_is_compiled(small, graphs):
-    """Torch gives up on a function that it has compiled eight times."""
+def test_each_of_many_architectures_is_compiled(small: Small, graphs: list[Any]) -> None:
+    """Torch stops compiling a function after eight times."""
     torch.manual_seed(0)
     images = torch.randn(4, 3, 32, 32)
     for width in range(8, 20):
-        student = build(small("method=ce", f"student.widths=[8,8,8,{width}]").student, 10, ()).train()
-        compiled.compiled(student)(images)
-        compiled.compiled(student)(images[:2])
+        student = build(small("method=ce", f"student.widths=[8,8,9,{width}]").student, 10, ()).train()
+        forward = compiled.compiled(student)
+        forward(images)
+        forward(images[:2])
     assert len(graphs) >= 12
 
 
-def test_a_lack_of_memory_is_no_failure_of_the_compiler(small, graphs, monkeypatch):
-    def greedy(graph, inputs):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+@pytest.mark.parametrize(
+    ("raised", "width", "code", "key"),
+    [
+        (FileNotFoundError("no such file: g++"), 10, "not_compilable", "runtime.compile"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            11, "out_of_memory", "recipe.batch_size",
+        ),
+    ],
+)  # fmt: skip
+def test_a_failing_compiler_and_a_lack_of_memory_are_told_apart(
+    small: Small, use_backend: Callable[[Backend], None], raised: Exception, width: int, code: str, key: str
+) -> None:
+    def fail(graph: Any, inputs: Any) -> Any:
+        raise raised
 
-    monkeypatch.setattr(compiled, "BACKEND", greedy)
-    with pytest.raises(RunError, match=r"^out of memory on cpu; 2.00 GiB more were asked for"):
-        execute(small("method=ce", *SIZE, "runtime.compile=true"))
-
-
-def test_a_compiler_that_fails_is_said_in_one_line(small, graphs, monkeypatch):
-    def broken(graph, inputs):
-        raise FileNotFoundError("no such file: g++")
-
-    monkeypatch.setattr(compiled, "BACKEND", broken)
-    with pytest.raises(RunError, match=r"runtime.compile=true and torch could not compile .*use runtime.compile=false"):
-        execute(small("method=ce", *SIZE, "runtime.compile=true"))
+    use_backend(fail)
+    with pytest.raises(RunError) as error:
+        complete(small(*SIZE, "runtime.compile=true", f"student.widths=[8,8,{width},16]"))
+    assert (error.value.code, error.value.key) == (code, key)
+    assert "\n" not in str(error.value)

@@ -1,256 +1,261 @@
-"""Are recorded and replayed steps those that are written? The CPU shows it: a tape stands for a GPU's graphs."""
+"""Captured and replayed steps compute what eager ones compute; on the CPU a tape stands for a GPU's graphs."""
 
-import contextlib
 import dataclasses
 import random
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
+from kdbench.config import RunConfig
+from kdbench.data import Batches
+from kdbench.methods.base import Method
 from kdbench.methods.ce import CrossEntropy
-from kdbench.methods.method import START
-from kdbench.run import execute
+from kdbench.rundir.directory import RunDirectory
+from kdbench.runner.build import build_learner, build_parts
+from kdbench.runner.policy import run_with_retries
+from kdbench.runner.run import resolve_run
+from kdbench.runner.run_all import Train
 from kdbench.train import graphs
-from kdbench.train.sums import EpochSums
+from kdbench.train.graphs import CapturedSteps, steps_for
+from kdbench.train.learner import Learner
+from kdbench.train.loop import fit
+from kdbench.train.steps import EagerSteps
 from tests.conftest import killed_after
-from tests.methods.test_training import METHODS
+from tests.every_method import every_method
+from tests.loss_terms import Factor, multiply_terms
+from tests.train.tape import TapeRecorder
 
-EPOCHS = ("recipe.epochs=4", "data.num_train=56", "recipe.batch_size=16", "recipe.clip_norm=1.0")
+EPOCHS = (
+    "recipe.epochs=4", "data.num_train=56", "recipe.batch_size=16", "recipe.clip_norm=1.0", "teacher=resnet8",
+    "teacher.seed=9", "student.widths=[8,8,16,16]", "teacher.widths=[8,8,16,16]",
+)  # fmt: skip
 """Steps of 16, 16, 16 and 8 images, at four learning rates."""
+STEPS = 16
+PARTS = 4
+"""Captures of a run: the batch and the learner's step, for batches of 16 and of 8 images."""
+BATCHES = 2
+"""Those of the batch alone."""
 
-
-class Tape(TorchDispatchMode):
-    """Every operation that reaches the processor, with its tensors, in order. What waits for a value is refused."""
-
-    def __init__(self):
-        super().__init__()
-        self.operations = []
-        self.begun = False
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        if function is torch.ops.aten._local_scalar_dense.default:
-            raise RuntimeError("it waits for a value")
-        returned = function(*arguments, **(keywords or {}))
-        self.operations.append((function, arguments, keywords or {}, returned))
-        return returned
-
-    def replay(self):
-        if not self.begun:  # recording has done it once already, which a GPU's would not
-            self.begun = True
-            return
-        with torch.no_grad():
-            for function, arguments, keywords, returned in self.operations:
-                again = function(*arguments, **keywords)
-                for there, new in zip(tree_leaves(returned), tree_leaves(again), strict=True):
-                    if isinstance(there, torch.Tensor) and there.data_ptr() != new.data_ptr():
-                        there.copy_(new)
-
-
-class TapeRecorder:
-    """Counts what it records and replays."""
-
-    def __init__(self):
-        self.recorded = self.replayed = 0
-
-    def __call__(self, function):
-        tape = Tape()
-        with tape:
-            returned = function()
-        self.recorded += 1
-
-        def replay():
-            self.replayed += 1
-            tape.replay()
-
-        return returned, replay
-
-    def running(self):
-        return contextlib.nullcontext()
-
-
-@pytest.fixture
-def recorder(monkeypatch):
-    """Runs take their steps from tapes. As on a GPU, no step looks at its values."""
-    recorder = TapeRecorder()
-
-    def steps_on(runtime, batches, teachers):
-        for learner in teachers:
-            learner.sums.ends_at_once = False
-        return graphs.GraphedSteps(batches, teachers, recorder)
-
-    monkeypatch.setattr("kdbench.run.steps_on", steps_on)
-    return recorder
-
-
-def run_both(small, monkeypatch, *overrides):
-    """A run with recorded steps, and the same as written."""
-    taped = execute(small(*overrides, f"output_root={small().output_root}/taped"))
-    monkeypatch.setattr("kdbench.run.steps_on", graphs.steps_on)
-    return taped, execute(small(*overrides, f"output_root={small().output_root}/written"))
-
-
-def same(taped, written):
-    def numbers(run):
-        rows = [line.split(",") for line in run.metrics.read_text().splitlines()]
-        return [row[: rows[0].index("images_per_second")] for row in rows]
-
-    assert numbers(taped) == numbers(written)
-    assert taped.weights.read_bytes() == written.weights.read_bytes()
-    assert taped.logits.read_bytes() == written.logits.read_bytes()
+Small = Callable[..., RunConfig]
 
 
 @pytest.fixture(autouse=True)
-def short_warm_up(monkeypatch):
-    monkeypatch.setattr(graphs, "WARM_UP", 1)
+def warm_up(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Number of eager steps of a batch size before the first capture: 1, where a test does not set another."""
+    steps = getattr(request, "param", 1)
+    monkeypatch.setattr(graphs, "WARM_UP", steps)
+    return steps
 
 
-def train_otherwise(monkeypatch, change):
-    """Cross-entropy's terms pass through a function of student, batch and progress."""
-    forward = CrossEntropy.forward
+def captured(recorder: TapeRecorder, factor: Factor | None = None) -> Train:
+    """Return a trainer that captures its steps. As on a GPU, no step looks at its values."""
 
-    def changed(self, student, teacher, batch, peers=(), progress=START):
-        terms = forward(self, student, teacher, batch, peers, progress)
-        return {name: change(term, student, batch, progress) for name, term in terms.items()}
+    def train(learners: Sequence[Learner], batches: Batches, epochs: int) -> None:
+        for learner in learners:
+            learner.sums.ends_at_once = False
+        recorder.modules = [module for learner in learners for module in (learner.student, learner.method)]
+        with_factor(factor, CapturedSteps(batches, recorder))(learners, batches, epochs)
 
-    monkeypatch.setattr(CrossEntropy, "forward", changed)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_recorded_steps_compute_what_is_written(small, recorder, monkeypatch, method):
-    same(*run_both(small, monkeypatch, f"method={method}", *EPOCHS, "recipe.nesterov=true"))
-    if method == "ce":
-        # Lesson and learner, for batches of 16 and of 8: all steps but the first of each size are replayed.
-        assert (recorder.recorded, recorder.replayed) == (4, 2 * (16 - 2))
-    assert recorder.recorded >= 4
+    return train
 
 
-def test_what_depends_on_the_epoch_is_recorded_anew_in_each(small, recorder, monkeypatch):
-    train_otherwise(monkeypatch, lambda term, student, batch, progress: term * (1 + progress.epoch))
-    same(*run_both(small, monkeypatch, "method=ce", *EPOCHS))
-    assert recorder.recorded == 2 + 4 + 3  # both lessons; the learner's step of 16 in every epoch, that of 8 not in one
+def with_factor(factor: Factor | None, steps: Any = None) -> Train:
+    """Return a trainer that multiplies the loss terms by a factor."""
+
+    def train(learners: Sequence[Learner], batches: Batches, epochs: int) -> None:
+        for learner in learners:
+            if factor:
+                multiply_terms(learner, factor)
+        fit(learners, batches, epochs, steps)
+
+    return train
 
 
-def test_steps_that_are_not_finite_are_skipped_in_a_recording_too(small, recorder, monkeypatch):
-    def bad_with_some_labels(term, student, batch, progress):
-        return term * torch.where((batch.labels[:3] == 3).any(), torch.nan, 1.0)
-
-    train_otherwise(monkeypatch, bad_with_some_labels)
-    runs = run_both(small, monkeypatch, "method=ce", *EPOCHS, "recipe.on_nonfinite=skip")
-    same(*runs)
-    skipped = [run.read_summary()["skipped_steps"] for run in runs]
-    assert skipped[0] == skipped[1] > 0
-    assert recorder.recorded == 4
+def completed(config: RunConfig, train: Train) -> RunDirectory:
+    (result,) = run_with_retries([config], train=train)
+    assert result.directory, result.error
+    return result.directory
 
 
-def test_a_recording_draws_anew_each_time(small, recorder, monkeypatch):
-    """A GPU's generators belong to the device: here the processor's stand for them."""
-    monkeypatch.setattr(graphs, "drawn_on_host", lambda: b"")
-    train_otherwise(monkeypatch, lambda term, student, batch, progress: term * torch.rand(()))
-    same(*run_both(small, monkeypatch, "method=ce", *EPOCHS))
-    assert recorder.recorded == 4
+def in_folder(config: RunConfig, name: str) -> RunConfig:
+    return dataclasses.replace(config, output_root=f"{config.output_root}/{name}")
 
 
-@pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: float(torch.rand(()))])
-def test_what_draws_on_the_host_is_not_recorded_and_one_line_says_so(small, recorder, monkeypatch, draw):
-    draws = []
-
-    def drawn(term, student, batch, progress):
-        draws.append(draw())
-        return term * draws[-1]
-
-    train_otherwise(monkeypatch, drawn)
-    run = execute(small("method=ce", *EPOCHS))
-    line = "graphs: the part of CrossEntropy, launched step by step instead: it draws random numbers on the host"
-    assert run.log.read_text().count(line) == 1
-    assert recorder.recorded == 2  # the lessons
-    assert len(set(draws)) == len(draws) == 2 * 16
+def run_both(
+    config: RunConfig, recorder: TapeRecorder, factor: Factor | None = None
+) -> tuple[RunDirectory, RunDirectory]:
+    """Return a run with captured steps and the same with eager ones, after a comparison of their numbers."""
+    replayed = completed(in_folder(config, "captured"), captured(recorder, factor))
+    eager = completed(in_folder(config, "eager"), with_factor(factor))
+    assert_same_numbers(replayed, eager)
+    return replayed, eager
 
 
-class Counts(CrossEntropy):
-    """Weighs its loss by how often it was called, as it should not."""
+def assert_same_numbers(first: RunDirectory, second: RunDirectory) -> None:
+    def numbers(run: RunDirectory) -> list[list[str]]:
+        rows = [line.split(",") for line in run.metrics.read_text().splitlines()]
+        return [row[: rows[0].index("images_per_second")] for row in rows]
 
-    def __init__(self, *given):
+    assert numbers(first) == numbers(second)
+    assert first.weights.read_bytes() == second.weights.read_bytes()
+    assert first.logits.read_bytes() == second.logits.read_bytes()
+
+
+def lines_about_graphs(run: RunDirectory) -> list[str]:
+    return [line.partition("CUDA graphs: ")[2] for line in run.log.read_text().splitlines() if "CUDA graphs: " in line]
+
+
+# The same numbers
+
+
+@pytest.mark.parametrize("method", every_method())
+def test_captured_steps_compute_what_eager_ones_compute(small: Small, method: str) -> None:
+    recorder = TapeRecorder()
+    run, _ = run_both(small(f"method={method}", *EPOCHS, "recipe.nesterov=true"), recorder)
+    # All steps but the first of each batch size are replayed.
+    assert (recorder.captures, recorder.replays) == (PARTS, 2 * (STEPS - 2))
+    assert lines_about_graphs(run) == []
+
+
+def test_a_step_that_depends_on_the_epoch_is_captured_anew_in_each(small: Small) -> None:
+    recorder = TapeRecorder()
+    run_both(small("method=ce", *EPOCHS), recorder, lambda _, progress: 1 + progress.epoch)
+    assert recorder.captures == BATCHES + 4  # the step of 16 in every epoch; there is one of 8 only, which stays eager
+
+
+def test_steps_that_are_not_finite_are_skipped_when_they_are_replayed(small: Small) -> None:
+    recorder = TapeRecorder()
+    runs = run_both(
+        small("method=ce", *EPOCHS, "recipe.on_nonfinite=skip"),
+        recorder,
+        lambda batch, _: torch.where((batch.labels[:3] == 3).any(), torch.nan, 1.0),
+    )
+    skipped = [run.read_summary().skipped_steps for run in runs]
+    assert skipped[0]
+    assert skipped[0] == skipped[1]
+    assert recorder.captures == PARTS
+
+
+def test_a_replayed_step_draws_new_random_numbers(small: Small) -> None:
+    """The generator of the CPU stands for that of a GPU."""
+    recorder = TapeRecorder()
+    run_both(small("method=ce", *EPOCHS), recorder, lambda *_: torch.rand(()))
+    assert recorder.captures == PARTS
+
+
+class InPlace(CrossEntropy):
+    """Multiplies its loss by the number of its calls, a buffer that is written in place."""
+
+    calls: Tensor
+
+    def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self.called = 0
+        self.register_buffer("calls", torch.zeros(()))
 
-    def forward(self, *given, **named):
-        self.called += 1
-        return {name: term * self.called for name, term in super().forward(*given, **named).items()}
-
-
-class Rebinds(CrossEntropy):
-    """The same with a buffer that becomes another tensor."""
-
-    def __init__(self, *given):
-        super().__init__(*given)
-        self.register_buffer("called", torch.zeros(()))
-
-    def forward(self, *given, **named):
-        self.called = self.called + 1
-        return {name: term * self.called for name, term in super().forward(*given, **named).items()}
+    def forward(self, *given: Any, **named: Any) -> dict[str, Tensor]:
+        self.calls.add_(1)
+        return {name: term * self.calls for name, term in super().forward(*given, **named).items()}
 
 
-class InPlace(Rebinds):
-    """And with one that is written in place, as it should."""
-
-    def forward(self, *given, **named):
-        self.called.add_(1)
-        return {name: term * self.called for name, term in CrossEntropy.forward(self, *given, **named).items()}
+def test_state_in_buffers_that_are_written_in_place_is_replayed(small: Small) -> None:
+    recorder = TapeRecorder()
+    run_both(with_method(small("method=ce", *EPOCHS), InPlace), recorder)
+    assert recorder.captures == PARTS
 
 
-@pytest.mark.parametrize(("method", "recorded"), [(Counts, 2), (Rebinds, 2), (InPlace, 4)])
-def test_a_method_whose_state_lies_on_the_host_is_not_recorded(small, recorder, monkeypatch, method, recorded):
-    def config(where):
-        given = small("method=ce", *EPOCHS, f"output_root={small().output_root}/{where}")
-        return dataclasses.replace(given, method=dataclasses.replace(given.method, target=method))
-
-    taped = execute(config("taped"))
-    monkeypatch.setattr("kdbench.run.steps_on", graphs.steps_on)
-    same(taped, execute(config("written")))
-    assert recorder.recorded == recorded
-    line = f"launched step by step instead: it changes {method.__name__}.called on the host"
-    assert taped.log.read_text().count(line) == (recorded == 2)
-
-
-def test_what_waits_for_the_device_is_not_recorded_and_one_line_says_so(small, recorder, monkeypatch):
-    train_otherwise(monkeypatch, lambda term, student, batch, progress: term * (float(term.detach()) > 0))
-    run = execute(small("method=ce", *EPOCHS))
-    said = run.log.read_text()
-    assert said.count("graphs: the part of CrossEntropy, launched step by step instead: it waits for a value") == 1
-    assert said.count("graphs: ") == 1
-    assert run.read_summary()["epochs"] == 4
-
-
-def test_without_a_lesson_nothing_else_is_recorded(small, recorder, monkeypatch):
-    def refused(function):
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    monkeypatch.setattr(TapeRecorder, "__call__", lambda self, function: refused(function))
-    taped, written = run_both(small, monkeypatch, "method=logit", *EPOCHS)
-    same(taped, written)
-    assert taped.log.read_text().count("graphs: batches and what the teacher says of them, launched step by step") == 1
-
-
-def test_without_memory_to_record_in_steps_are_carried_out_as_written(small, recorder, monkeypatch):
-    def full(self, function):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    monkeypatch.setattr(TapeRecorder, "__call__", full)
-    taped, written = run_both(small, monkeypatch, "method=ce", *EPOCHS)
-    same(taped, written)
-    assert "instead: CUDA out of memory." in taped.log.read_text()
+def with_method(config: RunConfig, method: type[Method]) -> RunConfig:
+    """Return the config with another class of the method."""
+    return dataclasses.replace(config, method=dataclasses.replace(config.method, target=method))
 
 
 @pytest.mark.slow
-def test_killed_run_goes_on_with_recorded_steps(small, recorder, monkeypatch):
-    whole, written = run_both(small, monkeypatch, "method=ce", *EPOCHS, "checkpoint.every_minutes=0")
-    monkeypatch.setattr("kdbench.run.steps_on", lambda *given: graphs.GraphedSteps(*given[1:], recorder))
-    monkeypatch.setattr(EpochSums, "raise_if_failed", lambda self, epoch: None)
+def test_a_killed_run_continues_with_captured_steps(small: Small) -> None:
     config = small("method=ce", *EPOCHS, "checkpoint.every_minutes=0")
+    recorder = TapeRecorder()
+    _, eager = run_both(config, recorder)
     with killed_after(epoch=2, step=2):
-        execute(config)
-    same(execute(config), written)
-    same(whole, written)
+        completed(config, captured(recorder))
+    assert_same_numbers(completed(config, captured(recorder)), eager)
+
+
+# Eager where capturing is impossible
+
+
+class DrawsOnHost(CrossEntropy):
+    """Multiplies its loss by random numbers of the host, and declares that it does."""
+
+    capturable = False
+    draw: Callable[[], float] = random.random
+    drawn: list[float]
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.drawn = []
+
+    def forward(self, *given: Any, **named: Any) -> dict[str, Tensor]:
+        self.drawn.append(type(self).draw())
+        return {name: term * self.drawn[-1] for name, term in super().forward(*given, **named).items()}
+
+
+class DrawsByNumpy(DrawsOnHost):
+    draw = np.random.rand
+
+
+@pytest.mark.parametrize("method", [DrawsOnHost, DrawsByNumpy])
+def test_a_method_that_is_not_capturable_stays_eager_with_one_line(small: Small, method: type[Method]) -> None:
+    recorder, methods = TapeRecorder(), []
+
+    def train(learners: Sequence[Learner], *rest: Any) -> None:
+        methods.extend(learner.method for learner in learners)
+        captured(recorder)(learners, *rest)
+
+    run = completed(with_method(small("method=ce", *EPOCHS), method), train)
+    assert recorder.captures == BATCHES
+    (line,) = lines_about_graphs(run)
+    assert line.startswith(f"the step of {method.__name__} stays eager: ")
+    assert len(set(methods[0].drawn)) == len(methods[0].drawn) == STEPS
+
+
+@pytest.mark.parametrize("warm_up", [1, 3], indirect=True)  # 3: both batch sizes were met before the first capture
+def test_a_step_that_reads_a_value_on_the_host_stays_eager_with_one_line(small: Small) -> None:
+    recorder = TapeRecorder()
+    run, _ = run_both(small("method=ce", *EPOCHS), recorder, lambda batch, _: 1.0 + float(batch.labels[0] > 4))
+    assert lines_about_graphs(run) == ["the step of CrossEntropy stays eager: a value is read on the host"]
+    assert recorder.captures == BATCHES
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "warm_up"),
+    [
+        ("logit", RuntimeError("operation not permitted when stream is capturing"), 1),
+        ("ce", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), 3),
+    ],
+    indirect=["warm_up"],
+)
+def test_without_a_capture_of_the_batch_all_steps_are_eager_with_one_line(
+    small: Small, method: str, error: RuntimeError
+) -> None:
+    recorder = TapeRecorder(error)
+    run, _ = run_both(small(f"method={method}", *EPOCHS), recorder)
+    assert lines_about_graphs(run) == [f"the batch with its teachers' outputs stays eager: {error}"]
+
+
+def learner_with(small: Small, **runtime: Any) -> tuple[Learner, Batches]:
+    """Return a learner whose runtime claims other values, and its batches."""
+    config, _ = resolve_run(small("method=ce"))
+    parts = build_parts(config)
+    learner = build_learner(config, parts)
+    learner.runtime = dataclasses.replace(learner.runtime, **runtime)
+    return learner, parts.batches
+
+
+@pytest.mark.parametrize(
+    "runtime", [{}, {"device": "cuda:0", "precision": "fp16"}, {"device": "cuda:0", "graphs": False}]
+)
+def test_steps_are_eager_on_the_cpu_in_fp16_and_on_request(small: Small, runtime: dict[str, Any]) -> None:
+    learner, batches = learner_with(small, **runtime)
+    assert isinstance(steps_for([learner], batches), EagerSteps)

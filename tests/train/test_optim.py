@@ -1,19 +1,24 @@
+"""Optimiser, schedule and clipping, against PyTorch's own and against the equations."""
+
+from collections.abc import Sequence
+
 import pytest
 import torch
 
+from kdbench.config import RecipeConfig
 from kdbench.train.optim import build_optimizer, clip_gradients, learning_rate
-from tests.conftest import composed
+from tests.conftest import composed_once
 
 
-def recipe(*overrides):
-    return composed("method=ce", *overrides).recipe
+def recipe(*overrides: str) -> RecipeConfig:
+    return composed_once("method=ce", *overrides).recipe
 
 
-def optimizer_of(config, parameters):
+def optimizer_of(config: RecipeConfig, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.SGD:
     return build_optimizer(config, torch.tensor(config.lr, dtype=torch.float64), parameters)
 
 
-def test_schedule_is_cosine_per_epoch_as_pytorch_computes_it():
+def test_the_schedule_is_pytorchs_cosine_per_epoch() -> None:
     config = recipe()
     optimizer = optimizer_of(config, [torch.nn.Parameter(torch.zeros(1))])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.epochs, eta_min=config.min_lr)
@@ -24,7 +29,7 @@ def test_schedule_is_cosine_per_epoch_as_pytorch_computes_it():
     assert learning_rate(config, config.epochs) == pytest.approx(1e-4)
 
 
-def test_fused_step_equals_the_textbook_one():
+def test_the_fused_step_equals_the_equations() -> None:
     config = recipe("recipe.lr=0.1")
     generator = torch.Generator().manual_seed(0)
     start, gradients = torch.randn(7, generator=generator).double(), torch.randn(5, 7, generator=generator).double()
@@ -41,7 +46,7 @@ def test_fused_step_equals_the_textbook_one():
         assert torch.allclose(parameter.detach(), expected, rtol=1e-12)
 
 
-def test_clipping_returns_the_norm_before_and_bounds_it_after():
+def test_clipping_returns_the_norm_before_and_bounds_the_norm_after() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
     for p, values in zip(parameters, ([3.0, 0.0], [0.0, 4.0]), strict=True):
         p.grad = torch.tensor(values)
@@ -50,7 +55,7 @@ def test_clipping_returns_the_norm_before_and_bounds_it_after():
     assert parameters[0].grad[0] == pytest.approx(0.6, rel=1e-5)
 
 
-def test_a_blocked_optimizer_does_not_step():
+def test_a_blocked_optimiser_takes_no_step() -> None:
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = optimizer_of(recipe(), [parameter])
     parameter.grad = torch.full((3,), torch.nan)
@@ -59,7 +64,7 @@ def test_a_blocked_optimizer_does_not_step():
     assert torch.equal(parameter.detach(), torch.ones(3))
 
 
-def test_a_first_step_that_is_blocked_leaves_momentum_as_it_should_be():
+def test_a_blocked_first_step_leaves_the_momentum_at_zero() -> None:
     config = recipe("recipe.weight_decay=0")
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = optimizer_of(config, [parameter])

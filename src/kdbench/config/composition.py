@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdbench.config.parse import parse
-from kdbench.config.paths import CONF_DIR
+from kdbench.config.paths import CONF_DIR, is_folder
 from kdbench.config.sections import RunConfig
 from kdbench.errors import ConfigError, first_line, nearest
 
@@ -36,7 +36,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     if isinstance(overrides, str):
         raise ConfigError(f"overrides is the text {overrides!r}; give a list, [{overrides!r}]", code="wrong_type")
     folder = Path(config_dir) if config_dir is not None else None
-    if folder is not None and not folder.is_dir():
+    if folder is not None and not is_folder(folder):
         raise ConfigError(
             f"--config-dir: the folder {folder} was not found",
             code="not_found",
@@ -93,7 +93,8 @@ def register_models(*config_dirs: Path) -> None:
     all of them takes a third of a composition.
     """
     global _registered
-    files = [file.absolute() for folder in config_dirs for file in sorted((folder / "model").glob("*.yaml"))]
+    folders = [folder.absolute() / "model" for folder in config_dirs if is_folder(folder / "model")]
+    files = [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
     state = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
     if state == _registered:
         return

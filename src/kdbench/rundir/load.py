@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from kdbench.config.paths import is_file, is_folder
 from kdbench.errors import ConfigError
 from kdbench.rundir.summary import KEYS, RunSummary, is_section, read_summary
 
@@ -41,8 +42,8 @@ def load_run(path: str | Path) -> LoadedRun:
     from safetensors.numpy import load_file
 
     folder = Path(path)
-    if not (folder / "summary.json").is_file():
-        state = "an unfinished run" if (folder / "config.yaml").is_file() else "not a run directory"
+    if not is_file(folder / "summary.json"):
+        state = "an unfinished run" if is_file(folder / "config.yaml") else "not a run directory"
         raise ConfigError(f"{folder} is {state}: there is no summary.json", code="no_run", key="path")
     metrics, logits = folder / "metrics.csv", folder / "logits.safetensors"
     try:
@@ -91,8 +92,8 @@ def run_folders(path: Path) -> list[Path]:
     Raises:
         ConfigError: there is no such folder.
     """
-    if not path.is_dir():
-        kind = "is a file; give its run directory" if path.exists() else "was not found"
+    if not is_folder(path):
+        kind = "is a file; give its run directory" if is_file(path) else "was not found"
         raise ConfigError(f"{path} {kind}", code="not_found", key="path")
     found, visited = [], set()
     for folder, below, files in os.walk(path, followlinks=True):

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kdbench.config.paths import is_file
 from kdbench.data.dataset import NUM_CLASSES
 from kdbench.errors import ConfigError
 from kdbench.methods.base import Method
@@ -50,8 +51,8 @@ def load_student(path: str | Path, trusted: Sequence[str] = ()) -> Student:
         ConfigError: it is no complete run, its files are damaged, or its config names code that is not trusted.
     """
     folder = Path(path)
-    if not (folder / "summary.json").is_file():
-        state = "an unfinished run" if (folder / "config.yaml").is_file() else "not a run directory"
+    if not is_file(folder / "summary.json"):
+        state = "an unfinished run" if is_file(folder / "config.yaml") else "not a run directory"
         raise ConfigError(f"{folder} is {state}: there is no summary.json", code="no_run", key="path")
     for name in ("config.yaml", "best.safetensors"):
         if not (folder / name).is_file():

@@ -73,6 +73,7 @@ def run_all(
                             with run.guard:
                                 run.finish()
         except Exception as error:  # of the group: a lack of memory, or a teacher's forward pass
+            signals.raise_if_requested()
             for run in pending:
                 if run.pending:
                     run.fail(error)

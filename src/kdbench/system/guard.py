@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from kdbench.system import signals
 from kdbench.system.logs import reset_current_run, set_current_run
 from kdbench.system.memory import is_out_of_memory
 
@@ -34,6 +35,8 @@ class Guard:
         try:
             if not isinstance(error, Exception) or is_out_of_memory(error) or self.on_failure is None:
                 return False
+            if interruption := signals.interruption():
+                raise interruption from error
             self.failed = True
             self.on_failure(error)
             return True

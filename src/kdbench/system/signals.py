@@ -110,6 +110,14 @@ def raise_if_requested() -> None:
         raise Interrupted(_stop.requested)
 
 
+def interruption() -> Interrupted | None:
+    """Return the requested stop that has interrupted the code outside of `deferred`, or None.
+
+    An error that follows is a consequence of it: libraries may fail while they unwind, and then raise something else.
+    """
+    return None if _stop.requested is None or _stop.deferring else Interrupted(_stop.requested)
+
+
 def receive(number: int, _frame: FrameType | None = None) -> None:
     """Handle a signal; also called for a stop that has another cause, with the number that fits it."""
     received = signal.Signals(number)

@@ -110,13 +110,13 @@ class CapturedStep(Generic[T]):
     Args:
         recorder: recorder of the device.
         name: name of the part in the line that says why it stays eager.
-        capturable: whether it may be captured at all.
     """
 
-    def __init__(self, recorder: Recorder, name: str, capturable: bool = True) -> None:
+    def __init__(self, recorder: Recorder, name: str) -> None:
         self.recorder = recorder
         self.name = name
-        self.capturable = capturable
+        self.capturable = True
+        """Whether no capture has failed."""
         self.eager_steps = 0
         self.replay: Callable[[], None] | None = None
         self.returned: T
@@ -178,13 +178,14 @@ class CapturedSteps:
             self.prepared[key] = CapturedStep(self.recorder, "the batch with its teachers' outputs")
         for kept, new in zip(self.inputs[key], (rows, views), strict=True):
             kept.copy_(new)
-        return self.prepared[key](lambda: self.eager.prepare_batch(*self.inputs[key], learners))
+        capturable = all(part.capturable for part in self.prepared.values())  # what failed for one size is not retried
+        return self.prepared[key](lambda: self.eager.prepare_batch(*self.inputs[key], learners), capturable)
 
     def train_step(self, learner: Learner, batch: Batch, teacher_outputs: TeacherOutputs) -> None:
         """Train one learner on a batch. An exception concerns this learner only."""
         part = self.part_of(learner)
         # A capture reads the tensors that the capture of the batch writes.
-        ready = self.prepared[self.key].replay is not None
+        ready = self.prepared[self.key].replay is not None and learner not in self.eager_learners
         with learner.rng_scope():
             part(lambda: learner.train_step(batch, teacher_outputs[learner.teacher]), ready)
         if not part.capturable:
@@ -206,7 +207,7 @@ class CapturedSteps:
                 parts.clear()
             self.progress[learner] = learner.progress
         if self.key not in parts:
-            parts[self.key] = CapturedStep(self.recorder, name, learner not in self.eager_learners)
+            parts[self.key] = CapturedStep(self.recorder, name)
         return parts[self.key]
 
     def enter_stream(self) -> None:

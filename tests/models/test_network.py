@@ -1,12 +1,13 @@
 import functools
+import re
 
 import pytest
 import torch
 import torchvision
 
-from kdbench.config import ModelConfig
+from kdbench.config.sections import ModelConfig
 from kdbench.errors import ConfigError
-from kdbench.models import build, describe
+from kdbench.models import build, summarize
 from tests.conftest import composed_once
 
 IMAGE = (3, 32, 32)
@@ -24,32 +25,32 @@ def model(name, *overrides):
 
 
 @functools.cache
-def description(name, *overrides):
-    return describe(model(name, *overrides), 10, IMAGE, "student")
+def summary_of(name, *overrides):
+    return summarize(model(name, *overrides), 10, IMAGE, "student")
 
 
 def published(figures):
-    """Parameters: a figure by model. The largest models are slow tests."""
+    """Return test parameters with a published figure per model. The largest models are slow tests."""
     large = ("resnet34", "resnet101", "resnet56", "resnet110", "resnet32x4")
     return [pytest.param(*case, marks=pytest.mark.slow if case[0] in large else ()) for case in figures.items()]
 
 
 @pytest.mark.parametrize(("name", "expected"), published(PARAMETERS))
-def test_parameter_count_is_the_published_one(name, expected):
-    assert description(name).num_params == expected
+def test_parameters_are_as_many_as_published(name, expected):
+    assert summary_of(name).num_params == expected
 
 
 @pytest.mark.parametrize(("name", "expected"), published(GIGA_MACS))
-def test_macs_are_the_published_ones(name, expected):
-    assert description(name).macs / 1e9 == pytest.approx(expected, abs=5e-5)
+def test_macs_are_as_many_as_published(name, expected):
+    assert summary_of(name).macs / 1e9 == pytest.approx(expected, abs=5e-5)
 
 
 def test_stages_have_the_shapes_of_the_architecture():
-    assert description("resnet18").shapes == {
+    assert summary_of("resnet18").shapes == {
         "layer1": (64, 32, 32), "layer2": (128, 16, 16), "layer3": (256, 8, 8), "layer4": (512, 4, 4), "pooled": (512,)
     }  # fmt: skip
-    assert description("resnet18", "student.stem=imagenet").shapes["layer4"] == (512, 1, 1)
-    assert description("resnet32x4").shapes["layer3"] == (256, 8, 8)
+    assert summary_of("resnet18", "student.stem=imagenet").shapes["layer4"] == (512, 1, 1)
+    assert summary_of("resnet32x4").shapes["layer3"] == (256, 8, 8)
 
 
 def test_state_dict_names_are_torchvisions_own():
@@ -61,7 +62,7 @@ def test_state_dict_names_are_torchvisions_own():
     assert torch.equal(network.eval()(images).logits, reference.eval()(images))
 
 
-def test_features_are_what_the_named_modules_answer():
+def test_features_are_the_outputs_of_the_named_modules():
     network = build(model("resnet8"), 10, ("layer1", "layer3", "pooled")).eval()
     images = torch.randn(4, *IMAGE)
     output = network(images)
@@ -73,12 +74,12 @@ def test_features_are_what_the_named_modules_answer():
     assert not torch.equal(maps, output.features["layer1"])
 
 
-def test_only_the_stages_asked_for_are_answered():
+def test_only_the_requested_stages_are_returned():
     assert set(build(model("resnet8"), 10, ("layer2",))(torch.randn(2, *IMAGE)).features) == {"layer2"}
     assert not build(model("resnet8"), 10)(torch.randn(2, *IMAGE)).features
 
 
-def test_train_and_eval_mode_reach_batch_norm():
+def test_batch_norm_follows_the_mode_of_the_network():
     network = build(model("resnet8"), 10).train()
     before = network.body.bn1.running_mean.clone()
     network(torch.randn(8, *IMAGE))
@@ -88,16 +89,16 @@ def test_train_and_eval_mode_reach_batch_norm():
     assert torch.equal(after, network.body.bn1.running_mean)
 
 
-def test_any_architecture_of_torchvision_joins_by_its_import_path():
+def test_any_architecture_of_torchvision_can_be_built_by_its_import_path():
     config = ModelConfig(
         "mobilenet", "torchvision.models.mobilenet_v3_small", {"layer1": "features.1", "pooled": "flatten"}, {}
     )
-    described = describe(config, 10, IMAGE, "student")
-    assert described.shapes["pooled"] == (576,)
+    summary = summarize(config, 10, IMAGE, "student")
+    assert summary.shapes["pooled"] == (576,)
     assert build(config, 10, ("layer1",))(torch.randn(2, *IMAGE)).logits.shape == (2, 10)
 
 
-def test_first_weights_follow_he_initialisation():
+def test_initial_weights_follow_he_initialisation():
     torch.manual_seed(0)
     weight = build(model("resnet18"), 10).body.conv1.weight
     assert weight.shape == (64, 3, 3, 3)
@@ -105,19 +106,37 @@ def test_first_weights_follow_he_initialisation():
 
 
 @pytest.mark.parametrize(
-    ("name", "override", "message"),
+    ("name", "override", "code"),
     [
-        ("resnet18", "student.stem=small", "stem is 'small'; valid: cifar, imagenet"),
-        ("resnet18", "student.arch=resnet19", "did you mean resnet18"),
-        ("resnet8", "student.depth=9", r"depth is 9; it may be 6n \+ 2"),
-        ("resnet8", "student.widths=[16,16]", "four numbers"),
-        ("resnet8", "+student.groups=2", "student.groups is no known key; valid: _target_, depth, stages, widths"),
-        ("resnet8", "student._target_=kdbench.models.nothing", "which cannot be called: Error loading"),
+        ("resnet18", "student.stem=small", "unknown_option"),
+        ("resnet18", "student.arch=resnet19", "unknown_option"),
+        ("resnet8", "student.depth=9", "out_of_range"),
+        ("resnet8", "student.widths=[16,16]", "out_of_range"),
+        ("resnet8", "+student.groups=2", "unknown_key"),
+        ("resnet8", "student._target_=kdbench.models.nothing", "not_importable"),
+        ("resnet8", "student.stages.layer1=layer9", "not_found"),
     ],
 )
-def test_what_cannot_be_built_is_refused(name, override, message):
-    with pytest.raises(ConfigError, match=message):
-        description(name, override)
+def test_a_wrong_argument_of_an_architecture_is_an_error_with_its_key(name, override, code):
+    with pytest.raises(ConfigError) as error:
+        summary_of(name, override)
+    key = override.lstrip("+").partition("=")[0]
+    assert error.value.code == code
+    assert error.value.key == ("student.stages" if ".stages" in key else key)
+
+
+def test_a_builder_that_fails_is_an_error_of_its_place_in_the_config():
+    config = ModelConfig("any", "torchvision.models.resnet18", {}, {"no_such_argument": 1})
+    with pytest.raises(ConfigError) as error:
+        build(config, 10, key="teacher")
+    assert (error.value.code, error.value.key) == ("not_buildable", "teacher")
+
+
+def test_images_that_an_architecture_cannot_process_are_an_error():
+    config = ModelConfig("any", "torchvision.models.alexnet", {}, {})
+    with pytest.raises(ConfigError) as error:
+        summarize(config, 10, IMAGE, "student")
+    assert (error.value.code, error.value.key) == ("mismatch", "student")
 
 
 @pytest.mark.parametrize(
@@ -129,33 +148,34 @@ def test_what_cannot_be_built_is_refused(name, override, message):
         ("resnet50", "layer2.0.bn3"),
     ],
 )
-def test_stage_before_something_that_works_in_place_is_not_overwritten(name, node):
+def test_a_stage_before_an_in_place_operation_is_not_overwritten(name, node):
     config = ModelConfig("any", f"torchvision.models.{name}", {"layer1": node, "again": node}, {})
     torch.manual_seed(0)
     network = build(config, 10, ("layer1", "again"))
-    seen = []
-    dict(network.body.named_modules())[node].register_forward_hook(lambda *parts: seen.append(parts[2].clone()))
+    outputs = []
+    dict(network.body.named_modules())[node].register_forward_hook(lambda *parts: outputs.append(parts[2].clone()))
     for train in (True, False):
         features = network.train(train)(torch.randn(4, *IMAGE)).features
-        assert float(seen[-1].detach().min()) < 0  # a batch norm's output, before its ReLU
-        assert torch.equal(features["layer1"], seen[-1])
-        assert torch.equal(features["again"], seen[-1])
-    assert len(seen) == 2
+        assert float(outputs[-1].detach().min()) < 0  # a batch norm's output, before its ReLU
+        assert torch.equal(features["layer1"], outputs[-1])
+        assert torch.equal(features["again"], outputs[-1])
+    assert len(outputs) == 2
 
 
-def test_activations_work_in_place_where_no_stage_is_in_the_way():
+def test_activations_that_follow_no_stage_stay_in_place():
     body = build(model("resnet18"), 10, ("layer1", "layer2", "layer3", "layer4", "pooled")).body
     assert all(module.inplace for module in body.modules() if isinstance(module, torch.nn.ReLU))
 
 
-def test_unknown_node_is_refused_with_its_name_and_the_valid_ones():
-    with pytest.raises(ConfigError, match=r"names the node 'layer9'; .*outermost ones: images, conv1, bn1"):
-        description("resnet8", "student.stages.layer1=layer9")
+def test_an_unknown_node_is_an_error_with_the_valid_nodes():
+    with pytest.raises(ConfigError) as error:
+        summary_of("resnet8", "student.stages.layer1=layer9")
+    assert {"'layer9'", "conv1", "layer3"} <= set(re.split(r"[ ,;]+", str(error.value)))
 
 
-def test_describing_leaves_the_random_state_alone():
+def test_summarizing_does_not_change_the_random_state():
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    description("resnet8")
+    summary_of("resnet8")
     assert torch.equal(torch.rand(1), expected)

@@ -1,18 +1,20 @@
-"""The newcomer's first command."""
+"""The first command of a new user."""
 
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from kdbench.rundir.load import load_runs
 from tests.conftest import times_slower
 
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_quickstart_ends_in_a_table_and_a_report_within_three_minutes_and_repeats_at_once(tmp_path):
-    def quickstart():
+def test_quickstart_ends_in_a_table_and_a_report_within_three_minutes_and_repeats_at_once(tmp_path: Path) -> None:
+    def quickstart() -> tuple[str, float]:
         started = time.monotonic()
         command = [sys.executable, "-m", "kdbench", "experiment=quickstart"]
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -28,7 +30,9 @@ def test_quickstart_ends_in_a_table_and_a_report_within_three_minutes_and_repeat
     rows = [line.split() for line in tables[0].splitlines()[1:]]
     assert [row[2] for row in rows] == ["ce", "logit", "feature"]
     assert all(30 < float(row[4]) < 95 for row in rows)  # chance is 10 %
+    runs = load_runs(tmp_path / "outputs" / "runs")
+    assert sorted(runs.role) == ["baseline", "baseline", "distilled", "distilled"]  # the teacher is a run too
     assert again.rstrip().endswith("report: outputs/reports/quickstart/report.html")
     page = (tmp_path / "outputs" / "reports" / "quickstart" / "report.html").read_text()
     assert "No gain can be tested: of 2 computed" in page
-    assert "undistilled agreement" in page  # the teacher was found beside the students
+    assert "baseline agreement" in page  # the teacher was found beside the students

@@ -1,0 +1,108 @@
+"""Commands that only print: they answer at once, without the large libraries, and survive a closed pipe."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kdbench.config import CONF_DIR
+
+HEAVY = ("torch", "torchvision", "pandas", "scipy", "matplotlib", "statsmodels")
+
+COMMAND = """
+import json, sys
+sys.argv = {argv!r}
+from kdbench import cli
+try:
+    cli.{entry}()
+finally:
+    sys.stdout.flush()
+    print(json.dumps([name for name in {heavy!r} if name in sys.modules]), file=sys.stderr)
+"""
+
+PRINTING = [
+    ("main", ["kdbench", "--help"]),
+    ("main", ["kdbench", "--version"]),
+    ("main", ["kdbench", "--hydra-help"]),
+    ("main", ["kdbench", "--cfg", "job", "method=ce", "recipe.lr=0.3"]),
+    ("main", ["kdbench", "--info", "defaults"]),
+    ("main_report", ["kdbench-report", "--help"]),
+    ("main_study", ["kdbench-study", "--help"]),
+    ("main_bench", ["kdbench-bench", "--help"]),
+    ("main_verify", ["kdbench-verify", "--help"]),
+]
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    """Start every command at once, and return its exit code, output and heavy imports by its arguments."""
+    processes = {}
+    for entry, argv in PRINTING:
+        code = COMMAND.format(argv=argv, entry=entry, heavy=HEAVY)
+        processes[" ".join(argv)] = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=tmp_path_factory.mktemp("home"),
+        )  # fmt: skip
+    results = {}
+    for name, process in processes.items():
+        out, err = process.communicate(timeout=120)
+        results[name] = process.returncode, out, err
+    return results
+
+
+@pytest.mark.parametrize("command", [" ".join(argv) for _, argv in PRINTING])
+def test_a_command_that_only_prints_imports_no_large_library(printed, command):
+    code, out, err = printed[command]
+    assert code == 0, err
+    assert out
+    *lines, heavy = err.splitlines()
+    assert lines == []
+    assert json.loads(heavy) == []
+
+
+def test_version_names_torch_too(printed):
+    assert printed["kdbench --version"][1].startswith("kdbench ")
+    assert "torch" in printed["kdbench --version"][1]
+
+
+def test_help_lists_the_options_of_every_group(printed):
+    out = printed["kdbench --help"][1]
+    assert out.startswith("kdbench")
+    methods = sorted(file.stem for file in (CONF_DIR / "method").glob("*.yaml"))
+    assert f"method: {', '.join(methods)}" in out
+    assert "experiment=quickstart" in out
+
+
+def test_a_printed_config_has_the_overrides(printed):
+    out = printed["kdbench --cfg job method=ce recipe.lr=0.3"][1]
+    assert "lr: 0.3" in out
+    assert "kdbench.methods.ce.CrossEntropy" in out
+
+
+def test_other_commands_print_their_usage(printed):
+    for program in ("kdbench-report", "kdbench-study", "kdbench-bench", "kdbench-verify"):
+        assert printed[f"{program} --help"][1].startswith(f"usage: {program}")
+
+
+@pytest.mark.parametrize("lines", [0, 1])
+@pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--help"]])
+def test_a_closed_pipe_ends_a_command_without_a_traceback(tmp_path, arguments, lines):
+    reader, writer = os.pipe()
+    if lines == 0:
+        os.close(reader)
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "kdbench", *arguments],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    os.close(writer)
+    if lines:
+        os.read(reader, 1)
+        os.close(reader)
+    err = process.communicate(timeout=120)[1]
+    assert err == ""
+    assert process.returncode in (0, 141)

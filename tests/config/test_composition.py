@@ -1,0 +1,82 @@
+"""`kdbench.compose`: the run of a command line, from Python."""
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+
+import kdbench
+from kdbench.config import CONF_DIR
+from kdbench.data.dataset import IMAGE_SHAPE
+from kdbench.errors import ConfigError
+from kdbench.models import summarize
+
+MOBILE = "_target_: torchvision.models.mobilenet_v3_small\nstages: {layer1: features.1, pooled: flatten}\n"
+
+
+def add_model(folder, name, content):
+    (folder / "model").mkdir(parents=True, exist_ok=True)
+    file = folder / "model" / f"{name}.yaml"
+    file.write_text(content)
+    return file
+
+
+@pytest.mark.parametrize("name", ["own", "R&D (1)", "Größe, [a]={b}", "a 'b' \"c\""])
+def test_models_of_a_config_folder_serve_both_roles_whatever_its_name(tmp_path, name):
+    add_model(tmp_path / name, "mobile", MOBILE)
+    config = kdbench.compose(["student=mobile", "teacher=mobile"], config_dir=tmp_path / name)
+    assert config.student.name == config.teacher.model.name == "mobile"
+    assert summarize(config.student, 10, IMAGE_SHAPE, "student").shapes["pooled"] == (576,)
+
+
+def test_a_model_file_that_was_edited_is_read_again_and_another_folder_has_its_own(tmp_path):
+    narrow = (CONF_DIR / "model" / "resnet8.yaml").read_text()
+    for folder in ("one", "two"):
+        add_model(tmp_path / folder, "mine", f"{narrow}\n# {folder}\n")
+    add_model(tmp_path / "two", "mine", narrow.replace("depth: 8", "depth: 14"))
+
+    def depth(folder):
+        return kdbench.compose(["student=mine", "method=ce"], config_dir=tmp_path / folder).student.arguments["depth"]
+
+    assert [depth("one"), depth("two"), depth("one")] == [8, 14, 8]
+    add_model(tmp_path / "one", "mine", narrow.replace("depth: 8", "depth: 20"))
+    assert depth("one") == 20
+    with pytest.raises(ConfigError) as error:
+        kdbench.compose(["student=mine"])
+    assert (error.value.code, error.value.key) == ("unknown_option", "student")
+
+
+def test_other_options_of_a_config_folder_are_found_too(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "warm.yaml").write_text("defaults: [logit]\ntemperature: 9.0\n")
+    config = kdbench.compose(["method=warm"], config_dir=str(tmp_path))
+    assert (config.method.name, config.method.params.temperature) == ("warm", 9.0)
+
+
+@pytest.mark.parametrize("content", ["{a: [", "- a\n- b\n"])
+def test_a_broken_model_file_is_named_in_the_error(tmp_path, content):
+    file = add_model(tmp_path, "broken", content)
+    with pytest.raises(ConfigError) as error:
+        kdbench.compose(config_dir=tmp_path)
+    assert (error.value.code, error.value.key) == ("invalid_yaml", "broken")
+    assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "x" * 3000])
+def test_a_config_folder_that_is_missing_is_an_error(tmp_path, name):
+    with pytest.raises(ConfigError) as error:
+        kdbench.compose(config_dir=tmp_path / name)
+    assert (error.value.code, error.value.key) == ("not_found", "--config-dir")
+
+
+def test_overrides_are_a_list_and_no_text():
+    with pytest.raises(ConfigError) as error:
+        kdbench.compose("method=ce")
+    assert error.value.code == "wrong_type"
+
+
+def test_an_application_that_uses_hydra_itself_is_not_disturbed():
+    with initialize_config_dir(str(CONF_DIR / "method"), version_base="1.3"):
+        kdbench.compose(["method=ce"])
+        with pytest.raises(ConfigError):
+            kdbench.compose(["method=lgit"])
+        assert hydra_compose("ce")._target_ == "kdbench.methods.ce.CrossEntropy"

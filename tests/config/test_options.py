@@ -1,0 +1,86 @@
+"""Every YAML file composes, and options and keys have the effects that they are documented with."""
+
+import pytest
+
+from kdbench.config import CONF_DIR, compose, parse
+from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
+from kdbench.models import summarize
+from tests.conftest import composed_once, every_model
+
+
+def options(group):
+    return sorted(file.stem for file in (CONF_DIR / group).glob("*.yaml"))
+
+
+def test_default_run_is_the_reference_study():
+    config = composed_once()
+    assert (config.student.name, config.teacher.model.name, config.method.name) == ("resnet18", "resnet50", "logit")
+    assert (config.recipe.epochs, config.teacher.recipe.epochs) == (100, 200)
+    assert (config.method.params.alpha, config.method.params.temperature) == (0.5, 4.0)
+    recipe = config.recipe
+    assert (recipe.lr, recipe.min_lr, recipe.momentum, recipe.weight_decay) == (0.1, 1e-4, 0.9, 5e-4)
+    assert (recipe.batch_size, recipe.nesterov, recipe.clip_norm, recipe.clip_projections) == (128, True, 1.0, True)
+    assert (config.data.num_train, config.data.num_val, config.data.num_test) == (45_000, 5_000, 10_000)
+    assert (config.data.mean, config.data.std) == ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])
+
+
+@pytest.mark.parametrize("name", every_model())
+def test_every_model_serves_as_student_and_as_teacher(name):
+    config = compose([f"student={name}", f"teacher={name}"])
+    assert config.student == config.teacher.model
+    assert config.student.name == name
+    shapes = summarize(config.student, NUM_CLASSES, IMAGE_SHAPE, "student").shapes
+    assert {"layer1", "layer2", "layer3", "pooled"} <= set(shapes)
+
+
+@pytest.mark.parametrize("name", options("method"))
+def test_every_method_composes_and_instantiates(name):
+    config = composed_once(f"method={name}")
+    shapes = {"layer1": (8, 4, 4), "layer2": (16, 2, 2), "pooled": (16,)}
+    method = config.method.target(config.method.params, shapes, shapes)
+    assert config.method.name == name
+    assert (config.teacher is not None) == method.needs_teacher
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(g, n) for g in ("pair", "data", "recipe", "runtime", "experiment") for n in options(g)]
+)
+def test_every_other_option_composes(group, name):
+    composed_once(f"{group}={name}")
+
+
+@pytest.mark.parametrize("name", [n for n in options("pair") if n.startswith("r") and "resnet" not in n])
+def test_a_pair_is_named_after_its_teacher_and_student(name):
+    teacher, student = name.split("_")
+    config = composed_once(f"pair={name}")
+    assert config.teacher.model.name == f"resnet{teacher[1:]}"
+    assert config.student.name == f"resnet{student[1:]}"
+
+
+def test_student_and_teacher_override_the_pair():
+    config = compose(["pair=r101_r34", "student=resnet8"])
+    assert (config.student.name, config.teacher.model.name) == ("resnet8", "resnet101")
+
+
+def test_a_recipe_option_sets_student_and_teacher_and_a_key_only_one():
+    config = compose(["recipe=short", "recipe.lr=0.05", "teacher.recipe.epochs=7"])
+    assert (config.recipe.epochs, config.recipe.lr) == (30, 0.05)
+    assert (config.teacher.recipe.epochs, config.teacher.recipe.lr) == (7, 0.1)
+
+
+def test_seed_sets_initialisation_and_data_but_not_the_teacher():
+    config = compose(["seed=3"])
+    assert (config.init_seed, config.data_seed, config.teacher.seed) == (3, 3, 0)
+    config = compose(["seed=3", "init_seed=1", "teacher.seed=2"])
+    assert (config.init_seed, config.data_seed, config.teacher.seed) == (1, 3, 2)
+
+
+@pytest.mark.parametrize("overrides", [(), ("method=ce",), ("method=feature", "student=resnet8", "teacher=resnet20")])
+def test_a_recorded_config_reads_back_equal(overrides):
+    config = composed_once(*overrides)
+    assert parse(config.node()) == config
+
+
+@pytest.mark.parametrize(("word", "value"), [("on", "on"), ("off", "off"), ("auto", "auto")])
+def test_yaml_switch_words_are_values_of_teacher_cache(word, value):
+    assert compose([f"teacher.cache={word}"]).teacher.cache == value

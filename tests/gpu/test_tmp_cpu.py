@@ -1,0 +1,353 @@
+"""What only a CUDA device can show. Run with `make test-gpu`; results go to docs/gpu-checks.md."""
+
+import dataclasses
+import logging
+import signal
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms import functional as TF
+
+from kdbench.bench.trainee import random_cache, untrained_teacher
+from kdbench.config import RunConfig
+from kdbench.data import Batches
+from kdbench.data.views import NUM_VIEWS, crop, pad
+from kdbench.errors import RunError
+from kdbench.models import fuse_batch_norm, weights
+from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.identity import teacher_config
+from kdbench.runner.build import Parts, build_learner, build_parts
+from kdbench.runner.policy import run_with_retries
+from kdbench.runner.run_all import Train
+from kdbench.system.device import autocast_dtype, resolve_runtime, torch_settings
+from kdbench.system.signals import Interrupted, handled
+from kdbench.teachers import cache
+from kdbench.teachers.live import CachedTeacher, LiveTeacher
+from kdbench.teachers.store import Teacher, build_teacher, load_verified
+from kdbench.train.evaluate import predict
+from kdbench.train.graphs import CapturedSteps, CudaRecorder, steps_for
+from kdbench.train.learner import Learner
+from kdbench.train.loop import fit, train_epoch
+from kdbench.train.steps import EagerSteps, Steps
+from tests.conftest import complete, composed_once, killed_after
+from tests.loss_terms import multiply_terms, nan_at
+from tests.runner.trainers import at, with_learners
+
+
+DEVICE = "cpu"
+SMALL_ON_CUDA = (
+    "student=resnet8", "teacher=resnet20", "data=shapes", "data.num_train=640", "data.num_val=100", "data.num_test=100",
+    "recipe=smoke", "recipe.epochs=2", "recipe.batch_size=64", f"runtime.device={DEVICE}",
+)  # fmt: skip
+"""A run of two epochs of ten steps."""
+SOURCES = [("ce", "off"), ("logit", "off"), ("logit", "on"), ("feature", "off")]
+"""Methods, and whether their teacher's logits come from the logit cache."""
+ROUNDING = {"fp32": 1e-3, "bf16": 0.03, "fp16": 0.005}
+"""How far a logit may be from the one expected, as a share of the largest, per precision. Kernels round differently;
+the logits of another view are off by several times as much."""
+
+MakeLearner = Callable[..., tuple[Learner, Batches]]
+
+
+def completed(config: RunConfig, train: Train = fit) -> RunDirectory:
+    """Complete a run by a trainer, and return its directory."""
+    (result,) = run_with_retries([config], train=train)
+    if result.error:
+        raise result.error
+    assert result.directory
+    return result.directory
+
+
+def difference(logits: Tensor, expected: Tensor) -> float:
+    """Return the largest difference, as a share of the largest value expected."""
+    return float((logits - expected).abs().max() / expected.abs().max())
+
+
+# Whole runs
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("method", ["ce", "logit", "feature"])
+def test_every_method_trains_in_every_precision(tmp_path: Path, method: str, precision: str) -> None:
+    settings = (f"method={method}", f"runtime.precision={precision}", f"output_root={tmp_path}")
+    summary = complete(composed_once(*SMALL_ON_CUDA, *settings)).read_summary()
+    assert summary.precision == precision
+    assert summary.peak_memory_bytes
+    assert summary.peak_memory_bytes > 0
+
+
+def test_auto_chooses_cuda_and_its_native_precision(tmp_path: Path) -> None:
+    run = complete(composed_once(*SMALL_ON_CUDA, "runtime.device=auto", "method=ce", f"output_root={tmp_path}"))
+    native = torch.cuda.get_device_capability()[0] >= 8
+    assert run.read_summary().precision == ("bf16" if native else "fp32")
+    assert run.read_summary().device == torch.cuda.get_device_name()
+
+
+def test_runs_of_the_repro_profile_repeat_bit_for_bit(tmp_path: Path) -> None:
+    settings = (*SMALL_ON_CUDA, "method=feature", "runtime.profile=repro")
+    runs = [complete(composed_once(*settings, f"output_root={tmp_path / name}")) for name in ("a", "b")]
+    assert runs[0].weights.read_bytes() == runs[1].weights.read_bytes()
+
+
+# Steps of a learner without a run directory
+
+
+@pytest.fixture
+def learner_of(tmp_path: Path) -> MakeLearner:
+    """Return a learner on the GPU with its teacher, and its batches."""
+
+    def make(*overrides: str) -> tuple[Learner, Batches]:
+        config = composed_once(*SMALL_ON_CUDA, f"output_root={tmp_path}", *overrides)
+        config = dataclasses.replace(config, runtime=resolve_runtime(config.runtime))
+        parts = build_parts(config)
+        learner = build_learner(config, parts)
+        if config.teacher and config.teacher.cache == "on":
+            learner.teacher = random_cache(config, parts.dataset)
+        elif config.teacher:
+            network = untrained_teacher(config, parts.method.requires, parts.dataset)
+            fused = fuse_batch_norm(network, autocast_dtype(config.runtime))
+            learner.teacher = LiveTeacher(fused, parts.method.requires, config.runtime)
+        return learner, parts.batches
+
+    return make
+
+
+def train(learner: Learner, steps: Steps, plan: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Train a learner on the batches of its next epoch, which is not ended."""
+    learner.begin_epoch()
+    train_epoch([learner], steps, plan, learner.epoch)
+
+
+def means_of_epochs(learner: Learner, steps: Steps, batches: Batches, epochs: int) -> tuple[Tensor, Tensor]:
+    """Return the mean of every term in each of some epochs, and the weights after them."""
+    found = []
+    for epoch in range(epochs):
+        train(learner, steps, batches.plan(epoch))
+        found.append(torch.tensor(list(learner.sums.means(epoch + 1).values())))
+        learner.epoch, learner.step_of_epoch = epoch + 1, 0
+    return torch.stack(found), torch.cat([p.detach().flatten() for p in learner.student.parameters()])
+
+
+def test_first_step_that_is_not_finite_blocks_all_later_ones_and_is_named(learner_of: MakeLearner) -> None:
+    learner, batches = learner_of("method=ce", "runtime.precision=fp32")
+    multiply_terms(learner, nan_at(1))
+    before = [p.detach().clone() for p in learner.student.parameters()]
+    train(learner, EagerSteps(batches), batches.plan(0))
+    assert all(torch.equal(p, b) for p, b in zip(learner.student.parameters(), before, strict=True))
+    with pytest.raises(RunError) as failed:
+        learner.sums.means(1)
+    assert (failed.value.code, failed.value.key) == ("not_finite", "recipe.lr")
+    assert str(failed.value).startswith("epoch 1, step 1: ce is nan")
+
+
+def test_step_that_is_not_finite_may_be_skipped_with_what_it_did_to_running_statistics(learner_of: MakeLearner) -> None:
+    learner, batches = learner_of("method=ce", "runtime.precision=fp32", "recipe.on_nonfinite=skip")
+    learner.begin_epoch()
+    before = {name: value.clone() for name, value in learner.student.state_dict().items()}
+    first, second, *_ = batches.epoch(0)
+    learner.train_step(first._replace(images=first.images * torch.nan), None)
+    assert all(torch.equal(value, before[name]) for name, value in learner.student.state_dict().items())
+    learner.train_step(second, None)
+    mean = "body.bn1.running_mean"
+    assert not torch.equal(learner.student.state_dict()[mean], before[mean])
+    assert int(learner.sums.skipped) == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("graphs", ["true", "false"])
+def test_no_step_waits_for_the_host(
+    learner_of: MakeLearner, source: tuple[str, str], precision: str, graphs: str
+) -> None:
+    """torch raises at every synchronising call inside an epoch's steps."""
+    method, cached = source
+    learner, batches = learner_of(
+        f"method={method}", f"teacher.cache={cached}", f"runtime.precision={precision}", f"runtime.graphs={graphs}"
+    )
+    steps = steps_for([learner], batches)
+    train(learner, steps, batches.plan(0))  # libraries may wait when they start, and a capture does
+    plan = list(batches.plan(1))  # copied to the device once, before the first batch
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        learner.begin_epoch()
+        steps.enter_stream()
+        try:
+            for rows, views in plan:
+                batch, teacher_outputs = steps.prepare_batch(rows, views, [learner])
+                steps.train_step(learner, batch, teacher_outputs)
+        finally:
+            steps.leave_stream()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_recorded_steps_compute_what_eager_ones_do(
+    learner_of: MakeLearner, source: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The means of 50 steps in float32, a smaller batch in each epoch, within 1e-5."""
+    caplog.set_level(logging.INFO, "kdbench")
+    method, cached = source
+    settings = (f"method={method}", f"teacher.cache={cached}", "runtime.precision=fp32", "runtime.profile=repro")
+    results = []
+    for captured in (False, True):
+        learner, batches = learner_of(*settings, "recipe.epochs=5", "data.num_train=610")
+        with torch_settings(learner.runtime):
+            recorder = CudaRecorder(learner.runtime.device)
+            steps = CapturedSteps(batches, recorder) if captured else EagerSteps(batches)
+            results.append(means_of_epochs(learner, steps, batches, epochs=5))
+    assert "CUDA graphs: " not in caplog.text
+    assert isinstance(steps, CapturedSteps)
+    assert all(part.replay for part in [*steps.prepared.values(), *steps.trained[learner].values()])
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-4, atol=1e-6)
+
+
+def test_fused_optimiser_steps_as_the_plain_one_does(learner_of: MakeLearner) -> None:
+    """The means of 50 steps in float32, within 1e-5."""
+    results = []
+    for fused in (True, False):
+        learner, batches = learner_of("method=ce", "runtime.precision=fp32", "runtime.profile=repro", "recipe.epochs=5")
+        if not fused:
+            for group in learner.optimizer.param_groups:
+                group["fused"] = False
+            learner.optimizer.register_step_pre_hook(without_flag)
+        with torch_settings(learner.runtime):
+            results.append(means_of_epochs(learner, EagerSteps(batches), batches, epochs=5)[0])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=0)
+
+
+def without_flag(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Remove the flag that stops a fused step, which a plain step refuses."""
+    vars(optimizer)["found_inf"] = None
+
+
+def test_what_cannot_be_recorded_is_carried_out_as_written_and_said(tmp_path: Path) -> None:
+    settings = (*SMALL_ON_CUDA, "method=ce", "runtime.profile=repro", "recipe.epochs=3")
+
+    def read_on_host(learners: Iterable[Learner]) -> None:
+        for learner in learners:
+            multiply_terms(learner, lambda batch, _: float(batch.labels.max()) < 10)
+
+    expected = complete(composed_once(*settings, f"output_root={tmp_path / 'plain'}"))
+    run = completed(composed_once(*settings, f"output_root={tmp_path / 'waiting'}"), with_learners(read_on_host))
+    assert run.log.read_text().count("CUDA graphs: the step of CrossEntropy stays eager: ") == 1
+    assert run.log.read_text().count("CUDA graphs: ") == 1
+    assert run.weights.read_bytes() == expected.weights.read_bytes()
+
+
+def test_lockstep_computes_what_each_run_does_alone(tmp_path: Path) -> None:
+    def configs(name: str) -> list[RunConfig]:
+        settings = (*SMALL_ON_CUDA, "runtime.profile=repro", "data.num_train=610", f"output_root={tmp_path / name}")
+        return [composed_once(*settings, f"method={method}") for method in ("ce", "logit", "feature")]
+
+    alone = [complete(config) for config in configs("alone")]
+    for run, result in zip(alone, run_with_retries(configs("group"), ["a", "b", "c"]), strict=True):
+        assert result.directory, result.error
+        assert result.directory.read_summary().lockstep == 3
+        assert result.directory.weights.read_bytes() == run.weights.read_bytes()
+        assert "CUDA graphs: " not in result.directory.log.read_text()
+
+
+def test_compiled_student_trains_and_is_close_to_the_plain_one(learner_of: MakeLearner) -> None:
+    losses = []
+    for compiled in ("false", "true"):
+        learner, batches = learner_of("method=ce", "runtime.precision=fp32", f"runtime.compile={compiled}")
+        losses.append(means_of_epochs(learner, steps_for([learner], batches), batches, epochs=1)[0])
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-2, atol=1e-3)
+
+
+def test_views_equal_torchvisions() -> None:
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (4, 32, 32, 3), generator=random, dtype=torch.uint8)
+    padded = pad(images.to(DEVICE))
+    for view in range(NUM_VIEWS):
+        row, column, flip = view // 18, view // 2 % 9, view % 2
+        expected = TF.crop(TF.pad(images.permute(0, 3, 1, 2), [4]), row, column, 32, 32)
+        expected = TF.hflip(expected) if flip else expected
+        rows = torch.arange(4, device=DEVICE)
+        assert torch.equal(crop(padded, rows, torch.full_like(rows, view)).cpu(), expected)
+
+
+# Teachers
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[RunConfig, Parts, Teacher]]:
+    """Return a run with a teacher that has learned something, per precision."""
+    root = tmp_path_factory.mktemp("trained")
+
+    def make(precision: str) -> tuple[RunConfig, Parts, Teacher]:
+        longer = ("teacher.recipe.epochs=20", "teacher.recipe.batch_size=32")
+        config = composed_once(*SMALL_ON_CUDA, *longer, f"output_root={root}", f"runtime.precision={precision}")
+        config = dataclasses.replace(config, runtime=resolve_runtime(config.runtime))
+        parts = build_parts(config)
+        directory = complete(teacher_config(config))
+        with torch_settings(config.runtime):
+            teacher = load_verified(directory, config, parts.method.requires, parts.dataset)
+        assert teacher.test_acc > 0.2
+        return config, parts, teacher
+
+    return make
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_folded_teacher_answers_what_the_unfolded_one_does(
+    trained: Callable[[str], tuple[RunConfig, Parts, Teacher]], precision: str
+) -> None:
+    config, parts, teacher = trained(precision)
+    whole = build_teacher(config)
+    weights.load_into(whole, weights.read(teacher.directory.weights), "the teacher")
+    with torch_settings(config.runtime):
+        expected = predict(whole, parts.dataset, parts.dataset.test, config.runtime)
+        logits = predict(teacher.network, parts.dataset, parts.dataset.test, config.runtime)
+    assert difference(logits, expected) < ROUNDING[precision]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_table_holds_what_the_live_teacher_answers(
+    trained: Callable[[str], tuple[RunConfig, Parts, Teacher]], precision: str
+) -> None:
+    config, parts, teacher = trained(precision)
+    with torch_settings(config.runtime):
+        logits = cache.obtain(cache.Choice(use=True, reason="", build=True), config, teacher, parts.batches)
+        assert not isinstance(logits, str)
+        cached = CachedTeacher(logits.to(DEVICE), parts.dataset.train, cache.views_of(config))
+        live = LiveTeacher(teacher.network, parts.method.requires, config.runtime)
+        for batch in parts.batches.epoch(3):
+            found, expected = cached(batch).logits, live(batch).logits
+            assert found is not None
+            assert expected is not None
+            assert difference(found, expected.float()) < ROUNDING[precision]
+
+
+# Stopped and continued
+
+RESUMED = (*SMALL_ON_CUDA, "method=ce", "recipe.epochs=3", "runtime.profile=repro")
+
+
+def test_run_that_a_signal_stops_resumes_to_the_same_numbers(tmp_path: Path) -> None:
+    """Its checkpoint waits for the steps, which the device may not have finished."""
+    settings = (*RESUMED, "checkpoint.every_minutes=null")
+    whole = complete(composed_once(*settings, f"output_root={tmp_path / 'whole'}"))
+    config = composed_once(*settings, f"output_root={tmp_path / 'stopped'}")
+    with pytest.raises(Interrupted), handled():
+        completed(config, at(("resnet8", "ce"), (1, 7), lambda: signal.raise_signal(signal.SIGTERM)))
+    resumed = complete(config)
+    assert resumed.log.read_text().count("after 1 of 3 epochs and 7 steps") == 2  # stopped, resuming
+    assert resumed.weights.read_bytes() == whole.weights.read_bytes()
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_killed_run_resumes_to_the_same_numbers(tmp_path: Path, step: int) -> None:
+    settings = (*RESUMED, "checkpoint.every_minutes=0")
+    whole = complete(composed_once(*settings, f"output_root={tmp_path / 'whole'}"))
+    config = composed_once(*settings, f"output_root={tmp_path / 'killed'}")
+    with killed_after(epoch=2, step=step):
+        complete(config)
+    resumed = complete(config)
+    assert resumed.weights.read_bytes() == whole.weights.read_bytes()
+    assert resumed.logits.read_bytes() == whole.logits.read_bytes()

@@ -1,0 +1,110 @@
+"""Requested stops: where a run can leave, how long it may take, and which exit code it has."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from kdbench.system.signals import SIGNALS, Interrupted, deferred, handled, raise_if_requested
+
+STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGUSR2, 75), (signal.SIGALRM, 3)]
+
+
+def send(*numbers):
+    for number in numbers:
+        signal.raise_signal(number)
+
+
+def work(*numbers):
+    """Receive signals, finish a piece of work, and leave where that is possible."""
+    done = []
+    with handled(), deferred(grace_seconds=60):
+        send(*numbers)
+        done.append("work")
+        try:
+            raise_if_requested()
+        except Interrupted as interruption:
+            return done, interruption
+    return done, None
+
+
+@pytest.mark.parametrize(("requested", "code"), STOPS)
+def test_a_signal_is_followed_at_once_where_nothing_can_be_lost(requested, code):
+    with handled(), pytest.raises(Interrupted) as stop:
+        send(requested, requested)
+    assert (stop.value.exit_code, str(stop.value)) == (code, requested.name)
+
+
+@pytest.mark.parametrize(("requested", "code"), STOPS)
+def test_a_deferred_signal_is_followed_where_the_run_can_leave(requested, code):
+    done, interruption = work(requested)
+    assert done
+    assert interruption.exit_code == code
+
+
+def test_without_a_signal_nothing_is_interrupted():
+    assert work() == (["work"], None)
+
+
+def test_afterwards_the_previous_handlers_are_back_and_the_request_is_cleared():
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    with handled(), handled():
+        assert {number: signal.getsignal(number) for number in SIGNALS} != before
+        with pytest.raises(Interrupted):
+            send(signal.SIGTERM)
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+    raise_if_requested()
+
+
+def test_repeated_signals_of_a_batch_system_count_once():
+    _, interruption = work(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+    assert str(interruption) == "SIGUSR1"
+
+
+def test_an_interruption_passes_handlers_of_ordinary_exceptions():
+    assert not issubclass(Interrupted, Exception)
+
+
+BUSY = """
+import signal, sys, time
+from kdbench.system.signals import deferred, handled
+with handled(), deferred(grace_seconds={grace}):
+    print("working", flush=True)
+    for _ in range(600): time.sleep(0.1)
+"""
+
+
+def worker(grace):
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY.format(grace=grace)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "working\n"
+    return process
+
+
+def test_a_process_that_does_not_leave_within_its_grace_time_is_ended():
+    process = worker(grace=0.5)
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=30)[1]
+    assert process.returncode == 75
+    assert 0.4 < time.monotonic() - started < 10
+    assert error.startswith("kdbench: SIGTERM: ")
+    assert "checkpoint.grace_seconds=0.5" in error
+    assert error.count("\n") == 1
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once():
+    process = worker(grace=600)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGINT)
+    error = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert time.monotonic() - started < 10
+    assert error.count("\n") == 1

@@ -1,0 +1,449 @@
+"""Every message of an error that a user can meet, held in tests/messages.txt: `code | key | message`.
+
+KDBENCH_UPDATE_MESSAGES=1 writes the file anew; read the difference before it is committed.
+"""
+
+import ast
+import dataclasses
+import difflib
+import json
+import os
+import pickle
+import re
+import shutil
+import socket
+import sys
+import types
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+import kdbench
+from kdbench import cli
+from kdbench.bench.command import bench
+from kdbench.config import compose, parse
+from kdbench.errors import KdbenchError
+from kdbench.methods.logit import LogitDistillation
+from kdbench.models import build, weights
+from kdbench.report.command import report
+from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.files import check_no_links, check_writable
+from kdbench.rundir.identity import model_identity
+from kdbench.rundir.lock import hold_lock
+from kdbench.rundir.recorded_config import read_config
+from kdbench.rundir.summary import checksum_of, read_summary
+from kdbench.runner.policy import run_with_retries
+from kdbench.runner.resources import check_disk_space, user_error
+from kdbench.runner.run import check_run
+from kdbench.runner.settings import METADATA, NumericSettings, check_settings
+from kdbench.study.command import study
+from kdbench.sweep.execute import raise_failures
+from kdbench.sweep.plan import COMPLETE, FAILED, SKIPPED, PlannedRun
+from kdbench.train.evaluate import check_finite
+from kdbench.verify.command import verify_runs
+from tests.conftest import NARROW, SMALL, composed_once
+from tests.errors import recorded_errors
+from tests.rundir.test_lock import FOREIGN
+
+SOURCE = Path(kdbench.__file__).parents[1]
+GOLDEN = Path(__file__).with_name("messages.txt")
+
+NEEDS_A_FAULT = {
+    "not_compilable": "needs a machine whose compiler fails; tests/train/test_compiled.py has it",
+    "lock_lost": "needs a process that was suspended for a minute; tests/rundir/test_lock.py has it",
+}
+"""Codes without a message in the file, with the reason and the test that has them."""
+
+# Configs: one tree, composed once, in which a case changes one key
+
+
+def edited(override: str, *base: str) -> None:
+    """Check the run of a small config in which one key has another value."""
+    config = OmegaConf.create(composed_once(*SMALL, *base).node())
+    (read,) = OverridesParser.create().parse_overrides([override])
+    OmegaConf.update(config, read.key_or_group, read.value(), force_add=True)
+    check_run(parse(config))
+
+
+VALUES = {
+    (): [
+        "recipe.lr=nan", "recipe.lr=abc", "recipe.lr=null", "recipe.epochs=0", "recipe.epochs=1.5",
+        "recipe.batch_size=99999999999999999999", "recipe.batch_size=63", "recipe.min_lr=1", "recipe.momentum=0",
+        "recipe.momentum=2", "recipe.epcohs=3", "recipe.clip_norm=0", "recipe.on_nonfinite=ignore", "recipe=paper",
+        "teacher.recipe.epochs=0", "teacher.seed=-1", "teacher.cache=maybe", "teacher.checkpoint=nowhere.pth",
+        "teacher.checkpoint=damaged.pth", "teacher.checkpoint=wrong.pth", f"teacher.checkpoint={'x' * 300}",
+        "data.augment=2", "data.num_val=0", "data.num_train=200000", "data.std=[1,1]", "data.mean=[a]",
+        "data.name=shape", "runtime.device=gpu", "runtime.device=cuda:99", "runtime.precision=fp16",
+        "runtime.precision=fp8", "runtime.threads=0", "overwrite=yep", "on_busy=queue", "checkpoint.grace_seconds=0",
+        "checkpoint.every_epochs=0", "output_root=null", "output_root=''", "output_root=file/runs",
+        "output_root='~nobody-here/runs'", "report=''", "seed=1.5", "seed=-1", "seed='${nothing}'",
+        "student.name='a b'", "student.stages=null", "student.stages.layer1=nope", "student._target_=5",
+        "student._target_=no.such.path", "student.stem=small", "student.depth=9", "student.widths=[1]",
+        "method.temperature=0", "method.temperature=2000", "method.temprature=3", "method.alpha=1.5",
+        "method.alpha=null", "method.ce_weight=1", "method._target_=os.system", "method._target_=collections.Counter",
+        "method._target_=tests.test_messages.WithoutRole", "method.name=../../away", "nothing=1",
+    ],
+    ("method=feature",): ["method.stages=[layer9]", "method.stages=[]", "method.stages=layer1", "method.normalize=max"],
+    ("student=resnet18",): ["student.stem=small", "student.arch=resnet19"],
+    ("data=cifar10",): ["data.root=nowhere", "data.root=incomplete", "data.download=true"],
+}  # fmt: skip
+"""Values that cannot run, by the options that their key needs."""
+
+
+class WithoutRole(LogitDistillation):
+    role = "assistant"
+
+
+class Predicting(LogitDistillation):
+    def predict(self, output):
+        return 2 * output.logits
+
+
+COMMAND_LINES = [
+    ["metod=ce"], ["method=lgit"], ["student=resnet19"], ["+recipe.epcohs=3"], ["+seed=1"], ["student={a:1}"],
+    ["recipe=null"], ["hydra.mode=nothing"], ["hydra.searchpath=[nothing]"], ["hydra.foo=1"], ["method=ce,logit"],
+    ["method=[ce,logit]"], ["recipe.lr=[1"], ["recipe"], ["=1"], ["teacher=none"], ["recipe.lr='${nothing}'"],
+    ["~seed"], ["--nonsense"], ["-m"], ["--config-dir", "nowhere"], ["--config-dir", "broken"],
+    ["--config-dir", "list"], ["--config-name", "nothing"], ["-m", "seed=range(3,3)"], ["-m", "seed=interval(0,1)"],
+    ["-m", "hydra/launcher=lockstep", "hydra.launcher.max_learners=0"],
+]  # fmt: skip
+"""Arguments of `kdbench` after those of a small run, flags first."""
+
+
+def command_line(arguments: list[str]) -> None:
+    """Call `kdbench` and raise the error that it reports."""
+    first = [a for a in arguments if a.startswith("-")]
+    flags = arguments[: len(arguments) if first and not arguments[-1].count("=") else len(first)]
+    run = [] if arguments[:1] == ["-m"] and len(arguments) == 1 else list(SMALL)
+    sys.argv = ["kdbench", *flags, *run, *(["method=ce"] if not run else []), *arguments[len(flags) :]]
+    if arguments == ["-m"]:
+        sys.argv = ["kdbench", "method=ce", "-m", "seed=0,1"]  # a flag after an override
+    with recorded_errors() as made, pytest.raises(SystemExit):
+        cli.main()
+    if made:
+        raise made[-1]
+
+
+# Files that cases need
+
+
+def prepare(folder: Path) -> None:
+    """Fill the working directory of the cases."""
+    (folder / "file").touch()
+    (folder / "empty").mkdir()
+    (folder / "damaged.pth").write_bytes(bytes(range(256)))
+    torch.save({"fc.weight": torch.zeros(1)}, folder / "wrong.pth")
+    torch.save([1], folder / "list.pth")
+    (folder / "code.pth").write_bytes(pickle.dumps(os.getcwd))
+    (folder / "damaged.safetensors").write_bytes(b"\xff" * 64)
+    (folder / "link").symlink_to(folder / "elsewhere")
+    (folder / "incomplete" / "cifar-10-batches-py").mkdir(parents=True)
+    for name, content in {"broken": "{a: [", "list": "- a\n"}.items():
+        for group in ("model", "study"):
+            (folder / name / group).mkdir(parents=True)
+        (folder / name / "model" / "mine.yaml").write_text(content)
+    for name in ("broken", "list"):
+        (folder / "studies" / "study").mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / name / "model" / "mine.yaml", folder / "studies" / "study" / f"{name}.yaml")
+    for name, change in STUDIES.items():
+        (folder / "studies" / "study" / f"{name}.yaml").write_text(yaml.safe_dump(STUDY | change))
+    (folder / "selected.yaml").write_text("a: 1\n")
+    for name, change in RUNS.items():
+        run = folder / "runs" / name
+        shutil.copytree(RESULTS / "cifar10_resnet8_ce_seed0_10e8c82757fa64f7", run)
+        content = json.loads((run / "summary.json").read_text()) | change
+        content = {key: value for key, value in content.items() if value != "absent"}
+        content["checksum"] = "0" * 64 if name == "edited" else checksum_of(content)
+        (run / "summary.json").write_text(json.dumps(content))
+    (folder / "runs" / "changed" / "metrics.csv").write_text("epoch\n1\n")
+    for name, content in {"broken": "{", "array": "[]"}.items():
+        (folder / "runs" / name).mkdir()
+        (folder / "runs" / name / "summary.json").write_text(content)
+    shutil.copytree(folder / "runs" / "right", folder / "predicting")
+    method = {"name": "mine", "_target_": "tests.test_messages.Predicting"}
+    node = composed_once(*SMALL).node()
+    (folder / "predicting" / "config.yaml").write_text(yaml.safe_dump(node | {"method": node["method"] | method}))
+    (folder / "predicting" / "best.safetensors").touch()
+    (folder / "unfinished").mkdir()
+    (folder / "unfinished" / "config.yaml").touch()
+    shutil.copytree(RESULTS / "cifar10_resnet8_ce_seed0_10e8c82757fa64f7", folder / "damaged_run")
+    (folder / "damaged_run" / "logits.safetensors").write_bytes(b"\xff")
+    configs = {
+        "text": "[1, 2]", "unreadable": "a: [",
+        "interpolated": yaml.safe_dump(node | {"output_root": "${oc.env:HOME}"}),
+        "foreign": yaml.safe_dump(node | {"student": node["student"] | {"_target_": "os.system"}}),
+        "no_model": yaml.safe_dump(node | {"student": node["student"] | {"_target_": "kdbench.models.weights.read"}}),
+        "no_method": yaml.safe_dump(
+            node | {"method": node["method"] | {"_target_": "kdbench.methods.logit.LogitDistillation.Config"}}
+        ),
+        "gone": yaml.safe_dump(node | {"student": node["student"] | {"_target_": "kdbench.models.gone.Net"}}),
+        "value": yaml.safe_dump(node | {"seed": -1}),
+    }  # fmt: skip
+    for name, content in configs.items():
+        (folder / f"{name}.yaml").write_text(content)
+
+
+RESULTS = Path(__file__).parents[1] / "results" / "lab" / "runs"
+RUNS: dict[str, dict[str, Any]] = {
+    "right": {}, "edited": {"test_acc_best": 0.99}, "changed": {"metrics_sha256": "0" * 64},
+    "lacking": {"test_acc_best": "absent"},
+    "wrong": {"macs": "many"}, "without_seed": {"seed": None, "run_key": "1" * 16},
+    "other_data": {"dataset": "shapes", "run_key": "2" * 16}, "other_version": {"schema_version": 2},
+}  # fmt: skip
+"""Changes of a committed run's summary."""
+STUDY: dict[str, Any] = {
+    "question": "Why?", "overrides": [], "selection_seeds": [100], "final_seeds": [0], "teacher_seeds": [0],
+    "select_baseline": False, "stages": {"one": {"students": ["resnet8"], "seeds": [0]}},
+}  # fmt: skip
+ONE: dict[str, Any] = {"pairs": ["resnet20_resnet8"], "seeds": [0]}
+CHOOSING: dict[str, Any] = ONE | {"methods": {"logit": {"method.alpha": [0.1, 0.5]}}, "choose": "best_val_acc"}
+STUDIES: dict[str, dict[str, Any]] = {
+    "idle": {"stages": {"one": {"seeds": [0]}}},
+    "on_test": {"stages": {"one": CHOOSING | {"choose": "test_acc_best"}}},
+    "twice": {"stages": {"one": CHOOSING, "two": CHOOSING}},
+    "winners": {"stages": {"one": ONE | {"winners_of": "none"}}},
+    "others": {"stages": {"one": CHOOSING, "two": ONE | {"pairs": ["r50_r18"], "winners_of": "one"}}},
+    "unpaired": {"stages": {"one": {"students": ["resnet8"], "methods": {"logit": None}, "seeds": [0]}}},
+    "methodless": {"stages": {"one": ONE}},
+    "grid": {"stages": {"one": ONE | {"methods": {"logit": {"method.alpha": 0.1}}}}},
+    "baseline": {"stages": {"one": CHOOSING | {"baseline": {"data.num_train": [1, 2]}}}},
+    "unresolved": {"question": "${nothing}"},
+    "typo": {"qestion": "Why?"},
+}
+"""Studies that cannot be executed, as changes of one that can."""
+
+
+# Calls
+
+
+def lock_of_another_process(content: str, wait: bool) -> None:
+    Path("key.lock").write_text(content)
+    with hold_lock(Path("key.lock"), "run shapes_resnet8", wait=wait):
+        raise AssertionError("it is held")
+
+
+def held_by_this_process() -> None:
+    with hold_lock(Path("own.lock"), "run x"), hold_lock(Path("own.lock"), "run x", wait=False):
+        raise AssertionError("two hold it")
+
+
+def load_weights(change: Callable[[dict[str, Any]], Any]) -> None:
+    network = build(composed_once(*SMALL).student, 10)
+    content = dict(network.body.state_dict())
+    change(content)
+    weights.load_into(network, content, "given.pth")
+
+
+def small_run() -> tuple[Any, RunDirectory]:
+    return composed_once(*SMALL), RunDirectory(Path("outputs/runs/shapes_resnet8_0"), "0" * 16)
+
+
+def ended_by(error: Exception) -> None:
+    raise user_error(error, *small_run())
+
+
+def full_disk() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1_000_000))
+        check_disk_space(small_run()[1], [torch.nn.Linear(1000, 1000)], 100)
+
+
+def changed_settings(**changes: Any) -> None:
+    settings = NumericSettings(2, True, "fast", False, None, "ab", "cd")
+    directory = small_run()[1]
+    directory.path.mkdir(parents=True, exist_ok=True)
+    metadata = dataclasses.asdict(settings) | changes
+    directory.save_checkpoint({METADATA: metadata}, b"")
+    check_settings(settings, directory)
+
+
+def finished_sweep(*statuses: str) -> None:
+    runs = [PlannedRun((), "") for _ in statuses]
+    for run, status in zip(runs, statuses, strict=True):
+        run.status = status
+    raise_failures(runs)
+
+
+def trained(*overrides: str) -> None:
+    (result,) = run_with_retries([compose([*SMALL, *NARROW, "output_root=trained", *overrides])])
+    if result.error:
+        raise result.error
+
+
+def unimportable_model() -> None:
+    module = types.ModuleType("__main__")
+    exec("def net(num_classes): ...", vars(module))  # as in an interactive session
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "__main__", module)
+        model_identity(dataclasses.replace(composed_once(*SMALL).student, target="__main__.net"))
+
+
+CALLS: dict[str, list[Callable[[], Any]]] = {
+    "compose": [lambda: compose("method=ce"), lambda: compose(config_dir="nowhere")],
+    "run directories": [
+        lambda: kdbench.load_run("nowhere"), lambda: kdbench.load_run("unfinished"),
+        lambda: kdbench.load_run("damaged_run"), lambda: kdbench.load_runs("nowhere"),
+        lambda: kdbench.load_runs("file"), lambda: kdbench.load_student("nowhere"),
+        lambda: kdbench.load_student("runs/right"),
+        lambda: kdbench.load_student("predicting", trusted=["tests.test_messages"]),
+        *(lambda name=name: read_summary(Path("runs") / name)
+          for name in ("edited", "lacking", "wrong", "broken", "array", "nowhere")),
+        *(lambda name=name: read_config(Path(f"{name}.yaml"))
+          for name in ("text", "unreadable", "interpolated", "foreign", "no_model", "no_method", "gone", "value")),
+        lambda: check_no_links(Path("link")), lambda: check_writable(Path("file") / "x"),
+        lambda: check_writable(Path("x" * 300), "--out"), unimportable_model,
+    ],
+    "locks": [
+        held_by_this_process, lambda: lock_of_another_process(FOREIGN.format(pid=7, lease=7.5), wait=True),
+    ],
+    "weights": [
+        *(lambda name=name: weights.read(Path(name))
+          for name in ("nowhere.pth", "damaged.pth", "code.pth", "list.pth", "damaged.safetensors")),
+        lambda: weights.read_metadata(Path("damaged.safetensors")),
+        lambda: load_weights(lambda content: content.pop("fc.weight")),
+        lambda: load_weights(lambda content: content.update({"fc.weight": torch.zeros(100, 64)})),
+        lambda: load_weights(lambda content: content.update({"fc.weight": content["fc.weight"] * torch.nan})),
+        lambda: load_weights(lambda content: content.update({"fc.bias": torch.zeros(10, dtype=torch.int64)})),
+    ],
+    "runs": [
+        full_disk, lambda: ended_by(OSError(28, "No space left on device", "last.ckpt")),
+        lambda: ended_by(OSError(5, "Input/output error", "last.ckpt")),
+        lambda: ended_by(OSError(13, "Permission denied", "last.ckpt")),
+        lambda: ended_by(OSError(2, "No such file or directory", "last.ckpt")),
+        lambda: ended_by(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")),
+        lambda: changed_settings(threads=4), lambda: changed_settings(teacher_weights_sha256="ef"),
+        lambda: changed_settings(train_data_sha256="ef"),
+        lambda: check_finite(torch.tensor([[torch.nan]]), 3),
+        lambda: trained("method=ce", "recipe.lr=1e30", "recipe.clip_norm=null"),
+        lambda: trained("teacher.recipe.lr=1e30", "teacher.recipe.clip_norm=null"),
+        lambda: finished_sweep(COMPLETE, FAILED), lambda: finished_sweep(COMPLETE, SKIPPED),
+    ],
+    "kdbench-report": [
+        lambda: report([]), lambda: report(["nowhere", "--out", "out"]), lambda: report(["empty", "--out", "out"]),
+        lambda: report(["runs", "--out", "out"]), lambda: report(["@missing", "--out", "out"]),
+        lambda: report(["runs/changed", "--out", "out"]), lambda: report(["runs/without_seed", "--out", "out"]),
+        lambda: report(["runs/right", "runs/other_data", "--out", "out"]),
+        lambda: report(["runs/other_version", "--out", "out"]),
+        lambda: report(["runs/right", "--out", "file/out"]),
+        lambda: report(["runs/right", "--out", "out", "--margin", "0"]),
+        lambda: report(["runs/right", "--out", "out", "--select", "nowhere.yaml"]),
+        lambda: report(["runs/right", "--out", "out", "--select", "selected.yaml"]),
+        lambda: report(["runs/right", "--out", "out", "--select", str(RESULTS.parent / "selected.yaml")]),
+    ],
+    "kdbench-study": [
+        *(lambda arguments=arguments: study([*arguments, "--dry-run"]) for arguments in (
+            [], ["study=labs"], ["study"], ["study=lab", "--nonsense"], ["study=lab", "--minutes", "0"],
+            ["study=lab", "--max-learners", "0"], ["study=lab", "--config-dir", "nowhere"],
+            ["study=lab", "stages=[final]"], ["study=lab", "stages=[]"], ["study=lab", "final_seeds=[a]"],
+            ["study=lab", "seed=1"], ["study=lab", "recipe.lr=0.1,0.2"], ["study=lab", "~seed"],
+            ["study=lab", "hydra.mode=RUN"],
+        )),
+        *(lambda name=name: study([f"study={name}", "--config-dir", "studies", "--dry-run"])
+          for name in ("broken", "list", *STUDIES)),
+    ],
+    "kdbench-bench": [
+        *(lambda arguments=arguments: bench(arguments) for arguments in (
+            ["--rounds", "0"], ["--arms", "nothing", *SMALL], ["--arms", "logit cache", *SMALL, "method=ce"],
+            ["--lockstep", *SMALL], [*SMALL, "recipe.batch_size=128"],
+            ["--out", "file/x.json", *SMALL, "method=ce"],
+        )),
+    ],
+    "kdbench-verify": [
+        *(lambda arguments=arguments: verify_runs(arguments) for arguments in (
+            [], ["nowhere"], ["empty"], ["--trust", "a b", "runs/right"], ["--data-root", "nowhere", "runs/right"],
+        )),
+    ],
+}  # fmt: skip
+
+
+def cases() -> Iterator[tuple[str, str, Callable[[], Any]]]:
+    """Yield section, name and call of each case."""
+    for base, overrides in VALUES.items():
+        for override in overrides:
+            yield "values of a config", f"{' '.join(base)} {override}", lambda o=override, b=base: edited(o, *b)
+    for arguments in COMMAND_LINES:
+        yield "kdbench", " ".join(arguments), lambda a=arguments: command_line(a)
+    for section, calls in CALLS.items():
+        for number, call in enumerate(calls, 1):
+            yield section, f"number {number}", call
+
+
+def line_of(error: KdbenchError, folder: Path) -> str:
+    """Return the line of an error, with the parts that differ from machine to machine replaced."""
+    text = str(error).replace(str(folder), "FOLDER").replace(str(SOURCE.parent), "REPOSITORY")
+    text = text.replace(socket.gethostname(), "HOST").replace(f"process {os.getpid()}", "process PID")
+    text = re.sub(r"\b(?=\d*[a-f])[0-9a-f]{12,64}\b", "HASH", text)
+    text = re.sub(r"x{100,}", "x...x", text)
+    return f"{error.code} | {error.key} | {text}"
+
+
+def unreachable(*_: Any, **__: Any) -> None:
+    raise OSError("no network in a test")
+
+
+@pytest.fixture(scope="module")
+def messages(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the content that messages.txt should have."""
+    folder = tmp_path_factory.mktemp("messages").resolve()
+    prepare(folder)
+    lines = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["kdbench"])
+        patch.setattr(urllib.request, "urlopen", unreachable)
+        section = ""
+        for title, name, call in cases():
+            if title != section:
+                lines += [*([""] if section else []), f"# {title}"]
+                section = title
+            try:
+                call()
+            except KdbenchError as error:
+                lines.append(line_of(error, folder))
+            else:
+                lines.append(f"NO ERROR: {name}")
+    return "\n".join(lines) + "\n"
+
+
+def test_messages_are_those_of_the_file(messages):
+    if os.environ.get("KDBENCH_UPDATE_MESSAGES") == "1":
+        GOLDEN.write_text(messages)
+    expected = GOLDEN.read_text()
+    changes = difflib.unified_diff(
+        expected.splitlines(), messages.splitlines(), "messages.txt", "now", lineterm="", n=0
+    )
+    assert messages == expected, "\n".join(["messages differ (KDBENCH_UPDATE_MESSAGES=1 accepts them):", *changes])
+
+
+def test_every_code_has_a_message(messages):
+    shown = {line.split(" | ")[0] for line in messages.splitlines() if " | " in line}
+    raised = set(codes_in_source())
+    assert raised - shown - set(NEEDS_A_FAULT) == set()
+    assert set(NEEDS_A_FAULT) <= raised - shown
+
+
+def codes_in_source() -> Iterator[str]:
+    """Yield every text that is the `code` of an error in the source: as an argument, or in a table of codes."""
+    for file in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "code":
+                yield from (
+                    part.value for part in ast.walk(node.value)
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                )  # fmt: skip
+
+
+def test_every_error_has_a_code_and_names_a_key_of_one_word(messages):
+    for line in messages.splitlines():
+        if " | " in line:
+            code, key, text = line.split(" | ", 2)
+            assert re.fullmatch(r"[a-z_]+", code), line
+            assert " " not in key, line
+            assert text, line

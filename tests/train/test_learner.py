@@ -1,0 +1,90 @@
+"""One learner's step: what it leaves as it was when its loss is not finite, and its own random numbers."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdbench.config import RunConfig
+from kdbench.data import Batches
+from kdbench.runner.build import build_learner, build_parts
+from kdbench.runner.run import resolve_run
+from kdbench.train.learner import Learner
+
+Make = Callable[..., tuple[Learner, Batches]]
+
+
+@pytest.fixture
+def make(small: Callable[..., RunConfig]) -> Make:
+    """Return a learner in its first epoch, and its batches."""
+
+    def make_learner(*overrides: str) -> tuple[Learner, Batches]:
+        config, _ = resolve_run(small("method=ce", *overrides))
+        parts = build_parts(config)
+        learner = build_learner(config, parts)
+        learner.begin_epoch()
+        return learner, parts.batches
+
+    return make_learner
+
+
+def values(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Return copies of a module's weights and buffers."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return all(torch.equal(first[name], value) for name, value in second.items())
+
+
+def test_a_skipped_step_leaves_weights_and_running_statistics_as_they_were(make: Make) -> None:
+    learner, batches = make("recipe.on_nonfinite=skip")
+    batch = next(batches.epoch(0))
+    before = values(learner.student)
+    learner.train_step(batch._replace(images=batch.images * torch.nan), None)
+    assert same(before, values(learner.student))
+    learner.train_step(batch, None)
+    mean = "body.bn1.running_mean"
+    assert not torch.equal(learner.student.state_dict()[mean], before[mean])
+    assert int(learner.sums.skipped) == 1
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_gradient_scaling_takes_no_bad_step_though_its_gradients_are_finite(make: Make, skip: bool) -> None:
+    """The scaler of the CPU stands for that of a GPU."""
+    learner, batches = make(f"recipe.on_nonfinite={'skip' if skip else 'stop'}")
+    learner.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=8.0)
+    learner.sums.ends_at_once = False  # as on a device that runs ahead of the host
+    extra = iter((torch.inf, 1.0))
+    learner.method.register_forward_hook(lambda _, __, terms: terms | {"extra": torch.tensor(next(extra))})
+    first, second, *_ = batches.epoch(0)
+    before = dict(learner.student.named_parameters())
+    before = {name: value.detach().clone() for name, value in before.items()}
+
+    def weights_moved() -> bool:
+        return not same(before, {name: value.detach() for name, value in learner.student.named_parameters()})
+
+    learner.train_step(first, None)
+    assert not weights_moved()
+    learner.train_step(second, None)
+    assert weights_moved() == skip
+
+
+def test_each_learner_draws_its_own_random_numbers_also_after_a_resume(small: Callable[..., RunConfig]) -> None:
+    def seeded(**seeds: int) -> Learner:
+        config, _ = resolve_run(small("method=ce", *(f"{name}={seed}" for name, seed in seeds.items())))
+        return build_learner(config, build_parts(config))
+
+    def drawn(learner: Learner) -> Tensor:
+        with learner.rng_scope():
+            return torch.rand(3)
+
+    one, other = seeded(data_seed=5), seeded(data_seed=5)
+    first, second = drawn(one), drawn(one)
+    assert torch.equal(drawn(other), first)
+    torch.rand(7)
+    resumed = seeded(data_seed=6)
+    assert not torch.equal(drawn(resumed), first)
+    resumed.load_state_dict(other.state_dict())
+    assert torch.equal(drawn(resumed), second)
