@@ -39,7 +39,7 @@ class LockstepLauncher(Launcher):
 
         if type(self.given) is not int or self.given < 1:
             raise ConfigError(
-                f"hydra.launcher.max_learners is {self.given!r}; it may be a whole number of at least 1",
+                f"hydra.launcher.max_learners is {self.given!r}; it must be a whole number of at least 1",
                 code="out_of_range",
                 key="hydra.launcher.max_learners",
             )

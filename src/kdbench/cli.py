@@ -20,10 +20,10 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kdbench import __version__
-from kdbench.config.composition import composition_error, register_models
+from kdbench.config.composition import composition_error, groups, options, register_models
 from kdbench.config.parse import parse
 from kdbench.config.paths import CONF_DIR
 from kdbench.errors import ConfigError, KdbenchError, printable, report_error
@@ -36,23 +36,25 @@ log = logging.getLogger(__name__)
 
 def main() -> NoReturn:
     """Run `kdbench`: one run, or a sweep with -m."""
+    arguments = sys.argv[1:]
     try:
         start()
-        if "--version" in sys.argv[1:]:
+        if "--version" in arguments:
             print_version()
+        elif "--help" in arguments or "-h" in arguments:
+            print_help(arguments)
         else:
-            prepare_hydra(sys.argv[1:])
+            prepare_hydra(arguments)
             hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(run_job)()
-        finish(0)
     except BaseException as error:
         finish(exit_code(hydra_error(error), "kdbench", "; the same command continues"))
+    finish(0)
 
 
 def run_job(config: DictConfig) -> Any:
     """Complete one run. In a sweep an error is printed and returned, so that the other runs continue."""
     start()  # again: launchers may have started a process of their own
     hydra_config = HydraConfig.get()
-    overrides = printable(" ".join(hydra_config.overrides.task))
     single = hydra_config.mode == RunMode.RUN
     if single and hydra_config.runtime.choices.get("hydra/launcher") == "lockstep":
         log.info("hydra/launcher=lockstep is for sweeps with -m; this is one run")
@@ -68,6 +70,7 @@ def run_job(config: DictConfig) -> Any:
         return {"status": result.status, "run": str(result.path)}
     from kdbench.sweep.execute import run_single
 
+    overrides = printable(" ".join(hydra_config.overrides.task))
     return run_single(hydra_config.job.num, overrides, lambda: parse(config, hydra_config.runtime.choices))
 
 
@@ -157,6 +160,20 @@ def finish(code: int) -> NoReturn:
     sys.exit(code)
 
 
+def print_help(arguments: list[str]) -> None:
+    """Print the help of `kdbench` from its template; Hydra takes seconds to list the options."""
+    given, _ = get_args_parser().parse_known_args(arguments)
+    folders = [CONF_DIR, *([Path(given.config_dir)] if given.config_dir else [])]
+    text = OmegaConf.load(CONF_DIR / "hydra" / "help" / "kdbench.yaml")
+    config = OmegaConf.create({"hydra": {"help": text}})
+    lines = []
+    for group in sorted(groups()):
+        names = {name for folder in folders for name in options(group, folder)}
+        names |= {"none"} if group == "teacher" else set()
+        lines.append(f"{group}: {', '.join(sorted(names))}")
+    print(str(config.hydra.help.template).replace("$APP_CONFIG_GROUPS", "\n".join(lines) + "\n"))
+
+
 def print_version() -> None:
     """Print the versions of kdbench, torch and torchvision."""
 
@@ -183,7 +200,7 @@ def prepare_hydra(arguments: list[str]) -> None:
     for override in given.overrides:
         if override.startswith("~"):
             raise ConfigError(
-                f"{override}: no key of a run can be deleted; give it another value", code="usage", key=override[1:]
+                f"{override}: keys of a run cannot be deleted; give another value", code="usage", key=override[1:]
             )
     register_models(CONF_DIR, *([Path(given.config_dir)] if given.config_dir else []))
 
@@ -196,7 +213,7 @@ def report_usage(message: str) -> NoReturn:
 
 def hydra_error(error: BaseException) -> BaseException:
     """Return an error that Hydra raised while it composed as one for the user; any other as it is."""
-    if isinstance(error, KdbenchError) or not isinstance(error, Exception):
+    if isinstance(error, KdbenchError | BrokenPipeError) or not isinstance(error, Exception):
         return error
     frames = [frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)]
     origin = next((name for name in reversed(frames) if name in ("hydra", "omegaconf", "kdbench")), "kdbench")

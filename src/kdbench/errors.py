@@ -40,10 +40,8 @@ class BusyError(KdbenchError):
     exit_code = 75
 
 
-class SettingsChangedError(KdbenchError):
+class SettingsChangedError(BusyError):
     """Another process changed what the run has to keep while this one waited; resolving the run again fixes it."""
-
-    exit_code = 75
 
 
 def report_error(error: KdbenchError, where: str = "", program: str = "kdbench") -> int:
@@ -60,7 +58,7 @@ def report_error(error: KdbenchError, where: str = "", program: str = "kdbench")
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong command line in one line, where argparse prints its usage first."""
+    """Argument parser whose errors are one line; argparse prints its usage first."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{' '.join(message.split())}; see {self.prog} --help", code="usage")

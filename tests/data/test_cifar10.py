@@ -49,6 +49,17 @@ def test_a_missing_folder_is_an_error_with_the_file_to_unpack(tmp_path):
     assert "cifar-10-python.tar.gz" in str(error.value)
 
 
+def test_files_with_other_content_are_an_error_and_so_is_a_missing_one(tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    names = [name for name, _ in FILES]
+    for name in names:
+        (folder / name).write_bytes(b"something else")
+    assert error_of(tmp_path) == ("damaged", "data.root", names)
+    (folder / "test_batch").unlink()
+    assert error_of(tmp_path) == ("not_found", "data.root", ["test_batch"])
+
+
 def test_errors_name_the_files_that_are_damaged_or_missing(cifar_root, tmp_path):
     folder = tmp_path / "cifar-10-batches-py"
     shutil.copytree(cifar_root / "cifar-10-batches-py", folder)

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ class Campaign:
             folder: working directory.
             codes: exit codes that are allowed besides, where files were damaged before.
         """
-        self.disturb(commands, folder, "SIGKILL", lambda command: command.send(signal.SIGKILL), {-9, *codes}, not codes)
+        self.disturb(commands, folder, "SIGKILL", partial(Command.send, number=signal.SIGKILL), {-9, *codes}, not codes)
 
     def request_stops(self) -> None:
         """Send signals that request a stop: each is obeyed with its exit code, and no step is computed twice."""
@@ -119,7 +120,7 @@ class Campaign:
         position = ""
         for _ in range(self.random.randint(3, 8)):
             number, code = self.random.choice(list(STOPS.items()))
-            output = self.disturb(commands, folder, number.name, lambda c, n=number: c.send(n), {code, -number})
+            output = self.disturb(commands, folder, number.name, partial(Command.send, number=number), {code, -number})
             if position and f"resuming from last.ckpt after {position}\n" not in output and "stopped after" in output:
                 self.lose(folder, f"stopped after {position}, and then:\n{output}")
             found = re.findall(r": stopped after (.*)\n", output)

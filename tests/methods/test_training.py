@@ -5,6 +5,8 @@ import dataclasses
 
 import pytest
 import torch
+from hydra.utils import get_class
+from omegaconf import OmegaConf
 from torch.nn import functional as F
 
 from kdbench.config import CONF_DIR
@@ -17,10 +19,16 @@ from kdbench.teachers.live import LiveTeacher
 from kdbench.train.evaluate import predict
 from kdbench.train.learner import no_teacher
 from kdbench.train.loop import fit
-from tests.conftest import composed_once
 
-METHODS = sorted(file.stem for file in (CONF_DIR / "method").glob("*.yaml"))
-WITH_TEACHER = [name for name in METHODS if composed_once(f"method={name}").method.target.needs_teacher]
+CLASSES = {file.stem: get_class(OmegaConf.load(file)._target_) for file in sorted((CONF_DIR / "method").glob("*.yaml"))}
+REPRESENTATIVE = ("ce", "logit", "feature")
+"""No teacher; teacher logits; teacher stages and parameters of the method."""
+
+
+def methods(needs_teacher=False):
+    """Return test parameters: every method by name, or every one with a teacher. Most are slow tests."""
+    names = [name for name, target in CLASSES.items() if target.needs_teacher or not needs_teacher]
+    return [pytest.param(name, marks=() if name in REPRESENTATIVE else pytest.mark.slow) for name in names]
 
 
 class Training:
@@ -71,15 +79,15 @@ def training(small):
     return lambda *overrides: Training(small("runtime.threads=2", *overrides))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CLASSES)
 def test_a_method_declares_its_role_and_what_it_requires(training, method):
-    target = composed_once(f"method={method}").method.target
+    target = CLASSES[method]
     assert target.role in ("baseline", "distilled", "control")
     requires = training(f"method={method}").method.requires
     assert bool(requires.teacher_logits or requires.teacher_stages) == target.needs_teacher
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CLASSES)
 def test_two_steps_change_every_parameter(training, method):
     run = training(f"method={method}")
     parameters = [*run.student.parameters(), *run.method.parameters()]
@@ -89,20 +97,20 @@ def test_two_steps_change_every_parameter(training, method):
     assert not any(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", methods())
 def test_equal_seeds_give_equal_weights_bit_for_bit(training, method):
     first, second, other = (training(f"method={method}", f"seed={seed}").train_epoch() for seed in (3, 3, 4))
     assert equal(first, second)
     assert not equal(first, other)
 
 
-@pytest.mark.parametrize("method", WITH_TEACHER)
+@pytest.mark.parametrize("method", methods(needs_teacher=True))
 def test_students_start_from_the_same_weights_with_every_method(training, method):
     baseline, distilled = (training(f"method={name}").student.body.state_dict() for name in ("ce", method))
     assert equal(baseline, distilled)
 
 
-@pytest.mark.parametrize("method", WITH_TEACHER)
+@pytest.mark.parametrize("method", methods(needs_teacher=True))
 def test_without_kd_weight_the_weights_are_those_of_the_baseline(training, method):
     # Projections are part of the common gradient norm, so clipping is off.
     no_kd = ("method.alpha=null", "method.ce_weight=1", "method.kd_weight=0")
@@ -115,7 +123,7 @@ def test_logit_without_kd_weight_equals_the_baseline_with_clipping_too(training)
     assert equal(training("method=ce").train_epoch(), training("method=logit", *no_kd).train_epoch())
 
 
-@pytest.mark.parametrize("method", WITH_TEACHER)
+@pytest.mark.parametrize("method", methods(needs_teacher=True))
 def test_training_does_not_change_the_teacher(training, method):
     run = training(f"method={method}")
     before = {name: tensor.clone() for name, tensor in run.teacher.network.state_dict().items()}
@@ -125,7 +133,7 @@ def test_training_does_not_change_the_teacher(training, method):
     assert all(p.grad is None for p in run.teacher.network.parameters())
 
 
-@pytest.mark.parametrize("method", WITH_TEACHER)
+@pytest.mark.parametrize("method", methods(needs_teacher=True))
 def test_teacher_outputs_carry_no_gradient(training, method):
     run = training(f"method={method}")
     output = run.teacher(run.first_batch)
@@ -172,7 +180,7 @@ def test_the_student_is_in_train_mode_again_after_validation(training):
     assert run.method.training
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", methods())
 def test_bf16_autocast_keeps_weights_and_losses_in_float32(training, method):
     run = training(f"method={method}", "runtime.precision=bf16")
     run.learner.begin_epoch()

@@ -11,7 +11,7 @@ from filelock import SoftFileLease
 
 from kdbench.errors import BusyError, ConfigError, RunError
 from kdbench.rundir import lock
-from kdbench.rundir.lock import hold_lock
+from kdbench.rundir.lock import Lock
 
 FOREIGN = (
     "filelock/2\npid={pid}\nhost=elsewhere\nmode=lease\ntoken=0123456789abcdef0123456789abcdef\nduration={lease}\n"
@@ -33,7 +33,7 @@ def file(tmp_path):
 
 
 def test_a_lock_names_host_process_and_start_and_its_file_is_removed_afterwards(file):
-    with hold_lock(file, "run x"):
+    with Lock(file, "run x").held():
         owner = SoftFileLease(file, lease_duration=lock.LEASE).owner
         assert (owner.pid, owner.start is not None) == (os.getpid(), True)
         assert owner.hostname
@@ -41,7 +41,7 @@ def test_a_lock_names_host_process_and_start_and_its_file_is_removed_afterwards(
 
 
 def test_without_waiting_a_lock_of_a_living_process_is_an_error_that_names_it(file):
-    with hold_lock(file, "run x"), pytest.raises(BusyError) as error, hold_lock(file, "run x", wait=False):
+    with Lock(file, "run x").held(), pytest.raises(BusyError) as error, Lock(file, "run x").held(wait=False):
         pytest.fail("two processes hold it")
     assert (error.value.code, error.value.key, error.value.exit_code) == ("busy", "on_busy", 75)
     assert f"run x is locked by process {os.getpid()} on " in str(error.value)
@@ -53,7 +53,7 @@ def test_a_lock_of_a_dead_process_of_this_host_is_taken_over_at_once(file, caplo
     dead.wait()
     assert file.is_file()
     started = time.monotonic()
-    with caplog.at_level("INFO", "kdbench"), hold_lock(file, "run x", wait=False):
+    with caplog.at_level("INFO", "kdbench"), Lock(file, "run x").held(wait=False):
         assert time.monotonic() - started < 5
     assert f"process {dead.pid} on " in caplog.text
 
@@ -65,7 +65,7 @@ def test_a_lock_of_another_host_that_is_no_longer_touched_is_taken_over(file, mo
     # A process with this id lives on this host too, which must not matter.
     file.write_text(FOREIGN.format(pid=os.getpid(), lease=0.6))
     started = time.monotonic()
-    with hold_lock(file, "run x", wait=wait):
+    with Lock(file, "run x").held(wait=wait):
         assert 0.5 < time.monotonic() - started < 5
 
 
@@ -83,17 +83,17 @@ def test_a_lock_of_another_host_that_is_touched_is_waited_for(file, monkeypatch)
     other = threading.Thread(target=live)
     started = time.monotonic()
     other.start()
-    with pytest.raises(BusyError) as error, hold_lock(file, "run x", wait=False):
+    with pytest.raises(BusyError) as error, Lock(file, "run x").held(wait=False):
         pytest.fail("its owner is alive")
     assert "process 1 on elsewhere" in str(error.value)
-    with hold_lock(file, "run x"):
+    with Lock(file, "run x").held():
         assert time.monotonic() - started >= 2
     other.join()
 
 
 def test_a_lost_lock_is_noticed_before_anything_is_written(file, monkeypatch):
     monkeypatch.setattr(lock, "LEASE", 0.3)
-    with hold_lock(file, "run x") as held:
+    with Lock(file, "run x").held() as held:
         held.check()
         file.unlink()
         file.write_text(FOREIGN.format(pid=7, lease=0.3))
@@ -108,7 +108,7 @@ def test_a_lock_file_without_a_record_is_replaced(file):
     file.parent.mkdir()
     file.write_bytes(b"\x00garbage")
     os.utime(file, (time.time() - 10, time.time() - 10))
-    with hold_lock(file, "run x"):
+    with Lock(file, "run x").held():
         pass
     assert not file.exists()
 
@@ -116,7 +116,7 @@ def test_a_lock_file_without_a_record_is_replaced(file):
 def test_a_lock_with_another_lease_is_an_error_with_the_file_to_delete(file):
     file.parent.mkdir()
     file.write_text(FOREIGN.format(pid=7, lease=7.5))
-    with pytest.raises(RunError) as error, hold_lock(file, "run x"):
+    with pytest.raises(RunError) as error, Lock(file, "run x").held():
         pytest.fail("its owner may be alive")
     assert (error.value.code, error.value.key) == ("foreign_lock", "output_root")
     assert str(file) in str(error.value)
@@ -124,6 +124,6 @@ def test_a_lock_with_another_lease_is_an_error_with_the_file_to_delete(file):
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError) as error, hold_lock(tmp_path / "file" / "key.lock", "run x"):
+    with pytest.raises(ConfigError) as error, Lock(tmp_path / "file" / "key.lock", "run x").held():
         pytest.fail("there is no such folder")
     assert (error.value.code, error.value.key) == ("not_writable", "output_root")

@@ -120,9 +120,7 @@ def kept_position(config: RunConfig) -> tuple[int, int]:
 
 def starting_positions(found: dict[Subject, tuple[int, int]]) -> Train:
     """Return a trainer that records where each learner starts."""
-    return with_learners(
-        lambda learners: found.update({subject_of(learner): learner.position for learner in learners})
-    )
+    return with_learners(lambda learners: found.update({subject_of(learner): learner.position for learner in learners}))
 
 
 # The same numbers
@@ -150,15 +148,13 @@ def test_random_numbers_of_a_student_do_not_depend_on_the_others(runs: Runs) -> 
 
     def random_scale(student: Network, _: object, output: Output) -> Output:
         scale = torch.rand(()) if student.training else 1.0
-        return dataclasses.replace(output, logits=output.logits * scale)
+        return output._replace(logits=output.logits * scale)
 
     train, subjects = with_learners(randomize), [(student, "ce") for student in STUDENTS]
     root = runs()[0].output_root
     alone = [together([config], train) for config in runs(f"output_root={root}/alone", subjects=subjects)]
     group = together(runs(f"output_root={root}/group", subjects=subjects), train)
-    assert [numbers(directory_of(result)) for result in group] == [
-        numbers(directory_of(result)) for (result,) in alone
-    ]
+    assert [numbers(directory_of(result)) for result in group] == [numbers(directory_of(result)) for (result,) in alone]
 
 
 def test_the_teacher_computes_each_batch_once(runs: Runs) -> None:
@@ -227,7 +223,9 @@ def test_a_failed_run_logs_once_and_releases_its_lock_at_once(runs: Runs, caplog
 
 
 @pytest.mark.slow
-def test_a_run_that_cannot_begin_an_epoch_does_not_move_the_others(runs: Runs, alone: Alone) -> None:
+def test_a_run_that_cannot_begin_an_epoch_does_not_move_the_others(
+    runs: Runs, alone: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     configs = runs()
     for config, step in zip(configs, (1, 3, 3), strict=True):
         with killed_after(epoch=1, step=step):
@@ -236,7 +234,7 @@ def test_a_run_that_cannot_begin_an_epoch_does_not_move_the_others(runs: Runs, a
     def hinder(learners: Sequence[Learner]) -> None:
         for learner in learners:
             if learner.position == (1, 1):
-                learner.student.train = raising(RunError("", code="mismatch"))  # called when an epoch begins
+                monkeypatch.setattr(learner.student, "train", raising(RunError("", code="mismatch")))
 
     results = together(configs, with_learners(hinder))
     assert [result.status for result in results] == ["failed", "complete", "complete"]
@@ -277,9 +275,7 @@ def forget_all_settings(metadata: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("forget", [forget_two_settings, pytest.param(forget_all_settings, marks=pytest.mark.slow)])
-def test_a_checkpoint_of_an_earlier_version_is_refused(
-    runs: Runs, forget: Callable[[dict[str, Any]], None]
-) -> None:
+def test_a_checkpoint_of_an_earlier_version_is_refused(runs: Runs, forget: Callable[[dict[str, Any]], None]) -> None:
     (config,) = runs(subjects=[SUBJECT])
     with killed_after(epoch=1, step=1):
         complete(config)

@@ -11,7 +11,7 @@ from kdbench.config import RunConfig, parse
 from kdbench.errors import RunError
 from kdbench.rundir.identity import teacher_directory
 from kdbench.runner.run import check_run, resolve_run
-from tests.conftest import NARROW, SMALL, complete, killed_after
+from tests.conftest import NARROW, SMALL, Finished, complete, killed_after
 from tests.teachers.conftest import PLAIN, LogLines, cache_of
 
 Small = Callable[..., RunConfig]
@@ -51,7 +51,7 @@ def test_auto_reads_a_cache_that_is_there(small: Small) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_counts_the_epochs_of_all_its_runs(kdbench: Callable[..., object], tmp_path: Path) -> None:
+def test_a_sweep_counts_the_epochs_of_all_its_runs(kdbench: Callable[..., Finished], tmp_path: Path) -> None:
     sweep = ("method=logit,feature,ce", "seed=0,1", f"output_root={tmp_path / 'out'}")
     ended = kdbench("-m", *SMALL, *NARROW, "data.augment=false", *sweep)
     assert ended.code == 0, ended.err
@@ -63,7 +63,7 @@ def test_a_sweep_counts_the_epochs_of_all_its_runs(kdbench: Callable[..., object
 
 @pytest.mark.slow
 def test_a_sweep_whose_epochs_do_not_pay_for_a_cache_is_left_alone(
-    kdbench: Callable[..., object], tmp_path: Path
+    kdbench: Callable[..., Finished], tmp_path: Path
 ) -> None:
     ended = kdbench("-m", *SMALL, *NARROW, "method=logit", "seed=0,1", f"output_root={tmp_path / 'out'}")
     assert ended.code == 0, ended.err

@@ -194,9 +194,9 @@ def groups() -> set[str]:
     return folders - {"model", "hydra", "study"} | {"student", "teacher"}
 
 
-def options(group: str) -> list[str]:
-    """Return the names of a group's options."""
-    folder = CONF_DIR / ("model" if group in ("student", "teacher") else group)
+def options(group: str, config_dir: Path = CONF_DIR) -> list[str]:
+    """Return the names of a group's options in a config folder."""
+    folder = config_dir / ("model" if group in ("student", "teacher") else group)
     return [file.stem for file in folder.glob("*.yaml")]
 
 

@@ -121,7 +121,7 @@ def parse_model(node: Mapping[str, Any], path: str) -> ModelConfig:
 
 
 def check_arguments(target: str, arguments: Mapping[str, Any], path: str) -> None:
-    """Check that what builds the network knows the keys it is given, where its signature lists them."""
+    """Check the arguments of a network's builder against its signature, where that lists them."""
     try:
         parameters = inspect.signature(hydra.utils.get_method(target)).parameters
     except Exception as error:

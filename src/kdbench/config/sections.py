@@ -28,7 +28,7 @@ def is_path(value: str) -> bool:
 
 @dataclass
 class RecipeConfig:
-    """How a network is trained."""
+    """Recipe of a training: length, optimiser, schedule and checks."""
 
     epochs: int = whole(1)
     batch_size: int = whole(2)
@@ -60,7 +60,7 @@ class DataConfig:
 
 @dataclass
 class RuntimeConfig:
-    """Where and how a run is computed."""
+    """Device, precision and execution of a run."""
 
     device: str = setting(
         lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None, "auto, cpu, cuda or cuda:0, cuda:1, ..."
@@ -78,7 +78,7 @@ class RuntimeConfig:
 
 @dataclass
 class CheckpointConfig:
-    """When checkpoints are written."""
+    """Schedule of the checkpoints."""
 
     every_epochs: int | None = optional(whole(1))
     every_minutes: float | None = optional(number(0))
@@ -105,7 +105,7 @@ class ModelConfig:
 
 @dataclass
 class MethodConfig:
-    """How the student learns. `params` is an instance of the method class's own `Config`."""
+    """Method of a run. `params` is an instance of the method class's own `Config`."""
 
     name: str
     target: type[Any]

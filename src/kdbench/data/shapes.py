@@ -129,9 +129,9 @@ def draw_shapes(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.in
         ValueError: `count` or `seed` is out of range.
     """
     if count < 1:
-        raise ValueError(f"count is {count}; it may be any whole number from 1")
+        raise ValueError(f"count is {count}; it must be any whole number from 1")
     if not 0 <= seed < 2**32:
-        raise ValueError(f"seed is {seed}; it may be any whole number from 0 to {2**32 - 1}")
+        raise ValueError(f"seed is {seed}; it must be any whole number from 0 to {2**32 - 1}")
     blocks = [_draw_block(RandomState([seed, block])) for block in range(-(-count // BLOCK))]
     images, labels = (np.concatenate(parts)[:count] for parts in zip(*blocks, strict=True))
     return images, labels

@@ -18,7 +18,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class TeacherOutput(NamedTuple):
-    """What a teacher computes for one batch: what the methods require and no more, always without gradient."""
+    """Output of a teacher for one batch: the parts that methods require, always without gradient."""
 
     logits: Tensor | None
     features: Mapping[str, Tensor]
@@ -54,7 +54,7 @@ START = Progress(0, 1)
 
 @dataclass(frozen=True)
 class Requires:
-    """What a method needs, so that nothing more is computed."""
+    """Requirements of a method; nothing else is computed."""
 
     teacher_logits: bool = False
     teacher_stages: tuple[str, ...] = ()
@@ -107,7 +107,7 @@ class Weights:
 
 
 class Method(nn.Module, ABC):
-    """How a student learns. A subclass owns every parameter and buffer that its loss needs.
+    """A way of training a student. A subclass owns every parameter and buffer that its loss needs.
 
     `Config` is a dataclass with one field per key of the method's YAML file, without defaults. `needs_teacher`
     declares, before anything is built, whether a run must have a teacher; `requires` declares what of it.

@@ -45,7 +45,7 @@ def feature_kd(
             f"got {len(student_maps)} student maps and {len(teacher_maps)} teacher maps; give one of each per stage"
         )
     if normalize not in ("none", "teacher_std"):
-        raise ValueError(f"normalize is {normalize!r}; it may be 'none' or 'teacher_std'")
+        raise ValueError(f"normalize is {normalize!r}; it must be 'none' or 'teacher_std'")
     squared, angular = [], []
     for student_map, teacher_map in zip(student_maps, teacher_maps, strict=True):
         student, teacher = at_least_float32(student_map), at_least_float32(teacher_map.detach())

@@ -45,11 +45,11 @@ class CifarResNet(nn.Module):
         super().__init__()
         if type(depth) is not int or depth < 8 or depth % 6 != 2:
             raise ConfigError(
-                f"depth is {depth!r}; it may be 6n + 2: 8, 14, 20, 26, 32, ...", code="out_of_range", key="depth"
+                f"depth is {depth!r}; it must be 6n + 2: 8, 14, 20, 26, 32, ...", code="out_of_range", key="depth"
             )
         if len(widths) != 4 or not all(type(width) is int and width >= 1 for width in widths):
             raise ConfigError(
-                f"widths is {widths!r}; it may be four numbers of at least 1: stem and three stages",
+                f"widths is {widths!r}; it must be four numbers of at least 1: stem and three stages",
                 code="out_of_range",
                 key="widths",
             )

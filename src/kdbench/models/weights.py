@@ -133,8 +133,8 @@ def load_into(network: Network, weights: StateDict, source: str) -> None:
     unknown = [name for name in weights if name not in here]
     if missing or unknown:
         raise ConfigError(
-            f"{source} is of another architecture: {len(missing)} tensors are missing{format_example(missing)} "
-            f"and {len(unknown)} are unknown{format_example(unknown)}",
+            f"{source} is of another architecture: missing tensors: {len(missing)}{format_example(missing)}, "
+            f"unknown: {len(unknown)}{format_example(unknown)}",
             code="mismatch",
         )
     for name, tensor in weights.items():

@@ -12,13 +12,14 @@ CLIP_PROJECTIONS = "recipe.clip_projections"
 def find_baselines(group: RunGroup, groups: Sequence[RunGroup]) -> list[RunGroup]:
     """Return the groups of role `baseline` that equal a group in all but method, teacher and seeds.
 
-    Usually one. There are several where runs have baselines by more than one method; of those that differ in
-    `clip_projections` alone, the ones with the group's own value are returned.
+    Usually one. There are several where runs have baselines by more than one method; those with most seeds in common
+    come first. Of those that differ in `clip_projections` alone, the ones with the group's own value are returned.
     """
     found = [other for other in groups if is_baseline(other, group)]
     recipe = keys(recipe=None)
     same = [other for other in found if settings_of(other, recipe) == settings_of(group, recipe)]
-    return same or found
+    own = set(group.seeds)
+    return sorted(same or found, key=lambda other: -len(own.intersection(other.seeds)))
 
 
 def is_baseline(other: RunGroup, group: RunGroup) -> bool:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdbench.config.paths import is_file
 from kdbench.errors import ConfigError, Parser, RunError
 from kdbench.rundir.files import check_writable
 
@@ -64,16 +65,16 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--title", default="What distillation did", help="heading of the page")
     parser.add_argument("--no-figures", dest="figures", action="store_false", help="write tables and page only")
     for argument in arguments:
-        if argument.startswith("@") and not Path(argument[1:]).is_file():
+        if argument.startswith("@") and not is_file(Path(argument[1:])):
             raise ConfigError(
-                f"{argument}: there is no file {argument[1:]}; @FILE holds a path on each line",
+                f"{argument}: the file {argument[1:]} was not found; @FILE holds a path on each line",
                 code="not_found",
                 key="PATH",
             )
     options = parser.parse_args(arguments)
     if not (math.isfinite(options.margin) and options.margin > 0):
         raise ConfigError(
-            f"--margin is {options.margin:g}; it may be any number of points above 0",
+            f"--margin is {options.margin:g}; it must be any number of points above 0",
             code="out_of_range",
             key="--margin",
         )

@@ -101,7 +101,7 @@ def check_alike(runs: pd.DataFrame) -> None:
     unknown = set(runs.schema_version) - {None, SCHEMA_VERSION}
     if unknown:
         raise ConfigError(
-            f"runs have schema_version {', '.join(sorted(map(str, unknown)))}, this kdbench reads {SCHEMA_VERSION}; "
+            f"runs have schema_version {', '.join(sorted(map(str, unknown)))}, this version reads {SCHEMA_VERSION}; "
             "leave them out, or give --allow-mixed to read them as if it were the same",
             code="mismatch",
             key="schema_version",

@@ -94,7 +94,10 @@ def with_selection(runs: pd.DataFrame, selection: Selection | None = None) -> pd
     runs = runs[[not selection.is_left_out(run) for _, run in runs.iterrows()]]
     if not len(runs):
         raise ConfigError(
-            "--select leaves no run to report: all of these chose, or lost", code="no_run", key="--select"
+            "--select leaves no run to report: every run took part in the selection, or has a setting that was not "
+            "selected",
+            code="no_run",
+            key="--select",
         )
     rows = [run for _, run in runs.iterrows()]
     marks = pd.DataFrame(
@@ -164,7 +167,7 @@ def read_selection(path: Path) -> Selection:
     except Exception as error:  # whatever YAML of another shape raises
         described = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(
-            f"--select is {path}, which is no selected.yaml of kdbench-study ({described})",
+            f"--select is {path}, which is not a selected.yaml of kdbench-study ({described})",
             code="damaged",
             key="--select",
         ) from None

@@ -7,11 +7,13 @@ changes no existing key.
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import inspect
 import json
 import site
+import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -112,7 +114,7 @@ def run_key(config: RunConfig) -> str:
 
 @dataclass
 class GivenWeights:
-    """Stands in the place of a method's parameters for a teacher whose weights were given."""
+    """Parameters of the method `checkpoint`, which marks a teacher whose weights were given."""
 
     file: str
     sha256: str
@@ -152,7 +154,14 @@ def given_config(config: RunConfig) -> RunConfig:
             code="not_found",
             key="teacher.checkpoint",
         )
-    params = GivenWeights(file=path.name, sha256=sha256(path))
+    try:
+        params = GivenWeights(file=path.name, sha256=sha256(path))
+    except OSError as error:
+        raise ConfigError(
+            f"teacher.checkpoint is {path}, which cannot be read: {error.strerror}",
+            code="not_readable",
+            key="teacher.checkpoint",
+        ) from None
     return dataclasses.replace(teacher_config(config), method=MethodConfig(GIVEN, GivenWeights, params))
 
 
@@ -202,37 +211,50 @@ _hashes: "WeakKeyDictionary[Any, str | None]" = WeakKeyDictionary()
 def source_identity(target: str) -> dict[str, str]:
     """Return the hash of the source of a class or function that is neither kdbench's nor installed; else nothing.
 
-    The hash covers the file that defines it and the files of the same kind that this one imports, so that an edited
-    loss or layer is another run. It is taken once per process and object: what counts is the code that was imported.
+    The hash covers the file that defines it, the module under which `target` names it, and the local files that these
+    import, so that an edited loss or layer is another run. It is taken once per process and object: the code that was
+    imported is what counts.
 
     Raises:
         ConfigError: there is no source file to hash.
     """
-    found = inspect.unwrap(hydra.utils.get_object(target))
+    found = defining_object(hydra.utils.get_object(target))
     if found not in _hashes:
         _hashes[found] = source_hash(found, target)
     digest = _hashes[found]
     return {"source_sha256": digest} if digest else {}
 
 
+def defining_object(found: Any) -> Any:
+    """Return the function or class behind a partial, a bound method, a decorated function or a callable instance."""
+    while isinstance(found, functools.partial):
+        found = found.func
+    found = inspect.unwrap(getattr(found, "__func__", found))
+    return found if inspect.isclass(found) or inspect.isroutine(found) else type(found)
+
+
 def source_hash(found: Any, target: str) -> str | None:
-    """Return the hash of the files that define an object, or None if it is kdbench's or installed."""
-    try:
-        file = inspect.getsourcefile(found)
-    except TypeError:  # built into Python
-        return None
-    if file is None or not Path(file).is_file():
-        if found.__module__.split(".")[0] == "__main__":
+    """Return the hash of the local files that define an object and its name, or None if there are none."""
+    roots = {target_module(target), str(found.__module__)}
+    files: dict[Path, None] = {}
+    digests = []
+    for name in sorted(roots):
+        if name == "__main__":
             raise ConfigError(
                 f"{target} is not defined in a file, so its source cannot be recorded; put it into a module",
                 code="no_source",
                 key="_target_",
             )
-        return None  # a compiled extension
-    if not is_local(Path(file)):
-        return None
-    digests = sorted(sha256(path) for path in local_files(Path(file), found.__module__, {}))
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and is_local(Path(file)):
+            digests += [sha256(path) for path in local_files(Path(file), name, files)]
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest() if digests else None
+
+
+def target_module(target: str) -> str:
+    """Return the module in which an import path names an object."""
+    parts = target.split(".")
+    return next((name for n in range(len(parts) - 1, 0, -1) if (name := ".".join(parts[:n])) in sys.modules), parts[0])
 
 
 def is_local(file: Path) -> bool:

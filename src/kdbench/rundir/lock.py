@@ -82,6 +82,15 @@ class Lock:
                 key="output_root",
             ) from None
 
+    @contextmanager
+    def held(self, wait: bool = True) -> Iterator["Lock"]:
+        """Hold the lock while the block runs. Argument and errors: see `acquire`."""
+        self.acquire(wait)
+        try:
+            yield self
+        finally:
+            self.release()
+
     def release(self) -> None:
         """Give the lock back; harmless where it is not held."""
         self.lease.release()
@@ -98,17 +107,6 @@ class Lock:
                 f"touch it for {LEASE:.0f} s; that process continues the run",
                 code="lock_lost",
             )
-
-
-@contextmanager
-def hold_lock(file: Path, purpose: str, wait: bool = True) -> Iterator[Lock]:
-    """Hold a lock while the block runs. Arguments and errors: see `Lock`."""
-    lock = Lock(file, purpose)
-    lock.acquire(wait)
-    try:
-        yield lock
-    finally:
-        lock.release()
 
 
 def take_over_dead(lease: SoftFileLease) -> bool:

@@ -76,7 +76,7 @@ def section() -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """What a complete run is and what it measured. Accuracies are fractions in [0, 1], from the saved logits."""
+    """Settings and results of a complete run. Accuracies are fractions in [0, 1], from the saved logits."""
 
     schema_version: int | None = whole()
     run_key: str = text(required=True)

@@ -1,4 +1,4 @@
-"""What a run is built from before it trains: data, batches, student and method, each from a seed of its own."""
+"""Construction of a run's parts before it trains: data, batches, student and method, each with its own seed."""
 
 from dataclasses import dataclass
 

@@ -36,9 +36,7 @@ def import_teacher(config: RunConfig, dataset: Dataset) -> RunDirectory:
         ConfigError: the weights give logits that are not finite.
     """
     run, directory = given_config(config), teacher_directory(config)
-    lock = directory.lock("the evaluation of teacher")
-    lock.acquire(wait=config.on_busy == "wait")
-    try:
+    with directory.lock("the evaluation of teacher").held(wait=config.on_busy == "wait"):
         if directory.is_complete():
             return directory
         network = build_teacher(config)
@@ -66,6 +64,4 @@ def import_teacher(config: RunConfig, dataset: Dataset) -> RunDirectory:
         training = UNKNOWN | names(teacher_test_acc=None, teacher_key=None) | fidelity(predictions.test, None)
         state = network.body.state_dict()
         write_result(directory, run, dataset, model_summary, state, predictions, training)
-    finally:
-        lock.release()
     return directory

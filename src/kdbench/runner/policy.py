@@ -31,10 +31,11 @@ def run_with_retries(
         for result in results:
             release_frames(result.error)
         gc.collect()
-        if len(group) > 1 or (several and is_out_of_memory(results[group[0]])):
+        if several and ran_out_of_memory(results[group[0]]):
             log.info("out of memory with %d runs in lockstep; continuing with %d of them", len(configs), len(group))
         group_names = [names[n] for n in group] if names else []
-        retried = run_with_retries([configs[n] for n in group], group_names, train, attempts - 1)
+        changed = isinstance(results[group[0]].error, SettingsChangedError)
+        retried = run_with_retries([configs[n] for n in group], group_names, train, attempts - changed)
         for n, result in zip(group, retried, strict=True):
             results[n] = result
     return results
@@ -45,13 +46,13 @@ def groups_to_retry(results: Sequence[RunResult], attempts: int) -> list[list[in
     if len(results) == 1:
         changed = isinstance(results[0].error, SettingsChangedError)
         return [[0]] if changed and attempts > 1 else []
-    short = [n for n, result in enumerate(results) if is_out_of_memory(result)]
-    alone = [n for n, result in enumerate(results) if isinstance(result.error, BusyError | SettingsChangedError)]
+    short = [n for n, result in enumerate(results) if ran_out_of_memory(result)]
+    alone = [n for n, result in enumerate(results) if isinstance(result.error, BusyError)]
     halves = [short[: len(short) // 2], short[len(short) // 2 :]]
     return [*(half for half in halves if half), *([n] for n in alone)]
 
 
-def is_out_of_memory(result: RunResult) -> bool:
+def ran_out_of_memory(result: RunResult) -> bool:
     """Return whether a run ended because memory was short."""
     return isinstance(result.error, KdbenchError) and result.error.code == "out_of_memory"
 

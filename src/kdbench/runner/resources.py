@@ -4,6 +4,7 @@ import errno
 import re
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -32,10 +33,9 @@ def user_error(error: Exception, config: RunConfig, directory: RunDirectory | No
         code, why = REFUSALS.get(error.errno or 0, ("io_error", "I/O error"))
         kept = directory is not None and any(file.is_file() for file in directory.checkpoints())
         intact = "; the last checkpoint is intact" if kept else ""
-        where = directory.path if directory else config.output_root
-        refusal = RunError(
-            f"{where}: {why} ({error}). Fix it and rerun the same command{intact}", code=code, key="output_root"
-        )
+        where = error.filename or (directory.path if directory else config.output_root)
+        key = "output_root" if Path(str(where)).is_relative_to(Path(config.output_root).expanduser()) else ""
+        refusal = RunError(f"{where}: {why} ({error}). Fix it and rerun the same command{intact}", code=code, key=key)
     elif is_out_of_memory(error):
         requested = re.search(ALLOCATION, str(error))
         amount = f" ({requested[1]} more requested)" if requested else ""

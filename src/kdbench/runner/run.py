@@ -15,7 +15,7 @@ from kdbench import metrics
 from kdbench.config import RunConfig
 from kdbench.data import Batches
 from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
-from kdbench.errors import BusyError, ConfigError, RunError, SettingsChangedError
+from kdbench.errors import BusyError, ConfigError, RunError
 from kdbench.methods.base import Method
 from kdbench.models import summarize
 from kdbench.rundir.directory import RunDirectory
@@ -55,7 +55,7 @@ class RunResult:
         """complete, failed, or skipped where another process holds the run."""
         if self.error is None:
             return "complete"
-        return "skipped" if isinstance(self.error, BusyError | SettingsChangedError) else "failed"
+        return "skipped" if isinstance(self.error, BusyError) else "failed"
 
     @property
     def path(self) -> Path | None:
@@ -125,7 +125,9 @@ class Run:
                 code="checksum",
                 key=changed,
             )
-        if any(file.is_file() for file in self.directory.checkpoints()):  # its process was killed at its very end
+        if any(
+            file.is_file() for file in self.directory.checkpoints()
+        ):  # left by a process that was killed at its very end
             self.remove_leftover_checkpoints()
         log.info("complete already, skipped: %s", path)
         self.complete = True
@@ -157,9 +159,8 @@ class Run:
         self.directory = directory = RunDirectory.of(self.config, self.directory.key)
         self.guard.log = directory.log
         if directory.is_complete() and not self.config.overwrite:
-            log.info("complete already, skipped: %s", directory.path)
-            self.complete = True
             self.close()
+            self.skip_complete()
             return
         if directory.is_complete():
             directory.clear()
@@ -257,18 +258,27 @@ class Run:
         self.complete = True
 
     def save_interrupted(self, interruption: Interrupted) -> None:
-        """Write a checkpoint because a stop was requested."""
-        self.checkpointer.save_interrupted(interruption)
+        """Write a checkpoint because a stop was requested, unless the training is over and its end is saved already.
+
+        The evaluation of the test set loads the best weights into the learner, which must not reach a checkpoint.
+        """
+        if self.learner.epoch < self.config.recipe.epochs:
+            self.checkpointer.save_interrupted(interruption)
 
     def fail(self, error: Exception) -> None:
         """Store the error that ends this run, write what a step that was not finite saw, and release the run."""
+        self.error = error
         if isinstance(error, NonFiniteError):
             try:
+                assert self.lock is not None
+                self.lock.check()
                 write_json(self.directory.nonfinite, self.nonfinite_step(error))
                 details = f"{error}. Inputs and values of the step: {self.directory.nonfinite}"
                 error = RunError(details, code=error.code, key=error.key)
             except OSError as refused:
                 error = refused
+            except Exception as refused:  # a GPU in a bad state, a lost lock: the loss is the error to report
+                log.debug("the step that was not finite cannot be recorded: %s", refused)
         self.error = user_error(error, self.config, getattr(self, "directory", None))
         try:  # alone, the command prints the error anyway
             log.log(logging.INFO if self.guard.prefix and self.log else logging.DEBUG, "failed: %s", self.error)

@@ -4,9 +4,11 @@ Runs that are given together train in lockstep: one batch, and one forward pass 
 computes what it would compute alone, bit for bit in float32 on the CPU.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -64,7 +66,7 @@ def run_all(
                     with run.guard:
                         check_alike(run, pending[0])
                         run.build()
-                resolve_teachers([run for run in pending if run.pending], provide_teacher)
+                resolve_teachers([run for run in pending if run.pending], partial(provide_teacher, train=train))
                 with open_runs([run for run in pending if run.pending]) as ready:
                     if ready:
                         train([run.learner for run in ready], ready[0].batches, ready[0].config.recipe.epochs)
@@ -112,10 +114,13 @@ def open_runs(runs: Sequence[Run]) -> Iterator[list[Run]]:
                     if run.pending:
                         with run.guard:
                             run.save_interrupted(interruption)
+                        if run.error:
+                            log.info("%s: no checkpoint could be written: %s", run.directory.path, run.error)
                 raise
     finally:
         for run in runs:
-            run.close()
+            with contextlib.suppress(OSError):  # the others have to be closed, too
+                run.close()
 
 
 def distribute_work(runs: Sequence[Run]) -> None:
@@ -128,8 +133,12 @@ def distribute_work(runs: Sequence[Run]) -> None:
         torch.cuda.reset_peak_memory_stats(runs[0].config.runtime.device)
 
 
-def provide_teacher(run: Run) -> RunDirectory:
+def provide_teacher(run: Run, train: Train = fit) -> RunDirectory:
     """Return the directory of a run's teacher: imported if its weights are given, else trained where it is missing.
+
+    Args:
+        run: a run with a teacher.
+        train: trains the teacher.
 
     Raises:
         RunError: the teacher could not be trained.
@@ -138,13 +147,13 @@ def provide_teacher(run: Run) -> RunDirectory:
     if run.config.teacher.checkpoint:
         return import_teacher(run.config, run.parts.dataset)
     for _ in range(ATTEMPTS):
-        (result,) = run_all([teacher_config(run.config)], ["teacher"])
+        (result,) = run_all([teacher_config(run.config)], ["teacher"], train)
         if not isinstance(result.error, SettingsChangedError):
             break
     if isinstance(result.error, RunError):
         raise RunError(
-            f"the teacher could not be trained: {result.error}; its own keys are teacher.recipe.*",
-            code=result.error.code,
+            f"the teacher could not be trained: {result.error}; the keys of its recipe are teacher.recipe.*",
+            code="teacher_failed",
             key="teacher",
         ) from result.error
     if result.error:

@@ -78,6 +78,6 @@ def check_settings(settings: NumericSettings, directory: RunDirectory) -> None:
     raise RunError(
         f"numeric settings changed since this run started: {said}; restore them, or delete {directory.path} to start "
         "again",
-        code="settings_changed",
+        code="teacher_changed" if "teacher_weights_sha256" in changed else "data_changed",
         key="teacher" if "teacher_weights_sha256" in changed else "data",
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdbench.config.paths import is_folder
 from kdbench.errors import ConfigError, Parser, RunError
 from kdbench.study.read import read_study, study_files
 from kdbench.sweep import MAX_LEARNERS
@@ -105,17 +106,17 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(f"{unknown[0]} is no known flag; see kdbench-study --help", code="usage", key=unknown[0])
     if given.minutes is not None and not 0 < given.minutes <= A_YEAR:
         raise ConfigError(
-            f"--minutes is {given.minutes:g}; it may be any number above 0 and at most {A_YEAR}, a year",
+            f"--minutes is {given.minutes:g}; it must be any number above 0 and at most {A_YEAR}, a year",
             code="out_of_range",
             key="--minutes",
         )
     if given.max_learners < 1:
         raise ConfigError(
-            f"--max-learners is {given.max_learners}; it may be a whole number of at least 1",
+            f"--max-learners is {given.max_learners}; it must be a whole number of at least 1",
             code="out_of_range",
             key="--max-learners",
         )
-    if given.config_dir is not None and not given.config_dir.is_dir():
+    if given.config_dir is not None and not is_folder(given.config_dir):
         raise ConfigError(
             f"--config-dir is {given.config_dir}, and there is no such folder", code="not_found", key="--config-dir"
         )

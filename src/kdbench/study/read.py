@@ -172,7 +172,7 @@ def check_stage(config: StudyConfig, title: str, earlier: Sequence[str], path: s
         raise ConfigError(f"{path} trains nothing; give it students, teachers or pairs", code="missing_value", key=key)
     if stage.choose is not None and stage.choose not in CHOSEN_BY:
         raise ConfigError(
-            f"{path}.choose is {stage.choose!r}; it may be {' or '.join(CHOSEN_BY)}, never a key of the test set",
+            f"{path}.choose is {stage.choose!r}; it must be {' or '.join(CHOSEN_BY)}, never a key of the test set",
             code="out_of_range",
             key=f"{key}.choose",
         )
@@ -180,7 +180,7 @@ def check_stage(config: StudyConfig, title: str, earlier: Sequence[str], path: s
         able = [other for other in earlier if config.stages[other].choose]
         if stage.winners_of not in able:
             raise ConfigError(
-                f"{path}.winners_of is {stage.winners_of!r}; it may be an earlier stage that chooses: "
+                f"{path}.winners_of is {stage.winners_of!r}; it must be an earlier stage that chooses: "
                 f"{', '.join(able) or 'there is none'}",
                 code="unknown_stage",
                 key=f"{key}.winners_of",

@@ -19,7 +19,6 @@ from kdbench.errors import (
     ConfigError,
     KdbenchError,
     RunError,
-    SettingsChangedError,
     printable,
     report_error,
 )
@@ -179,7 +178,7 @@ def share_cache(readers: Sequence[PlannedRun], groups: Sequence[Sequence[Planned
 
 
 def mark_interrupted(run: PlannedRun) -> None:
-    """Record a run whose group was interrupted; it may be complete all the same."""
+    """Record a run whose group was interrupted; it must be complete all the same."""
     directory = run.directory
     complete = directory.is_complete()
     run.status, run.path = (COMPLETE, str(directory.path)) if complete else (INTERRUPTED, None)
@@ -282,7 +281,7 @@ def job_result(result: RunResult, title: str, prefix: str = "") -> JobResult:
 
 def failure(error: Exception, title: str, prefix: str = "") -> JobResult:
     """Print an error that ended a run, and return it as the run's result. Arguments: see `job_result`."""
-    if isinstance(error, BusyError | SettingsChangedError):
+    if isinstance(error, BusyError):
         print(f"{prefix}{error}", flush=True)
         return JobResult(SKIPPED, error=str(error))
     if isinstance(error, KdbenchError):

@@ -110,14 +110,14 @@ def expand(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list
         loader: where `glob` finds options; the package's own by default.
 
     Raises:
-        ConfigError: an override cannot be read, or stands for no value at all.
+        ConfigError: an override cannot be read, or has no value at all.
     """
     try:
         parsed = OverridesParser.create(loader or options_of(None)).parse_overrides(list(overrides))
         for one in parsed:
             if not values_of(one):
                 raise ConfigError(
-                    f"{one.input_line} stands for no value; a sweep needs at least one value of each key",
+                    f"{one.input_line} has no values; a sweep needs at least one value of each key",
                     code="empty_sweep",
                     key=one.key_or_group,
                 )

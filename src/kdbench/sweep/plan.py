@@ -18,7 +18,7 @@ Compose = Callable[[tuple[str, ...]], RunConfig]
 
 @dataclass(frozen=True)
 class JobResult:
-    """How a launched run ended. Plain data, so that launchers can hand it from process to process."""
+    """Result of a launched run. Plain data, so that launchers can hand it from process to process."""
 
     status: str
     """complete, failed, or skipped where another process holds the run."""

@@ -1,10 +1,8 @@
 """Memory: recognise that it ran out, and keep what tensors free for the next ones."""
 
-import contextlib
 import ctypes
 import platform
 import re
-from collections.abc import Iterator
 
 import torch
 
@@ -25,23 +23,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and re.search(f"{ALLOCATION}|{OUT_OF_MEMORY}", str(error)) is not None
 
 
-@contextlib.contextmanager
-def keep_freed_memory() -> Iterator[None]:
+def start_keeping_freed_memory() -> None:
     """Have the C library keep the memory that tensors free, and give it to the next ones.
 
     By default glibc requests every large tensor from the system and returns it at once, and the system clears its pages
-    each time: a tenth of a training step (docs/performance.md). On leaving the outermost block all of it is returned.
-    Other C libraries are left alone.
+    each time: a tenth of a training step (docs/performance.md). Other C libraries are left alone. Calls may be nested;
+    each needs one of `stop_keeping_freed_memory`, and the last of these returns all of it.
     """
-    start_keeping_freed_memory()
-    try:
-        yield
-    finally:
-        stop_keeping_freed_memory()
-
-
-def start_keeping_freed_memory() -> None:
-    """Enter `keep_freed_memory`; every call needs one of `stop_keeping_freed_memory`."""
     global _keepers
     _keepers += 1
     if _keepers == 1 and (libc := glibc()):
@@ -50,7 +38,7 @@ def start_keeping_freed_memory() -> None:
 
 
 def stop_keeping_freed_memory() -> None:
-    """Leave `keep_freed_memory`."""
+    """End what `start_keeping_freed_memory` began."""
     global _keepers
     _keepers -= 1
     if _keepers == 0 and (libc := glibc()):

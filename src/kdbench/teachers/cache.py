@@ -74,7 +74,7 @@ def can_answer(requires: Requires) -> bool:
 
 @dataclass(frozen=True)
 class Choice:
-    """Whether a run reads the logit cache, decided before anything is computed."""
+    """Choice between live teacher and logit cache, made before anything is computed."""
 
     use: bool
     reason: str
@@ -164,8 +164,7 @@ def obtain(choice: Choice, config: RunConfig, teacher: Teacher, batches: Batches
     """
     cache = LogitCache(config, teacher, batches)
     lock = teacher.directory.lock("the logit cache of", f"{teacher.directory.key}-{cache.file.stem}")
-    lock.acquire(wait=config.on_busy == "wait")
-    try:
+    with lock.held(wait=config.on_busy == "wait"):
         problem = cache.problem()
         if problem and not choice.build:
             return f"live ({cache.file} is not used: {problem}; teacher.cache=on builds it again)"
@@ -182,8 +181,6 @@ def obtain(choice: Choice, config: RunConfig, teacher: Teacher, batches: Batches
                 cache.partial.unlink(missing_ok=True)
                 return live_instead(choice, f"no space for all of its logit cache: {error.strerror}")
         return cache.read()
-    finally:
-        lock.release()
 
 
 class LogitCache:

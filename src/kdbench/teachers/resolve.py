@@ -31,7 +31,7 @@ class ResolvedTeacher:
     """Live or cached, and why, for the user."""
 
 
-class Student(Protocol):
+class RunWithTeacher(Protocol):
     """A run that may have a teacher."""
 
     config: RunConfig
@@ -47,49 +47,47 @@ class Student(Protocol):
     def recorded_cache(self) -> Any: ...
 
 
-StudentT = TypeVar("StudentT", bound=Student)
+RunT = TypeVar("RunT", bound=RunWithTeacher)
 
 
-def resolve_teachers(students: Sequence[StudentT], provide: Callable[[StudentT], RunDirectory]) -> None:
+def resolve_teachers(runs: Sequence[RunT], provide: Callable[[RunT], RunDirectory]) -> None:
     """Set the teacher of each run that has one, trained, imported or cached first where that is missing.
 
     Args:
-        students: runs that share their teacher; some may have none. One whose teacher cannot be resolved fails.
+        runs: runs that share their teacher; some may have none. One whose teacher cannot be resolved fails.
         provide: returns the run directory of a run's teacher, complete.
     """
-    choices: dict[StudentT, cache.Choice] = {}
-    for student in (student for student in students if student.config.teacher):
-        with student.guard:
-            directory = teacher_directory(student.config)
-            choices[student] = cache.choose(
-                student.config, student.method.requires, directory, student.recorded_cache()
-            )
-            log.info("teacher: %s", choices[student].reason)
+    choices: dict[RunT, cache.Choice] = {}
+    for run in (run for run in runs if run.config.teacher):
+        with run.guard:
+            directory = teacher_directory(run.config)
+            choices[run] = cache.choose(run.config, run.method.requires, directory, run.recorded_cache())
+            log.info("teacher: %s", choices[run].reason)
     if not choices:
         return
     first = next(iter(choices))
-    requires = Requires.of_teacher(student.method.requires for student in choices)
+    requires = Requires.of_teacher(run.method.requires for run in choices)
     try:
         teacher = load_verified(provide(first), first.config, requires, first.batches.dataset)
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        for student in choices:
-            with student.guard:
+        for run in choices:
+            with run.guard:
                 raise error
         return
     live = LiveTeacher(teacher.network, requires, first.config.runtime)
     cached: CachedTeacher | None = None
-    for student, choice in choices.items():
-        with student.guard:
-            student.teacher = ResolvedTeacher(teacher, live, False, choice.reason)
+    for run, choice in choices.items():
+        with run.guard:
+            run.teacher = ResolvedTeacher(teacher, live, False, choice.reason)
             if choice.use:
-                logits = cache.obtain(choice, student.config, teacher, student.batches)
+                logits = cache.obtain(choice, run.config, teacher, run.batches)
                 if isinstance(logits, str):
-                    student.teacher = ResolvedTeacher(teacher, live, False, logits)
+                    run.teacher = ResolvedTeacher(teacher, live, False, logits)
                     log.info("teacher: %s", logits)
                 else:
-                    train = student.batches.dataset.train
-                    views = cache.views_of(student.config)
+                    train = run.batches.dataset.train
+                    views = cache.views_of(run.config)
                     cached = cached or CachedTeacher(logits.to(train.labels.device), train, views)
-                    student.teacher = ResolvedTeacher(teacher, cached, True, choice.reason)
+                    run.teacher = ResolvedTeacher(teacher, cached, True, choice.reason)

@@ -14,6 +14,7 @@ import torch
 
 from kdbench.config import CheckpointConfig
 from kdbench.errors import RunError, first_line
+from kdbench.system.memory import is_out_of_memory
 from kdbench.system.signals import Interrupted
 from kdbench.train.learner import Learner
 
@@ -111,11 +112,15 @@ class Checkpointer:
                 # Only tensors and plain values are ever unpickled. Loading moves what has to be on the device.
                 state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             except Exception as error:  # foreign bytes raise many types
+                if is_out_of_memory(error):
+                    raise
                 log.info("%s is damaged or no checkpoint (%s)", file, first_line(error).rstrip("."))
                 continue
             try:
                 self.learner.load_state_dict(state["learner"])
             except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+                if is_out_of_memory(error):
+                    raise
                 raise RunError(
                     f"{file} was written by another version ({first_line(error)}); delete it to start this run again",
                     code="damaged",

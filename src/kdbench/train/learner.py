@@ -36,7 +36,7 @@ def no_teacher(batch: Batch) -> None:
 
 
 class Checkpoints(Protocol):
-    """Where a learner's records and checkpoints go."""
+    """Destination of a learner's records and checkpoints."""
 
     def maybe_save(self) -> None:
         """Write a checkpoint after a step, if one is due."""

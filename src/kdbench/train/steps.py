@@ -14,7 +14,7 @@ TeacherOutputs = Mapping[TeacherSource, TeacherOutput | None]
 
 
 class Steps(Protocol):
-    """How steps are executed. Every implementation computes the same."""
+    """Execution of steps. Every implementation computes the same."""
 
     def prepare_batch(
         self, rows: Tensor, views: Tensor, learners: Sequence[Learner]

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdbench.config.paths import is_folder
 from kdbench.errors import ConfigError, Parser
 from kdbench.rundir.load import run_folders
 from kdbench.verify.checks import FAIL, NOT_CHECKED, PASS
@@ -81,7 +82,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
                 code="out_of_range",
                 key="--trust",
             )
-    if given.data_root and not given.data_root.is_dir():
+    if given.data_root and not is_folder(given.data_root):
         raise ConfigError(
             f"--data-root is {given.data_root}, and there is no such folder", code="not_found", key="--data-root"
         )
