@@ -36,7 +36,7 @@ from kdbench.report.command import report
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import check_no_links, check_writable
 from kdbench.rundir.identity import model_identity
-from kdbench.rundir.lock import hold_lock
+from kdbench.rundir.lock import Lock
 from kdbench.rundir.recorded_config import read_config
 from kdbench.rundir.summary import checksum_of, read_summary
 from kdbench.runner.policy import run_with_retries
@@ -57,6 +57,7 @@ GOLDEN = Path(__file__).with_name("messages.txt")
 
 NEEDS_A_FAULT = {
     "not_compilable": "needs a machine whose compiler fails; tests/train/test_compiled.py has it",
+    "not_readable": "needs a user whose permissions count: root reads every file",
     "lock_lost": "needs a process that was suspended for a minute; tests/rundir/test_lock.py has it",
 }
 """Codes without a message in the file, with the reason and the test that has them."""
@@ -225,12 +226,12 @@ STUDIES: dict[str, dict[str, Any]] = {
 
 def lock_of_another_process(content: str, wait: bool) -> None:
     Path("key.lock").write_text(content)
-    with hold_lock(Path("key.lock"), "run shapes_resnet8", wait=wait):
+    with Lock(Path("key.lock"), "run shapes_resnet8").held(wait):
         raise AssertionError("it is held")
 
 
 def held_by_this_process() -> None:
-    with hold_lock(Path("own.lock"), "run x"), hold_lock(Path("own.lock"), "run x", wait=False):
+    with Lock(Path("own.lock"), "run x").held(), Lock(Path("own.lock"), "run x").held(wait=False):
         raise AssertionError("two hold it")
 
 
@@ -313,10 +314,10 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: load_weights(lambda content: content.update({"fc.bias": torch.zeros(10, dtype=torch.int64)})),
     ],
     "runs": [
-        full_disk, lambda: ended_by(OSError(28, "No space left on device", "last.ckpt")),
-        lambda: ended_by(OSError(5, "Input/output error", "last.ckpt")),
-        lambda: ended_by(OSError(13, "Permission denied", "last.ckpt")),
-        lambda: ended_by(OSError(2, "No such file or directory", "last.ckpt")),
+        full_disk, lambda: ended_by(OSError(28, "No space left on device", "outputs/runs/last.ckpt")),
+        lambda: ended_by(OSError(5, "Input/output error", "outputs/runs/last.ckpt")),
+        lambda: ended_by(OSError(13, "Permission denied", "outputs/runs/last.ckpt")),
+        lambda: ended_by(OSError(2, "No such file or directory", "outputs/runs/last.ckpt")),
         lambda: ended_by(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")),
         lambda: changed_settings(threads=4), lambda: changed_settings(teacher_weights_sha256="ef"),
         lambda: changed_settings(train_data_sha256="ef"),

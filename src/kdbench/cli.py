@@ -45,6 +45,8 @@ def main() -> NoReturn:
             print_help(arguments)
         else:
             prepare_hydra(arguments)
+            if any(argument.startswith("--info") for argument in arguments):
+                logging.getLogger("hydra").setLevel(logging.NOTSET)  # Hydra prints the information as log lines
             hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(run_job)()
     except BaseException as error:
         finish(exit_code(hydra_error(error), "kdbench", "; the same command continues"))

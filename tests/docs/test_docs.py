@@ -51,13 +51,12 @@ def command_lines(page: Path) -> Iterator[list[str]]:
 
 @pytest.fixture
 def files_of_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory with the files that the README shows; their first line is their path."""
+    """An empty working directory with the files that the README shows, typed in as written: a comment is their path."""
     for block in (*blocks(README, "yaml"), *blocks(README, "python")):
-        first, _, content = block.partition("\n")
-        if match := re.fullmatch(r"# (my_\S+)", first):
+        if match := re.search(r"^# (my_\S+)$", block, re.MULTILINE):
             file = tmp_path / match[1]
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(content)
+            file.write_text(block)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path

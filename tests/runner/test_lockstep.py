@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 import signal
 import threading
 import weakref
@@ -19,6 +20,7 @@ from kdbench.errors import BusyError, RunError
 from kdbench.models import Network, Output
 from kdbench.rundir import checksummed
 from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.identity import teacher_config
 from kdbench.runner.policy import run_with_retries
 from kdbench.runner.run import RunResult, resolve_run
 from kdbench.runner.run_all import Train
@@ -53,9 +55,18 @@ Runs = Callable[..., list[RunConfig]]
 Alone = Callable[[RunConfig], tuple[object, ...]]
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """The teacher of the runs, trained."""
+    root = tmp_path_factory.mktemp("alone")
+    config = composed_once(*SMALL, *SIZE, "student=resnet8", "method=logit", f"output_root={root}")
+    return complete(teacher_config(config))
+
+
 @pytest.fixture
-def runs(small: Callable[..., RunConfig]) -> Runs:
-    """Compose a run per student and method, the same ones each time."""
+def runs(small: Callable[..., RunConfig], teacher: RunDirectory, tmp_path: Path) -> Runs:
+    """Compose a run per student and method, the same ones each time, beside their trained teacher."""
+    shutil.copytree(teacher.path, tmp_path / "out" / "runs" / teacher.path.name)
 
     def make(*more: str, subjects: Sequence[Subject] = GROUP) -> list[RunConfig]:
         return [small(*SIZE, f"student={student}", f"method={method}", *more) for student, method in subjects]
@@ -64,9 +75,9 @@ def runs(small: Callable[..., RunConfig]) -> Runs:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+def alone(teacher: RunDirectory) -> Alone:
     """Return what a run of `runs` computes alone; each is trained once."""
-    root = tmp_path_factory.mktemp("alone")
+    root = teacher.path.parent.parent
     known: dict[Subject, tuple[object, ...]] = {}
 
     def computed(config: RunConfig) -> tuple[object, ...]:
@@ -380,7 +391,6 @@ def test_halves_find_the_memory_of_the_group_free_and_failed_runs_are_not_tried_
     (diverging,) = runs("recipe.lr=1e9", "recipe.clip_norm=null", subjects=[("resnet14", "logit")])
     configs = [diverging, *runs()]
     blocked = located(configs[1]).path
-    blocked.parent.mkdir(parents=True)
     blocked.symlink_to(tmp_path)  # this run cannot be opened: results do not go through links
     students: list[Callable[[], object]] = []
     alive: list[int] = []

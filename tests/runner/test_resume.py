@@ -259,7 +259,7 @@ def test_a_resumed_run_keeps_its_numeric_settings(
 def test_training_data_that_changed_meanwhile_are_an_error(killed: tuple[RunConfig, RunDirectory]) -> None:
     config, directory = killed
     edit_settings(directory, train_data_sha256="0" * 64)
-    assert refused(config) == ("settings_changed", "data")
+    assert refused(config) == ("data_changed", "data")
 
 
 @pytest.mark.slow
@@ -275,7 +275,7 @@ def test_a_teacher_that_was_replaced_meanwhile_is_an_error(small: Small) -> None
     shutil.rmtree(teacher.path)
     shutil.copytree(other.path, teacher.path)
     store.forget_verified()
-    assert refused(config) == ("settings_changed", "teacher")
+    assert refused(config) == ("teacher_changed", "teacher")
 
 
 @pytest.mark.usefixtures("trained_teachers")
@@ -284,7 +284,7 @@ def test_a_teacher_with_other_weights_than_at_the_start_is_an_error(small: Small
     with killed_after(epoch=1, epochs=3):
         complete(config)
     edit_settings(directory_of(config), teacher_weights_sha256="0" * 64)
-    assert refused(config) == ("settings_changed", "teacher")
+    assert refused(config) == ("teacher_changed", "teacher")
 
 
 def refused(config: RunConfig) -> tuple[str, str]:

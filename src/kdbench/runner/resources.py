@@ -33,8 +33,9 @@ def user_error(error: Exception, config: RunConfig, directory: RunDirectory | No
         code, why = REFUSALS.get(error.errno or 0, ("io_error", "I/O error"))
         kept = directory is not None and any(file.is_file() for file in directory.checkpoints())
         intact = "; the last checkpoint is intact" if kept else ""
-        where = error.filename or (directory.path if directory else config.output_root)
-        key = "output_root" if Path(str(where)).is_relative_to(Path(config.output_root).expanduser()) else ""
+        where, key = str(directory.path if directory else config.output_root), "output_root"
+        if error.filename and not Path(error.filename).is_relative_to(Path(config.output_root).expanduser()):
+            where, key = str(error.filename), ""  # of the data or a checkpoint
         refusal = RunError(f"{where}: {why} ({error}). Fix it and rerun the same command{intact}", code=code, key=key)
     elif is_out_of_memory(error):
         requested = re.search(ALLOCATION, str(error))

@@ -75,9 +75,10 @@ def check_settings(settings: NumericSettings, directory: RunDirectory) -> None:
             code="settings_changed",
             key="runtime",
         )
+    teacher_changed = "teacher_weights_sha256" in changed
     raise RunError(
         f"numeric settings changed since this run started: {said}; restore them, or delete {directory.path} to start "
         "again",
-        code="teacher_changed" if "teacher_weights_sha256" in changed else "data_changed",
-        key="teacher" if "teacher_weights_sha256" in changed else "data",
+        code="teacher_changed" if teacher_changed else "data_changed",
+        key="teacher" if teacher_changed else "data",
     )
