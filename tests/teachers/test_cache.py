@@ -34,6 +34,8 @@ from tests.conftest import NARROW, SMALL, complete, composed_once
 from tests.teachers.conftest import PLAIN, LogLines, cache_of
 
 BATCH = EVALUATION_BATCH["cpu"]
+TINY_TEACHER = ("teacher=resnet8", "teacher.widths=[4,4,4,4]")
+"""Computes thousands of views in a second."""
 Small = Callable[..., RunConfig]
 
 
@@ -69,7 +71,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, RunDirec
     """
     root = tmp_path_factory.mktemp("out")
     sizes = (f"data.num_train={BATCH}", f"recipe.batch_size={BATCH}", f"teacher.recipe.batch_size={BATCH}")
-    settings = ("teacher=resnet8", *sizes, "teacher.cache=on", "recipe.epochs=2")
+    settings = (*TINY_TEACHER, *sizes, "teacher.cache=on", "recipe.epochs=2")
     config = composed_once(*SMALL, *NARROW, *settings, f"output_root={root}")
     return config, complete(config)
 
@@ -259,9 +261,8 @@ def test_a_damaged_cache_is_not_built_again_without_space(
 # Construction
 
 
-@pytest.mark.usefixtures("trained_teachers")
 def test_a_disk_that_fills_up_leaves_nothing_of_the_cache_and_the_teacher_is_live(small: Small) -> None:
-    config = small("teacher.cache=on", "teacher.recipe.epochs=1")
+    config = small(*TINY_TEACHER, "teacher.cache=on")
     size, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (cache.size_of(config) - 1000, hard))
     try:
