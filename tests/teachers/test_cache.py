@@ -34,7 +34,7 @@ from tests.conftest import NARROW, SMALL, complete, composed_once
 from tests.teachers.conftest import PLAIN, LogLines, cache_of
 
 BATCH = EVALUATION_BATCH["cpu"]
-TINY_TEACHER = ("teacher=resnet8", "teacher.widths=[4,4,4,4]")
+TINY_TEACHER = ("teacher=resnet8", "teacher.widths=[8,8,8,8]")
 """Computes thousands of views in a second."""
 Small = Callable[..., RunConfig]
 

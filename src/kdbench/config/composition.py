@@ -142,9 +142,13 @@ def composition_error(error: Exception, overrides: Sequence[str], config_dir: Pa
     if isinstance(error, ConfigError):
         return error
     if isinstance(error, OverrideParseException):
+        written = str(error.override)
+        remedy = (
+            "quote a value that contains spaces, commas, brackets, parentheses or ~, for example "
+            "'output_root=\"~/runs (1)\"'"
+        )
         return ConfigError(
-            f"{error.override!r} cannot be read: {first_line(error)}; write key=value, and quote values that contain "
-            "spaces, commas, brackets or ~ (for example 'output_root=\"~/runs\"')",
+            f"{written!r} cannot be read; {remedy}" if "=" in written else f"{written!r} has no =; write key=value",
             code="unreadable_override",
             key=str(error.override).partition("=")[0].lstrip("+~"),
         )
@@ -208,9 +212,13 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
         )
     path, _, name = key.rpartition(".")
     beside = OmegaConf.select(composed_without(key, overrides, config_dir), path) if path else None
+    elsewhere: list[str] = []
     if not path:
         beside = composed_without(key, overrides, config_dir)
         valid = {str(k) for k in beside} | groups()
+        elsewhere = [
+            f"{k}.{name}" for k, section in beside.items() if isinstance(section, DictConfig) and name in section
+        ]
     elif isinstance(beside, DictConfig):
         valid = {str(k) for k in beside}
     else:
@@ -221,7 +229,8 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
             code="existing_key",
             key=key,
         )
-    return ConfigError(f"{key} is not a known key; {nearest(name, valid)}", code="unknown_key", key=key)
+    hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(name, valid)
+    return ConfigError(f"{key} is not a known key; {hint}", code="unknown_key", key=key)
 
 
 def composed_without(key: str, overrides: Sequence[str], config_dir: Path | None) -> DictConfig:
