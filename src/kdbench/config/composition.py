@@ -217,7 +217,7 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
         beside = composed_without(key, overrides, config_dir)
         valid = {str(k) for k in beside} | groups()
         elsewhere = [
-            f"{k}.{name}" for k, section in beside.items() if isinstance(section, DictConfig) and name in section
+            f"{k!s}.{name}" for k, section in beside.items() if isinstance(section, DictConfig) and name in section
         ]
     elif isinstance(beside, DictConfig):
         valid = {str(k) for k in beside}
