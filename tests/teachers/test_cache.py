@@ -261,6 +261,7 @@ def test_a_damaged_cache_is_not_built_again_without_space(
 # Construction
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_leaves_nothing_of_the_cache_and_the_teacher_is_live(small: Small) -> None:
     config = small(*TINY_TEACHER, "teacher.cache=on")
     size, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

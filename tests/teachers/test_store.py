@@ -60,7 +60,8 @@ def test_a_teacher_is_an_ordinary_run(small: Small, teacher: RunDirectory) -> No
 
 
 @pytest.mark.parametrize(
-    "change", ["teacher.recipe.epochs=2", "data.num_train=60", *slow("teacher.seed=1", "teacher.widths=[8,8,16,64]")]
+    "change",
+    ["data.num_train=60", *slow("teacher.recipe.epochs=2", "teacher.seed=1", "teacher.widths=[8,8,16,64]")],
 )
 def test_what_changes_the_teacher_needs_another_one(small: Small, teacher: RunDirectory, change: str) -> None:
     assert complete(small(change)).read_summary().teacher_key != teacher.key
