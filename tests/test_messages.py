@@ -398,6 +398,7 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["kdbench"])
+        patch.delenv("KDBENCH_DATA", raising=False)
         patch.setattr(urllib.request, "urlopen", unreachable)
         section = ""
         for title, name, call in cases():

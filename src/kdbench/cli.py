@@ -141,6 +141,7 @@ def exit_code(error: BaseException, program: str, afterwards: str = "") -> int:
     if isinstance(error, BrokenPipeError):  # `... | head`
         silence_stdout()
         return signals.PIPE_CLOSED
+    error = signals.interruption() or error
     if isinstance(error, KdbenchError):
         return report_error(error, program=program)
     if isinstance(error, signals.Interrupted):

@@ -9,10 +9,12 @@ import sys
 from contextlib import contextmanager
 
 import pytest
+from omegaconf import OmegaConf
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from kdbench.rundir.directory import RunDirectory
 from kdbench.runner.run import resolve_run
+from kdbench.system import signals
 from tests.conftest import NARROW, SMALL, composed_once
 from tests.errors import recorded_errors, reported
 
@@ -130,6 +132,21 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_one_line(kdbench, tmp_path, n
     assert result.err.count("\n") == 1
     assert signal.getsignal(number) is before
     assert [file.name for file in tmp_path.rglob("*.ckpt")] == ["last.ckpt"]
+
+
+def test_a_signal_while_the_config_is_composed_is_a_stop_whatever_error_follows_it(kdbench, tmp_path):
+    def interrupted() -> str:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except signals.Interrupted:
+            raise ValueError("half a config") from None
+        return "home"
+
+    OmegaConf.register_new_resolver("interrupted", interrupted, replace=True)
+    result = kdbench("method=ce", "output_root=${interrupted:}")
+    assert (result.code, result.out) == (75, "")
+    assert "Traceback" not in result.err
+    assert files(tmp_path / "home") == []
 
 
 def test_the_same_command_continues_an_interrupted_run(kdbench, tmp_path):

@@ -47,6 +47,8 @@ class StopRequest:
         self.handlers: dict[int, object] = {}
         """Handlers from before ours were installed; empty where they are not."""
         self.deferring = 0
+        self.leaving = False
+        """True once the signal has interrupted the code outside of `deferred`."""
         self.grace_seconds = GRACE_SECONDS
         self.watchdog: threading.Timer | None = None
 
@@ -115,7 +117,7 @@ def interruption() -> Interrupted | None:
 
     An error that follows is a consequence of it: libraries may fail while they unwind, and then raise something else.
     """
-    return None if _stop.requested is None or _stop.deferring else Interrupted(_stop.requested)
+    return Interrupted(_stop.requested) if _stop.requested is not None and _stop.leaving else None
 
 
 def receive(number: int, _frame: FrameType | None = None) -> None:
@@ -130,6 +132,7 @@ def receive(number: int, _frame: FrameType | None = None) -> None:
     _stop.watchdog.daemon = True
     _stop.watchdog.start()
     if not _stop.deferring:
+        _stop.leaving = True
         raise Interrupted(received)
 
 
@@ -156,3 +159,4 @@ def clear() -> None:
     if _stop.watchdog:
         _stop.watchdog.cancel()
     _stop.requested = _stop.watchdog = None
+    _stop.leaving = False
