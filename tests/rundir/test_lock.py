@@ -12,6 +12,7 @@ from filelock import SoftFileLease
 from kdbench.errors import BusyError, ConfigError, RunError
 from kdbench.rundir import lock
 from kdbench.rundir.lock import Lock
+from tests.conftest import rest_slow
 
 FOREIGN = (
     "filelock/2\npid={pid}\nhost=elsewhere\nmode=lease\ntoken=0123456789abcdef0123456789abcdef\nduration={lease}\n"
@@ -44,7 +45,7 @@ def test_without_waiting_a_lock_of_a_living_process_is_an_error_that_names_it(fi
     with Lock(file, "run x").held(), pytest.raises(BusyError) as error, Lock(file, "run x").held(wait=False):
         pytest.fail("two processes hold it")
     assert (error.value.code, error.value.key, error.value.exit_code) == ("busy", "on_busy", 75)
-    assert f"run x is locked by process {os.getpid()} on " in str(error.value)
+    assert f"process {os.getpid()} on " in str(error.value)
 
 
 def test_a_lock_of_a_dead_process_of_this_host_is_taken_over_at_once(file, caplog):
@@ -104,13 +105,30 @@ def test_a_lost_lock_is_noticed_before_anything_is_written(file, monkeypatch):
     assert file.is_file()  # it belongs to the other process
 
 
-def test_a_lock_file_without_a_record_is_replaced(file):
+@pytest.mark.parametrize(
+    ("content", "wait"), rest_slow([(b"", True), (b"\0garbage", False), (b"", False), (b"\0garbage", True)], 2)
+)
+def test_a_lock_file_without_a_record_is_replaced(file, content, wait):
     file.parent.mkdir()
-    file.write_bytes(b"\x00garbage")
-    os.utime(file, (time.time() - 10, time.time() - 10))
-    with Lock(file, "run x").held():
-        pass
+    file.write_bytes(content)
+    with Lock(file, "run x").held(wait):
+        assert str(os.getpid()) in file.read_text()
     assert not file.exists()
+
+
+@pytest.mark.slow
+def test_a_lock_file_that_is_empty_for_a_moment_is_left_to_its_owner(file):
+    """A process that waits meets the file of one that has made it, and has not written its record yet."""
+    file.parent.mkdir()
+    file.touch()
+    other = Lock(file, "run x")
+    timer = threading.Timer(1, lambda: (file.unlink(), other.acquire(wait=False)))
+    timer.start()
+    with pytest.raises(BusyError), Lock(file, "run x").held(wait=False):
+        pytest.fail("two hold it")
+    timer.join()
+    other.check()
+    other.release()
 
 
 def test_a_lock_with_another_lease_is_an_error_with_the_file_to_delete(file):

@@ -2,12 +2,14 @@
 
 A lock is a file with host, process and the process's start time, which its owner touches while it lives. The lock of a
 dead owner is taken over: on the same host at once (the process is gone), from another host when the file has not been
-touched for `LEASE` seconds by the waiting process's own clock. Process ids of other hosts are never looked up.
+touched for `LEASE` seconds by the waiting process's own clock. Process ids of other hosts are never looked up. A lock
+file without a record, as a kill or a power failure leaves it, is taken over after seconds.
 """
 
 import contextlib
 import functools
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +24,8 @@ log = logging.getLogger(__name__)
 
 LEASE = 60.0
 """Seconds without a touch after which an owner on another host counts as dead. A live one touches it every 20."""
+RECORD_SECONDS = 2.0
+"""A file that stays empty for longer has lost its owner: a live one writes its record at once."""
 POLL = 0.2
 """Seconds between two tries to take a lock that another process holds."""
 
@@ -67,8 +71,8 @@ class Lock:
             except Timeout:
                 if wait:
                     log.info("waiting: %s is locked by %s", self.purpose, owner_of(self.lease))
-                    self.lease.acquire(poll_interval=POLL)
-                elif not take_over_dead(self.lease):
+                    self.wait()
+                elif not self.take_over_dead():
                     raise BusyError(
                         f"skipped: {self.purpose} is locked by {owner_of(self.lease)} (on_busy=skip)",
                         code="busy",
@@ -81,6 +85,33 @@ class Lock:
                 code="foreign_lock",
                 key="output_root",
             ) from None
+
+    def wait(self) -> None:
+        """Wait for the lock and take it."""
+        while True:
+            spoil_empty(self.file)
+            with contextlib.suppress(Timeout):
+                self.lease.acquire(timeout=5 * RECORD_SECONDS, poll_interval=POLL)
+                return
+
+    def take_over_dead(self) -> bool:
+        """Take over a lock of a dead owner on another host, or without a record; return whether that was so.
+
+        An owner on this host is alive: otherwise the lock would have been taken over by now.
+        """
+        spoil_empty(self.file)
+        seen, owner = last_touched(self.lease), self.lease.owner
+        deadline = time.monotonic() + (LEASE if owner else RECORD_SECONDS) + 5
+        while True:
+            with contextlib.suppress(Timeout):
+                self.lease.acquire(timeout=0)
+                return True
+            owner = self.lease.owner
+            if owner and owner.hostname == own_host():
+                return False
+            if last_touched(self.lease) != seen or time.monotonic() > deadline:
+                return False
+            time.sleep(POLL)
 
     @contextmanager
     def held(self, wait: bool = True) -> Iterator["Lock"]:
@@ -109,22 +140,21 @@ class Lock:
             )
 
 
-def take_over_dead(lease: SoftFileLease) -> bool:
-    """Take over a lock whose owner, on another host, is dead; return whether that was so.
+def spoil_empty(file: Path) -> None:
+    """Write a byte into a lock file that stays empty, if it is empty.
 
-    An owner on this host is alive: otherwise the lock would have been taken over by now.
+    A process that is killed between making the file and writing its record leaves it empty, and a power failure may.
+    filelock takes over a file that holds no valid record, but an empty one never.
     """
-    owner = lease.owner
-    if owner is None or owner.hostname == own_host():
-        return False
-    seen = last_touched(lease)
-    deadline = time.monotonic() + lease.lease_duration + 5
-    while last_touched(lease) == seen and time.monotonic() < deadline:
-        with contextlib.suppress(Timeout):
-            lease.acquire(timeout=0)
-            return True
-        time.sleep(POLL)
-    return False
+    with contextlib.suppress(OSError):
+        before = file.stat()
+        if before.st_size:
+            return
+        time.sleep(RECORD_SECONDS)
+        with file.open("r+b") as stream:
+            now = os.fstat(stream.fileno())
+            if (now.st_ino, now.st_ctime_ns, now.st_size) == (before.st_ino, before.st_ctime_ns, 0):
+                stream.write(b"?")
 
 
 def last_touched(lease: SoftFileLease) -> int | None:
