@@ -38,14 +38,14 @@ from kdbench.rundir.files import check_no_links, check_writable
 from kdbench.rundir.identity import model_identity
 from kdbench.rundir.lock import Lock
 from kdbench.rundir.recorded_config import read_config
-from kdbench.rundir.summary import checksum_of, read_summary
+from kdbench.rundir.summary import Status, checksum_of, read_summary
 from kdbench.runner.policy import run_with_retries
 from kdbench.runner.resources import check_disk_space, user_error
 from kdbench.runner.run import check_run
 from kdbench.runner.settings import METADATA, NumericSettings, check_settings
 from kdbench.study.command import study
 from kdbench.sweep.execute import raise_failures
-from kdbench.sweep.plan import COMPLETE, FAILED, SKIPPED, PlannedRun
+from kdbench.sweep.plan import PlannedRun
 from kdbench.train.evaluate import check_finite
 from kdbench.verify.command import verify_runs
 from tests.conftest import NARROW, SMALL, composed_once
@@ -324,7 +324,8 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: check_finite(torch.tensor([[torch.nan]]), 3),
         lambda: trained("method=ce", "recipe.lr=1e30", "recipe.clip_norm=null"),
         lambda: trained("teacher.recipe.lr=1e30", "teacher.recipe.clip_norm=null"),
-        lambda: finished_sweep(COMPLETE, FAILED), lambda: finished_sweep(COMPLETE, SKIPPED),
+        lambda: finished_sweep(Status.COMPLETE, Status.FAILED),
+        lambda: finished_sweep(Status.COMPLETE, Status.SKIPPED),
     ],
     "kdbench-report": [
         lambda: report([]), lambda: report(["nowhere", "--out", "out"]), lambda: report(["empty", "--out", "out"]),

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from kdbench.report.groups import BASELINE, STUDENT, RunGroup, columns_of, keys
+from kdbench.report.groups import BASELINE, STUDENT, RunGroup, columns_of
+from kdbench.rundir.summary import KEY
 
 CLIP_PROJECTIONS = "recipe.clip_projections"
 """Column of a setting that changes nothing for a baseline, which has no projections; baseline keys leave it out too."""
@@ -16,7 +17,7 @@ def find_baselines(group: RunGroup, groups: Sequence[RunGroup]) -> list[RunGroup
     come first. Of those that differ in `clip_projections` alone, the ones with the group's own value are returned.
     """
     found = [other for other in groups if is_baseline(other, group)]
-    recipe = keys(recipe=None)
+    recipe = (KEY.recipe,)
     same = [other for other in found if settings_of(other, recipe) == settings_of(group, recipe)]
     own = set(group.seeds)
     return sorted(same or found, key=lambda other: -len(own.intersection(other.seeds)))

@@ -30,8 +30,9 @@ from kdbench.report.drawing import (
 )
 from kdbench.report.fidelity import logits_in, same_images, teacher_folder
 from kdbench.report.gains import Gain, group_by
-from kdbench.report.groups import BASELINE, CONTROL, RunGroup, keys, percent
+from kdbench.report.groups import BASELINE, CONTROL, RunGroup, percent
 from kdbench.report.runs import METRICS, rows_of
+from kdbench.rundir.summary import KEY
 
 MOST_PANELS, MOST_ROWS = 40, 200
 """Largest numbers of students and gains in a figure; the tables have all."""
@@ -193,7 +194,7 @@ def read_history(folder: Path) -> "pd.Series[float] | None":
 
 
 def draw_size(report: Report) -> tuple[Figure, str] | str:
-    measures = zip(keys(num_params=None, macs=None), ("parameters", "multiply-accumulates per image"), strict=True)
+    measures = zip((KEY.num_params, KEY.macs), ("parameters", "multiply-accumulates per image"), strict=True)
     known = [(key, name) for key, name in measures if any(group.shared[key] for group in report.groups)]
     if not known:
         return "no summary has a size"

@@ -12,7 +12,8 @@ import pandas as pd
 from kdbench.report import statistics as st
 from kdbench.report.baselines import baseline_runs, find_baselines, runs_by_seeds
 from kdbench.report.columns import GAINS, INTERACTIONS, row
-from kdbench.report.groups import COMPARED, METHOD, STUDENT, RunGroup, columns_of, keys, plain
+from kdbench.report.groups import COMPARED, METHOD, STUDENT, RunGroup, columns_of, plain
+from kdbench.rundir.summary import KEY
 
 POOLED = "pooled"
 
@@ -193,9 +194,7 @@ def interactions_table(gains: Sequence[Gain], std: float) -> tuple[pd.DataFrame,
     rows, remarks = [], []
     for _, comparable in group_by([gain for gain in gains if gain.baseline], interaction_key):
         students = group_by(comparable, lambda gain: gain.group.shared.student)
-        measure = next(
-            (k for k in keys(num_params=None, macs=None) if all(size(of, k) is not None for of in students)), None
-        )
+        measure = next((k for k in (KEY.num_params, KEY.macs) if all(size(of, k) is not None for of in students)), None)
         if measure is None and len(students) > 1:
             remarks.append(f"no interaction of {', '.join(name for name, _ in students)}: their sizes are not known")
             continue
@@ -220,8 +219,8 @@ def size(student: tuple[str, list[Gain]], key: str) -> Any:
 
 def interaction_key(gain: Gain) -> str:
     """Return what two students share whose gains may be compared: everything but student and setting."""
-    student = [key for key in STUDENT if key not in keys(student=None, num_params=None)]
-    method = [key for key in METHOD if key not in keys(method_params=None)]
+    student = [key for key in STUDENT if key not in (KEY.student, KEY.num_params)]
+    method = [key for key in METHOD if key != KEY.method_params]
     teacher = (gain.teacher_seed, None if gain.is_pooled else gain.group.shared.teacher_key)
     return plain([settings(gain.group, (*student, *method)), teacher])
 
@@ -230,7 +229,7 @@ def match_gains(of_a: Sequence[Gain], of_b: Sequence[Gain]) -> list[tuple[Gain, 
     """Return the gains of two students that belong together: the only ones, or those with equal method parameters."""
     if len(of_a) == len(of_b) == 1:
         return [(of_a[0], of_b[0])]
-    params = keys(method_params=None)
+    params = (KEY.method_params,)
     return [(a, b) for a in of_a for b in of_b if settings(a.group, params) == settings(b.group, params)]
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from kdbench.errors import ConfigError
 from kdbench.report.runs import rows_of
-from kdbench.rundir.summary import SCHEMA_VERSION, names
+from kdbench.rundir.summary import KEY, SCHEMA_VERSION
 
 BASELINE, DISTILLED, CONTROL = "baseline", "distilled", "control"
 """Roles of methods; given weights have none."""
@@ -19,18 +19,13 @@ COMPARED = (DISTILLED, CONTROL)
 """Roles that have a gain over the baseline."""
 
 
-def keys(**summary_keys: None) -> tuple[str, ...]:
-    """Return names of summary keys, checked."""
-    return tuple(names(**summary_keys))
-
-
-PROTOCOL = keys(dataset=None, num_train=None, num_val=None, num_test=None, schema_version=None)
+PROTOCOL = (KEY.dataset, KEY.num_train, KEY.num_val, KEY.num_test, KEY.schema_version)
 """Keys that all runs of one report share: numbers of different data sets or splits cannot be compared."""
-STUDENT = (*PROTOCOL, *keys(student=None, stem=None, recipe=None, epochs=None, precision=None, num_params=None))
+STUDENT = (*PROTOCOL, KEY.student, KEY.stem, KEY.recipe, KEY.epochs, KEY.precision, KEY.num_params)
 """Keys that a run shares with its baseline."""
-METHOD = keys(role=None, method=None, method_params=None, teacher=None)
-TEACHER = keys(teacher_seed=None, teacher_key=None)
-IMPLIED = {f"recipe.{epochs}": epochs for epochs in keys(epochs=None)} | {TEACHER[0]: TEACHER[1]}
+METHOD = (KEY.role, KEY.method, KEY.method_params, KEY.teacher)
+TEACHER = (KEY.teacher_seed, KEY.teacher_key)
+IMPLIED = {f"{KEY.recipe}.{KEY.epochs}": KEY.epochs, KEY.teacher_seed: KEY.teacher_key}
 """Keys that need not be named where another one differs."""
 
 
@@ -132,7 +127,7 @@ def group_runs(runs: pd.DataFrame) -> list[RunGroup]:
 
     Besides the group key, what the summary says is compared: a summary may lack the key.
     """
-    identity = columns_of(runs.columns, (*STUDENT, *METHOD, *TEACHER, *keys(group_key=None)))
+    identity = columns_of(runs.columns, (*STUDENT, *METHOD, *TEACHER, KEY.group_key))
     identities = pd.Series([plain(row) for row in runs[identity].to_dict("records")], index=runs.index)
     groups = [RunGroup(sort_by_seeds(members)) for _, members in runs.groupby(identities, sort=False)]
     settings = columns_of(runs.columns, (*STUDENT, *METHOD, *TEACHER))
@@ -159,8 +154,8 @@ def sort_key(group: RunGroup, settings: Sequence[str]) -> tuple[Any, ...]:
 def with_settings(groups: Sequence[RunGroup]) -> list[RunGroup]:
     """Return the groups with their settings: the method's keys that differ among its groups, and all other keys that
     differ among the groups of its student, teacher and method."""
-    columns = columns_of(groups[0].runs.columns, (*keys(method_params=None), *STUDENT, *TEACHER))
-    params, protocol = columns_of(columns, keys(method_params=None)), columns_of(columns, PROTOCOL)
+    columns = columns_of(groups[0].runs.columns, (KEY.method_params, *STUDENT, *TEACHER))
+    params, protocol = columns_of(columns, (KEY.method_params,)), columns_of(columns, PROTOCOL)
     values = [{column: plain(group.shared[column]) for column in columns} for group in groups]
     by_method, by_arm = defaultdict[Any, list[dict[str, str]]](list), defaultdict[Any, list[dict[str, str]]](list)
     for group, own in zip(groups, values, strict=True):

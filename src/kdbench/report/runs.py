@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from kdbench.errors import ConfigError, KdbenchError
 from kdbench.rundir.files import sha256
 from kdbench.rundir.load import row_of, run_folders
-from kdbench.rundir.summary import RunSummary, changed_file, read_summary
+from kdbench.rundir.summary import RunSummary, Status, changed_file, read_summary
 
 METRICS, LOGITS = "metrics.csv", "logits.safetensors"
 
@@ -47,7 +47,7 @@ def read_runs(paths: Sequence[Path]) -> FoundRuns:
         except KdbenchError as error:
             damaged.append(f"left out: {error}")
             continue
-        if summary.status not in (None, "complete"):
+        if summary.status not in (None, Status.COMPLETE):
             unfinished += 1
             continue
         row = row_of(summary) | {"device": summary.device, "seeds": summary.seeds, "path": folder}

@@ -10,7 +10,8 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from kdbench.errors import ConfigError
-from kdbench.report.groups import BASELINE, COMPARED, columns_of, keys
+from kdbench.report.groups import BASELINE, COMPARED, columns_of
+from kdbench.rundir.summary import KEY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class SelectedSetting:
 
     def is_setting(self, run: Any) -> bool:
         """Return whether a run has these parameters of the method, and of the recipe those that were selected."""
-        params = columns_of(run.index, keys(method_params=None))
+        params = columns_of(run.index, (KEY.method_params,))
         own = {c.partition(".")[2]: run[c] for c in params if run[c] is not None}
         chosen = {key: value for key, value in self.method_params.items() if value is not None}
         return own == chosen and all(run.get(c) == self.recipe.get(c.partition(".")[2]) for c in self.varied)

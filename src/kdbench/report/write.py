@@ -15,7 +15,8 @@ from kdbench import __version__
 from kdbench.report.build import Report
 from kdbench.report.columns import ONLY_IN_CSV, PUBLISHED, column_of, format_value, is_missing
 from kdbench.report.figures import Picture, save_figures
-from kdbench.report.groups import columns_of, keys
+from kdbench.report.groups import columns_of
+from kdbench.rundir.summary import KEY
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ TITLES = {
 def page_table(name: str, table: pd.DataFrame) -> PageTable:
     """Return a table as the page shows it: without columns that are empty throughout, or a role that all rows share."""
     title, note = TITLES[name]
-    hidden = [*ONLY_IN_CSV.get(name, ()), *(keys(role=None) if table.role.nunique(dropna=False) == 1 else ())]
+    hidden = [*ONLY_IN_CSV.get(name, ()), *((KEY.role,) if table.role.nunique(dropna=False) == 1 else ())]
     shown = [c for c in table.columns if c not in hidden and not table[c].map(is_missing_or_blank).all()]
     forms = [column_of(c).form for c in shown]
     rows = [[make_cell(value, form) for value, form in zip(row, forms, strict=True)] for row in table[shown].values]
@@ -156,7 +157,7 @@ def latex(tables: dict[str, pd.DataFrame]) -> str:
 
 def list_environment(runs: pd.DataFrame) -> list[tuple[str, str]]:
     """Return with which software, devices, precisions and data the runs were made, each with its values."""
-    columns = columns_of(runs.columns, keys(environment=None, precision=None, dataset=None))
+    columns = columns_of(runs.columns, (KEY.environment, KEY.precision, KEY.dataset))
     values = {c.rpartition(".")[2]: ", ".join(dict.fromkeys(str(v) for v in runs[c] if v is not None)) for c in columns}
     return [(key.replace("_", " "), listed) for key, listed in sorted(values.items()) if listed]
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,21 @@ from kdbench.rundir.files import sha256, write_json
 
 SCHEMA_VERSION = 1
 SUMMARY_FILE = "summary.json"
+
+
+class Status(StrEnum):
+    """What became of a run. A summary is written for complete ones alone; results and sweeps have the others too."""
+
+    COMPLETE = "complete"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """Another process holds it."""
+    INTERRUPTED = "interrupted"
+    REFUSED = "refused"
+    """Its config cannot run."""
+    NOT_STARTED = "not started"
+
+
 GIVEN = "checkpoint"
 """Method of a teacher whose weights were given: how they were trained is unknown."""
 
@@ -167,6 +183,18 @@ def names(**values: Any) -> dict[str, Any]:
     """Return keys of summary.json with values. A name that is no key is a bug."""
     assert values.keys() <= KEYS.keys(), values.keys() - KEYS.keys()
     return values
+
+
+class KeyNames:
+    """Keys of summary.json as attributes: `KEY.seed` is "seed". An attribute that is no key is a bug."""
+
+    def __getattr__(self, name: str) -> str:
+        if name not in KEYS:
+            raise AttributeError(f"summary.json has no key {name}")
+        return name
+
+
+KEY = KeyNames()
 
 
 def checksum_of(content: Mapping[str, Any]) -> str:

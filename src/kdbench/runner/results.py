@@ -17,7 +17,7 @@ from kdbench.models import ModelSummary, weights
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import sha256
 from kdbench.rundir.identity import baseline_key, group_key, run_identity
-from kdbench.rundir.summary import SCHEMA_VERSION, RunSummary, names
+from kdbench.rundir.summary import SCHEMA_VERSION, RunSummary, Status, names
 from kdbench.runner.environment import environment
 from kdbench.teachers.store import weights_metadata
 
@@ -69,7 +69,7 @@ def write_result(
         **content,
         schema_version=SCHEMA_VERSION,
         run_key=directory.key,
-        status="complete",
+        status=Status.COMPLETE.value,
         data_sha256=data_sha256(dataset),
         config_sha256=sha256(directory.config) if directory.config.is_file() else None,
         metrics_sha256=sha256(directory.metrics) if directory.metrics.is_file() else None,

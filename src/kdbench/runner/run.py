@@ -22,7 +22,7 @@ from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import check_writable, write_json
 from kdbench.rundir.identity import run_key, teacher_directory
 from kdbench.rundir.lock import Lock
-from kdbench.rundir.summary import changed_file, names
+from kdbench.rundir.summary import Status, changed_file, names
 from kdbench.runner.build import Parts, build_learner, build_parts, check_parts
 from kdbench.runner.resources import check_disk_space, user_error
 from kdbench.runner.results import Predictions, fidelity, write_result
@@ -51,11 +51,10 @@ class RunResult:
     error: Exception | None
 
     @property
-    def status(self) -> str:
-        """complete, failed, or skipped where another process holds the run."""
+    def status(self) -> Status:
         if self.error is None:
-            return "complete"
-        return "skipped" if isinstance(self.error, BusyError) else "failed"
+            return Status.COMPLETE
+        return Status.SKIPPED if isinstance(self.error, BusyError) else Status.FAILED
 
     @property
     def path(self) -> Path | None:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from kdbench.errors import BusyError, KdbenchError, report_error
 from kdbench.rundir.files import write_text
+from kdbench.rundir.summary import Status
 from kdbench.study.overview import group_sizes, progress_line
 from kdbench.study.plan import StudyPlan
 from kdbench.study.progress import is_done
 from kdbench.study.winners import Winner, write_selected, yaml_of
 from kdbench.sweep.execute import Launch, execute, launch_here
 from kdbench.sweep.lockstep import group_planned
-from kdbench.sweep.plan import SKIPPED, PlannedRun
+from kdbench.sweep.plan import PlannedRun
 from kdbench.system.signals import NOT_FINISHED, Interrupted, handled, raise_if_requested
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ class StudyExecution:
             raise_if_requested()
             left = [run for run in left if not is_done(run)]
         for run in left:
-            if run.status == SKIPPED:
+            if run.status == Status.SKIPPED:
                 self.skipped.add(run.title)
             else:
                 self.failed[run.title] = run.problem or "see the messages above"

@@ -23,10 +23,11 @@ from kdbench.errors import (
     report_error,
 )
 from kdbench.rundir.files import check_writable, write_json
+from kdbench.rundir.summary import Status
 from kdbench.runner.policy import run_with_retries
 from kdbench.runner.run import RunResult, check_run, is_complete
 from kdbench.runner.run_all import Train
-from kdbench.sweep.plan import COMPLETE, FAILED, INTERRUPTED, NOT_STARTED, REFUSED, SKIPPED, JobResult, PlannedRun
+from kdbench.sweep.plan import JobResult, PlannedRun
 from kdbench.teachers.cache import pays_off
 from kdbench.train.loop import fit
 
@@ -112,9 +113,9 @@ def execute(
     record = Record(output_root, runs)
     check_writable(record.file.parent, "output_root")
     for run in runs:
-        run.status, run.path, run.problem = NOT_STARTED, None, None
+        run.status, run.path, run.problem = Status.NOT_STARTED, None, None
     readers = check_runs(runs)
-    groups = group([run for run in runs if run.status != REFUSED])
+    groups = group([run for run in runs if run.status != Status.REFUSED])
     for cache_readers in readers.values():
         share_cache(cache_readers, groups if lockstep else one_by_one(cache_readers))
     log.info("jobs: %d", sum(map(len, groups)))
@@ -181,14 +182,14 @@ def mark_interrupted(run: PlannedRun) -> None:
     """Record a run whose group was interrupted; it must be complete all the same."""
     directory = run.directory
     complete = directory.is_complete()
-    run.status, run.path = (COMPLETE, str(directory.path)) if complete else (INTERRUPTED, None)
+    run.status, run.path = (Status.COMPLETE, str(directory.path)) if complete else (Status.INTERRUPTED, None)
 
 
 def raise_failures(runs: Sequence[PlannedRun]) -> None:
     """Raise the error of a sweep in which runs are missing. Errors: see `execute`."""
     statuses = [run.status for run in runs]
-    skipped = statuses.count(SKIPPED)
-    failed = len(statuses) - skipped - statuses.count(COMPLETE)
+    skipped = statuses.count(Status.SKIPPED)
+    failed = len(statuses) - skipped - statuses.count(Status.COMPLETE)
     if failed:
         raise RunError(f"{failed} of {len(runs)} jobs failed; the error of each is above", code="failed_runs")
     if skipped:
@@ -276,16 +277,16 @@ def job_result(result: RunResult, title: str, prefix: str = "") -> JobResult:
     """
     if result.error:
         return failure(result.error, title, prefix)
-    return JobResult(COMPLETE, run=str(result.path))
+    return JobResult(Status.COMPLETE, run=str(result.path))
 
 
 def failure(error: Exception, title: str, prefix: str = "") -> JobResult:
     """Print an error that ended a run, and return it as the run's result. Arguments: see `job_result`."""
     if isinstance(error, BusyError):
         print(f"{prefix}{error}", flush=True)
-        return JobResult(SKIPPED, error=str(error))
+        return JobResult(Status.SKIPPED, error=str(error))
     if isinstance(error, KdbenchError):
         report_error(error, where=f"{title}: ")
-        return JobResult(FAILED, error=str(error))
+        return JobResult(Status.FAILED, error=str(error))
     traceback.print_exception(error)  # a bug: printed in full, and the other runs still start
-    return JobResult(FAILED, error=repr(error))
+    return JobResult(Status.FAILED, error=repr(error))

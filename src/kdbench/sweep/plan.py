@@ -7,10 +7,8 @@ from typing import Any
 from kdbench.config import RunConfig
 from kdbench.errors import ConfigError, printable
 from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.summary import Status
 from kdbench.runner.run import resolve_run
-
-NOT_STARTED, REFUSED, COMPLETE, FAILED = "not started", "refused", "complete", "failed"
-SKIPPED, INTERRUPTED = "skipped", "interrupted"
 
 Compose = Callable[[tuple[str, ...]], RunConfig]
 """Returns the config of a run from its overrides; raises ConfigError."""
@@ -20,8 +18,8 @@ Compose = Callable[[tuple[str, ...]], RunConfig]
 class JobResult:
     """Result of a launched run. Plain data, so that launchers can hand it from process to process."""
 
-    status: str
-    """complete, failed, or skipped where another process holds the run."""
+    status: Status
+    """Complete, failed or skipped."""
     run: str | None = None
     """Run directory of a complete run."""
     error: str | None = None
@@ -44,7 +42,7 @@ class PlannedRun:
     composed: RunConfig | None = None
     key: str = ""
     error: ConfigError | None = None
-    status: str = NOT_STARTED
+    status: Status = Status.NOT_STARTED
     path: str | None = None
     """Run directory, once the run is complete."""
     problem: str | None = None
@@ -63,11 +61,11 @@ class PlannedRun:
 
     def refuse(self, error: ConfigError) -> None:
         """Record that the run cannot start."""
-        self.status, self.problem = REFUSED, str(error)
+        self.status, self.problem = Status.REFUSED, str(error)
 
     def finish(self, result: JobResult | None) -> None:
         """Record the result of a launched run; None means that its process died."""
-        result = result or JobResult(FAILED, error="the process of the run ended without a result")
+        result = result or JobResult(Status.FAILED, error="the process of the run ended without a result")
         self.status, self.path, self.problem = result.status, result.run, result.error
 
     def record(self) -> dict[str, Any]:

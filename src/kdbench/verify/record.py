@@ -2,7 +2,7 @@
 
 from kdbench.rundir import identity
 from kdbench.rundir.files import sha256
-from kdbench.rundir.summary import SCHEMA_VERSION, names, read_unverified
+from kdbench.rundir.summary import SCHEMA_VERSION, Status, names, read_unverified
 from kdbench.runner.imported import UNKNOWN
 from kdbench.runner.results import restated
 from kdbench.verify.artifacts import Artifacts, existing, find_teacher
@@ -105,7 +105,7 @@ def check_restated(run: Artifacts, checks: Checks) -> None:
     """Check that the summary restates its config; the role is the one that the method's class declares."""
     with checks.checking("restated settings"):
         config = needed(run.config, "config.yaml")
-        expected = names(schema_version=SCHEMA_VERSION, status="complete", epochs=config.recipe.epochs)
+        expected = names(schema_version=SCHEMA_VERSION, status=Status.COMPLETE.value, epochs=config.recipe.epochs)
         expected |= restated(config)
         if run.is_given:
             expected |= dict.fromkeys(expected.keys() & set(UNKNOWN))
