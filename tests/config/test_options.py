@@ -26,7 +26,7 @@ def test_default_run_is_the_reference_study():
 
 @pytest.mark.parametrize("name", every_model())
 def test_every_model_serves_as_student_and_as_teacher(name):
-    config = compose([f"student={name}", f"teacher={name}"])
+    config = composed_once(f"student={name}", f"teacher={name}")
     assert config.student == config.teacher.model
     assert config.student.name == name
     shapes = summarize(config.student, NUM_CLASSES, IMAGE_SHAPE, "student").shapes

@@ -19,16 +19,15 @@ from kdbench.teachers.live import LiveTeacher
 from kdbench.train.evaluate import predict
 from kdbench.train.learner import no_teacher
 from kdbench.train.loop import fit
+from tests.every_method import EVERYDAY
 
 CLASSES = {file.stem: get_class(OmegaConf.load(file)._target_) for file in sorted((CONF_DIR / "method").glob("*.yaml"))}
-REPRESENTATIVE = ("ce", "logit", "feature")
-"""No teacher; teacher logits; teacher stages and parameters of the method."""
 
 
 def methods(needs_teacher=False):
     """Return test parameters: every method by name, or every one with a teacher. Most are slow tests."""
     names = [name for name, target in CLASSES.items() if target.needs_teacher or not needs_teacher]
-    return [pytest.param(name, marks=() if name in REPRESENTATIVE else pytest.mark.slow) for name in names]
+    return [pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.slow) for name in names]
 
 
 class Training:
@@ -87,7 +86,7 @@ def test_a_method_declares_its_role_and_what_it_requires(training, method):
     assert bool(requires.teacher_logits or requires.teacher_stages) == target.needs_teacher
 
 
-@pytest.mark.parametrize("method", CLASSES)
+@pytest.mark.parametrize("method", methods())
 def test_two_steps_change_every_parameter(training, method):
     run = training(f"method={method}")
     parameters = [*run.student.parameters(), *run.method.parameters()]

@@ -31,7 +31,7 @@ def summary_of(name, *overrides):
 
 def published(figures):
     """Return test parameters with a published figure per model. The largest models are slow tests."""
-    large = ("resnet34", "resnet101", "resnet56", "resnet110", "resnet32x4")
+    large = ("resnet34", "resnet50", "resnet101", "resnet56", "resnet110", "resnet32x4")
     return [pytest.param(*case, marks=pytest.mark.slow if case[0] in large else ()) for case in figures.items()]
 
 

@@ -216,7 +216,7 @@ def weights(tmp_path, monkeypatch):
     "overrides", [pytest.param(o, marks=pytest.mark.slow if n % EVERY_DAY else ()) for n, o in enumerate(KEYS)]
 )
 def test_keys_are_those_of_earlier_versions(overrides):
-    assert keys(compose([*MACHINE, *overrides.split()])) == KEYS[overrides]
+    assert keys(composed_once(*MACHINE, *overrides.split())) == KEYS[overrides]
 
 
 STUDENTS = ("resnet8", "resnet14")
@@ -232,7 +232,7 @@ STUDENTS = ("resnet8", "resnet14")
 )
 def test_runs_of_the_committed_study_keep_their_keys(student, teacher, method):
     overrides = [*MACHINE, "data=cifar10", "data.augment=false", "recipe=lab", f"method={method}"]
-    node = compose([*overrides, f"student={student}", f"teacher={teacher}"]).node()
+    node = composed_once(*overrides, f"student={student}", f"teacher={teacher}").node()
     source = "" if teacher == "none" else f"_from_{teacher}"
     folders = sorted(RESULTS.glob(f"cifar10_{student}_{method}{source}_seed*"))
     assert folders

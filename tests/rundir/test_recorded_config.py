@@ -6,12 +6,12 @@ import sys
 import pytest
 import yaml
 
-from kdbench.config import MethodConfig, ModelConfig, compose
+from kdbench.config import MethodConfig, ModelConfig
 from kdbench.errors import ConfigError
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.identity import GivenWeights
 from kdbench.rundir.recorded_config import read_config
-from tests.conftest import SMALL, every_model
+from tests.conftest import SMALL, composed_once, every_model
 
 EVIL = """
 import os
@@ -56,7 +56,7 @@ def edit(file, group, **changes):
 
 @pytest.mark.parametrize("model", every_model())
 def test_every_shipped_model_reads_back(tmp_path, model):
-    config = compose([*SMALL, f"student={model}", f"teacher={model}", "method=feature"])
+    config = composed_once(*SMALL, f"student={model}", f"teacher={model}", "method=feature")
     run = RunDirectory(tmp_path, "0" * 16)
     run.write_config(config)
     assert read_config(run.config) == config

@@ -27,7 +27,7 @@ from kdbench.runner.run_all import Train
 from kdbench.system.signals import Interrupted, handled
 from kdbench.train.learner import Learner
 from kdbench.train.loop import fit
-from tests.conftest import SMALL, Killed, complete, composed_once, killed_after
+from tests.conftest import SMALL, Killed, complete, composed_once, killed_after, rest_slow
 from tests.every_method import EVERYDAY, METHODS
 from tests.runner.trainers import (
     Subject,
@@ -174,6 +174,7 @@ def test_the_teacher_computes_each_batch_once(runs: Runs) -> None:
     assert sizes == [16, 16, 16, 8]
 
 
+@pytest.mark.slow
 def test_seconds_are_shared_by_the_work_of_each_run(runs: Runs) -> None:
     results = together(runs(subjects=[(student, "ce") for student in STUDENTS]))
     speeds = [pd.read_csv(directory_of(result).metrics).images_per_second.to_numpy() for result in results]
@@ -285,7 +286,7 @@ def forget_all_settings(metadata: dict[str, Any]) -> None:
     del metadata["settings"]
 
 
-@pytest.mark.parametrize("forget", [forget_two_settings, pytest.param(forget_all_settings, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("forget", rest_slow([forget_two_settings, forget_all_settings]))
 def test_a_checkpoint_of_an_earlier_version_is_refused(runs: Runs, forget: Callable[[dict[str, Any]], None]) -> None:
     (config,) = runs(subjects=[SUBJECT])
     with killed_after(epoch=1, step=1):
@@ -343,6 +344,7 @@ def test_a_complete_run_is_skipped_and_a_run_given_twice_is_trained_once(runs: R
     assert_same([*configs, configs[1]], results, alone)
 
 
+@pytest.mark.slow
 def test_a_run_may_be_the_teacher_of_the_others(runs: Runs) -> None:
     results = together(runs("teacher.seed=0", "teacher.recipe.epochs=2"))
     key = directory_of(results[0]).key
@@ -385,6 +387,7 @@ def test_out_of_memory_in_a_step_of_one_run_concerns_the_whole_group(runs: Runs,
     assert tried == [3, 1, 2, 1, 1]
 
 
+@pytest.mark.slow
 def test_halves_find_the_memory_of_the_group_free_and_failed_runs_are_not_tried_again(
     runs: Runs, tmp_path: Path
 ) -> None:
@@ -420,7 +423,7 @@ def test_a_single_run_without_memory_names_the_setting_to_lower(runs: Runs) -> N
 # Runs of other processes
 
 
-@pytest.mark.parametrize("on_busy", ["skip", pytest.param("wait", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("on_busy", rest_slow(["skip", "wait"]))
 def test_a_group_does_not_wait_for_a_run_that_another_process_holds(runs: Runs, alone: Alone, on_busy: str) -> None:
     configs = runs(f"on_busy={on_busy}")
     lock, last = located(configs[1]).lock(), located(configs[-1])

@@ -27,7 +27,7 @@ from kdbench.runner.run_all import Train
 from kdbench.system.signals import Interrupted, handled
 from kdbench.teachers import store
 from kdbench.train.learner import Learner
-from tests.conftest import NARROW, SMALL, complete, composed_once, killed_after
+from tests.conftest import NARROW, SMALL, complete, composed_once, killed_after, rest_slow
 from tests.runner.trainers import with_learners
 
 STEPS = ("recipe.epochs=3", "checkpoint.every_minutes=0")
@@ -74,7 +74,9 @@ def undisturbed(teachers_once: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.usefixtures("trained_teachers")
-@pytest.mark.parametrize(("method", "step"), [("ce", 0), ("feature", 1), pytest.param("ce", 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("method", "step"), [("feature", 1), *(pytest.param("ce", step, marks=pytest.mark.slow) for step in (0, 2))]
+)
 def test_a_killed_run_resumes_to_the_same_numbers(
     small: Small, undisturbed: Callable[..., RunDirectory], method: str, step: int
 ) -> None:
@@ -161,7 +163,7 @@ class Malicious:
         return Path.touch, (self.marker,)
 
 
-@pytest.mark.parametrize("form", ["torch", "pickle", "without checksum"])
+@pytest.mark.parametrize("form", rest_slow(["torch", "pickle", "without checksum"]))
 def test_a_checkpoint_that_would_execute_code_is_refused(
     killed: tuple[RunConfig, RunDirectory], whole: RunDirectory, tmp_path: Path, form: str
 ) -> None:

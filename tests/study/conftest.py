@@ -1,14 +1,12 @@
 """A small study, and a launcher that completes its runs without training."""
 
 import dataclasses
-import functools
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from kdbench.config import RunConfig, compose
 from kdbench.rundir.summary import RunSummary
 from kdbench.runner.run import resolve_run
 from kdbench.study.execute import StudyExecution
@@ -17,6 +15,7 @@ from kdbench.study.read import read_study
 from kdbench.sweep import MAX_LEARNERS
 from kdbench.sweep.plan import JobResult, PlannedRun
 from kdbench.system.device import device_name
+from tests.conftest import composed_once
 
 TINY = """
 question: Does it work?
@@ -42,11 +41,6 @@ stages:
     winners_of: selection
     seeds: ${final_seeds}
 """
-
-
-@functools.cache
-def composed_once(overrides: tuple[str, ...]) -> RunConfig:
-    return compose(overrides)
 
 
 @pytest.fixture
@@ -123,7 +117,7 @@ def tiny(studies: Path, trainer: Trainer) -> Tiny:
 
     def make(*arguments: str, max_learners: int = MAX_LEARNERS) -> StudyExecution:
         study = read_study(["study=tiny", "output_root=out", *arguments], studies)
-        study = dataclasses.replace(study, composer=lambda overrides, _: composed_once(tuple(overrides)))
+        study = dataclasses.replace(study, composer=lambda overrides, _: composed_once(*overrides))
         return StudyExecution(StudyPlan(study, max_learners), trainer)
 
     return make

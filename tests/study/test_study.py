@@ -23,7 +23,8 @@ from kdbench.sweep.lockstep import macs_of
 from kdbench.sweep.overrides import override
 from kdbench.sweep.plan import JobResult, PlannedRun
 from kdbench.system.signals import INTERRUPTED, NOT_FINISHED, TIME_IS_UP
-from tests.study.conftest import TINY, Tiny, Trainer, better_at_4, composed_once
+from tests.conftest import composed_once, rest_slow
+from tests.study.conftest import TINY, Tiny, Trainer, better_at_4
 
 RESULTS = Path(__file__).parents[2] / "results" / "lab"
 
@@ -90,7 +91,7 @@ def test_the_same_command_again_trains_nothing(tiny: Tiny, trainer: Trainer) -> 
     assert trainer.launched == launched
 
 
-@pytest.mark.parametrize("runs", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 5)), 3, 6])
+@pytest.mark.parametrize("runs", rest_slow([3, 0, 1, 2, 5, 6]))
 def test_interrupted_anywhere_it_continues_to_the_same_end(tiny: Tiny, trainer: Trainer, runs: int) -> None:
     trainer.accuracy = better_at_4
     trainer.interrupt_after = runs
@@ -157,6 +158,7 @@ def test_each_baseline_has_a_winner_of_its_own(studies: Path, tiny: Tiny, traine
     assert all("student=resnet8" in title for title in tuned)
 
 
+@pytest.mark.slow
 def test_methods_with_the_same_grid_do_not_mix(studies: Path, tiny: Tiny, trainer: Trainer) -> None:
     same = "      logit: {method.alpha: [0.3, 0.7]}\n      feature: {method.alpha: [0.3, 0.7]}"
     text = TINY.replace("      logit: {method.temperature: [2, 4]}", same)
@@ -287,7 +289,7 @@ def test_the_dry_run_shows_states_and_the_time_left_and_writes_nothing(
 def test_dry_run_shows_the_groups_and_the_time_that_they_save(tiny: Tiny, trainer: Trainer) -> None:
     text = overview(tiny().plan)
     assert "in lockstep, group 1: 2 x resnet8 logit, seed 9, from resnet20, " in text
-    students = {name: composed_once((f"student={name}", "method=ce")).student for name in ("resnet8", "resnet20")}
+    students = {name: composed_once(f"student={name}", "method=ce").student for name in ("resnet8", "resnet20")}
     macs = {name: macs_of(student) for name, student in students.items()}
     saved = macs["resnet20"] / (2 * 3 * macs["resnet8"] + 2 * macs["resnet20"])
     assert f"{saved:.0%} less arithmetic" in text
@@ -365,7 +367,7 @@ def test_a_refused_run_is_listed_and_the_others_run(studies: Path, tiny: Tiny, t
     assert len(trainer.trained) == 6
 
 
-@pytest.mark.parametrize("name", ["R&D (1)", "Möbel ü", "it's a 'test'", "a#b %20", "x=y, z"])
+@pytest.mark.parametrize("name", rest_slow(["R&D (1), Möbel", "it's a 'test'", "a#b %20", "x=y, z"]))
 def test_a_study_lies_in_a_folder_of_any_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

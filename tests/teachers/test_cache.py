@@ -30,7 +30,7 @@ from kdbench.teachers.cache import BATCHES_PER_BLOCK, LogitCache
 from kdbench.teachers.live import CachedTeacher, LiveTeacher
 from kdbench.teachers.store import Teacher, load_verified
 from kdbench.train.evaluate import EVALUATION_BATCH
-from tests.conftest import NARROW, SMALL, complete, composed_once
+from tests.conftest import NARROW, SMALL, complete, composed_once, rest_slow
 from tests.teachers.conftest import PLAIN, LogLines, cache_of
 
 BATCH = EVALUATION_BATCH["cpu"]
@@ -177,8 +177,7 @@ def damage_the_record(file: Path) -> None:
     file.with_suffix(".json").write_text("{}")
 
 
-DAMAGES = (cut, date_from_an_older_torch, lose_the_record)
-MORE_DAMAGES = (flip_a_bit, belong_to_another_teacher, damage_the_record)
+DAMAGES = (flip_a_bit, lose_the_record, cut, date_from_an_older_torch, belong_to_another_teacher, damage_the_record)
 
 
 @pytest.fixture(scope="module")
@@ -198,9 +197,7 @@ def cached(small: Small, cached_once: Path, tmp_path: Path) -> RunDirectory:
     return run
 
 
-@pytest.mark.parametrize(
-    "damage", [*DAMAGES, *(pytest.param(damage, marks=pytest.mark.slow) for damage in MORE_DAMAGES)]
-)
+@pytest.mark.parametrize("damage", rest_slow(DAMAGES, 2))
 def test_a_cache_that_cannot_be_used_is_built_again(
     small: Small, cached: RunDirectory, log_lines: LogLines, damage: Callable[[Path], None]
 ) -> None:

@@ -88,6 +88,7 @@ def test_a_bare_on_or_off_in_yaml_keeps_its_meaning(small: Small, value: str) ->
     assert teacher.cache == value
 
 
+@pytest.mark.slow
 def test_repeating_a_run_chooses_anew(small: Small) -> None:
     settings = ("data.augment=false", "checkpoint.keep_last=true", "overwrite=true")
     assert complete(small(*settings, "teacher.cache=on")).read_summary().logit_cache is True
@@ -122,6 +123,7 @@ def test_a_run_that_started_live_continues_live_though_there_is_a_cache_now(smal
     assert complete(small(*LONG, "teacher.cache=on")).read_summary().logit_cache is False
 
 
+@pytest.mark.slow
 def test_a_run_that_started_with_a_cache_continues_with_one(small: Small) -> None:
     start(small(*LONG, "teacher.cache=on"))
     (file,) = Path(small().output_root).glob("runs/*/logits-cpu.npy")

@@ -24,7 +24,7 @@ from kdbench.train.graphs import CapturedSteps, steps_for
 from kdbench.train.learner import Learner
 from kdbench.train.loop import fit
 from kdbench.train.steps import EagerSteps
-from tests.conftest import killed_after
+from tests.conftest import killed_after, rest_slow
 from tests.every_method import every_method
 from tests.loss_terms import Factor, multiply_terms
 from tests.train.tape import TapeRecorder
@@ -121,6 +121,7 @@ def test_captured_steps_compute_what_eager_ones_compute(small: Small, method: st
     assert lines_about_graphs(run) == []
 
 
+@pytest.mark.slow
 def test_a_step_that_depends_on_the_epoch_is_captured_anew_in_each(small: Small) -> None:
     recorder = TapeRecorder()
     run_both(small("method=ce", *EPOCHS), recorder, lambda _, progress: 1 + progress.epoch)
@@ -161,6 +162,7 @@ class InPlace(CrossEntropy):
         return {name: term * self.calls for name, term in super().forward(*given, **named).items()}
 
 
+@pytest.mark.slow
 def test_state_in_buffers_that_are_written_in_place_is_replayed(small: Small) -> None:
     recorder = TapeRecorder()
     run_both(with_method(small("method=ce", *EPOCHS), InPlace), recorder)
@@ -205,7 +207,7 @@ class DrawsByNumpy(DrawsOnHost):
     draw = np.random.rand
 
 
-@pytest.mark.parametrize("method", [DrawsOnHost, DrawsByNumpy])
+@pytest.mark.parametrize("method", rest_slow([DrawsOnHost, DrawsByNumpy]))
 def test_a_method_that_is_not_capturable_stays_eager_with_one_line(small: Small, method: type[Method]) -> None:
     recorder, methods = TapeRecorder(), []
 
@@ -220,7 +222,9 @@ def test_a_method_that_is_not_capturable_stays_eager_with_one_line(small: Small,
     assert len(set(methods[0].drawn)) == len(methods[0].drawn) == STEPS
 
 
-@pytest.mark.parametrize("warm_up", [1, 3], indirect=True)  # 3: both batch sizes were met before the first capture
+@pytest.mark.parametrize(
+    "warm_up", rest_slow([1, 3]), indirect=True
+)  # 3: both batch sizes were met before the first capture
 def test_a_step_that_reads_a_value_on_the_host_stays_eager_with_one_line(small: Small) -> None:
     recorder = TapeRecorder()
     run, _ = run_both(small("method=ce", *EPOCHS), recorder, lambda batch, _: 1.0 + float(batch.labels[0] > 4))
@@ -230,10 +234,12 @@ def test_a_step_that_reads_a_value_on_the_host_stays_eager_with_one_line(small: 
 
 @pytest.mark.parametrize(
     ("method", "error", "warm_up"),
-    [
-        ("logit", RuntimeError("operation not permitted when stream is capturing"), 1),
-        ("ce", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), 3),
-    ],
+    rest_slow(
+        [
+            ("logit", RuntimeError("operation not permitted when stream is capturing"), 1),
+            ("ce", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), 3),
+        ]
+    ),
     indirect=["warm_up"],
 )
 def test_without_a_capture_of_the_batch_all_steps_are_eager_with_one_line(

@@ -9,6 +9,7 @@ from kdbench.data.embedded import load_shapes
 from kdbench.methods.logit import LogitDistillation
 from kdbench.rundir.files import sha256
 from kdbench.verify.checks import NOT_CHECKED, PASS
+from tests.conftest import rest_slow
 from tests.verify.conftest import (
     checked,
     edit_config,
@@ -122,7 +123,7 @@ def with_value(row, column, value):
 
 @pytest.mark.parametrize(
     ("edit", "what"),
-    [
+    rest_slow([
         (with_value(2, "val_acc", "0.99"), "best_val_acc"),
         (with_value(1, "seconds", "1000"), "train_seconds"),
         (with_value(3, "images_per_second", "100000000"), "images_per_second"),
@@ -134,7 +135,7 @@ def with_value(row, column, value):
         (lambda lines: [lines[0], lines[2], lines[1], lines[3]], "metrics.csv"),
         (lambda lines: [line.rpartition(",")[0] for line in lines], "metrics.csv"),
         (lambda lines: [*lines[:-1], lines[-1][:10]], "metrics.csv"),
-    ],
+    ], 4),
     ids=[
         "accuracy", "seconds", "speed", "nan", "text", "epoch", "epoch missing", "no epoch", "order", "column missing",
         "torn",
