@@ -1,6 +1,8 @@
 # Every target sets up .venv first if it is missing or older than what it is made from.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests start many processes; without bytecode each of them would compile the package.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: quickstart test test-slow faults test-gpu bench gpu-checks lint format clean
 .DEFAULT_GOAL := quickstart

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from kdbench.config import CONF_DIR
+from tests.conftest import rest_slow
 
 HEAVY = ("torch", "torchvision", "pandas", "scipy", "matplotlib", "statsmodels")
 
@@ -87,7 +88,7 @@ def test_other_commands_print_their_usage(printed):
 
 
 @pytest.mark.parametrize("lines", [0, 1])
-@pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--help"]])
+@pytest.mark.parametrize("arguments", rest_slow([["--cfg", "job"], ["--help"]]))
 def test_a_closed_pipe_ends_a_command_without_a_traceback(tmp_path, arguments, lines):
     reader, writer = os.pipe()
     if lines == 0:

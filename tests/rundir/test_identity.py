@@ -25,7 +25,7 @@ from kdbench.rundir.identity import (
     teacher_key,
 )
 from kdbench.rundir.summary import read_summary
-from tests.conftest import composed_once
+from tests.conftest import composed_once, rest_slow
 
 RESULTS = Path(__file__).parents[2] / "results" / "lab" / "runs"
 MACHINE = ("runtime.device=cpu", "runtime.precision=fp32")
@@ -224,12 +224,12 @@ STUDENTS = ("resnet8", "resnet14")
 
 @pytest.mark.parametrize(
     ("student", "teacher", "method"),
-    [
+    rest_slow([
         *((student, "none", "ce") for student in (*STUDENTS, "resnet20", "resnet32")),
         *(("resnet8", teacher, method) for teacher in ("resnet20", "resnet32") for method in ("logit", "feature")),
         *(("resnet14", "resnet20", method) for method in ("logit", "feature")),
-    ],
-)
+    ], 6),
+)  # fmt: skip
 def test_runs_of_the_committed_study_keep_their_keys(student, teacher, method):
     overrides = [*MACHINE, "data=cifar10", "data.augment=false", "recipe=lab", f"method={method}"]
     node = composed_once(*overrides, f"student={student}", f"teacher={teacher}").node()
@@ -440,6 +440,7 @@ def own(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_code_of_the_user_is_part_of_the_key_with_the_local_modules_that_it_imports(own):
     with subprocess.Popen(
         [sys.executable, "-B", "-c", FORKS], cwd=own, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -208,6 +208,7 @@ def test_an_error_ends_its_own_run_alone_and_the_next_call_continues_it(
     assert_same(configs, again, alone)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_its_own_run_alone(runs: Runs, alone: Alone) -> None:
     configs = runs()
     (bad,) = runs("recipe.lr=1e9", "recipe.clip_norm=null", subjects=[SUBJECT])
@@ -317,7 +318,7 @@ def test_a_signal_stops_all_runs_between_two_steps_and_each_continues_alone_or_i
     assert_same(configs, results, alone)
 
 
-@pytest.mark.parametrize("sizes", [pytest.param([3], marks=pytest.mark.slow), [1, 2]])
+@pytest.mark.parametrize("sizes", rest_slow([[1, 2], [3]]))
 def test_runs_that_a_kill_left_at_different_steps_continue_together(
     runs: Runs, alone: Alone, sizes: Sequence[int]
 ) -> None:

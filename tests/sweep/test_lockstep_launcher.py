@@ -66,6 +66,7 @@ def test_the_limit_of_a_group_is_checked(kdbench: Kdbench, given: str) -> None:
     assert reported(made, result.err) == [("out_of_range", "hydra.launcher.max_learners")]
 
 
+@pytest.mark.slow
 def test_the_launcher_works_for_hydras_own_sweeper(kdbench: Kdbench, tmp_path: Path) -> None:
     result = kdbench(*LOCKSTEP, "hydra/sweeper=basic", *TINY, "method=ce", "recipe.lr=0.1,0.2")
     assert result.code == 0, result.err

@@ -183,6 +183,7 @@ def test_given_weights_serve_as_teacher_and_are_evaluated_once(small: Small, che
     assert (stored / "logits.safetensors").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_the_same_weights_in_another_place_are_the_same_run(small: Small, checkpoint: Path, tmp_path: Path) -> None:
     first = complete(small(f"teacher.checkpoint={checkpoint}"))
     moved = checkpoint.rename(tmp_path / "moved.pth")

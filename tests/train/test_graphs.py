@@ -141,6 +141,7 @@ def test_steps_that_are_not_finite_are_skipped_when_they_are_replayed(small: Sma
     assert recorder.captures == PARTS
 
 
+@pytest.mark.slow
 def test_a_replayed_step_draws_new_random_numbers(small: Small) -> None:
     """The generator of the CPU stands for that of a GPU."""
     recorder = TapeRecorder()
