@@ -110,9 +110,12 @@ class Predicting(LogitDistillation):
 COMMAND_LINES = [
     ["metod=ce"], ["method=lgit"], ["student=resnet19"], ["+recipe.epcohs=3"], ["+seed=1"], ["student={a:1}"],
     ["recipe=null"], ["hydra.mode=nothing"], ["hydra.searchpath=[nothing]"], ["hydra.foo=1"], ["method=ce,logit"],
-    ["method=[ce,logit]"], ["recipe.lr=[1"], ["recipe"], ["=1"], ["teacher=none"], ["recipe.lr='${nothing}'"],
+    ["recipe.lr=0,1"], ["method=[ce,logit]"], ["recipe.lr=[1"], ["recipe"], ["=1"], ["teacher=none"],
+    ["recipe.lr='${nothing}'"],
     ["~seed"], ["--nonsense"], ["-m"], ["--config-dir", "nowhere"], ["--config-dir", "broken"],
-    ["--config-dir", "list"], ["--config-name", "nothing"], ["-m", "seed=range(3,3)"], ["-m", "seed=interval(0,1)"],
+    ["--config-dir", "list"], ["--config-dir", "own", "pair=headless"], ["--config-dir", "own", "pair=mistyped"],
+    ["--config-dir", "own", "method=away"], ["--config-name", "nothing"], ["-m", "seed=range(3,3)"],
+    ["-m", "seed=interval(0,1)"],
     ["-m", "hydra/launcher=lockstep", "hydra.launcher.max_learners=0"],
 ]  # fmt: skip
 """Arguments of `kdbench` after those of a small run, flags first."""
@@ -120,10 +123,10 @@ COMMAND_LINES = [
 
 def command_line(arguments: list[str]) -> None:
     """Call `kdbench` and raise the error that it reports."""
-    first = [a for a in arguments if a.startswith("-")]
-    flags = arguments[: len(arguments) if first and not arguments[-1].count("=") else len(first)]
+    overrides = [a for a in arguments if "=" in a or not arguments[0].startswith("-")]
+    flags = arguments[: len(arguments) - len(overrides)]
     run = [] if arguments[:1] == ["-m"] and len(arguments) == 1 else list(SMALL)
-    sys.argv = ["kdbench", *flags, *run, *(["method=ce"] if not run else []), *arguments[len(flags) :]]
+    sys.argv = ["kdbench", *flags, *run, *(["method=ce"] if not run else []), *overrides]
     if arguments == ["-m"]:
         sys.argv = ["kdbench", "method=ce", "-m", "seed=0,1"]  # a flag after an override
     with recorded_errors() as made, pytest.raises(SystemExit):
@@ -155,6 +158,13 @@ def prepare(folder: Path) -> None:
         shutil.copy(folder / name / "model" / "mine.yaml", folder / "studies" / "study" / f"{name}.yaml")
     for name, change in STUDIES.items():
         (folder / "studies" / "study" / f"{name}.yaml").write_text(yaml.safe_dump(STUDY | change))
+    (folder / "own" / "pair").mkdir(parents=True)
+    (folder / "own" / "pair" / "headless.yaml").write_text("defaults:\n  - override /teacher: resnet20\n")
+    (folder / "own" / "pair" / "mistyped.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /techer: resnet20\n"
+    )
+    (folder / "own" / "method").mkdir()
+    (folder / "own" / "method" / "away.yaml").write_text("_target_: not_on_the_path.Mine\n")
     (folder / "selected.yaml").write_text("a: 1\n")
     for name, change in RUNS.items():
         run = folder / "runs" / name
@@ -343,7 +353,8 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         *(lambda arguments=arguments: study([*arguments, "--dry-run"]) for arguments in (
             [], ["study=labs"], ["study"], ["study=lab", "--nonsense"], ["study=lab", "--minutes", "0"],
             ["study=lab", "--max-learners", "0"], ["study=lab", "--config-dir", "nowhere"],
-            ["study=lab", "stages=[final]"], ["study=lab", "stages=[]"], ["study=lab", "final_seeds=[a]"],
+            ["study=lab", "stages=[final]"], ["study=lab", "final_seeds=5"], ["study=lab", "--minutes", "abc"],
+            ["study=lab", "stages=[]"], ["study=lab", "final_seeds=[a]"],
             ["study=lab", "seed=1"], ["study=lab", "recipe.lr=0.1,0.2"], ["study=lab", "~seed"],
             ["study=lab", "hydra.mode=RUN"],
         )),

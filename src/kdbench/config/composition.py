@@ -166,10 +166,21 @@ def composition_error(error: Exception, overrides: Sequence[str], config_dir: Pa
     unmatched = re.match(r"Could not (?:override|delete|append to config)[^']*'([^']+)'", str(error))
     if unmatched:
         return unknown_key(unmatched[1].partition("@")[0], overrides, config_dir)
+    in_file = re.match(r"In '([^']+)': Could not override '([^'@]+)(@[^']+)?'", str(error))
+    if in_file:
+        file, group, package = in_file.groups()
+        remedy = "begin the file with the line '# @package _global_'" if package else nearest(group, groups())
+        return ConfigError(
+            f"{file}.yaml: there is no group {group}{' below its own' if package else ''} to override; {remedy}",
+            code="invalid_option_file",
+            key=file,
+        )
     several = re.match(r"Ambiguous value for argument '(([^'=]+)=.*)'", str(error))
     if several:
+        decimal = re.fullmatch(r"(\d+),(\d+)", several[1].partition("=")[2])
+        remedy = f", or write {decimal[1]}.{decimal[2]} for a decimal" if decimal else ""
         return ConfigError(
-            f"{several[1]} has several values; add -m for a run of each", code="needs_multirun", key=several[2]
+            f"{several[1]} has several values; add -m for a run of each{remedy}", code="needs_multirun", key=several[2]
         )
     missing = re.match(r"Additional config directory '(.*)' not found|provider=([^ ]+) .*path=(.*) is not", str(error))
     if missing:

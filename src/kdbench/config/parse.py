@@ -4,6 +4,7 @@ A config that passes has only known keys, right types, values in range, and sect
 """
 
 import dataclasses
+import importlib.util
 import inspect
 import re
 from collections.abc import Mapping
@@ -126,7 +127,7 @@ def check_arguments(target: str, arguments: Mapping[str, Any], path: str) -> Non
         parameters = inspect.signature(hydra.utils.get_method(target)).parameters
     except Exception as error:
         raise ConfigError(
-            f"{path}._target_ is {target!r}, which cannot be called: {first_line(error)}",
+            f"{path}._target_ is {target!r}, which cannot be called: {first_line(error)}{import_hint(target)}",
             code="not_importable",
             key=f"{path}._target_",
         ) from None
@@ -151,6 +152,16 @@ def check_name(name: Any, path: str) -> None:
         )
 
 
+def import_hint(target: str) -> str:
+    """Return what to do where the module of an import path is not found."""
+    module = target.partition(".")[0]
+    try:
+        found = importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        found = False
+    return "" if found else f"; put the folder that holds the module {module} on PYTHONPATH"
+
+
 def parse_method(node: Mapping[str, Any]) -> MethodConfig:
     """Return a method whose keys are those of its class's `Config`."""
     params = dict(node)
@@ -160,7 +171,7 @@ def parse_method(node: Mapping[str, Any]) -> MethodConfig:
         cls: Any = hydra.utils.get_class(str(target))
     except Exception as error:
         raise ConfigError(
-            f"method._target_ is {target!r}, which cannot be imported: {first_line(error)}",
+            f"method._target_ is {target!r}, which cannot be imported: {first_line(error)}{import_hint(str(target))}",
             code="not_importable",
             key="method._target_",
         ) from None

@@ -47,7 +47,7 @@ def read_study(arguments: Sequence[str], config_dir: Path | None = None) -> Stud
     name, file = chosen_study(given.pop("study", None), config_dir)
     stages = given.pop("stages", None)
     content = read_file(file)
-    config = typed(StudyConfig, resolve(content | given, file), f"study={name}")
+    config = typed(StudyConfig, resolve(content | given, file), "" if given else f"study={name}")
     check(config, name)
     for text in (*config.overrides, *of_runs):
         check_override(text)
@@ -230,7 +230,7 @@ def chosen_stages(config: StudyConfig, wanted: Any) -> tuple[str, ...]:
     for name in names or [""]:
         if name not in config.stages:
             raise ConfigError(
-                f"stages={wanted}: {name or 'the list is empty'}{' is no stage' if name else ''}; "
+                f"stages=[{', '.join(names)}]: {f'{name} is no stage' if name else 'the list is empty'}; "
                 f"{nearest(name, config.stages)}",
                 code="unknown_stage",
                 key="stages",

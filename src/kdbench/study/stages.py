@@ -126,8 +126,9 @@ class Study:
         in_file = {key_of(text) for text in self.config.overrides}
         for text in self.overrides:
             if key_of(text) in fixed - in_file:
+                remedy = "give final_seeds=[...]" if key_of(text) == "seed" else "change the study's file"
                 raise ConfigError(
-                    f"{text}: study={self.name} sets {key_of(text)} itself; change its file in conf/study",
+                    f"{text}: study={self.name} sets {key_of(text)} itself; {remedy}",
                     code="set_by_study",
                     key=key_of(text),
                 )
