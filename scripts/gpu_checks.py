@@ -77,7 +77,7 @@ CHECKS = (
     ),
     Check(
         "50 steps captured as CUDA graphs and eager: losses within 1e-5 in fp32, every method",
-        ("test_recorded_steps_compute_what_eager_ones_do",),
+        ("test_captured_steps_compute_what_eager_ones_do",),
     ),
     Check(
         "20 steps of the fused optimiser and of the plain one: losses within 1e-5 in fp32",
@@ -85,7 +85,7 @@ CHECKS = (
     ),
     Check(
         "a method that waits for the device is trained eagerly, after one log line with the reason",
-        ("test_what_cannot_be_recorded_is_carried_out_as_written_and_said",),
+        ("test_a_step_that_cannot_be_captured_stays_eager_with_one_line",),
     ),
     Check(
         "runs in lockstep compute what each does alone, bit for bit with `runtime.profile=repro`",
@@ -98,11 +98,11 @@ CHECKS = (
     Check("batched views equal torchvision's, bit for bit", ("test_views_equal_torchvisions",)),
     Check(
         "a teacher with fused batch norm computes what the plain one does, in every precision",
-        ("test_folded_teacher_answers_what_the_unfolded_one_does",),
+        ("test_a_fused_teacher_computes_what_the_plain_one_does",),
     ),
     Check(
         "the logit cache holds the logits of the live teacher, in every precision",
-        ("test_table_holds_what_the_live_teacher_answers",),
+        ("test_the_logit_cache_holds_the_logits_of_the_live_teacher",),
     ),
     Check(
         "ResNet-18 `ce`, batch 128, against the reference (target: 58,800 images/s, 25 % of 790 TFLOP/s)",

@@ -189,7 +189,7 @@ def test_no_step_waits_for_the_host(
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_recorded_steps_compute_what_eager_ones_do(
+def test_captured_steps_compute_what_eager_ones_do(
     learner_of: MakeLearner, source: tuple[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The means of 50 steps in float32, a smaller batch in each epoch, within 1e-5."""
@@ -229,7 +229,7 @@ def without_flag(optimizer: torch.optim.Optimizer, *_: object) -> None:
     vars(optimizer)["found_inf"] = None
 
 
-def test_what_cannot_be_recorded_is_carried_out_as_written_and_said(tmp_path: Path) -> None:
+def test_a_step_that_cannot_be_captured_stays_eager_with_one_line(tmp_path: Path) -> None:
     settings = (*SMALL_ON_CUDA, "method=ce", "runtime.profile=repro", "recipe.epochs=3")
 
     def read_on_host(learners: Iterable[Learner]) -> None:
@@ -299,7 +299,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[R
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_folded_teacher_answers_what_the_unfolded_one_does(
+def test_a_fused_teacher_computes_what_the_plain_one_does(
     trained: Callable[[str], tuple[RunConfig, Parts, Teacher]], precision: str
 ) -> None:
     config, parts, teacher = trained(precision)
@@ -312,7 +312,7 @@ def test_folded_teacher_answers_what_the_unfolded_one_does(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_table_holds_what_the_live_teacher_answers(
+def test_the_logit_cache_holds_the_logits_of_the_live_teacher(
     trained: Callable[[str], tuple[RunConfig, Parts, Teacher]], precision: str
 ) -> None:
     config, parts, teacher = trained(precision)

@@ -1,6 +1,7 @@
 """Which runs are the same, and what happens to runs that are complete or held by another process."""
 
 import dataclasses
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 from kdbench.config import RunConfig
 from kdbench.errors import BusyError, ConfigError
 from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.lock import LEASE, own_host
 from kdbench.runner.policy import run_with_retries
 from kdbench.runner.run import is_complete, resolve_run
 from tests.conftest import complete
+from tests.rundir.test_lock import FOREIGN
 
 Small = Callable[..., RunConfig]
 
@@ -64,13 +67,19 @@ def test_a_complete_run_is_skipped_without_its_weights_unless_it_is_a_teacher(sm
     assert (missing.value.code, missing.value.key) == ("damaged", "teacher")
 
 
-def test_checkpoints_of_a_run_that_was_killed_after_its_summary_are_removed(small: Small) -> None:
+def test_what_a_kill_after_the_summary_left_is_removed(small: Small) -> None:
     config = small("method=ce")
     run = complete(config)
     for file in run.checkpoints():
         file.touch()
     assert complete(config) == run
     assert not any(file.exists() for file in run.checkpoints())
+    lock = run.lock().file
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    lock.write_text(FOREIGN.format(pid=dead.pid, lease=LEASE).replace("elsewhere", own_host()))
+    assert complete(config) == run
+    assert not lock.exists()
 
 
 def test_the_last_checkpoint_is_kept_on_request(small: Small) -> None:

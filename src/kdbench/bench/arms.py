@@ -11,17 +11,17 @@ class Arm:
     name: str
     what: str
     views: bool = False
-    """Whether batches are gathered from uint8 tensors on the device; otherwise PIL transforms in worker processes."""
+    """True if batches are gathered from uint8 tensors on the device; otherwise PIL transforms in worker processes."""
     channels_last: bool = False
-    """Whether images and weights are N, H, W, C in memory."""
+    """True if images and weights are N, H, W, C in memory."""
     precision: bool = False
-    """Whether to compute in the run's precision; otherwise in float32."""
+    """True to compute in the run's precision; otherwise in float32."""
     learner: bool = False
-    """Whether the step is kdbench's: fused optimiser, sums on the device; otherwise one `.item()` per term."""
+    """True if the step is kdbench's: fused optimiser, sums on the device; otherwise one `.item()` per term."""
     teacher: str = "whole"
     """whole, fused (batch norm fused into the convolutions) or cache (logit cache)."""
     graphs: bool = False
-    """Whether steps on a GPU are captured and replayed; otherwise launched kernel by kernel."""
+    """True if steps on a GPU are captured and replayed; otherwise launched kernel by kernel."""
 
 
 REFERENCE = Arm(

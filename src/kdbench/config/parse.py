@@ -31,7 +31,7 @@ from kdbench.config.sections import (
 from kdbench.errors import ConfigError, first_line, nearest
 
 ROLES = ("baseline", "distilled", "control")
-"""What a method may be in a comparison; every method class declares one as `role`."""
+"""Roles of a method in a comparison; every method class declares one as `role`."""
 
 
 @dataclass

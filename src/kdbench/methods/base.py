@@ -41,7 +41,7 @@ class Progress:
         self._epoch = epoch
         self.epochs = epochs
         self.was_read = False
-        """Whether the step depends on the epoch, so that a step captured in one epoch is not replayed in another."""
+        """True if the step depends on the epoch, so that a step captured in one epoch is not replayed in another."""
 
     @property
     def epoch(self) -> int:
@@ -118,12 +118,12 @@ class Method(nn.Module, ABC):
         pass
 
     role: ClassVar[Literal["baseline", "distilled", "control"]]
-    """What the method is in a comparison; it is written into summary.json, and the report reads it there."""
+    """Role of the method in a comparison; it is written into summary.json, and the report reads it there."""
     needs_teacher: ClassVar[bool]
     uses_stages: ClassVar[bool] = True
-    """Whether the nodes that stages name can change its numbers; if not, they are no part of a run's key."""
+    """True if the nodes that stages name can change its numbers; if not, they are no part of a run's key."""
     capturable: bool = True
-    """Whether a training step may be captured as a CUDA graph. Declare False for a method that draws random numbers on
+    """True if a training step may be captured as a CUDA graph. Declare False for a method that draws random numbers on
     the host, keeps state in attributes or reassigned buffers, or waits for the device in `forward`."""
     requires: Requires
 

@@ -18,7 +18,7 @@ SUMMARY_FILE = "summary.json"
 
 
 class Status(StrEnum):
-    """What became of a run. A summary is written for complete ones alone; results and sweeps have the others too."""
+    """Outcome of a run. A summary is written for complete ones alone; results and sweeps have the others too."""
 
     COMPLETE = "complete"
     FAILED = "failed"
@@ -105,7 +105,7 @@ class RunSummary:
     teacher: str | None = text()
     method: str = text(required=True)
     role: str | None = text()
-    """What the method is in a comparison: baseline, distilled or control; null for given weights."""
+    """Role of the method in a comparison: baseline, distilled or control; null for given weights."""
     dataset: str | None = text()
     method_params: dict[str, Any] | None = section()
     recipe: dict[str, Any] | None = section()
@@ -116,7 +116,7 @@ class RunSummary:
     init_seed: int | None = whole()
     data_seed: int | None = whole()
     logit_cache: bool | None = key(is_switch, "true or false")
-    """Whether the teacher's logits came from the logit cache; null without a teacher."""
+    """True if the teacher's logits came from the logit cache; null without a teacher."""
     teacher_seed: int | None = whole()
     num_train: int | None = whole()
     num_val: int | None = whole()
@@ -145,7 +145,7 @@ class RunSummary:
     train_seconds: float | None = number()
     images_per_second: float | None = number()
     lockstep: int | None = whole()
-    """How many runs trained together; 1 means alone."""
+    """Number of runs that trained together; 1 means alone."""
     peak_memory_bytes: int | None = whole()
     skipped_steps: int | None = whole()
     overflowed_steps: int | None = whole()
@@ -165,7 +165,7 @@ class RunSummary:
 
     @property
     def is_given(self) -> bool:
-        """Whether the weights were given and not trained here."""
+        """True if the weights were given and not trained here."""
         return self.method == GIVEN
 
     @property

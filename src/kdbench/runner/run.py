@@ -1,5 +1,6 @@
 """One run, from its config to its finished directory."""
 
+import contextlib
 import dataclasses
 import logging
 import resource
@@ -92,7 +93,7 @@ class Run:
 
     @property
     def pending(self) -> bool:
-        """Whether there is work left: it is neither complete nor failed."""
+        """True if there is work left: it is neither complete nor failed."""
         return not self.complete and self.error is None
 
     @property
@@ -124,21 +125,20 @@ class Run:
                 code="checksum",
                 key=changed,
             )
-        if any(
-            file.is_file() for file in self.directory.checkpoints()
-        ):  # left by a process that was killed at its very end
-            self.remove_leftover_checkpoints()
+        left = (*self.directory.checkpoints(), self.directory.lock().file)
+        if any(file.is_file() for file in left):  # by a process that was killed at its very end
+            self.remove_leftovers()
         log.info("complete already, skipped: %s", path)
         self.complete = True
 
-    def remove_leftover_checkpoints(self) -> None:
-        """Remove the checkpoints of a complete run, unless another process is about to."""
+    def remove_leftovers(self) -> None:
+        """Remove the checkpoints of a complete run and its lock file, unless another process is about to."""
         lock = self.directory.lock()
         try:
             lock.acquire(wait=False)
             self.directory.remove_checkpoints(self.config.checkpoint.keep_last)
         except (BusyError, ConfigError, RunError, OSError):
-            log.debug("%s: leftover checkpoints were not removed", self.directory.path)
+            log.debug("%s: leftovers were not removed", self.directory.path)
         finally:
             lock.release()
 
@@ -171,8 +171,10 @@ class Run:
         self.log = RunLog(directory.log)
         self.log.open()
         if self.teacher:
+            assert self.config.teacher
+            assert settings.cache is not None
             log.debug("teacher: %s", self.teacher.description)
-            source = dataclasses.replace(self.config.teacher, cache=settings.cache)  # type: ignore[type-var]  # not None
+            source = dataclasses.replace(self.config.teacher, cache=settings.cache)
             self.config = dataclasses.replace(self.config, teacher=source)
         self.learner = build_learner(self.config, self.parts, self.guard)
         if self.teacher:
@@ -255,6 +257,7 @@ class Run:
         log.info("done: test accuracy %.2f%% at the best validation epoch, %d", 100 * accuracy, best["epoch"])
         self.directory.remove_checkpoints(config.checkpoint.keep_last)
         self.complete = True
+        self.close()
 
     def save_interrupted(self, interruption: Interrupted) -> None:
         """Write a checkpoint because a stop was requested, unless the training is over and its end is saved already.
@@ -303,13 +306,12 @@ class Run:
         }
 
     def close(self) -> None:
-        """Close the log and release the lock."""
-        if self.log:
-            self.log.close()
-            self.log = None
-        if self.lock:
-            self.lock.release()
-            self.lock = None
+        """Close the log and release the lock, as far as the disk allows."""
+        for part in (self.log and self.log.close, self.lock and self.lock.release):
+            if part:
+                with contextlib.suppress(OSError):
+                    part()
+        self.log = self.lock = None
 
 
 def resolve_run(config: RunConfig) -> tuple[RunConfig, RunDirectory]:

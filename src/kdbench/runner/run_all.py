@@ -4,7 +4,6 @@ Runs that are given together train in lockstep: one batch, and one forward pass 
 computes what it would compute alone, bit for bit in float32 on the CPU.
 """
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ log = logging.getLogger(__name__)
 Train = Callable[[Sequence[Learner], Batches, int], None]
 """Trains learners on batches until they have finished a number of epochs, as `kdbench.train.loop.fit` does."""
 ATTEMPTS = 3
-"""How often a run is resolved again because another process started it with other settings meanwhile."""
+"""Number of times that a run is resolved again because another process started it with other settings meanwhile."""
 
 
 def run_all(
@@ -119,8 +118,7 @@ def open_runs(runs: Sequence[Run]) -> Iterator[list[Run]]:
                 raise
     finally:
         for run in runs:
-            with contextlib.suppress(OSError):  # the others have to be closed, too
-                run.close()
+            run.close()
 
 
 def distribute_work(runs: Sequence[Run]) -> None:

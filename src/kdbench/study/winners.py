@@ -32,7 +32,7 @@ class Candidate:
 
     @property
     def subject(self) -> tuple[str, str]:
-        """What the setting competes for: a pair (without a teacher a student) and a method."""
+        """Subject of the competition: a pair (without a teacher a student) and a method."""
         summary = self.summaries[0]
         return self.pair or summary.student, summary.method
 

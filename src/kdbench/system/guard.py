@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 
 from kdbench.system import signals
-from kdbench.system.logs import reset_current_run, set_current_run
+from kdbench.system.logs import RunToken, reset_current_run, set_current_run
 from kdbench.system.memory import is_out_of_memory
 
 
@@ -26,7 +26,7 @@ class Guard:
         self.log: Path | None = None
         """Log file of the run, once it is known."""
         self.failed = False
-        self._tokens: list[object] = []
+        self._tokens: list[RunToken] = []
 
     def __enter__(self) -> None:
         self._tokens.append(set_current_run(self.log, self.prefix))
@@ -41,4 +41,4 @@ class Guard:
             self.on_failure(error)
             return True
         finally:
-            reset_current_run(self._tokens.pop())  # type: ignore[arg-type]  # as set_current_run returned it
+            reset_current_run(self._tokens.pop())

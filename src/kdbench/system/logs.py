@@ -12,9 +12,10 @@ from kdbench.system import signals
 
 _current: ContextVar[tuple[Path | None, str] | None] = ContextVar("current", default=None)
 """Log file and prefix of the run that the lines belong to."""
+RunToken = Token[tuple[Path | None, str] | None]
 
 
-def set_current_run(log: Path | None, prefix: str = "") -> "Token[tuple[Path | None, str] | None]":
+def set_current_run(log: Path | None, prefix: str = "") -> RunToken:
     """Have the following log lines belong to one run. `reset_current_run` ends it.
 
     Args:
@@ -24,7 +25,7 @@ def set_current_run(log: Path | None, prefix: str = "") -> "Token[tuple[Path | N
     return _current.set((log, prefix))
 
 
-def reset_current_run(token: "Token[tuple[Path | None, str] | None]") -> None:
+def reset_current_run(token: RunToken) -> None:
     """End what `set_current_run` began."""
     _current.reset(token)
 

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 GRACE_SECONDS = 20.0
 """Grace time outside of runs, which have `checkpoint.grace_seconds`. SLURM gives 30 between SIGTERM and SIGKILL."""
@@ -44,7 +44,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
-        self.handlers: dict[int, object] = {}
+        self.handlers: dict[int, Any] = {}
         """Handlers from before ours were installed; empty where they are not."""
         self.deferring = 0
         self.leaving = False
@@ -65,7 +65,7 @@ def install() -> None:
 def uninstall() -> None:
     """Put back the handlers from before `install`, and clear the stop request."""
     for number, handler in _stop.handlers.items():
-        signal.signal(number, handler)  # type: ignore[arg-type]  # as signal.signal returned it
+        signal.signal(number, handler)
     _stop.handlers = {}
     clear()
 

@@ -80,9 +80,9 @@ class Choice:
     reason: str
     """For the user, after "teacher: "."""
     build: bool = False
-    """Whether a cache that is missing or cannot be used is built; otherwise the teacher is live then."""
+    """True if a cache that is missing or cannot be used is built; otherwise the teacher is live then."""
     required: bool = False
-    """Whether the run started with the cache and cannot continue without."""
+    """True if the run started with the cache and cannot continue without."""
 
 
 def choose(config: RunConfig, requires: Requires, teacher: RunDirectory, recorded: str | None = None) -> Choice:

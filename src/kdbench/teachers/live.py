@@ -1,4 +1,4 @@
-"""How a teacher's output for a batch is obtained: by a forward pass, or from the logit cache."""
+"""A teacher's output for a batch: by a forward pass, or from the logit cache."""
 
 import torch
 from torch import Tensor

@@ -116,7 +116,7 @@ class CapturedStep(Generic[T]):
         self.recorder = recorder
         self.name = name
         self.capturable = True
-        """Whether no capture has failed."""
+        """True if no capture has failed."""
         self.eager_steps = 0
         self.replay: Callable[[], None] | None = None
         self.returned: T

@@ -103,7 +103,7 @@ class Learner:
         self.step_of_epoch = 0
         """Number of finished steps of the current epoch."""
         self.resumed = False
-        """Whether the next epoch to begin was begun by another process."""
+        """True if the next epoch to begin was begun by another process."""
         self.seconds = 0.0
         """Time spent on the current epoch by all processes that worked on it; the loop adds to it."""
         self.random = {
@@ -123,7 +123,7 @@ class Learner:
 
     @property
     def skips_bad_steps(self) -> bool:
-        """Whether a step that is not finite is skipped; otherwise it ends the run."""
+        """True if a step that is not finite is skipped; otherwise it ends the run."""
         return self.recipe.on_nonfinite == "skip"
 
     @property

@@ -33,7 +33,7 @@ class Options:
     trusted: tuple[str, ...] = ()
     """Modules that a config may name, beside kdbench's own."""
     quick: bool = False
-    """Whether to compute no logits from weights."""
+    """True to compute no logits from weights."""
     data_root: Path | None = None
     """Folder of the data where the config's does not exist."""
 
@@ -55,17 +55,17 @@ class Artifacts:
 
     @property
     def is_given(self) -> bool:
-        """Whether this is a teacher whose weights were given and not trained here."""
+        """True if this is a teacher whose weights were given and not trained here."""
         return self.config.method.target is GivenWeights if self.config else self.summary.is_given
 
     @property
     def is_small(self) -> bool:
-        """Whether the run was kept in its small form (scripts/keep_results.py), without most of its files."""
+        """True if the run was kept in its small form (scripts/keep_results.py), without most of its files."""
         return not self.directory.config.is_file() and not self.directory.log.is_file()
 
     @property
     def is_half(self) -> bool:
-        """Whether the logits are float16, as in the small form."""
+        """True if the logits are float16, as in the small form."""
         return self.logits is not None and self.logits["test_logits"].element_size() == 2
 
     @property
