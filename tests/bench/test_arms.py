@@ -1,6 +1,8 @@
 """Arms: which of them a configuration has, and that each trains, the reference and kdbench alike."""
 
+import contextlib
 import dataclasses
+import multiprocessing
 
 import pytest
 import torch
@@ -73,6 +75,14 @@ def test_batches_are_whole_without_end(bench_of):
     assert [len(next(plans)[0]) for _ in range(9)] == [8] * 9
     batches = bench.loader.batches(channels_last=False)
     assert [len(next(batches).labels) for _ in range(9)] == [8] * 9
+
+
+def test_processes_of_the_loader_end_with_the_measurement(small):
+    config, _ = resolve_run(small("method=ce"))
+    with contextlib.closing(Bench(config, workers=1)) as bench:
+        Trainee(REFERENCE, bench).train(1)
+        assert len(multiprocessing.active_children()) == 1
+    assert not multiprocessing.active_children()
 
 
 def test_reference_and_kdbench_compute_the_same_step(bench_of):

@@ -1,6 +1,7 @@
 """Measurement of the cases of a command line, printed and written after each."""
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import logging
@@ -86,9 +87,9 @@ def measure_case(prepared: Prepared, workers: int, rounds: int, seconds: float, 
     case, config, arms = prepared.case, prepared.config, prepared.arms
     with torch_settings(config.runtime):
         log.info("measuring %s: %d arms, %d rounds", case.title, len(arms), rounds)
-        bench = Bench(config, workers)
-        rows = figures(bench, measure_arms(bench, arms, rounds, seconds, case.title))
-        checkpoints = cost_of_checkpoints(bench, folder)
+        with contextlib.closing(Bench(config, workers)) as bench:
+            rows = figures(bench, measure_arms(bench, arms, rounds, seconds, case.title))
+            checkpoints = cost_of_checkpoints(bench, folder)
     return metadata(prepared) | {"arms": rows, "checkpoints": checkpoints}
 
 

@@ -4,7 +4,7 @@ PIL transforms in worker processes, float32, images as N, C, H, W, a step that r
 that computes every batch anew, without fused batch norm.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Generic, TypeVar
 
 import torch
@@ -92,9 +92,10 @@ class PilBatches:
             PilImages(dataset, augment), batch_size, shuffle=True, num_workers=workers, drop_last=True,
             pin_memory=device != "cpu", persistent_workers=workers > 0,
         )  # fmt: skip
-        self.loaded = Prefetched(self.load(), 2 * workers)
+        self.endless = self.load()
+        self.loaded = Prefetched(self.endless, 2 * workers)
 
-    def load(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def load(self) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
         """Yield images, labels and indices without end."""
         while True:
             yield from self.loader
@@ -109,6 +110,11 @@ class PilBatches:
     def discard_prefetched(self) -> None:
         """Drop the batches that the workers made while another arm was measured, and have one batch ready."""
         self.loaded.discard()
+
+    def close(self) -> None:
+        """Stop the worker processes. Where the garbage collector finds them, it waits five seconds for each."""
+        self.endless.close()
+        del self.loader
 
 
 class ReferenceTrainer:

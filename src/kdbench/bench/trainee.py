@@ -42,6 +42,10 @@ class Bench:
         )
         self.teacher = untrained_teacher(config, self.requires, self.dataset) if config.teacher else None
 
+    def close(self) -> None:
+        """Stop the processes of the reference's loader."""
+        self.loader.close()
+
     def flops_per_image(self, arm: Arm) -> int:
         """Return the FLOPs of the networks' convolutions and products per image.
 
