@@ -376,16 +376,15 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
 }  # fmt: skip
 
 
-def cases() -> Iterator[tuple[str, str, Callable[[], Any]]]:
-    """Yield section, name and call of each case."""
-    for base, overrides in VALUES.items():
-        for override in overrides:
-            yield "values of a config", f"{' '.join(base)} {override}", lambda o=override, b=base: edited(o, *b)
-    for arguments in COMMAND_LINES:
-        yield "kdbench", " ".join(arguments), lambda a=arguments: command_line(a)
-    for section, calls in CALLS.items():
-        for number, call in enumerate(calls, 1):
-            yield section, f"number {number}", call
+SECTIONS: dict[str, list[tuple[str, Callable[[], Any]]]] = {
+    "values of a config": [
+        (" ".join((*base, override)), lambda override=override, base=base: edited(override, *base))
+        for base, overrides in VALUES.items()
+        for override in overrides
+    ],
+    "kdbench": [(" ".join(line), lambda line=line: command_line(line)) for line in COMMAND_LINES],
+} | {title: [(f"number {n}", call) for n, call in enumerate(calls, 1)] for title, calls in CALLS.items()}
+"""Name and call of each case, by section of the file."""
 
 
 def line_of(error: KdbenchError, folder: Path) -> str:
@@ -402,42 +401,43 @@ def unreachable(*_: Any, **__: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def messages(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the content that messages.txt should have."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("messages").resolve()
     prepare(folder)
+    return folder
+
+
+def sections_of_the_file() -> dict[str, list[str]]:
+    """Return the lines of each section of messages.txt."""
+    parts = [part.splitlines() for part in GOLDEN.read_text().removeprefix("# ").split("\n\n# ")]
+    return {title: lines for title, *lines in parts}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_messages_are_those_of_the_file(folder, monkeypatch, section):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["kdbench"])
+    monkeypatch.delenv("KDBENCH_DATA", raising=False)
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
     lines = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["kdbench"])
-        patch.delenv("KDBENCH_DATA", raising=False)
-        patch.setattr(urllib.request, "urlopen", unreachable)
-        section = ""
-        for title, name, call in cases():
-            if title != section:
-                lines += [*([""] if section else []), f"# {title}"]
-                section = title
-            try:
-                call()
-            except KdbenchError as error:
-                lines.append(line_of(error, folder))
-            else:
-                lines.append(f"NO ERROR: {name}")
-    return "\n".join(lines) + "\n"
-
-
-def test_messages_are_those_of_the_file(messages):
+    for name, call in SECTIONS[section]:
+        try:
+            call()
+        except KdbenchError as error:
+            lines.append(line_of(error, folder))
+        else:
+            lines.append(f"NO ERROR: {name}")
     if os.environ.get("KDBENCH_UPDATE_MESSAGES") == "1":
-        GOLDEN.write_text(messages)
-    expected = GOLDEN.read_text()
-    changes = difflib.unified_diff(
-        expected.splitlines(), messages.splitlines(), "messages.txt", "now", lineterm="", n=0
-    )
-    assert messages == expected, "\n".join(["messages differ (KDBENCH_UPDATE_MESSAGES=1 accepts them):", *changes])
+        content = sections_of_the_file() | {section: lines}
+        GOLDEN.write_text("\n\n".join("\n".join([f"# {title}", *content.get(title, [])]) for title in SECTIONS) + "\n")
+    expected = sections_of_the_file()[section]
+    changes = difflib.unified_diff(expected, lines, "messages.txt", "now", lineterm="", n=0)
+    assert lines == expected, "\n".join(["messages differ (KDBENCH_UPDATE_MESSAGES=1 accepts them):", *changes])
 
 
-def test_every_code_has_a_message(messages):
-    shown = {line.split(" | ")[0] for line in messages.splitlines() if " | " in line}
+def test_every_code_has_a_message():
+    lines = [line for section in sections_of_the_file().values() for line in section]
+    shown = {line.split(" | ")[0] for line in lines}
     raised = set(codes_in_source())
     assert raised - shown - set(NEEDS_A_FAULT) == set()
     assert set(NEEDS_A_FAULT) <= raised - shown
@@ -454,10 +454,9 @@ def codes_in_source() -> Iterator[str]:
                 )  # fmt: skip
 
 
-def test_every_error_has_a_code_and_names_a_key_of_one_word(messages):
-    for line in messages.splitlines():
-        if " | " in line:
-            code, key, text = line.split(" | ", 2)
-            assert re.fullmatch(r"[a-z_]+", code), line
-            assert " " not in key, line
-            assert text, line
+def test_every_error_has_a_code_and_names_a_key_of_one_word():
+    for line in (line for section in sections_of_the_file().values() for line in section):
+        code, key, text = line.split(" | ", 2)
+        assert re.fullmatch(r"[a-z_]+", code), line
+        assert " " not in key, line
+        assert text, line
