@@ -5,7 +5,7 @@ import pytest
 from kdbench.config import CONF_DIR, compose, parse
 from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
 from kdbench.models import summarize
-from tests.conftest import composed_once, every_model
+from tests.conftest import composed_once, every_model, rest_slow
 
 
 def options(group):
@@ -43,13 +43,17 @@ def test_every_method_composes_and_instantiates(name):
 
 
 @pytest.mark.parametrize(
-    ("group", "name"), [(g, n) for g in ("pair", "data", "recipe", "runtime", "experiment") for n in options(g)]
+    ("group", "name"),
+    [
+        *((group, name) for group in ("data", "recipe", "runtime", "experiment") for name in options(group)),
+        *rest_slow(("pair", name) for name in options("pair")),
+    ],
 )
 def test_every_other_option_composes(group, name):
     composed_once(f"{group}={name}")
 
 
-@pytest.mark.parametrize("name", [n for n in options("pair") if n.startswith("r") and "resnet" not in n])
+@pytest.mark.parametrize("name", rest_slow(n for n in options("pair") if n.startswith("r") and "resnet" not in n))
 def test_a_pair_is_named_after_its_teacher_and_student(name):
     teacher, student = name.split("_")
     config = composed_once(f"pair={name}")

@@ -154,6 +154,7 @@ def value_of(words: list[str], flag: str) -> str | None:
     return words[words.index(flag) + 1] if flag in words else None
 
 
+@pytest.mark.slow
 def test_example_of_the_api_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_blocks(CHECKOUT / "docs" / "api.md")

@@ -19,6 +19,7 @@ from kdbench.teachers.live import LiveTeacher
 from kdbench.train.evaluate import predict
 from kdbench.train.learner import no_teacher
 from kdbench.train.loop import fit
+from tests.conftest import rest_slow
 from tests.every_method import EVERYDAY
 
 CLASSES = {file.stem: get_class(OmegaConf.load(file)._target_) for file in sorted((CONF_DIR / "method").glob("*.yaml"))}
@@ -179,7 +180,7 @@ def test_the_student_is_in_train_mode_again_after_validation(training):
     assert run.method.training
 
 
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("method", rest_slow(sorted(CLASSES, key=lambda name: name != "feature")))
 def test_bf16_autocast_keeps_weights_and_losses_in_float32(training, method):
     run = training(f"method={method}", "runtime.precision=bf16")
     run.learner.begin_epoch()

@@ -318,6 +318,7 @@ def test_a_signal_stops_all_runs_between_two_steps_and_each_continues_alone_or_i
     assert_same(configs, results, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", rest_slow([[1, 2], [3]]))
 def test_runs_that_a_kill_left_at_different_steps_continue_together(
     runs: Runs, alone: Alone, sizes: Sequence[int]

@@ -247,7 +247,9 @@ def edit_settings(directory: RunDirectory, **changed: Any) -> None:
         checksummed.write(file, metadata, content)
 
 
-@pytest.mark.parametrize(("setting", "value"), [("threads", 2), ("channels_last", False), ("profile", "repro")])
+@pytest.mark.parametrize(
+    ("setting", "value"), rest_slow([("channels_last", False), ("threads", 2), ("profile", "repro")])
+)
 def test_a_resumed_run_keeps_its_numeric_settings(
     killed: tuple[RunConfig, RunDirectory], setting: str, value: Any
 ) -> None:

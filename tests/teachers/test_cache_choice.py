@@ -117,6 +117,7 @@ def start(config: RunConfig) -> None:
         complete(config)
 
 
+@pytest.mark.slow
 def test_a_run_that_started_live_continues_live_though_there_is_a_cache_now(small: Small) -> None:
     start(small(*LONG, "teacher.cache=off"))
     complete(small(*PLAIN, "seed=1"))
