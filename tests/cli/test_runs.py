@@ -88,6 +88,7 @@ def test_jobs_that_fail_print_a_line_each_and_the_others_run(kdbench, tmp_path):
     assert [job["status"] for job in sweep_record(tmp_path / "home")].count("complete") == 1
 
 
+@pytest.mark.slow
 def test_a_job_whose_data_cannot_be_made_does_not_stop_the_others(kdbench, tmp_path):
     with recorded_errors() as made:
         result = kdbench("-m", *TINY, "method=ce", "data.num_train=200000,64")

@@ -20,15 +20,16 @@ from kdbench.train.evaluate import predict
 from kdbench.train.learner import no_teacher
 from kdbench.train.loop import fit
 from tests.conftest import rest_slow
-from tests.every_method import EVERYDAY
 
 CLASSES = {file.stem: get_class(OmegaConf.load(file)._target_) for file in sorted((CONF_DIR / "method").glob("*.yaml"))}
+EVERY_DAY = ("ce", "feature")
+"""No teacher; a teacher's feature maps and parameters of the method."""
 
 
 def methods(needs_teacher=False):
     """Return test parameters: every method by name, or every one with a teacher. Most are slow tests."""
     names = [name for name, target in CLASSES.items() if target.needs_teacher or not needs_teacher]
-    return [pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.slow) for name in names]
+    return [pytest.param(name, marks=() if name in EVERY_DAY else pytest.mark.slow) for name in names]
 
 
 class Training:

@@ -11,7 +11,7 @@ from kdbench.errors import ConfigError
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.identity import GivenWeights
 from kdbench.rundir.recorded_config import read_config
-from tests.conftest import SMALL, composed_once, every_model
+from tests.conftest import SMALL, composed_once, every_model, rest_slow
 
 EVIL = """
 import os
@@ -88,7 +88,7 @@ def test_every_shipped_method_reads_back(small, file, method):
         "",
     ],
 )
-@pytest.mark.parametrize("group", ["student", "teacher"])
+@pytest.mark.parametrize("group", rest_slow(["student", "teacher"]))
 def test_a_model_defined_elsewhere_is_refused_and_not_imported(file, marker, group, target):
     edit(file, group, _target_=target)
     with pytest.raises(ConfigError) as error:

@@ -319,7 +319,7 @@ def test_a_signal_stops_all_runs_between_two_steps_and_each_continues_alone_or_i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", rest_slow([[1, 2], [3]]))
+@pytest.mark.parametrize("sizes", [[1, 2], [3]])
 def test_runs_that_a_kill_left_at_different_steps_continue_together(
     runs: Runs, alone: Alone, sizes: Sequence[int]
 ) -> None:
@@ -425,7 +425,8 @@ def test_a_single_run_without_memory_names_the_setting_to_lower(runs: Runs) -> N
 # Runs of other processes
 
 
-@pytest.mark.parametrize("on_busy", rest_slow(["skip", "wait"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("on_busy", ["skip", "wait"])
 def test_a_group_does_not_wait_for_a_run_that_another_process_holds(runs: Runs, alone: Alone, on_busy: str) -> None:
     configs = runs(f"on_busy={on_busy}")
     lock, last = located(configs[1]).lock(), located(configs[-1])

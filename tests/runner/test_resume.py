@@ -336,6 +336,7 @@ def test_a_signal_in_the_middle_of_a_step_leaves_a_checkpoint_after_it(
     assert_same_numbers(run, undisturbed("method=ce", *UNTIMED))
 
 
+@pytest.mark.slow
 def test_a_signal_during_validation_loses_no_training(small: Small) -> None:
     def signal_in_validation(learners: Sequence[Learner]) -> None:
         for learner in learners:

@@ -15,6 +15,7 @@ from kdbench.study.read import read_study
 from kdbench.study.stages import Study
 from kdbench.study.winners import Winner
 from kdbench.sweep.overrides import expand, key_of, value_of
+from tests.conftest import rest_slow
 from tests.study.conftest import TINY
 
 
@@ -87,11 +88,11 @@ def test_a_recipe_on_the_command_line_replaces_that_of_the_study() -> None:
 
 @pytest.mark.parametrize(
     "unchanged",
-    [
+    rest_slow([
         "on_busy=skip", "overwrite=true", "checkpoint.every_minutes=5", "runtime.threads=1", "runtime=default",
         "output_root=elsewhere", "data.root=/data", "data.download=true", "report=r", "teacher.cache=off",
         "recipe=paper", "final_seeds=[1,2,3,4,5]", "select_baseline=false",
-    ],
+    ], 5),
 )  # fmt: skip
 def test_what_changes_no_result_is_no_part_of_the_folders_name(unchanged: str) -> None:
     assert label(unchanged) == "capacity"

@@ -43,6 +43,7 @@ def test_a_sweep_is_grouped_and_every_job_has_its_own_run(kdbench: Kdbench, tmp_
     assert again.out.count("complete already, skipped") == 2
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_or_is_refused_leaves_the_others_alone(kdbench: Kdbench, tmp_path: Path) -> None:
     with recorded_errors() as made:
         result = kdbench(*LOCKSTEP, "hydra.launcher.max_learners=2", *TINY, "method=ce", "recipe.lr=0.1,1e9,-1")

@@ -43,6 +43,7 @@ def test_auto_builds_a_cache_that_pays_off_within_the_run(small: Small) -> None:
     assert twice.read_summary().logit_cache is True
 
 
+@pytest.mark.slow
 def test_auto_reads_a_cache_that_is_there(small: Small) -> None:
     file = cache_of(complete(small(*PLAIN)))
     built = file.stat().st_mtime_ns

@@ -13,7 +13,7 @@ from kdbench.config import RunConfig
 from kdbench.errors import RunError
 from kdbench.models import build
 from kdbench.train import compiled
-from tests.conftest import complete, rest_slow
+from tests.conftest import complete
 
 Small = Callable[..., RunConfig]
 Backend = Callable[[Any, Any], Any]
@@ -67,15 +67,16 @@ def test_each_of_many_architectures_is_compiled(small: Small, graphs: list[Any])
     assert len(graphs) >= 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("raised", "width", "code", "key"),
-    rest_slow([
+    [
         (FileNotFoundError("no such file: g++"), 10, "not_compilable", "runtime.compile"),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
             11, "out_of_memory", "recipe.batch_size",
         ),
-    ]),
+    ],
 )  # fmt: skip
 def test_a_failing_compiler_and_a_lack_of_memory_are_told_apart(
     small: Small, use_backend: Callable[[Backend], None], raised: Exception, width: int, code: str, key: str
