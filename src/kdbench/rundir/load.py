@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kdbench.config.paths import is_file, is_folder
 from kdbench.errors import ConfigError
-from kdbench.rundir.summary import KEYS, RunSummary, is_section, read_summary
+from kdbench.rundir.summary import KEYS, SUMMARY_FILE, RunSummary, changed_file, is_section, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,26 +35,44 @@ def load_run(path: str | Path) -> LoadedRun:
         path: run directory.
 
     Raises:
-        ConfigError: it is no complete run, or a file in it is damaged.
+        ConfigError: it is no complete run, or a file in it is damaged or was changed.
     """
     import pandas as pd  # here, because importing it takes longer than most commands
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     folder = Path(path)
-    if not is_file(folder / "summary.json"):
-        state = "an unfinished run" if is_file(folder / "config.yaml") else "not a run directory"
-        raise ConfigError(f"{folder} is {state}: there is no summary.json", code="no_run", key="path")
+    summary = read_complete(folder)
     metrics, logits = folder / "metrics.csv", folder / "logits.safetensors"
     try:
         return LoadedRun(
             folder,
-            read_summary(folder),
+            summary,
             pd.read_csv(metrics) if metrics.is_file() else None,
             load_file(logits) if logits.is_file() else {},
         )
     except (SafetensorError, OSError, ValueError) as error:
         raise ConfigError(f"{folder} cannot be read: {error}", code="damaged", key="path") from None
+
+
+def read_complete(folder: Path) -> RunSummary:
+    """Return the summary of a run.
+
+    Raises:
+        ConfigError: the run is not complete, or its summary, config or metrics are not those that it wrote.
+    """
+    if not is_file(folder / SUMMARY_FILE):
+        state = "an unfinished run" if is_file(folder / "config.yaml") else "not a run directory"
+        raise ConfigError(f"{folder} is {state}: there is no {SUMMARY_FILE}", code="no_run", key="path")
+    summary = read_summary(folder)
+    if changed := changed_file(folder, summary):
+        raise ConfigError(
+            f"{folder / changed} was changed since the run was finished; kdbench-verify lists everything that does not "
+            "match",
+            code="checksum",
+            key="path",
+        )
+    return summary
 
 
 def load_runs(root: str | Path) -> "pd.DataFrame":

@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdbench.config.paths import is_file
 from kdbench.data.dataset import NUM_CLASSES
 from kdbench.errors import ConfigError
 from kdbench.methods.base import Method
 from kdbench.models import Network, build, weights
+from kdbench.rundir.files import sha256
+from kdbench.rundir.load import read_complete
 from kdbench.rundir.recorded_config import read_config
 
 
@@ -34,9 +35,15 @@ class Student(nn.Module):
         self.eval()
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Return logits [N, num_classes] of images [N, C, H, W]: uint8 in [0, 255], or floats in [0, 1]."""
+        """Return logits [N, num_classes] of images [N, C, H, W]: uint8 in [0, 255], or floats in [0, 1].
+
+        Raises:
+            TypeError: images of another type.
+        """
         if images_NCHW.dtype == torch.uint8:
             images_NCHW = images_NCHW.to(torch.float32).div(255)
+        elif not images_NCHW.is_floating_point():
+            raise TypeError(f"images are {images_NCHW.dtype}; they must be uint8 in [0, 255], or floats in [0, 1]")
         return self.network(images_NCHW.sub(self.mean).div(self.std)).logits
 
 
@@ -51,9 +58,7 @@ def load_student(path: str | Path, trusted: Sequence[str] = ()) -> Student:
         ConfigError: it is no complete run, its files are damaged, or its config names code that is not trusted.
     """
     folder = Path(path)
-    if not is_file(folder / "summary.json"):
-        state = "an unfinished run" if is_file(folder / "config.yaml") else "not a run directory"
-        raise ConfigError(f"{folder} is {state}: there is no summary.json", code="no_run", key="path")
+    summary = read_complete(folder)
     for name in ("config.yaml", "best.safetensors"):
         if not (folder / name).is_file():
             raise ConfigError(
@@ -67,6 +72,12 @@ def load_student(path: str | Path, trusted: Sequence[str] = ()) -> Student:
             f"{folder}: method={config.method.name} takes part in predictions, and its weights are not saved",
             code="no_student",
             key="method",
+        )
+    if summary.weights_sha256 != sha256(folder / "best.safetensors"):
+        raise ConfigError(
+            f"{folder / 'best.safetensors'} does not hold the weights that the run wrote; restore them",
+            code="checksum",
+            key="path",
         )
     network = build(config.student, NUM_CLASSES)
     weights.load_into(network, weights.read(folder / "best.safetensors"), str(folder / "best.safetensors"))
