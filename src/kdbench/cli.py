@@ -33,6 +33,8 @@ from kdbench.system.logs import log_to_console, silence_stdout
 
 log = logging.getLogger(__name__)
 
+CONTINUES = "; the same command continues"
+
 
 def main() -> NoReturn:
     """Run `kdbench`: one run, or a sweep with -m."""
@@ -49,7 +51,7 @@ def main() -> NoReturn:
                 logging.getLogger("hydra").setLevel(logging.NOTSET)  # Hydra prints the information as log lines
             hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(run_job)()
     except BaseException as error:
-        finish(exit_code(hydra_error(error), "kdbench", "; the same command continues"))
+        finish(exit_code(hydra_error(error), "kdbench", CONTINUES))
     finish(0)
 
 
@@ -68,7 +70,7 @@ def run_job(config: DictConfig) -> Any:
             if result.error:
                 raise result.error
         except Exception as error:
-            sys.exit(exit_code(error, "kdbench"))  # past Hydra, which would print lines of its own
+            sys.exit(exit_code(error, "kdbench", CONTINUES))  # past Hydra, which would print lines of its own
         return {"status": result.status, "run": str(result.path)}
     from kdbench.sweep.execute import run_single
 

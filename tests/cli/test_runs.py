@@ -12,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from kdbench import cli
 from kdbench.rundir.directory import RunDirectory
 from kdbench.runner.run import resolve_run
 from kdbench.system import signals
@@ -136,7 +137,8 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_one_line(kdbench, tmp_path, n
     assert [file.name for file in tmp_path.rglob("*.ckpt")] == ["last.ckpt"]
 
 
-def test_a_signal_while_the_config_is_composed_is_a_stop_whatever_error_follows_it(kdbench, tmp_path):
+@pytest.mark.parametrize("key", ["output_root", "hydra.verbose"])  # read by kdbench, and by Hydra
+def test_a_signal_while_the_config_is_composed_is_a_stop_whatever_error_follows_it(kdbench, tmp_path, key):
     def interrupted() -> str:
         try:
             signal.raise_signal(signal.SIGTERM)
@@ -144,10 +146,13 @@ def test_a_signal_while_the_config_is_composed_is_a_stop_whatever_error_follows_
             raise ValueError("half a config") from None
         return "home"
 
-    OmegaConf.register_new_resolver("interrupted", interrupted, replace=True)
-    result = kdbench("method=ce", "output_root=${interrupted:}")
+    OmegaConf.register_new_resolver("interrupted", interrupted)
+    try:
+        result = kdbench("method=ce", f"{key}=${{interrupted:}}")
+    finally:
+        OmegaConf.clear_resolver("interrupted")
     assert (result.code, result.out) == (75, "")
-    assert "Traceback" not in result.err
+    assert result.err == f"kdbench: stopped by SIGTERM{cli.CONTINUES}\n"
     assert files(tmp_path / "home") == []
 
 

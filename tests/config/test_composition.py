@@ -9,6 +9,7 @@ from kdbench.config import CONF_DIR
 from kdbench.data.dataset import IMAGE_SHAPE
 from kdbench.errors import ConfigError
 from kdbench.models import summarize
+from tests.conftest import NARROW, SMALL, composed_once
 
 MOBILE = "_target_: torchvision.models.mobilenet_v3_small\nstages: {layer1: features.1, pooled: flatten}\n"
 
@@ -80,3 +81,16 @@ def test_an_application_that_uses_hydra_itself_is_not_disturbed():
         with pytest.raises(ConfigError):
             kdbench.compose(["method=lgit"])
         assert hydra_compose("ce")._target_ == "kdbench.methods.ce.CrossEntropy"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (*SMALL, *NARROW, "seed=3"),
+        ("experiment=quickstart", "output_root=elsewhere", "report=null"),
+        ("pair=r101_r34", "method=feature", "method.stages=[layer1,layer3]", "teacher.recipe.epochs=7"),
+        ("data=cifar10", "student=resnet8", "student.stages.layer1=layer1.0", "++recipe.lr=0.3"),
+    ],
+)
+def test_the_tests_own_composition_is_that_of_kdbench(overrides):
+    assert composed_once(*overrides) == kdbench.compose(overrides)

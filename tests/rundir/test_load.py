@@ -71,6 +71,21 @@ def test_a_damaged_file_is_an_error_in_one_line(tmp_path, name, content):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("name", "key"), [("metrics.csv", "metrics_sha256"), ("logits.safetensors", "logits_sha256")])
+def test_a_file_that_is_not_the_one_the_run_wrote_is_an_error(tmp_path, name, key):
+    folder = make_run(tmp_path / "run", **{key: "0" * 64})
+    with pytest.raises(ConfigError) as error:
+        kdbench.load_run(folder)
+    assert (error.value.code, error.value.key) == ("checksum", "path")
+    assert name in str(error.value)
+
+
+def test_a_run_that_failed_is_no_complete_run(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        kdbench.load_run(make_run(tmp_path / "run", status="failed"))
+    assert error.value.code == "no_run"
+
+
 def test_runs_are_a_table_with_a_row_each(tmp_path):
     make_run(tmp_path / "b", run_key="b", method_params={"alpha": 0.1})
     make_run(tmp_path / "deep" / "er" / "a", run_key="a")

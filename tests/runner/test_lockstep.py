@@ -21,6 +21,7 @@ from kdbench.models import Network, Output
 from kdbench.rundir import checksummed
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.identity import teacher_config
+from kdbench.rundir.summary import RunSummary
 from kdbench.runner.policy import run_with_retries
 from kdbench.runner.run import RunResult, resolve_run
 from kdbench.runner.run_all import Train
@@ -233,6 +234,22 @@ def test_a_failed_run_logs_once_and_releases_its_lock_at_once(runs: Runs, caplog
     assert [(held, logged) for position, held, logged in seen if position == (0, 1)] == [(True, False)] * 3
     assert [(held, logged) for position, held, logged in seen if position == (0, 3)] == [(False, True)] * 2
     assert located(configs[1]).log.read_text().count("no more") == 1
+
+
+def test_a_finished_run_releases_its_lock_before_the_next_one_is_evaluated(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = runs("recipe.epochs=1")
+    held: list[list[bool]] = []
+    write_summary = RunDirectory.write_summary
+
+    def watch(self: RunDirectory, summary: RunSummary) -> None:
+        held.append([located(config).lock().file.exists() for config in configs])
+        write_summary(self, summary)
+
+    monkeypatch.setattr(RunDirectory, "write_summary", watch)
+    together(configs)
+    assert held[-3:] == [[True, True, True], [False, True, True], [False, False, True]]
 
 
 @pytest.mark.slow

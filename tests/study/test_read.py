@@ -143,8 +143,8 @@ def test_stages_run_in_the_files_order(stages: str) -> None:
         (["study=tiny,lab"], "unknown_option", "study"),
         (["study=tiny", "stages=[finale]"], "unknown_stage", "stages"),
         (["study=tiny", "stages=[]"], "unknown_stage", "stages"),
-        (["study=tiny", "final_seeds=[-1]"], "out_of_range", "stages.finals.seeds"),
-        (["study=tiny", "final_seeds=[0,0]"], "out_of_range", "stages.finals.seeds"),
+        (["study=tiny", "final_seeds=[-1]"], "out_of_range", "study=tiny.stages.finals.seeds"),
+        (["study=tiny", "final_seeds=[0,0]"], "out_of_range", "study=tiny.stages.finals.seeds"),
         (["study=tiny", "final_seeds=x"], "wrong_type", "final_seeds"),
         (["study=tiny", "select_baseline=perhaps"], "wrong_type", "select_baseline"),
         (["study=tiny", "seed"], "unreadable_override", "seed"),
@@ -163,6 +163,14 @@ def test_mistakes_on_the_command_line_are_refused(studies: Path, arguments: list
     with pytest.raises(ConfigError) as error:
         read_study(arguments, studies)
     assert (error.value.code, error.value.key) == (code, key)
+
+
+def test_a_mistake_in_the_file_names_the_study_beside_settings_of_the_command_line(studies: Path) -> None:
+    file = studies / "study" / "tiny.yaml"
+    file.write_text(file.read_text().replace("select_baseline: false", "select_baseline: perhaps"))
+    with pytest.raises(ConfigError) as error:
+        read_study(["study=tiny", "final_seeds=[0,1]"], studies)
+    assert (error.value.code, error.value.key) == ("wrong_type", "study=tiny.select_baseline")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Requested stops: where a run can leave, how long it may take, and which exit code it has."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from kdbench.system.signals import SIGNALS, Interrupted, deferred, handled, raise_if_requested
+from kdbench.system.signals import SIGNALS, Interrupted, deferred, handled, interruption, raise_if_requested
 
 STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGUSR2, 75), (signal.SIGALRM, 3)]
 
@@ -26,8 +27,8 @@ def work(*numbers):
         done.append("work")
         try:
             raise_if_requested()
-        except Interrupted as interruption:
-            return done, interruption
+        except Interrupted as stop:
+            return done, stop
     return done, None
 
 
@@ -40,9 +41,9 @@ def test_a_signal_is_followed_at_once_where_nothing_can_be_lost(requested, code)
 
 @pytest.mark.parametrize(("requested", "code"), STOPS)
 def test_a_deferred_signal_is_followed_where_the_run_can_leave(requested, code):
-    done, interruption = work(requested)
+    done, stop = work(requested)
     assert done
-    assert interruption.exit_code == code
+    assert stop.exit_code == code
 
 
 def test_without_a_signal_nothing_is_interrupted():
@@ -60,8 +61,27 @@ def test_afterwards_the_previous_handlers_are_back_and_the_request_is_cleared():
 
 
 def test_repeated_signals_of_a_batch_system_count_once():
-    _, interruption = work(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-    assert str(interruption) == "SIGUSR1"
+    _, stop = work(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+    assert str(stop) == "SIGUSR1"
+
+
+def test_an_error_after_a_stop_is_a_consequence_of_it_outside_of_deferred_blocks_alone():
+    with handled():
+        assert interruption() is None
+        with contextlib.suppress(Interrupted):  # a library may swallow it
+            send(signal.SIGTERM)
+        assert str(interruption()) == "SIGTERM"
+        with deferred(grace_seconds=60):
+            assert interruption() is None
+
+
+def test_an_error_after_a_deferred_stop_is_a_consequence_of_it_once_the_run_leaves():
+    with handled():
+        with contextlib.suppress(Interrupted), deferred(grace_seconds=60):
+            send(signal.SIGTERM)
+            assert interruption() is None
+            raise_if_requested()
+        assert str(interruption()) == "SIGTERM"
 
 
 def test_an_interruption_passes_handlers_of_ordinary_exceptions():

@@ -75,6 +75,12 @@ class Prefetched(Generic[T]):
         self.ready.append(next(self.items))
 
 
+def without_end(loader: Iterable[T]) -> Generator[T, None, None]:
+    """Yield the items of a loader, epoch after epoch."""
+    while True:
+        yield from loader
+
+
 class PilBatches:
     """Batches from worker processes, for every arm that takes them; the processes start with the first batch.
 
@@ -88,17 +94,12 @@ class PilBatches:
 
     def __init__(self, dataset: Dataset, batch_size: int, augment: bool, device: str, workers: int) -> None:
         self.device = device
-        self.loader = DataLoader(
+        loader = DataLoader(
             PilImages(dataset, augment), batch_size, shuffle=True, num_workers=workers, drop_last=True,
             pin_memory=device != "cpu", persistent_workers=workers > 0,
         )  # fmt: skip
-        self.endless = self.load()
+        self.endless = without_end(loader)
         self.loaded = Prefetched(self.endless, 2 * workers)
-
-    def load(self) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
-        """Yield images, labels and indices without end."""
-        while True:
-            yield from self.loader
 
     def batches(self, channels_last: bool) -> Iterator[Batch]:
         """Yield batches without end."""
@@ -112,9 +113,10 @@ class PilBatches:
         self.loaded.discard()
 
     def close(self) -> None:
-        """Stop the worker processes. Where the garbage collector finds them, it waits five seconds for each."""
+        """Stop the worker processes."""
+        # They end with the last reference to the loader, which is the generator's. The garbage collector would break
+        # the loader's queues first, and then wait five seconds for each process.
         self.endless.close()
-        del self.loader
 
 
 class ReferenceTrainer:

@@ -178,7 +178,8 @@ def composition_error(error: Exception, overrides: Sequence[str], config_dir: Pa
     several = re.match(r"Ambiguous value for argument '(([^'=]+)=.*)'", str(error))
     if several:
         decimal = re.fullmatch(r"(\d+),(\d+)", several[1].partition("=")[2])
-        remedy = f", or write {decimal[1]}.{decimal[2]} for a decimal" if decimal else ""
+        is_float = isinstance(OmegaConf.select(composed_without(several[2], overrides, config_dir), several[2]), float)
+        remedy = f", or write {decimal[1]}.{decimal[2]} for a decimal" if decimal and is_float else ""
         return ConfigError(
             f"{several[1]} has several values; add -m for a run of each{remedy}", code="needs_multirun", key=several[2]
         )

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import inspect
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,13 +154,11 @@ def check_name(name: Any, path: str) -> None:
 
 
 def import_hint(target: str) -> str:
-    """Return what to do where the module of an import path is not found."""
+    """Return a remedy if the module that an import path begins with is not found, else an empty text."""
     module = target.partition(".")[0]
-    try:
-        found = importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        found = False
-    return "" if found else f"; put the folder that holds the module {module} on PYTHONPATH"
+    if not module.isidentifier() or module in sys.modules or importlib.util.find_spec(module):
+        return ""
+    return f"; put the folder that holds the module {module} on PYTHONPATH"
 
 
 def parse_method(node: Mapping[str, Any]) -> MethodConfig:

@@ -129,7 +129,7 @@ class TeacherConfig:
     recipe: RecipeConfig
     checkpoint: str | None
     cache: str
-    """True if its logits come from the logit cache: auto, on or off."""
+    """Use of the logit cache for its logits: auto, on or off."""
 
     def node(self) -> dict[str, Any]:
         return {

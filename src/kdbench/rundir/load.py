@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from kdbench.config.paths import is_file, is_folder
 from kdbench.errors import ConfigError
-from kdbench.rundir.summary import KEYS, SUMMARY_FILE, RunSummary, changed_file, is_section, read_summary
+from kdbench.rundir.files import sha256
+from kdbench.rundir.summary import KEYS, SUMMARY_FILE, RunSummary, Status, is_section, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +37,8 @@ def load_run(path: str | Path) -> LoadedRun:
         path: run directory.
 
     Raises:
-        ConfigError: it is no complete run, or a file in it is damaged or was changed.
+        ConfigError: it is no complete run, or a file in it is damaged or was changed. Logits in the small form
+            (scripts/keep_results.py) have no hash to compare.
     """
     import pandas as pd  # here, because importing it takes longer than most commands
     from safetensors import SafetensorError
@@ -45,14 +48,13 @@ def load_run(path: str | Path) -> LoadedRun:
     summary = read_complete(folder)
     metrics, logits = folder / "metrics.csv", folder / "logits.safetensors"
     try:
-        return LoadedRun(
-            folder,
-            summary,
-            pd.read_csv(metrics) if metrics.is_file() else None,
-            load_file(logits) if logits.is_file() else {},
-        )
+        table = pd.read_csv(metrics) if metrics.is_file() else None
+        arrays = load_file(logits) if logits.is_file() else {}
     except (SafetensorError, OSError, ValueError) as error:
         raise ConfigError(f"{folder} cannot be read: {error}", code="damaged", key="path") from None
+    if any(array.dtype == np.float32 for array in arrays.values()):
+        check_unchanged(logits, summary.logits_sha256)
+    return LoadedRun(folder, summary, table, arrays)
 
 
 def read_complete(folder: Path) -> RunSummary:
@@ -65,14 +67,25 @@ def read_complete(folder: Path) -> RunSummary:
         state = "an unfinished run" if is_file(folder / "config.yaml") else "not a run directory"
         raise ConfigError(f"{folder} is {state}: there is no {SUMMARY_FILE}", code="no_run", key="path")
     summary = read_summary(folder)
-    if changed := changed_file(folder, summary):
+    if summary.status not in (None, Status.COMPLETE):
+        raise ConfigError(f"{folder} is a run of status {summary.status}", code="no_run", key="path")
+    check_unchanged(folder / "config.yaml", summary.config_sha256)
+    check_unchanged(folder / "metrics.csv", summary.metrics_sha256)
+    return summary
+
+
+def check_unchanged(file: Path, recorded: str | None) -> None:
+    """Check that a file, if it was kept, has the hash that its run recorded, if it did.
+
+    Raises:
+        ConfigError: it was changed since.
+    """
+    if recorded and file.is_file() and sha256(file) != recorded:
         raise ConfigError(
-            f"{folder / changed} was changed since the run was finished; kdbench-verify lists everything that does not "
-            "match",
+            f"{file} was changed since the run was finished; restore it, or delete {file.parent} to repeat the run",
             code="checksum",
             key="path",
         )
-    return summary
 
 
 def load_runs(root: str | Path) -> "pd.DataFrame":

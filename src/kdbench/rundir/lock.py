@@ -26,6 +26,8 @@ LEASE = 60.0
 """Seconds without a touch after which an owner on another host counts as dead. A live one touches it every 20."""
 RECORD_SECONDS = 2.0
 """A file that stays empty for longer has lost its owner: a live one writes its record at once."""
+MARGIN = 5.0
+"""Seconds that taking over a lock of a dead owner may take longer than the time that shows that it is dead."""
 POLL = 0.2
 """Seconds between two tries to take a lock that another process holds."""
 
@@ -89,9 +91,9 @@ class Lock:
     def wait(self) -> None:
         """Wait for the lock and take it."""
         while True:
-            spoil_empty(self.file)
+            invalidate_empty(self.file)
             with contextlib.suppress(Timeout):
-                self.lease.acquire(timeout=5 * RECORD_SECONDS, poll_interval=POLL)
+                self.lease.acquire(timeout=10, poll_interval=POLL)  # then look for an empty file again
                 return
 
     def take_over_dead(self) -> bool:
@@ -99,9 +101,9 @@ class Lock:
 
         An owner on this host is alive: otherwise the lock would have been taken over by now.
         """
-        spoil_empty(self.file)
+        invalidate_empty(self.file)
         seen, owner = last_touched(self.lease), self.lease.owner
-        deadline = time.monotonic() + (LEASE if owner else RECORD_SECONDS) + 5
+        deadline = time.monotonic() + (LEASE if owner else RECORD_SECONDS) + MARGIN
         while True:
             with contextlib.suppress(Timeout):
                 self.lease.acquire(timeout=0)
@@ -140,21 +142,25 @@ class Lock:
             )
 
 
-def spoil_empty(file: Path) -> None:
-    """Write a byte into a lock file that stays empty, if it is empty.
+def invalidate_empty(file: Path) -> None:
+    """Make a lock file that stays empty for `RECORD_SECONDS` invalid, so that it is taken over.
 
     A process that is killed between making the file and writing its record leaves it empty, and a power failure may.
-    filelock takes over a file that holds no valid record, but an empty one never.
+    filelock takes over a file with an invalid record, but an empty one never.
     """
     with contextlib.suppress(OSError):
         before = file.stat()
         if before.st_size:
             return
         time.sleep(RECORD_SECONDS)
-        with file.open("r+b") as stream:
-            now = os.fstat(stream.fileno())
+        descriptor = os.open(file, os.O_WRONLY)
+        try:
+            now = os.fstat(descriptor)
             if (now.st_ino, now.st_ctime_ns, now.st_size) == (before.st_ino, before.st_ctime_ns, 0):
-                stream.write(b"?")
+                # An owner that was suspended all the time and writes its record now loses it: `check` tells it.
+                os.pwrite(descriptor, b"?", 0)
+        finally:
+            os.close(descriptor)
 
 
 def last_touched(lease: SoftFileLease) -> int | None:

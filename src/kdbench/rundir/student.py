@@ -10,8 +10,7 @@ from kdbench.data.dataset import NUM_CLASSES
 from kdbench.errors import ConfigError
 from kdbench.methods.base import Method
 from kdbench.models import Network, build, weights
-from kdbench.rundir.files import sha256
-from kdbench.rundir.load import read_complete
+from kdbench.rundir.load import check_unchanged, read_complete
 from kdbench.rundir.recorded_config import read_config
 
 
@@ -73,12 +72,7 @@ def load_student(path: str | Path, trusted: Sequence[str] = ()) -> Student:
             code="no_student",
             key="method",
         )
-    if summary.weights_sha256 != sha256(folder / "best.safetensors"):
-        raise ConfigError(
-            f"{folder / 'best.safetensors'} does not hold the weights that the run wrote; restore them",
-            code="checksum",
-            key="path",
-        )
+    check_unchanged(folder / "best.safetensors", summary.weights_sha256)
     network = build(config.student, NUM_CLASSES)
     weights.load_into(network, weights.read(folder / "best.safetensors"), str(folder / "best.safetensors"))
     return Student(network, config.data.mean, config.data.std)

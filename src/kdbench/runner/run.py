@@ -136,7 +136,8 @@ class Run:
         lock = self.directory.lock()
         try:
             lock.acquire(wait=False)
-            self.directory.remove_checkpoints(self.config.checkpoint.keep_last)
+            if self.directory.is_complete():  # another process may have started to repeat it
+                self.directory.remove_checkpoints(self.config.checkpoint.keep_last)
         except (BusyError, ConfigError, RunError, OSError):
             log.debug("%s: leftovers were not removed", self.directory.path)
         finally:

@@ -47,7 +47,13 @@ def read_study(arguments: Sequence[str], config_dir: Path | None = None) -> Stud
     name, file = chosen_study(given.pop("study", None), config_dir)
     stages = given.pop("stages", None)
     content = read_file(file)
-    config = typed(StudyConfig, resolve(content | given, file), "" if given else f"study={name}")
+    values = resolve(content | given, file)
+    try:
+        config = typed(StudyConfig, values)
+    except ConfigError as error:
+        if error.key.partition(".")[0] in given:
+            raise
+        config = typed(StudyConfig, values, f"study={name}")  # raises the same error, which names the study
     check(config, name)
     for text in (*config.overrides, *of_runs):
         check_override(text)

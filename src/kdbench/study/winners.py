@@ -11,10 +11,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from kdbench.rundir.files import write_text
-from kdbench.rundir.summary import RunSummary
+from kdbench.rundir.summary import KEY, RunSummary
 from kdbench.sweep.overrides import escape_interpolations
 
-CHOSEN_BY = ("best_val_acc",)
+CHOSEN_BY = (KEY.best_val_acc,)
 """Keys of summary.json that may choose."""
 
 

@@ -48,7 +48,7 @@ class StopRequest:
         """Handlers from before ours were installed; empty where they are not."""
         self.deferring = 0
         self.leaving = False
-        """True once the signal has interrupted the code outside of `deferred`."""
+        """True once the stop was raised as an exception, which unwinds the code."""
         self.grace_seconds = GRACE_SECONDS
         self.watchdog: threading.Timer | None = None
 
@@ -109,6 +109,7 @@ def raise_if_requested() -> None:
         Interrupted: a signal was received.
     """
     if _stop.requested is not None:
+        _stop.leaving = True
         raise Interrupted(_stop.requested)
 
 
@@ -117,7 +118,7 @@ def interruption() -> Interrupted | None:
 
     An error that follows is a consequence of it: libraries may fail while they unwind, and then raise something else.
     """
-    return Interrupted(_stop.requested) if _stop.requested is not None and _stop.leaving else None
+    return Interrupted(_stop.requested) if _stop.requested and _stop.leaving and not _stop.deferring else None
 
 
 def receive(number: int, _frame: FrameType | None = None) -> None:
