@@ -8,6 +8,7 @@ to which the counts are written.
 import csv
 import functools
 import json
+import logging
 import math
 import os
 import pickle
@@ -268,10 +269,15 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
         signals.uninstall()
         capfd.readouterr()
         code: Any = 0
+        root = logging.getLogger()
+        level, handlers = root.level, list(root.handlers)
         try:
             entry()
         except SystemExit as leaving:
             code = leaving.code
+        finally:  # hydra.verbose=true changes both, and a handler of this call has no stream in the next test
+            root.setLevel(level)
+            root.handlers = handlers
         return Finished(code, *capfd.readouterr(), folder)
 
     return run
