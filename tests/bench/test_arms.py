@@ -32,6 +32,7 @@ def names(bench):
     return [arm.name for arm in differing_arms(bench.config, bench.requires)]
 
 
+@pytest.mark.slow
 def test_arms_of_a_configuration_are_those_that_differ(bench_of):
     alone = ["views", "channels-last", "step"]
     assert names(bench_of("method=ce")) == ["reference", *alone, "kdbench"]

@@ -102,6 +102,7 @@ def test_mistake_is_one_line_on_standard_error(kdbench_bench):
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_help_names_the_arms_and_imports_neither_torch_nor_pandas():
     script = (
         "import sys; from kdbench.bench.command import bench\n"

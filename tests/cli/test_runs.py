@@ -164,6 +164,7 @@ def test_the_same_command_continues_an_interrupted_run(kdbench, tmp_path):
     assert [file.name for file in tmp_path.rglob("summary.json")] == ["summary.json"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_records_the_status_of_every_job(kdbench, tmp_path):
     with signal_at_step(signal.SIGINT, step=STEPS + 1):
         assert kdbench("-m", *TINY, "method=ce", "seed=0,1,2").code == 130
@@ -221,6 +222,7 @@ def test_weights_that_overflow_in_the_last_step_are_no_result(kdbench, tmp_path)
 # Other processes
 
 
+@pytest.mark.slow
 def test_runs_that_another_process_holds_are_skipped_with_exit_code_75(kdbench, tmp_path):
     home = tmp_path / "home"
     _, directory = resolve_run(composed_once(*TINY, "method=ce", "seed=1"))

@@ -87,9 +87,10 @@ def test_paths_in_the_text_exist(page: Path) -> None:
             assert any((base / path).exists() for base in bases), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=() if page == README else pytest.mark.slow) for page in PAGES],
+    PAGES,
     ids=lambda page: str(page.relative_to(CHECKOUT)),
 )
 def test_commands_in_code_blocks_can_be_given(

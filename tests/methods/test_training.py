@@ -191,6 +191,7 @@ def test_bf16_autocast_keeps_weights_and_losses_in_float32(training, method):
     assert all(bool(p.isfinite().all()) for p in run.student.parameters())
 
 
+@pytest.mark.slow
 def test_bf16_and_float32_losses_of_the_same_weights_are_close(training):
     losses = []
     for precision in ("fp32", "bf16"):

@@ -169,6 +169,7 @@ def test_random_numbers_of_a_student_do_not_depend_on_the_others(runs: Runs) -> 
     assert [numbers(directory_of(result)) for result in group] == [numbers(directory_of(result)) for (result,) in alone]
 
 
+@pytest.mark.slow
 def test_the_teacher_computes_each_batch_once(runs: Runs) -> None:
     sizes: list[int] = []
     together(runs("recipe.epochs=1"), counting_teacher_passes(sizes))
@@ -188,6 +189,7 @@ def test_seconds_are_shared_by_the_work_of_each_run(runs: Runs) -> None:
 # One run fails
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "code"),
     [

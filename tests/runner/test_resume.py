@@ -282,6 +282,7 @@ def test_a_teacher_that_was_replaced_meanwhile_is_an_error(small: Small) -> None
     assert refused(config) == ("teacher_changed", "teacher")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("trained_teachers")
 def test_a_teacher_with_other_weights_than_at_the_start_is_an_error(small: Small) -> None:
     config = small("method=logit", *STEPS)

@@ -88,6 +88,7 @@ def test_the_last_checkpoint_is_kept_on_request(small: Small) -> None:
     assert not run.previous_checkpoint.exists()
 
 
+@pytest.mark.slow
 def test_a_teacher_is_no_part_of_a_run_that_needs_none(small: Small) -> None:
     first, second = (complete(small("method=ce", f"teacher={name}")) for name in ("resnet20", "none"))
     assert first == second

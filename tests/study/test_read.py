@@ -56,6 +56,7 @@ def test_teachers_train_by_the_teachers_recipe_so_that_their_students_find_them(
     assert trained == teacher_key(resolve_run(student)[0])
 
 
+@pytest.mark.slow
 def test_baselines_get_as_many_selection_runs_as_logit_on_request() -> None:
     study = read_study(["study=capacity", "select_baseline=true"])
     sweeps = study.sweeps_of(study.config.stages["selection"], [])

@@ -397,6 +397,7 @@ def test_wrong_flags_are_refused(arguments: list[str], code: str, key: str) -> N
     assert (error.value.code, error.value.key) == (code, key)
 
 
+@pytest.mark.slow
 def test_reading_the_arguments_imports_neither_torch_nor_pandas() -> None:
     code = (
         "import sys; from kdbench.study.command import study\n"

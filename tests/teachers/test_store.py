@@ -106,6 +106,7 @@ def test_a_recorded_accuracy_is_the_measured_one(small: Small, teacher: RunDirec
         complete(small())
 
 
+@pytest.mark.slow
 def test_an_accuracy_within_half_a_point_is_accepted(small: Small, teacher: RunDirectory) -> None:
     recorded = teacher.read_summary().best_val_acc
     assert recorded is not None

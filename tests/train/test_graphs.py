@@ -233,14 +233,13 @@ def test_a_step_that_reads_a_value_on_the_host_stays_eager_with_one_line(small: 
     assert recorder.captures == BATCHES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "error", "warm_up"),
-    rest_slow(
-        [
-            ("logit", RuntimeError("operation not permitted when stream is capturing"), 1),
-            ("ce", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), 3),
-        ]
-    ),
+    [
+        ("logit", RuntimeError("operation not permitted when stream is capturing"), 1),
+        ("ce", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), 3),
+    ],
     indirect=["warm_up"],
 )
 def test_without_a_capture_of_the_batch_all_steps_are_eager_with_one_line(

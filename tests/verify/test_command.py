@@ -80,6 +80,7 @@ def test_error_is_one_line_on_standard_error(tmp_path, monkeypatch, capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_help_imports_neither_torch_nor_pandas():
     code = (
         "import sys; from kdbench.verify.command import parse_arguments\n"

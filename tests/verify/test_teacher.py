@@ -2,6 +2,7 @@
 
 import shutil
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -47,6 +48,7 @@ def test_missing_teacher_is_not_checked(student, teacher):
     assert TEACHER in checked(student, NOT_CHECKED)
 
 
+@pytest.mark.slow
 def test_given_teacher_and_its_student_pass_without_the_file(small, tmp_path, capsys):
     torch.manual_seed(3)
     file = tmp_path / "teacher.safetensors"
