@@ -30,6 +30,7 @@ from kdbench import cli
 from kdbench.bench.command import bench
 from kdbench.config import compose, parse
 from kdbench.errors import KdbenchError
+from kdbench.methods import CrossEntropy
 from kdbench.methods.logit import LogitDistillation
 from kdbench.models import build, weights
 from kdbench.report.command import report
@@ -102,6 +103,21 @@ class WithoutRole(LogitDistillation):
     role = "assistant"
 
 
+class WithoutTotal(CrossEntropy):
+    def forward(self, *args, **kwargs):
+        return {"ce": super().forward(*args, **kwargs)["ce"]}
+
+
+class WithoutTerms(CrossEntropy):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)["total"]
+
+
+class WithoutGradient(CrossEntropy):
+    def forward(self, *args, **kwargs):
+        return {"total": super().forward(*args, **kwargs)["total"].detach()}
+
+
 class Predicting(LogitDistillation):
     def predict(self, output):
         return 2 * output.logits
@@ -109,11 +125,14 @@ class Predicting(LogitDistillation):
 
 COMMAND_LINES = [
     ["metod=ce"], ["method=lgit"], ["student=resnet19"], ["+recipe.epcohs=3"], ["+seed=1"], ["student={a:1}"],
-    ["recipe=null"], ["hydra.mode=nothing"], ["hydra.searchpath=[nothing]"], ["hydra.foo=1"], ["method=ce,logit"],
+    ["recipe=null"], ["recipe=5"], ["hydra.mode=nothing"], ["hydra.searchpath=[nothing]"], ["hydra.foo=1"],
+    ["method=ce,logit"],
     ["recipe.lr=0,1"], ["seed=0,1"], ["method=[ce,logit]"], ["recipe.lr=[1"], ["recipe"], ["=1"], ["teacher=none"],
     ["recipe.lr='${nothing}'"],
     ["~seed"], ["--nonsense"], ["-m"], ["--config-dir", "nowhere"], ["--config-dir", "broken"],
     ["--config-dir", "list"], ["--config-dir", "own", "pair=headless"], ["--config-dir", "own", "pair=mistyped"],
+    ["--config-dir", "own", "pair=keys"], ["--config-dir", "own", "pair=plain"],
+    ["--config-dir", "own", "pair=twice"], ["--config-dir", "own", "pair=broken"],
     ["--config-dir", "own", "method=away"], ["--config-name", "nothing"], ["-m", "seed=range(3,3)"],
     ["-m", "seed=interval(0,1)"],
     ["-m", "hydra/launcher=lockstep", "hydra.launcher.max_learners=0"],
@@ -125,7 +144,7 @@ def command_line(arguments: list[str]) -> None:
     """Call `kdbench` and raise the error that it reports."""
     overrides = [a for a in arguments if "=" in a or not arguments[0].startswith("-")]
     flags = arguments[: len(arguments) - len(overrides)]
-    run = [] if arguments[:1] == ["-m"] and len(arguments) == 1 else list(SMALL)
+    run = [] if arguments == ["-m"] or arguments[-1] == "pair=keys" else list(SMALL)
     sys.argv = ["kdbench", *flags, *run, *(["method=ce"] if not run else []), *overrides]
     if arguments == ["-m"]:
         sys.argv = ["kdbench", "method=ce", "-m", "seed=0,1"]  # a flag after an override
@@ -163,6 +182,10 @@ def prepare(folder: Path) -> None:
     (folder / "own" / "pair" / "mistyped.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /techer: resnet20\n"
     )
+    for name in ("keys", "plain"):
+        (folder / "own" / "pair" / f"{name}.yaml").write_text("teacher: resnet20\nstudent: resnet8\n")
+    (folder / "own" / "pair" / "twice.yaml").write_text("# @package _global_\ndefaults:\n  - /teacher: resnet20\n")
+    (folder / "own" / "pair" / "broken.yaml").write_text("defaults:\n- a\n  - b: c\n")
     (folder / "own" / "method").mkdir()
     (folder / "own" / "method" / "away.yaml").write_text("_target_: not_on_the_path.Mine\n")
     (folder / "selected.yaml").write_text("a: 1\n")
@@ -227,6 +250,10 @@ STUDIES: dict[str, dict[str, Any]] = {
     "baseline": {"stages": {"one": CHOOSING | {"baseline": {"data.num_train": [1, 2]}}}},
     "unresolved": {"question": "${nothing}"},
     "typo": {"qestion": "Why?"},
+    "listed": {"stages": ["one"]},
+    "listed_methods": {"stages": {"one": ONE | {"methods": ["logit"]}}},
+    "one_seed": {"stages": {"one": ONE | {"seeds": 0}}},
+    "one_pair": {"stages": {"one": ONE | {"pairs": "resnet20_resnet8"}}},
 }
 """Studies that cannot be executed, as changes of one that can."""
 
@@ -297,7 +324,10 @@ def unimportable_model() -> None:
 
 
 CALLS: dict[str, list[Callable[[], Any]]] = {
-    "compose": [lambda: compose("method=ce"), lambda: compose(config_dir="nowhere")],
+    "compose": [
+        lambda: compose("method=ce"), lambda: compose([1]), lambda: compose({"method": "ce"}),
+        lambda: compose(config_dir="nowhere"), lambda: kdbench.run(["method=ce"]),
+    ],
     "run directories": [
         lambda: kdbench.load_run("nowhere"), lambda: kdbench.load_run("unfinished"),
         lambda: kdbench.load_run("damaged_run"), lambda: kdbench.load_runs("nowhere"),
@@ -334,6 +364,8 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: check_finite(torch.tensor([[torch.nan]]), 3),
         lambda: trained("method=ce", "recipe.lr=1e30", "recipe.clip_norm=null"),
         lambda: trained("teacher.recipe.lr=1e30", "teacher.recipe.clip_norm=null"),
+        *(lambda name=name: trained("method=ce", f"method._target_=tests.test_messages.{name}")
+          for name in ("WithoutTotal", "WithoutTerms", "WithoutGradient")),
         lambda: finished_sweep(Status.COMPLETE, Status.FAILED),
         lambda: finished_sweep(Status.COMPLETE, Status.SKIPPED),
     ],

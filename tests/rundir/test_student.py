@@ -26,9 +26,26 @@ def test_a_student_computes_the_test_logits_of_its_run_from_plain_images(small, 
     torch.testing.assert_close(student(images.float() / 255).detach(), logits)
 
 
-def test_images_of_another_type_are_refused(run):
-    with pytest.raises(TypeError):
-        kdbench.load_student(run.path)(torch.zeros(1, 3, 32, 32, dtype=torch.int64))
+def test_images_of_any_floating_point_type_are_accepted(run):
+    student, images = kdbench.load_student(run.path), torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(student(images.double()), student(images))
+
+
+@pytest.mark.parametrize(
+    ("images", "error"),
+    [
+        (torch.zeros(1, 3, 32, 32, dtype=torch.int64), TypeError),
+        (np.zeros((1, 3, 32, 32), np.float32), TypeError),
+        (torch.zeros(1, 32, 32, 3), ValueError),
+        (torch.zeros(3, 32, 32), ValueError),
+        (torch.full((1, 3, 32, 32), 255.0), ValueError),
+        (torch.full((1, 3, 32, 32), torch.nan), ValueError),
+        (torch.full((1, 3, 32, 32), -2.0), ValueError),
+    ],
+)
+def test_images_that_would_give_wrong_logits_are_refused(run, images, error):
+    with pytest.raises(error):
+        kdbench.load_student(run.path)(images)
 
 
 @pytest.mark.parametrize("name", ["best.safetensors", "config.yaml"])

@@ -33,8 +33,12 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     Raises:
         ConfigError: the run cannot be composed, or a value is not allowed; in one line.
     """
-    if isinstance(overrides, str):
-        raise ConfigError(f"overrides is the text {overrides!r}; give a list, [{overrides!r}]", code="wrong_type")
+    is_list = isinstance(overrides, Sequence) and not isinstance(overrides, str)
+    if not is_list or not all(isinstance(override, str) for override in overrides):
+        raise ConfigError(
+            f"overrides is {overrides!r}; it must be a list of texts such as ['student=resnet8', 'method=ce']",
+            code="wrong_type",
+        )
     folder = Path(config_dir) if config_dir is not None else None
     if folder is not None and not is_folder(folder):
         raise ConfigError(
@@ -191,14 +195,37 @@ def composition_error(error: Exception, overrides: Sequence[str], config_dir: Pa
             code="not_found",
             key=key,
         )
+    is_no_name = str(error).startswith("Config group override must be a string")
     for override in overrides:
         group, _, chosen = override.partition("=")
-        if group in groups() and chosen in ("null", ""):  # Hydra does not say which override it is
+        no_name = chosen in ("null", "") or (is_no_name and re.fullmatch(r"[\d.]+|true|false", chosen))
+        if group in groups() and no_name:  # Hydra does not say which override it is
             return ConfigError(
                 f"{override}: {group} takes the name of one option; {nearest(chosen, options(group))}",
                 code="unknown_option",
                 key=group,
             )
+    twice = re.match(r"Multiple values for (\w+)\. |(\w+) appears more than once in the final defaults", str(error))
+    if twice:
+        group = twice[1] or twice[2]
+        return ConfigError(
+            f"{group} is chosen twice; a file that chooses it writes '- override /{group}: NAME' in its defaults",
+            code="several_options",
+            key=group,
+        )
+    missing_group = re.match(r"You must specify '(\w+)'", str(error))
+    if missing_group:
+        group = missing_group[1]
+        pair = next((o for o in reversed(overrides) if o.startswith("pair=")), "")
+        remedy = (
+            f"{pair} does not choose one: its file must begin with '# @package _global_' and list "
+            f"'- override /{group}: NAME' in its defaults"
+        )
+        return ConfigError(
+            f"no {group} is chosen; {remedy if pair else f'give {group}=NAME'}", code="missing_option", key=group
+        )
+    if type(error).__module__.startswith("yaml"):
+        return ConfigError(f"not valid YAML: {' '.join(str(error).split())}", code="invalid_yaml")
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key = getattr(cause, "full_key", None)
     return ConfigError(f"{f'{key}: ' if key else ''}{first_line(cause)}", code="composition", key=str(key or ""))

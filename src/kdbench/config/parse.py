@@ -80,6 +80,14 @@ def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | Non
     except OmegaConfBaseException as error:
         key = str(error.full_key)
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}", code="interpolation", key=key) from None
+    for group in ("pair", "experiment"):
+        if group in tree:
+            raise ConfigError(
+                f"{group}={names and names.get(group)} sets keys of its own section; begin the file with the line "
+                "'# @package _global_', so that its keys are those of the run",
+                code="invalid_option_file",
+                key=group,
+            )
     for group in ("student", "teacher", "method"):
         if names and isinstance(tree.get(group), dict) and "name" not in tree[group]:
             if not isinstance(names.get(group), str):

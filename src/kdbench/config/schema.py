@@ -7,9 +7,10 @@ out, so that a new setting changes no existing key; `identity=False` leaves it o
 
 import dataclasses
 import math
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import field
-from typing import Any
+from typing import Any, cast, get_args, get_origin
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -101,22 +102,35 @@ def typed(schema: type[Any], values: Mapping[str, Any], path: str = "") -> Any:
 
 
 def check_kinds(schema: type[Any], values: Mapping[str, Any], prefix: str) -> None:
-    """Check what OmegaConf is lenient about: sections are mappings, and switches are true or false."""
+    """Check what OmegaConf is lenient about or reports without a key: sections, lists, and switches."""
     for f in dataclasses.fields(schema):
-        if f.name not in values:
-            continue
-        value, path = values[f.name], f"{prefix}{f.name}"
-        if f.type is bool and not isinstance(value, bool):
-            raise ConfigError(f"{path} is {as_yaml(value)}; it must be true or false", code="wrong_type", key=path)
-        if dataclasses.is_dataclass(f.type):
-            if not isinstance(value, Mapping):
-                keys = ", ".join(inner.name for inner in dataclasses.fields(f.type))
-                raise ConfigError(
-                    f"{path} is {as_yaml(value)}; it must be a section with the keys {keys}",
-                    code="wrong_type",
-                    key=path,
-                )
-            check_kinds(f.type, value, f"{path}.")  # type: ignore[arg-type]  # a class, no instance
+        if f.name in values:
+            words = f.metadata.get("description") or KINDS.get(f.type, "a list such as [a,b]")
+            check_kind(f.type, values[f.name], f"{prefix}{f.name}", words)
+
+
+def check_kind(kind: Any, value: Any, path: str, words: str = "") -> None:
+    """Check the kind of a value: see `check_kinds`. `words` says what a list must be."""
+    if isinstance(kind, types.UnionType):
+        if value is None:
+            return
+        kind = next(member for member in get_args(kind) if member is not type(None))
+    if kind is bool and not isinstance(value, bool):
+        raise ConfigError(f"{path} is {as_yaml(value)}; it must be true or false", code="wrong_type", key=path)
+    if get_origin(kind) is list and not isinstance(value, list | tuple):
+        raise ConfigError(f"{path} is {as_yaml(value)}; it must be {words}", code="wrong_type", key=path)
+    if not (dataclasses.is_dataclass(kind) or get_origin(kind) is dict):
+        return
+    if not isinstance(value, Mapping):
+        words = "a section of keys with values"
+        if dataclasses.is_dataclass(kind):
+            words = f"a section with the keys {', '.join(inner.name for inner in dataclasses.fields(kind))}"
+        raise ConfigError(f"{path} is {as_yaml(value)}; it must be {words}", code="wrong_type", key=path)
+    if dataclasses.is_dataclass(kind):
+        check_kinds(cast(type[Any], kind), value, f"{path}.")
+    else:
+        for name, inner in value.items():
+            check_kind(get_args(kind)[1], inner, f"{path}.{name}")
 
 
 def as_yaml(value: Any) -> str:

@@ -38,11 +38,18 @@ class Student(nn.Module):
 
         Raises:
             TypeError: images of another type.
+            ValueError: images of another shape, or floats that no image has: NaN, below -0.5 or above 1.5. Resized
+                images may lie a little outside of [0, 1].
         """
-        if images_NCHW.dtype == torch.uint8:
-            images_NCHW = images_NCHW.to(torch.float32).div(255)
-        elif not images_NCHW.is_floating_point():
-            raise TypeError(f"images are {images_NCHW.dtype}; they must be uint8 in [0, 255], or floats in [0, 1]")
+        kind = images_NCHW.dtype if isinstance(images_NCHW, Tensor) else type(images_NCHW).__name__
+        if not isinstance(kind, torch.dtype) or not (kind == torch.uint8 or kind.is_floating_point):
+            raise TypeError(f"images are {kind}; they must be a tensor of uint8 in [0, 255], or of floats in [0, 1]")
+        if images_NCHW.ndim != 4 or images_NCHW.shape[1] != len(self.mean):
+            raise ValueError(f"images are {list(images_NCHW.shape)}; they must be [N, {len(self.mean)}, H, W]")
+        scale = 255 if images_NCHW.dtype == torch.uint8 else 1
+        images_NCHW = images_NCHW.to(self.mean.dtype).div(scale)
+        if not bool(images_NCHW.sub(0.5).abs().le(1).all()):
+            raise ValueError("images hold floats outside of [0, 1]; divide them by 255, and do not normalise them")
         return self.network(images_NCHW.sub(self.mean).div(self.std)).logits
 
 

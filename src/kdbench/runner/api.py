@@ -1,6 +1,7 @@
 """Run one config from Python."""
 
 from kdbench.config import RunConfig
+from kdbench.errors import ConfigError
 from kdbench.rundir.load import LoadedRun, load_run
 from kdbench.runner.policy import run_with_retries
 
@@ -20,6 +21,12 @@ def run(config: RunConfig) -> LoadedRun:
         BusyError: another process holds the run, and `on_busy` is skip.
         Interrupted: Ctrl-C or another signal stopped it; the same call continues it.
     """
+    if not isinstance(config, RunConfig):
+        raise ConfigError(
+            f"config is {config!r}; it must be what kdbench.compose returns: kdbench.run(kdbench.compose([...]))",
+            code="wrong_type",
+            key="config",
+        )
     (result,) = run_with_retries([config])
     if result.error:
         raise result.error

@@ -39,7 +39,8 @@ class StageConfig:
     """Restricts these winners to some methods; empty for all."""
     overrides: list[str] = field(default_factory=list)
     seeds: list[int] = setting(
-        lambda seeds: seeds and len(set(seeds)) == len(seeds) and min(seeds) >= 0, "different whole numbers from 0 on"
+        lambda seeds: seeds and len(set(seeds)) == len(seeds) and min(seeds) >= 0,
+        "a list of different whole numbers from 0 on",
     )
     choose: str | None = None
     """Key of summary.json that chooses a winner per pair and method; measured on validation images."""

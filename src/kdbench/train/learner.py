@@ -13,6 +13,7 @@ from kdbench import metrics
 from kdbench.config import RecipeConfig, RuntimeConfig
 from kdbench.data.batches import Batch
 from kdbench.data.dataset import Dataset
+from kdbench.errors import RunError
 from kdbench.methods.base import START, Method, Progress, TeacherOutput
 from kdbench.models import Network
 from kdbench.system.device import autocast
@@ -167,6 +168,7 @@ class Learner:
         with autocast(self.runtime):
             output = self.forward(batch.images)
             terms = self.method(output, required, batch, progress=self.progress)
+        check_terms(terms, self.method)
         self.sums.add_predictions(self.method.predict(output), batch.labels)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(self.masked_loss(terms)).backward()
@@ -289,3 +291,27 @@ def set_random_state(state: Mapping[str, Tensor], device: str) -> None:
     torch.set_rng_state(state["cpu"])
     if device != "cpu" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def check_terms(terms: Any, method: Method) -> None:
+    """Check that a method returned what `Method.forward` promises.
+
+    Raises:
+        RunError: it is no mapping, lacks `total`, or its total has no gradient.
+    """
+    if not isinstance(terms, Mapping) or not all(isinstance(value, Tensor) for value in terms.values()):
+        found = f"a {type(terms).__name__}"
+    elif "total" not in terms:
+        found = f"the terms {', '.join(terms)}"
+    elif terms["total"].ndim:
+        found = f"a total of shape {list(terms['total'].shape)}"
+    elif not terms["total"].requires_grad:
+        found = "a total without a gradient"
+    else:
+        return
+    raise RunError(
+        f"{type(method).__name__}.forward returned {found}; it must return a dict of scalar tensors, among them "
+        "'total', which depends on the student",
+        code="invalid_terms",
+        key="method",
+    )
