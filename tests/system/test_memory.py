@@ -42,7 +42,7 @@ def test_an_allocation_that_is_really_too_large_is_recognised():
 def test_freed_memory_is_kept_and_then_returned():
     code = """
 import resource, torch
-from kdbench.system.memory import keep_freed_memory
+from kdbench.system.memory import start_keeping_freed_memory, stop_keeping_freed_memory
 def faults(tensors=5):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(tensors):
@@ -51,12 +51,13 @@ def faults(tensors=5):
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
 by_default = faults()
-with keep_freed_memory():
-    with keep_freed_memory():  # as for a teacher that is trained within its student's run
-        pass
-    faults(20)  # until small allocations in between no longer prevent that a block is reused
-    kept = faults()
-    held = resident()
+start_keeping_freed_memory()
+start_keeping_freed_memory()  # as for a teacher that is trained within its student's run
+stop_keeping_freed_memory()
+faults(20)  # until small allocations in between no longer prevent that a block is reused
+kept = faults()
+held = resident()
+stop_keeping_freed_memory()
 print(by_default, kept, held - resident())
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
