@@ -41,6 +41,11 @@ NARROW = ("student.widths=[8,8,16,32]", "teacher.widths=[8,8,16,32]")
 """Networks half as wide as usual: the same code in a quarter of the time."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests of other Python versions, which take minutes: two processes then end at the same time."""
+    items.sort(key=lambda item: item.path.name != "test_python_versions.py")
+
+
 def pytest_collection_finish() -> None:
     """What is imported by now stays: statsmodels collects garbage for every table, a tenth of a second without this."""
     gc.collect()
