@@ -104,7 +104,7 @@ class Learner:
         self.step_of_epoch = 0
         """Number of finished steps of the current epoch."""
         self.resumed = False
-        """True if the next epoch to begin was begun by another process."""
+        """True if the next epoch continues that of another process."""
         self.seconds = 0.0
         """Time spent on the current epoch by all processes that worked on it; the loop adds to it."""
         self.random = {
