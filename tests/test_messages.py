@@ -1,6 +1,7 @@
 """Every message of an error that a user can meet, held in tests/messages.txt: `code | key | message`.
 
-KDBENCH_UPDATE_MESSAGES=1 writes the file anew; read the difference before it is committed.
+`KDBENCH_UPDATE_MESSAGES=1 pytest -m "" tests/test_messages.py` writes the file anew; read the difference before it is
+committed.
 """
 
 import ast
@@ -417,6 +418,8 @@ SECTIONS: dict[str, list[tuple[str, Callable[[], Any]]]] = {
     "kdbench": [(" ".join(line), lambda line=line: command_line(line)) for line in COMMAND_LINES],
 } | {title: [(f"number {n}", call) for n, call in enumerate(calls, 1)] for title, calls in CALLS.items()}
 """Name and call of each case, by section of the file."""
+SLOW = ("kdbench",)
+"""Sections whose cases each compose a config: slow."""
 
 
 def line_of(error: KdbenchError, folder: Path) -> str:
@@ -445,7 +448,9 @@ def sections_of_the_file() -> dict[str, list[str]]:
     return {title: lines for title, *lines in parts}
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize(
+    "section", [pytest.param(title, marks=pytest.mark.slow if title in SLOW else ()) for title in SECTIONS]
+)
 def test_messages_are_those_of_the_file(folder, monkeypatch, section):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["kdbench"])

@@ -107,7 +107,7 @@ def test_a_lost_lock_is_noticed_before_anything_is_written(file, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("content", "wait"), rest_slow([(b"", True), (b"\0garbage", False), (b"", False), (b"\0garbage", True)])
+    ("content", "wait"), rest_slow([(b"", False), (b"\0garbage", False), (b"", True), (b"\0garbage", True)])
 )
 def test_a_lock_file_without_a_record_is_replaced(file, monkeypatch, content, wait):
     monkeypatch.setattr(lock, "RECORD_SECONDS", 0.3)

@@ -49,7 +49,7 @@ def test_a_text_of_any_characters_is_one_value_and_stays_a_text(text: str) -> No
     assert literal(value_of(run[0])) == text
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(VALUES, min_size=1, max_size=3))
 @example([[["layer1"], ["layer1", "layer2"]]])
 @example([["layer1"], ["layer1", "layer2"]])
