@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.rundir.identity import source_identity
+from kdbench.rundir.identity import is_local, source_identity
 
 NETWORKS = """
 import functools
+from kdbench.models.cifar_resnet import CifarResNet
 
 class Builder:
     def __call__(self, num_classes):
@@ -23,6 +24,7 @@ def build(width, num_classes):
     return width
 
 narrow = functools.partial(build, WIDTH)
+shared = functools.partial(CifarResNet, WIDTH)
 instance = Builder()
 """
 
@@ -41,8 +43,23 @@ def identity_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
     sys.modules.pop("own_networks", None)
 
 
-@pytest.mark.parametrize("name", ["build", "Builder", "narrow", "instance", "Builder.build"])
+@pytest.mark.parametrize("name", ["build", "Builder", "narrow", "shared", "instance", "Builder.build"])
 def test_an_edited_module_has_another_hash(identity_with: Callable[[str, int], dict[str, str]], name: str) -> None:
     first, edited, again = identity_with(name, 8), identity_with(name, 99), identity_with(name, 8)
     assert first.keys() == {"source_sha256"}
     assert first == again != edited
+
+
+def test_a_class_of_kdbench_has_a_hash_only_where_own_code_names_it(
+    identity_with: Callable[[str, int], dict[str, str]],
+) -> None:
+    own = "kdbench.models.cifar_resnet.CifarResNet"
+    assert source_identity(own) == {}
+    assert identity_with("shared", 8).keys() == {"source_sha256"}
+    assert source_identity(own) == {}
+
+
+def test_code_beside_the_libraries_of_an_environment_is_own_code() -> None:
+    """A virtual environment may have been made in the folder of a project."""
+    assert is_local(Path(sys.prefix) / "my_methods.py")
+    assert not is_local(Path(pytest.__file__))

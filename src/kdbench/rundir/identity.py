@@ -18,6 +18,7 @@ import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -203,25 +204,32 @@ def teacher_directory(config: RunConfig) -> RunDirectory:
 
 INSTALLED = tuple(
     Path(folder).resolve()
-    for folder in {*sysconfig.get_paths().values(), *site.getsitepackages(), site.getusersitepackages()}
+    for folder in {
+        *(sysconfig.get_path(scheme) for scheme in ("stdlib", "platstdlib", "purelib", "platlib")),
+        *site.getsitepackages(),
+        site.getusersitepackages(),
+    }
 )
-_hashes: "WeakKeyDictionary[Any, str | None]" = WeakKeyDictionary()
+"""Folders of the standard library and of installed packages; not the environment's own, in which projects may lie."""
+_hashes: "WeakKeyDictionary[ModuleType, WeakKeyDictionary[Any, str | None]]" = WeakKeyDictionary()
+"""By the module that names an object, which may be another than the one that defines it, then by the object."""
 
 
 def source_identity(target: str) -> dict[str, str]:
     """Return the hash of the source of a class or function that is neither kdbench's nor installed; else nothing.
 
     The hash covers the file that defines it, the module under which `target` names it, and the local files that these
-    import, so that an edited loss or layer is another run. It is taken once per process and object: the code that was
-    imported is what counts.
+    import, so that an edited loss or layer is another run. It is taken once per process, module and object: the code
+    that was imported is what counts.
 
     Raises:
         ConfigError: there is no source file to hash.
     """
     found = defining_object(hydra.utils.get_object(target))
-    if found not in _hashes:
-        _hashes[found] = source_hash(found, target)
-    digest = _hashes[found]
+    of_module = _hashes.setdefault(sys.modules[target_module(target)], WeakKeyDictionary())
+    if found not in of_module:
+        of_module[found] = source_hash(found, target)
+    digest = of_module[found]
     return {"source_sha256": digest} if digest else {}
 
 
