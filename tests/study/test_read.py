@@ -90,7 +90,7 @@ def test_a_recipe_on_the_command_line_replaces_that_of_the_study() -> None:
 @pytest.mark.parametrize(
     "unchanged",
     rest_slow([
-        "on_busy=skip", "overwrite=true", "checkpoint.every_minutes=5", "runtime.threads=1", "runtime=default",
+        "on_busy=skip", "overwrite=false", "checkpoint.every_minutes=5", "runtime.threads=1", "runtime=default",
         "output_root=elsewhere", "data.root=/data", "data.download=true", "report=r", "teacher.cache=off",
         "recipe=paper", "final_seeds=[1,2,3,4,5]", "select_baseline=false",
     ], 5),
@@ -157,6 +157,7 @@ def test_stages_run_in_the_files_order(stages: str) -> None:
         (["study=tiny", "~recipe.lr"], "unreadable_override", "~recipe.lr"),
         (["study=tiny", "~recipe.lr=0.1"], "usage", "recipe.lr"),
         (["study=tiny", "hydra/launcher=lockstep"], "usage", "hydra/launcher"),
+        (["study=tiny", "overwrite=true"], "usage", "overwrite"),
         (["study=tiny", "hydra.sweep.dir=x"], "usage", "hydra.sweep.dir"),
     ],
 )
@@ -188,13 +189,20 @@ def test_a_mistake_in_the_file_names_the_study_beside_settings_of_the_command_li
         ("question: Does it work?", "qestion: Does it work?", "unknown_key", "study=tiny.qestion"),
         ("stages:", "stages: [", "invalid_yaml", "study=tiny"),
         ("recipe=smoke", '"recipe=smoke,short"', "needs_multirun", "recipe"),
+        ("recipe=smoke", "seed=5", "set_by_study", "overrides"),
+        ("{method.temperature: [2, 4]}", "{seed: [2, 4]}", "set_by_study", "stages.selection.overrides"),
+        ("    winners_of: selection", "    winners_of: selection\n    overrides: [student=resnet14]", "set_by_study",
+         "stages.finals.overrides"),
+        ("    winners_of: selection", "    winners_of: selection\n    winning_methods: [feature]", "mismatch",
+         "stages.finals.winning_methods"),
+        ("    baseline: {recipe.lr: [0.1, 0.2]}\n", "    baseline: {}\n", "mismatch", "select_baseline"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_study_are_refused(studies: Path, old: str, new: str, code: str, key: str) -> None:
     assert old in TINY
     (studies / "study" / "tiny.yaml").write_text(TINY.replace(old, new))
     with pytest.raises(ConfigError) as error:
-        read_study(["study=tiny"], studies)
+        read_study(["study=tiny", *(["select_baseline=true"] if key == "select_baseline" else [])], studies)
     assert (error.value.code, error.value.key) == (code, key)
 
 

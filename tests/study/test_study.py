@@ -37,7 +37,7 @@ def test_a_study_goes_from_teachers_to_finals_of_the_winner(tiny: Tiny, trainer:
     assert sum("method=logit" in title for title in finals) == 2
     assert all("method.temperature=4" in title for title in finals if "method=logit" in title)
     assert len(study.plan.result_paths()) == 1 + 2 + 2
-    selected = OmegaConf.to_container(OmegaConf.load(study.selected))
+    selected = OmegaConf.to_container(OmegaConf.load(study.plan.selected))
     assert isinstance(selected, dict)
     (winner,) = selected["winners"]
     assert winner["overrides"] == ["method.temperature=4"]
@@ -51,7 +51,7 @@ def test_selected_yaml_has_the_keys_of_the_one_in_results(tiny: Tiny) -> None:
     study = tiny()
     study.execute()
     kept = OmegaConf.to_container(OmegaConf.load(RESULTS / "selected.yaml"))
-    written = OmegaConf.to_container(OmegaConf.load(study.selected))
+    written = OmegaConf.to_container(OmegaConf.load(study.plan.selected))
     assert isinstance(kept, dict)
     assert isinstance(written, dict)
     assert list(written) == list(kept)
@@ -190,6 +190,17 @@ def test_finals_alone_use_the_choice_of_a_selection_with_failures(tiny: Tiny, tr
     assert all("method.temperature=2" in title for title in trainer.trained if "method=logit" in title)
 
 
+def test_finals_alone_wait_for_a_selection_that_was_interrupted(tiny: Tiny, trainer: Trainer) -> None:
+    study = tiny("stages=[selection]")
+    trainer([run for run in study.plan.runs_of("selection") if "method.temperature=2" in run.title], 0)
+    trained = list(trainer.trained)
+    with pytest.raises(ConfigError) as error:
+        tiny("stages=[finals]").execute()
+    assert (error.value.code, error.value.key) == ("mismatch", "stages")
+    assert trainer.trained == trained
+    assert not study.plan.selected.is_file()
+
+
 def test_a_failure_that_was_repaired_later_is_none(tiny: Tiny, trainer: Trainer) -> None:
     attempts: list[str] = []
     trainer.fails = lambda title: "student=resnet20" in title and not attempts.append(title)
@@ -211,7 +222,7 @@ def test_selected_yaml_names_the_seeds_that_really_report(studies: Path, tiny: T
     (studies / "study" / "tiny.yaml").write_text(TINY.replace("    seeds: ${final_seeds}", "    seeds: [9, 10]"))
     study = tiny()
     study.execute()
-    selected = OmegaConf.load(study.selected)
+    selected = OmegaConf.load(study.plan.selected)
     assert (list(selected.selection_seeds), list(selected.final_seeds)) == ([9], [9, 10])
 
 
@@ -257,7 +268,7 @@ def test_winners_are_not_chosen_before_other_processes_are_done(tiny: Tiny, trai
     trainer.skips = lambda title: "method.temperature=4" in title
     study = tiny()
     assert study.execute() == NOT_FINISHED
-    assert not study.selected.is_file()
+    assert not study.plan.selected.is_file()
 
 
 # Overviews

@@ -71,9 +71,9 @@ def write_report(execution: "StudyExecution") -> int:
     runs = plan.folder / "runs.txt"
     runs.write_text("".join(f"{path}\n" for path in paths))
     question = plan.study.config.question.strip()
-    arguments = [f"@{runs}", "--out", str(plan.folder / "report"), "--title", question]
-    if execution.selected.is_file():
-        arguments += ["--select", str(execution.selected)]
+    arguments = [f"@{runs}", "--out", str(plan.folder / "report"), f"--title={question}"]
+    if plan.selected.is_file():
+        arguments += ["--select", str(plan.selected)]
     print(shlex.join(["kdbench-report", *arguments]))
     try:
         return report(arguments)

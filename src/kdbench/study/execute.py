@@ -48,11 +48,6 @@ class StudyExecution:
         """Titles of runs that other processes hold (on_busy=skip)."""
         self.started = time.monotonic()
 
-    @property
-    def selected(self) -> Path:
-        """The file of the winners."""
-        return self.plan.folder / "selected.yaml"
-
     def progress(self) -> str:
         """Return how far the study is, in one line."""
         return progress_line(self.plan, len(self.failed), time.monotonic() - self.started)
@@ -66,7 +61,11 @@ class StudyExecution:
         Returns:
             0: all is done; 1: done but for the runs in `failed`; 3: time is up; 75: other processes hold the rest, or a
             signal requested a stop; 130: Ctrl-C did.
+
+        Raises:
+            ConfigError: a stage needs winners that are not chosen yet.
         """
+        self.plan.check_selections()
         with limit_time(minutes):
             try:
                 self.write_study()
@@ -95,6 +94,8 @@ class StudyExecution:
         plan.plan_stage(title)
         log.info("\nstage %s", title)
         if stage.winners_of:
+            if left := sum(not is_done(run) for run in plan.runs_of(stage.winners_of)):
+                log.info("%s: chosen without %d runs that are not complete", stage.winners_of, left)
             self.write_selected(stage.winners_of)  # the seeds that report may have changed since
         for subject in plan.without_winner(title):
             self.failed[f"{title}: {subject}"] = f"{stage.winners_of} has no winner for it"
@@ -114,7 +115,7 @@ class StudyExecution:
             self.write_selected(title)
             for winner in plan.winners[title]:
                 log.info("chosen: %s", winner_text(winner))
-            log.info("written to %s", self.selected)
+            log.info("written to %s", plan.selected)
 
     def execute_runs(self, runs: Sequence[PlannedRun]) -> None:
         """Execute the runs that are not complete, and those that fail once more.
@@ -159,7 +160,7 @@ class StudyExecution:
         stage = self.plan.stage(title)
         seeds = {"selection_seeds": stage.seeds, "final_seeds": self.plan.reporting_seeds(title)}
         winners = self.plan.winners[title]
-        write_selected(self.selected, self.plan.study.name, title, str(stage.choose), seeds, winners)
+        write_selected(self.plan.selected, self.plan.study.name, title, str(stage.choose), seeds, winners)
 
 
 def winner_text(winner: Winner) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdbench.errors import ConfigError
 from kdbench.rundir.files import check_writable
 from kdbench.study.progress import is_done, summary_of
 from kdbench.study.stages import BASELINE_METHOD, StageConfig, Study
@@ -49,14 +50,20 @@ class StudyPlan:
         for title in study.stages:
             self.plan_stage(title)
 
+    @property
+    def selected(self) -> Path:
+        """The file of the winners."""
+        return self.folder / "selected.yaml"
+
     def plan_stage(self, title: str) -> None:
         """Plan the sweeps of a stage, and choose its winners if it chooses and all its runs are complete."""
         stage = self.stage(title)
         winners: Sequence[Winner] = []
         if stage.winners_of is not None:
             if stage.winners_of not in self.winners and stage.winners_of not in self.study.stages:
-                self.plan_stage(stage.winners_of)  # a selection of an earlier command, as far as it is complete
-                self.choose_winners(stage.winners_of)
+                self.plan_stage(stage.winners_of)
+                if self.selected.is_file():  # an earlier command carried it out; runs of it may have failed
+                    self.choose_winners(stage.winners_of)
             winners = self.winners.get(stage.winners_of, [])
         self.sweeps[title] = [
             StageSweep(sweep, [self.plan_run(overrides) for overrides in self.study.expand(sweep)])
@@ -118,6 +125,24 @@ class StudyPlan:
             wanted += [(student, BASELINE_METHOD) for student in stage.students]
         chosen = {(winner.pair or winner.student, winner.method) for winner in self.winners.get(stage.winners_of, [])}
         return [f"{subject} by {method}" for subject, method in wanted if (subject, method) not in chosen]
+
+    def check_selections(self) -> None:
+        """Check that each stage finds its winners: chosen by an earlier command, or by an earlier stage of this one.
+
+        Raises:
+            ConfigError: a selection is not carried out yet.
+        """
+        for title in self.study.stages:
+            selection = self.stage(title).winners_of
+            if selection and selection not in self.study.stages and selection not in self.winners:
+                runs = self.runs_of(selection)
+                left = sum(not is_done(run) for run in runs)
+                raise ConfigError(
+                    f"stages=[{', '.join(self.study.stages)}]: {title} trains the winners of {selection}, which are "
+                    f"not chosen yet: {left} of its {len(runs)} runs are not complete; add {selection} to stages",
+                    code="mismatch",
+                    key="stages",
+                )
 
     def reporting_seeds(self, title: str) -> list[int]:
         """Return the seeds of the stages that run the winners of a stage."""

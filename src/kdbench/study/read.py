@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kdbench.config.paths import CONF_DIR
 from kdbench.config.schema import typed
 from kdbench.errors import ConfigError, first_line, nearest
-from kdbench.study.stages import Study, StudyConfig
+from kdbench.study.stages import BASELINE_METHOD, Study, StudyConfig
 from kdbench.study.winners import CHOSEN_BY
 from kdbench.sweep.overrides import escape_interpolations, is_sweep, key_of, parse, value_of
 
@@ -21,7 +21,9 @@ SETTINGS = ("selection_seeds", "final_seeds", "teacher_seeds", "select_baseline"
 NOT_RESULTS = ("data.root", "data.download", "output_root", "on_busy", "overwrite", "report", "teacher.cache")
 SECTIONS_NOT_RESULTS = ("runtime", "checkpoint", "hydra")
 """Keys and sections that change no result, and so not the name of a study's folder; `RESULTS` are the exceptions."""
-RESULTS = ("runtime.precision",)
+RESULTS = ("runtime", "runtime.precision")
+SET_BY_STAGES = ("student", "pair", "method", "seed")
+"""Keys of a run that a stage sets by fields of its own."""
 
 
 def read_study(arguments: Sequence[str], config_dir: Path | None = None) -> Study:
@@ -136,6 +138,13 @@ def check_override(text: str) -> None:
             code="usage",
             key=key,
         )
+    if key == "overwrite" and value_of(text) is not False:
+        raise ConfigError(
+            f"{text}: a study trains what is not complete; to repeat it, give it another output_root, or delete the "
+            "directories of its runs",
+            code="usage",
+            key=key,
+        )
     if is_sweep(text):
         raise ConfigError(
             f"{text}: an override of a study gives every run one value; for several, execute the study once with each, "
@@ -158,6 +167,20 @@ def check(config: StudyConfig, name: str) -> None:
             f"study={name}: the stages {' and '.join(choosing)} choose; one may, because there is one selected.yaml",
             code="mismatch",
             key=f"stages.{choosing[1]}.choose",
+        )
+    for set_key in map(key_of, config.overrides):
+        if set_key in SET_BY_STAGES:
+            raise ConfigError(
+                f"study={name}: overrides sets {set_key}; stages set it by students, teachers, pairs, methods, seeds",
+                code="set_by_study",
+                key="overrides",
+            )
+    if config.select_baseline and not any(config.stages[title].baseline for title in choosing):
+        raise ConfigError(
+            f"study={name}: select_baseline is true, but no stage that chooses has a grid for the baselines; give one "
+            "baseline: {recipe.lr: [0.05, 0.1]}, or set select_baseline to false",
+            code="mismatch",
+            key="select_baseline",
         )
     for title in config.stages:
         check_stage(config, title, earlier, f"study={name}: stages.{title}")
@@ -204,6 +227,26 @@ def check_stage(config: StudyConfig, title: str, earlier: Sequence[str], path: s
         raise ConfigError(
             f"{path} has pairs but neither methods nor winners_of", code="missing_value", key=f"{key}.methods"
         )
+    if stage.winners_of is not None:
+        selection = config.stages[stage.winners_of]
+        able = [*selection.methods, *([BASELINE_METHOD] if selection.baseline and config.select_baseline else [])]
+        for method in stage.winning_methods:
+            if method not in able:
+                raise ConfigError(
+                    f"{path}.winning_methods has {method}, for which {stage.winners_of} chooses nothing; it chooses "
+                    f"for {', '.join(able)}",
+                    code="mismatch",
+                    key=f"{key}.winning_methods",
+                )
+    grids = [key for grid in stage.methods.values() if isinstance(grid, dict) for key in grid]
+    for name in (*map(key_of, stage.overrides), *grids):
+        if name in SET_BY_STAGES:
+            raise ConfigError(
+                f"{path} sets {name} in its overrides or a grid; the stage itself sets it, by students, teachers, "
+                "pairs, methods and seeds",
+                code="set_by_study",
+                key=f"{key}.overrides",
+            )
     for method, grid in stage.methods.items():
         check_grid(grid, f"{path}.methods.{method}", f"{key}.methods.{method}")
     check_grid(stage.baseline, f"{path}.baseline", f"{key}.baseline")
@@ -257,6 +300,8 @@ def changes_of(config: StudyConfig, settings: Mapping[str, Any], of_runs: Sequen
     """
     in_file = {key_of(text): value_of(text) for text in config.overrides}
     overrides = {key_of(text): value_of(text) for text in of_runs if changes_results(key_of(text))}
+    if overrides.get("runtime") == "default":
+        del overrides["runtime"]
     changed = {key: value for key, value in overrides.items() if (key, value) not in in_file.items()}
     return {"settings": dict(sorted(settings.items())), "overrides": dict(sorted(changed.items()))}
 
