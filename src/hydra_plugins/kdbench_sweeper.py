@@ -35,6 +35,7 @@ class KdbenchSweeper(BasicSweeper):
     """Plans every run first, launches those that can run, and keeps one record of the sweep."""
 
     def sweep(self, arguments: list[str]) -> Any:
+        from kdbench.rundir.files import check_writable
         from kdbench.sweep.execute import Group, execute, launch_here
         from kdbench.sweep.lockstep import group_planned
         from kdbench.sweep.overrides import expand
@@ -46,6 +47,8 @@ class KdbenchSweeper(BasicSweeper):
         group: Group = self.batches
         if lockstep := isinstance(launcher, LockstepLauncher):
             group = partial(group_planned, max_learners=launcher.max_learners)
+        if config.report is not None:
+            check_writable(Path(str(config.report)), "report")
         returns: list[JobReturn] = []
         jobs = expand([*self._parse_config(), *arguments], self.hydra_context.config_loader)
         execute(
@@ -88,6 +91,8 @@ def result_of(job: JobReturn) -> "JobResult | None":
     """Return the result of a launched run, or None where its process died."""
     from kdbench.sweep.plan import JobResult
 
+    if isinstance(job._return_value, BrokenPipeError):
+        raise job._return_value  # nobody reads the output any more
     is_result = job.status == JobStatus.COMPLETED and isinstance(job.return_value, JobResult)
     return job.return_value if is_result else None
 

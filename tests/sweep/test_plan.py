@@ -12,6 +12,7 @@ import pytest
 
 from kdbench.config import RunConfig
 from kdbench.errors import BusyError, ConfigError, RunError
+from kdbench.methods import CrossEntropy
 from kdbench.rundir.directory import RunDirectory
 from kdbench.sweep.execute import execute, launch_here, run_single
 from kdbench.sweep.lockstep import group_planned
@@ -85,6 +86,23 @@ def test_what_only_a_complete_check_finds_is_refused_before_any_run_starts(
         execute(runs, tmp_path / "out", launcher)
     assert [run.status for run in runs] == ["complete", "refused"]
     assert len(launcher.launched) == 1
+
+
+class Broken(CrossEntropy):
+    def __init__(self, *args: Any) -> None:
+        raise ValueError("a mistake in somebody's method")
+
+
+def test_a_run_whose_own_code_fails_is_refused_and_the_others_start(
+    planned: Callable[..., list[PlannedRun]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = planned("method=ce", f"method._target_={__name__}.Broken,kdbench.methods.CrossEntropy")
+    launcher = Launcher()
+    with pytest.raises(RunError):
+        execute(runs, tmp_path / "out", launcher)
+    assert launcher.launched == [["method=ce method._target_=kdbench.methods.CrossEntropy"]]
+    assert [job["status"] for job in record(tmp_path)] == ["refused", "complete"]
+    assert "ValueError: a mistake in somebody's method" in capsys.readouterr().err
 
 
 def test_a_sweep_without_a_run_that_can_start_writes_nothing(

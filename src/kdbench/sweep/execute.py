@@ -61,7 +61,7 @@ class Record:
     def __init__(self, output_root: Path, runs: Sequence[PlannedRun]) -> None:
         self.runs = runs
         self.started = datetime.datetime.now().astimezone()
-        self.file = output_root.expanduser() / "sweeps" / f"{self.started:%Y-%m-%d_%H-%M-%S}_{os.getpid()}.json"
+        self.file = output_root.expanduser() / "sweeps" / f"{self.started:%Y-%m-%d_%H-%M-%S-%f}_{os.getpid()}.json"
 
     def write(self) -> None:
         """Write the state of every run so far.
@@ -154,6 +154,9 @@ def check_runs(runs: Sequence[PlannedRun]) -> dict[Path, list[PlannedRun]]:
         except ConfigError as error:
             run.refuse(error)
             report_error(error, where=f"{run.title}: ")
+        except Exception as error:  # of a method or network from elsewhere, whose other runs and rivals still start
+            result = failure(error, run.title)
+            run.status, run.problem = Status.REFUSED, result.error
     return readers
 
 
