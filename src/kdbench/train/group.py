@@ -30,5 +30,6 @@ class Clock:
         """Add the time since the last call to the learners' seconds."""
         now, total = time.perf_counter(), sum(learner.work for learner in learners)
         for learner in learners:
-            learner.seconds += (now - self.mark) * learner.work / total
+            share = learner.work / total if total else 1 / len(learners)  # a student may have no multiplications
+            learner.seconds += (now - self.mark) * share
         self.mark = now
