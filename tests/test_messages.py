@@ -31,7 +31,7 @@ from kdbench import cli
 from kdbench.bench.command import bench
 from kdbench.config import compose, parse
 from kdbench.errors import KdbenchError
-from kdbench.methods import CrossEntropy
+from kdbench.methods import CrossEntropy, Method
 from kdbench.methods.logit import LogitDistillation
 from kdbench.models import build, weights
 from kdbench.report.command import report
@@ -75,6 +75,7 @@ def edited(override: str, *base: str) -> None:
     check_run(parse(config))
 
 
+OF_A_METHOD = ("Config", "Teacher", "Forward", "Requires", "Arguments")
 VALUES = {
     (): [
         "recipe.lr=nan", "recipe.lr=abc", "recipe.lr=null", "recipe.epochs=0", "recipe.epochs=1.5",
@@ -91,7 +92,9 @@ VALUES = {
         "student._target_=no.such.path", "student.stem=small", "student.depth=9", "student.widths=[1]",
         "method.temperature=0", "method.temperature=2000", "method.temprature=3", "method.alpha=1.5",
         "method.alpha=null", "method.ce_weight=1", "method._target_=os.system", "method._target_=collections.Counter",
-        "method._target_=tests.test_messages.WithoutRole", "method.name=../../away", "nothing=1",
+        "method._target_=tests.test_messages.WithoutRole", "method._target_=null",
+        *(f"method._target_=tests.test_messages.Without{name}" for name in OF_A_METHOD),
+        "method.name=../../away", "nothing=1",
     ],
     ("method=feature",): ["method.stages=[layer9]", "method.stages=[]", "method.stages=layer1", "method.normalize=max"],
     ("student=resnet18",): ["student.stem=small", "student.arch=resnet19"],
@@ -102,6 +105,40 @@ VALUES = {
 
 class WithoutRole(LogitDistillation):
     role = "assistant"
+
+
+class WithoutConfig(CrossEntropy):
+    Config = dict
+
+
+class WithoutTeacher(CrossEntropy):
+    needs_teacher = None
+
+
+class WithoutForward(Method):
+    role = "distilled"
+
+
+class WithoutRequires(LogitDistillation):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.requires = None
+
+
+class WithoutArguments(LogitDistillation):
+    def __init__(self):
+        pass
+
+
+class TakenName(CrossEntropy):
+    def forward(self, *args, **kwargs):
+        terms = super().forward(*args, **kwargs)
+        return terms | {"lr": terms["ce"]}
+
+
+class NotATensor(CrossEntropy):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs) | {"weight": 0.5}
 
 
 class WithoutTotal(CrossEntropy):
@@ -324,15 +361,24 @@ def unimportable_model() -> None:
         model_identity(dataclasses.replace(composed_once(*SMALL).student, target="__main__.net"))
 
 
+def changed_config() -> None:
+    config = compose([*SMALL, "method=ce"])
+    config.seed = 5
+    kdbench.run(config)
+
+
 CALLS: dict[str, list[Callable[[], Any]]] = {
     "compose": [
         lambda: compose("method=ce"), lambda: compose([1]), lambda: compose({"method": "ce"}),
         lambda: compose(config_dir="nowhere"), lambda: kdbench.run(["method=ce"]),
+        lambda: compose(config_dir=5), changed_config,
     ],
     "run directories": [
         lambda: kdbench.load_run("nowhere"), lambda: kdbench.load_run("unfinished"),
         lambda: kdbench.load_run("damaged_run"), lambda: kdbench.load_runs("nowhere"),
         lambda: kdbench.load_runs("file"), lambda: kdbench.load_student("nowhere"),
+        lambda: kdbench.load_run(None), lambda: kdbench.load_runs(["runs"]), lambda: kdbench.load_student(5),
+        lambda: kdbench.load_student("runs/right", trusted="tests"),
         lambda: kdbench.load_student("runs/right"),
         lambda: kdbench.load_student("predicting", trusted=["tests.test_messages"]),
         *(lambda name=name: read_summary(Path("runs") / name)
@@ -366,7 +412,7 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: trained("method=ce", "recipe.lr=1e30", "recipe.clip_norm=null"),
         lambda: trained("teacher.recipe.lr=1e30", "teacher.recipe.clip_norm=null"),
         *(lambda name=name: trained("method=ce", f"method._target_=tests.test_messages.{name}")
-          for name in ("WithoutTotal", "WithoutTerms", "WithoutGradient")),
+          for name in ("WithoutTotal", "WithoutTerms", "WithoutGradient", "TakenName", "NotATensor")),
         lambda: finished_sweep(Status.COMPLETE, Status.FAILED),
         lambda: finished_sweep(Status.COMPLETE, Status.SKIPPED),
     ],

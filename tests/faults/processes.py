@@ -19,6 +19,7 @@ import kdbench
 from kdbench import cli
 from kdbench.config import RunConfig
 from kdbench.data import load
+from kdbench.runner.policy import run_with_retries
 
 SMALL = (
     "student=resnet8", "teacher=resnet20", "student.widths=[8,8,16,16]", "teacher.widths=[8,8,16,16]", "data=shapes",
@@ -132,7 +133,9 @@ def run_command(
         cli.main()
     try:  # as cli.main, without Hydra
         cli.start()
-        kdbench.run(work)
+        (result,) = run_with_retries([work])
+        if result.error:
+            raise result.error
         cli.finish(0)
     except BaseException as error:
         cli.finish(cli.exit_code(error, "kdbench"))

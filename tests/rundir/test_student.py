@@ -1,5 +1,8 @@
 """Trained students as networks: `kdbench.load_student`."""
 
+import importlib
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ import torch
 import kdbench
 from kdbench.data import load
 from kdbench.errors import ConfigError
-from tests.conftest import complete
+from tests.conftest import SMALL, complete, composed_once
 
 
 @pytest.fixture
@@ -58,3 +61,32 @@ def test_a_file_that_is_not_the_one_the_run_wrote_is_refused(run, name):
         kdbench.load_student(run.path)
     assert (error.value.code, error.value.key) == ("checksum", "path")
     assert name in str(error.value)
+
+
+def test_a_network_whose_code_was_edited_since_is_refused(small, tmp_path, monkeypatch):
+    """The weights would fit; the outputs would be others."""
+    file = tmp_path / "edited_network.py"
+    file.write_text("from kdbench.models.cifar_resnet import CifarResNet\nSCALE = 1\nclass Net(CifarResNet): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ("student._target_=edited_network.Net", "student.name=own")
+    path = complete(small("method=ce", *arguments)).path
+    kdbench.load_student(path, trusted=["edited_network", "kdbench"])
+    file.write_text(file.read_text().replace("SCALE = 1", "SCALE = 2"))
+    importlib.reload(importlib.import_module("edited_network"))
+    with pytest.raises(ConfigError) as error:
+        kdbench.load_student(path, trusted=["edited_network", "kdbench"])
+    assert (error.value.code, error.value.key) == ("mismatch", "student")
+
+
+def test_threads_that_compose_wait_for_each_other():
+    found = {}
+
+    def compose(seed):
+        found[seed] = kdbench.compose([*SMALL, "method=ce", f"seed={seed}"])
+
+    threads = [threading.Thread(target=compose, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {seed: composed_once(*SMALL, "method=ce", f"seed={seed}") for seed in (1, 2)}

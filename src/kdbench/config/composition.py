@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from kdbench.config.paths import CONF_DIR, is_folder
 from kdbench.config.sections import RunConfig
 from kdbench.errors import ConfigError, first_line, nearest
 
+ONE_AT_A_TIME = threading.RLock()
+"""Held while the Python API uses what belongs to the whole process: Hydra, torch's random numbers, tracing."""
+
 
 def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> RunConfig:
     """Return the run that `kdbench OVERRIDES` would carry out.
@@ -39,6 +43,10 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
             f"overrides is {overrides!r}; it must be a list of texts such as ['student=resnet8', 'method=ce']",
             code="wrong_type",
         )
+    if not isinstance(config_dir, str | Path | None):
+        raise ConfigError(
+            f"config_dir is {config_dir!r}; it must be the path of a folder", code="wrong_type", key="config_dir"
+        )
     folder = Path(config_dir) if config_dir is not None else None
     if folder is not None and not is_folder(folder):
         raise ConfigError(
@@ -46,13 +54,21 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
             code="not_found",
             key="--config-dir",
         )
-    register_models_once(folder)
-    try:
-        with initialize_hydra(folder):
-            config = hydra_compose("config", list(overrides), return_hydra_config=True)
-    except Exception as error:  # Hydra's own errors, and what it stumbles over
-        raise composition_error(error, overrides, folder) from None
-    return parse(without_hydra(config), config.hydra.runtime.choices)
+    with ONE_AT_A_TIME:
+        register_models_once(folder)
+        try:
+            with initialize_hydra(folder):
+                config = hydra_compose("config", list(overrides), return_hydra_config=True)
+        except Exception as error:  # Hydra's own errors, and what it stumbles over
+            raise composition_error(error, overrides, folder) from None
+    run = parse(without_hydra(config), config.hydra.runtime.choices)
+    vars(run)["composed_as"] = repr(run)  # `kdbench.run` refuses a config that was changed since: nothing checked it
+    return run
+
+
+def is_as_composed(run: RunConfig) -> bool:
+    """Return whether a config is one that `compose` returned, with the same values."""
+    return vars(run).get("composed_as") == repr(run)
 
 
 def without_hydra(config: DictConfig) -> DictConfig:

@@ -174,6 +174,13 @@ def parse_method(node: Mapping[str, Any]) -> MethodConfig:
     params = dict(node)
     name, target = params.pop("name", None), params.pop("_target_", None)
     check_name(name, "method")
+    if target is None:
+        raise ConfigError(
+            "method._target_ is missing; the method's file must name a subclass of kdbench.methods.Method, for example "
+            "_target_: my_methods.MyMethod",
+            code="missing_value",
+            key="method._target_",
+        )
     try:
         cls: Any = hydra.utils.get_class(str(target))
     except Exception as error:
@@ -182,12 +189,8 @@ def parse_method(node: Mapping[str, Any]) -> MethodConfig:
             code="not_importable",
             key="method._target_",
         ) from None
-    if not is_method(cls):
-        raise ConfigError(
-            f"method._target_ is {target!r}; it must be a subclass of kdbench.methods.Method",
-            code="no_method",
-            key="method._target_",
-        )
+    if fault := fault_of_method(cls):
+        raise ConfigError(f"method._target_ is {target!r}; {fault}", code="no_method", key="method._target_")
     if getattr(cls, "role", None) not in ROLES:
         raise ConfigError(
             f"method._target_ is {target!r}, whose role is {getattr(cls, 'role', None)!r}; the class must declare "
@@ -198,10 +201,18 @@ def parse_method(node: Mapping[str, Any]) -> MethodConfig:
     return MethodConfig(name, cls, typed(cls.Config, params, "method"))
 
 
-def is_method(cls: Any) -> bool:
-    """Return whether a class is a concrete method. Its base class is not imported here: that would import torch."""
+def fault_of_method(cls: Any) -> str:
+    """Return what a class lacks to be a method, or an empty text. Its base is not imported: that imports torch."""
     bases = [f"{base.__module__}.{base.__qualname__}" for base in inspect.getmro(cls)]
-    return "kdbench.methods.base.Method" in bases and not inspect.isabstract(cls)
+    if "kdbench.methods.base.Method" not in bases:
+        return "it must be a subclass of kdbench.methods.Method"
+    if inspect.isabstract(cls):
+        return f"the class must define {' and '.join(sorted(cls.__abstractmethods__))}"
+    if not dataclasses.is_dataclass(getattr(cls, "Config", None)):
+        return "the class must have a dataclass Config with the method's keys"
+    if not isinstance(getattr(cls, "needs_teacher", None), bool):
+        return "the class must declare needs_teacher, True or False"
+    return ""
 
 
 def parse_teacher(node: Mapping[str, Any], method: MethodConfig) -> TeacherConfig | None:

@@ -44,7 +44,7 @@ def load_run(path: str | Path) -> LoadedRun:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    folder = Path(path)
+    folder = path_of(path)
     summary = read_complete(folder)
     metrics, logits = folder / "metrics.csv", folder / "logits.safetensors"
     try:
@@ -55,6 +55,22 @@ def load_run(path: str | Path) -> LoadedRun:
     if any(array.dtype == np.float32 for array in arrays.values()):
         check_unchanged(logits, summary.logits_sha256)
     return LoadedRun(folder, summary, table, arrays)
+
+
+def path_of(value: Any, argument: str = "path") -> Path:
+    """Return an argument of the Python API as a path.
+
+    Raises:
+        ConfigError: it is neither a text nor a path.
+    """
+    try:
+        return Path(value)
+    except TypeError:
+        raise ConfigError(
+            f"{argument} is of type {type(value).__name__}; it must be a text or a pathlib.Path",
+            code="wrong_type",
+            key=argument,
+        ) from None
 
 
 def read_complete(folder: Path) -> RunSummary:
@@ -97,11 +113,11 @@ def load_runs(root: str | Path) -> "pd.DataFrame":
         root: run directory, or a folder that holds some, such as outputs/runs.
 
     Raises:
-        ConfigError: there is no such folder, or a summary is damaged.
+        ConfigError: there is no such folder, it is no path, or a summary is damaged.
     """
     import pandas as pd
 
-    folders = [folder for folder in run_folders(Path(root)) if (folder / "summary.json").is_file()]
+    folders = [folder for folder in run_folders(path_of(root, "root")) if (folder / "summary.json").is_file()]
     rows = [row_of(read_summary(folder)) | {"path": str(folder)} for folder in folders]
     return pd.DataFrame(rows, columns=None if rows else [*KEYS, "path"])
 

@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from kdbench.config import MethodConfig, RunConfig, parse
-from kdbench.config.parse import is_method
+from kdbench.config.parse import fault_of_method
 from kdbench.config.schema import typed
 from kdbench.errors import ConfigError, first_line
 from kdbench.rundir.identity import BASELINE, GivenWeights
@@ -94,9 +94,10 @@ def check_method(node: Any, trusted: Sequence[str]) -> None:
     if not isinstance(node, dict) or "_target_" not in node:
         return
     found = resolve(node["_target_"], "method._target_", (METHODS, *trusted))
-    if not (inspect.isclass(found) and is_method(found)):
+    fault = fault_of_method(found) if inspect.isclass(found) else "it must be a subclass of kdbench.methods.Method"
+    if fault:
         raise ConfigError(
-            f"method._target_ is {node['_target_']!r}; it must be a subclass of kdbench.methods.Method",
+            f"method._target_ is {node['_target_']!r}; {fault}",
             code="no_method",
             key="method._target_",
         )

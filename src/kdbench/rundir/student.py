@@ -6,11 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kdbench.config.composition import ONE_AT_A_TIME
 from kdbench.data.dataset import NUM_CLASSES
 from kdbench.errors import ConfigError
 from kdbench.methods.base import Method
 from kdbench.models import Network, build, weights
-from kdbench.rundir.load import check_unchanged, read_complete
+from kdbench.rundir.identity import model_identity
+from kdbench.rundir.load import check_unchanged, path_of, read_complete
 from kdbench.rundir.recorded_config import read_config
 
 
@@ -61,9 +63,16 @@ def load_student(path: str | Path, trusted: Sequence[str] = ()) -> Student:
         trusted: modules whose code the run's config may name, beside kdbench's own; only theirs is imported.
 
     Raises:
-        ConfigError: it is no complete run, its files are damaged, or its config names code that is not trusted.
+        ConfigError: it is no complete run, its files are damaged, its config names code that is not trusted, or the
+            code of its network was edited since.
     """
-    folder = Path(path)
+    folder = path_of(path)
+    if isinstance(trusted, str) or not isinstance(trusted, Sequence):
+        raise ConfigError(
+            f"trusted is {trusted!r}; it must be a list of modules such as ['my_models']",
+            code="wrong_type",
+            key="trusted",
+        )
     summary = read_complete(folder)
     for name in ("config.yaml", "best.safetensors"):
         if not (folder / name).is_file():
@@ -80,6 +89,18 @@ def load_student(path: str | Path, trusted: Sequence[str] = ()) -> Student:
             key="method",
         )
     check_unchanged(folder / "best.safetensors", summary.weights_sha256)
-    network = build(config.student, NUM_CLASSES)
+    recorded, now = (
+        weights.read_metadata(folder / "best.safetensors").get("architecture"),
+        model_identity(config.student),
+    )
+    if recorded and recorded != now:
+        raise ConfigError(
+            f"{folder}: its weights are of the architecture {recorded}, and {config.student.target} is now {now}; "
+            "restore the code of that time, or repeat the run",
+            code="mismatch",
+            key="student",
+        )
+    with ONE_AT_A_TIME:
+        network = build(config.student, NUM_CLASSES)
     weights.load_into(network, weights.read(folder / "best.safetensors"), str(folder / "best.safetensors"))
     return Student(network, config.data.mean, config.data.std)

@@ -1,5 +1,6 @@
 """Construction of a run's parts before it trains: data, batches, student and method, each with its own seed."""
 
+import inspect
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from kdbench.config import RunConfig
 from kdbench.data import Batches, Dataset, load
 from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
-from kdbench.methods.base import Method
+from kdbench.errors import ConfigError
+from kdbench.methods.base import Method, Requires
 from kdbench.models import ModelSummary, Network, build, summarize
 from kdbench.system.device import place
 from kdbench.system.guard import Guard
@@ -56,10 +58,36 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
     check_checkpoint(config)
     dataset = load(config.data, config.runtime.device)
     student = summarize(config.student, NUM_CLASSES, IMAGE_SHAPE, "student")
-    teacher = config.teacher and summarize(config.teacher.model, NUM_CLASSES, IMAGE_SHAPE, "teacher")
+    teacher = summarize(config.teacher.model, NUM_CLASSES, IMAGE_SHAPE, "teacher") if config.teacher else None
     torch.manual_seed(derived_seed(config.init_seed, "method"))
-    method = config.method.target(config.method.params, student.shapes, teacher.shapes if teacher else None)
-    return dataset, student, method
+    return dataset, student, build_method(config, student, teacher)
+
+
+def build_method(config: RunConfig, student: ModelSummary, teacher: ModelSummary | None) -> Method:
+    """Return the method of a run.
+
+    Raises:
+        ConfigError: a class from elsewhere does not take what methods are given, or does not say what it requires.
+    """
+    cls, given = config.method.target, (config.method.params, student.shapes, teacher.shapes if teacher else None)
+    try:
+        inspect.signature(cls).bind(*given)
+    except TypeError as error:
+        raise ConfigError(
+            f"{config.method.path} cannot be built: its __init__ must take (config, student_shapes, teacher_shapes); "
+            f"{error}",
+            code="no_method",
+            key="method._target_",
+        ) from None
+    method = cls(*given)
+    if not isinstance(getattr(method, "requires", None), Requires):
+        raise ConfigError(
+            f"{config.method.path} does not say what it computes from; give it requires = Requires(...), of "
+            "kdbench.methods",
+            code="no_method",
+            key="method._target_",
+        )
+    return method
 
 
 def build_learner(config: RunConfig, parts: Parts, guard: Guard | None = None) -> Learner:

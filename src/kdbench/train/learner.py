@@ -210,7 +210,6 @@ class Learner:
         check_finite(val_logits, self.epoch + 1)
         labels = dataset.val.labels.cpu().numpy()
         train_loss, train_acc, grad_norm = means.pop("total"), means.pop("train_acc"), means.pop(GRAD_NORM)
-        assert not means.keys() & COLUMNS, "a loss term has the name of a column"
         row = {
             "epoch": self.epoch + 1,
             "lr": learning_rate(self.recipe, self.epoch),
@@ -297,16 +296,20 @@ def check_terms(terms: Any, method: Method) -> None:
     """Check that a method returned what `Method.forward` promises.
 
     Raises:
-        RunError: it is no mapping, lacks `total`, or its total has no gradient.
+        RunError: it is no mapping of tensors, lacks `total`, its total has no gradient, or a term's name is taken.
     """
-    if not isinstance(terms, Mapping) or not all(isinstance(value, Tensor) for value in terms.values()):
+    if not isinstance(terms, Mapping):
         found = f"a {type(terms).__name__}"
+    elif others := [name for name, value in terms.items() if not isinstance(value, Tensor)]:
+        found = f"{others[0]!r} as a {type(terms[others[0]]).__name__}"
+    elif taken := COLUMNS & terms.keys():
+        found = f"a term {min(taken)!r}, which is another column of metrics.csv"
     elif "total" not in terms:
         found = f"the terms {', '.join(terms)}"
     elif terms["total"].ndim:
         found = f"a total of shape {list(terms['total'].shape)}"
     elif not terms["total"].requires_grad:
-        found = "a total without a gradient"
+        found = "a total without a gradient (or no weight of the student is trained)"
     else:
         return
     raise RunError(
