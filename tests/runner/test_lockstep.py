@@ -451,7 +451,7 @@ def test_a_group_does_not_wait_for_a_run_that_another_process_holds(runs: Runs, 
     lock, last = located(configs[1]).lock(), located(configs[-1])
     lock.acquire(wait=False)
     timer = threading.Timer(20, lock.release)  # much later than the others are complete
-    timer.start()
+    timer.daemon = True
     try:
         if on_busy == "skip":
             results = together(configs)
@@ -459,7 +459,8 @@ def test_a_group_does_not_wait_for_a_run_that_another_process_holds(runs: Runs, 
             assert isinstance(results[1].error, BusyError)
             lock.release()
         else:
-            threading.Thread(target=when_complete, args=(last, lock.release)).start()
+            timer.start()
+            threading.Thread(target=when_complete, args=(last, lock.release), daemon=True).start()
             results = together(configs)
             assert directory_of(results[1]).summary.stat().st_mtime_ns > last.summary.stat().st_mtime_ns
     finally:
