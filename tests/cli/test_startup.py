@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from kdbench.config import CONF_DIR
-from tests.conftest import rest_slow
+from tests.conftest import NARROW, SMALL, rest_slow
 
 HEAVY = ("torch", "torchvision", "pandas", "scipy", "matplotlib", "statsmodels")
 
@@ -107,3 +107,24 @@ def test_a_closed_pipe_ends_a_command_without_a_traceback(tmp_path, arguments, l
     err = process.communicate(timeout=120)[1]
     assert err == ""
     assert process.returncode in (0, 141)
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_ends_a_sweep_before_its_next_job(tmp_path):
+    """Nobody reads on: the record says that nothing failed."""
+    reader, writer = os.pipe()
+    arguments = ["-m", *SMALL, *NARROW[:1], "method=ce", "seed=0,1", "output_root=out"]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "kdbench", *arguments],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    os.close(writer)
+    os.read(reader, 1)  # of the line "jobs: 2"
+    os.close(reader)
+    assert process.communicate(timeout=120)[1] == ""
+    assert process.returncode == 141
+    (record,) = (tmp_path / "out" / "sweeps").iterdir()
+    assert [job["status"] for job in json.loads(record.read_text())["jobs"]] == ["interrupted", "not started"]
