@@ -92,7 +92,7 @@ def result_of(job: JobReturn) -> "JobResult | None":
     from kdbench.sweep.plan import JobResult
 
     if isinstance(job._return_value, BrokenPipeError):
-        raise job._return_value  # nobody reads the output any more
+        raise job._return_value  # standard output is closed; the run did not fail
     is_result = job.status == JobStatus.COMPLETED and isinstance(job.return_value, JobResult)
     return job.return_value if is_result else None
 

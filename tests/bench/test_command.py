@@ -180,16 +180,15 @@ def test_cpu_set_reaches_the_required_ratios(kdbench_bench, tmp_path, method):
     (measured,) = json.loads((tmp_path / "s").read_text())["cases"]
     ratios = {row["arm"]: row["ratio"]["median"] for row in measured["arms"]}
     assert {arm: ratio for arm, ratio in ratios.items() if ratio < LEAST[method, arm]} == {}
-    missed = {arm: (ratios[arm], ratio) for (name, arm), ratio in REQUIRED.items() if name == method}
-    if have_native_bf16() and any(ratio < required for ratio, required in missed.values()):
-        pytest.xfail(f"measured and required ratios, which no machine has shown yet: {missed}")
+    if have_native_bf16():
+        required = {arm: ratio for (name, arm), ratio in REQUIRED.items() if name == method}
+        assert {arm: ratios[arm] for arm, ratio in required.items() if ratios[arm] < ratio} == {}
 
 
 @pytest.mark.alone
 @pytest.mark.slow
 def test_six_learners_in_lockstep_reach_the_required_ratio(kdbench_bench, tmp_path):
-    """1.6 on an idle machine, where 1.4 is required; rounds on a shared one differ. Only a fault goes below 1.25."""
-    code, out, err = kdbench_bench("--set", "lockstep", "--rounds", "3", "--out", "lockstep.json")
+    code, out, err = kdbench_bench("--set", "lockstep", "--rounds", "5", "--out", "lockstep.json")
     assert code == 0, err
     print(out)
-    assert json.loads((tmp_path / "lockstep.json").read_text())["lockstep"]["ratio"]["median"] >= 1.25
+    assert json.loads((tmp_path / "lockstep.json").read_text())["lockstep"]["ratio"]["median"] >= 1.4

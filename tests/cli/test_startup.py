@@ -87,20 +87,21 @@ def test_other_commands_print_their_usage(printed):
         assert printed[f"{program} --help"][1].startswith(f"usage: {program}")
 
 
+def start(arguments, writer, folder):
+    """Start `kdbench` with a pipe as its standard output, and close the pipe here."""
+    command = [sys.executable, "-u", "-m", "kdbench", *arguments]
+    process = subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=folder)
+    os.close(writer)
+    return process
+
+
 @pytest.mark.parametrize("lines", [0, 1])
 @pytest.mark.parametrize("arguments", rest_slow([["--cfg", "job"], ["--help"]]))
 def test_a_closed_pipe_ends_a_command_without_a_traceback(tmp_path, arguments, lines):
     reader, writer = os.pipe()
     if lines == 0:
         os.close(reader)
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "kdbench", *arguments],
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-    )
-    os.close(writer)
+    process = start(arguments, writer, tmp_path)
     if lines:
         os.read(reader, 1)
         os.close(reader)
@@ -111,17 +112,9 @@ def test_a_closed_pipe_ends_a_command_without_a_traceback(tmp_path, arguments, l
 
 @pytest.mark.slow
 def test_a_closed_pipe_ends_a_sweep_before_its_next_job(tmp_path):
-    """Nobody reads on: the record says that nothing failed."""
     reader, writer = os.pipe()
     arguments = ["-m", *SMALL, *NARROW[:1], "method=ce", "seed=0,1", "output_root=out"]
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "kdbench", *arguments],
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-    )
-    os.close(writer)
+    process = start(arguments, writer, tmp_path)
     os.read(reader, 1)  # of the line "jobs: 2"
     os.close(reader)
     assert process.communicate(timeout=120)[1] == ""

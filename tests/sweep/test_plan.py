@@ -90,7 +90,7 @@ def test_what_only_a_complete_check_finds_is_refused_before_any_run_starts(
 
 class Broken(CrossEntropy):
     def __init__(self, *args: Any) -> None:
-        raise ValueError("a mistake in somebody's method")
+        raise ValueError("a mistake in the method")
 
 
 def test_a_run_whose_own_code_fails_is_refused_and_the_others_start(
@@ -102,7 +102,7 @@ def test_a_run_whose_own_code_fails_is_refused_and_the_others_start(
         execute(runs, tmp_path / "out", launcher)
     assert launcher.launched == [["method=ce method._target_=kdbench.methods.CrossEntropy"]]
     assert [job["status"] for job in record(tmp_path)] == ["refused", "complete"]
-    assert "ValueError: a mistake in somebody's method" in capsys.readouterr().err
+    assert "ValueError: a mistake in the method" in capsys.readouterr().err
 
 
 def test_a_sweep_without_a_run_that_can_start_writes_nothing(

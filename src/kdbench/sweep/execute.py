@@ -154,7 +154,7 @@ def check_runs(runs: Sequence[PlannedRun]) -> dict[Path, list[PlannedRun]]:
         except ConfigError as error:
             run.refuse(error)
             report_error(error, where=f"{run.title}: ")
-        except Exception as error:  # of a method or network from elsewhere, whose other runs and rivals still start
+        except Exception as error:  # raised by code from elsewhere; the other runs still start
             result = failure(error, run.title)
             run.status, run.problem = Status.REFUSED, result.error
     return readers
