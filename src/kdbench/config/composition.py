@@ -5,6 +5,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import version
@@ -114,7 +115,7 @@ def register_models(*config_dirs: Path) -> None:
     """
     global _registered
     folders = [folder.absolute() / "model" for folder in config_dirs if is_folder(folder / "model")]
-    files = [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
+    files = [file for folder in folders for file in sorted(folder.rglob("*.yaml"))]
     state = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
     if state == _registered:
         return
@@ -122,12 +123,28 @@ def register_models(*config_dirs: Path) -> None:
     store = ConfigStore.instance()
     for file, _, _ in _registered:
         for group in ("student", "teacher"):
-            store.repo[group].pop(f"{file.stem}.yaml", None)
+            withdraw(store.repo, group, file)
     store.store(group="teacher", name="none", node={})
     for file, node in nodes.items():
+        folder = subfolder_of(file)
         for group in ("student", "teacher"):
-            store.store(group=group, name=file.stem, node=node, provider=str(file))
+            group_path = f"{group}/{folder}" if folder else group
+            store.store(group=group_path, name=file.stem, package=group, node=node, provider=str(file))
     _registered = state
+
+
+def subfolder_of(file: Path) -> str:
+    """Return the folders between model/ and a model's file: timm for model/timm/vit.yaml."""
+    parts = file.parent.parts
+    last = len(parts) - 1 - parts[::-1].index("model")
+    return "/".join(parts[last + 1 :])
+
+
+def withdraw(repo: dict[str, Any], group: str, file: Path) -> None:
+    """Remove a model's file from the options of a group."""
+    for part in (group, *subfolder_of(file).split("/")):
+        repo = repo[part] if part else repo
+    repo.pop(f"{file.stem}.yaml", None)
 
 
 def read_model(file: Path) -> DictConfig:
@@ -148,7 +165,7 @@ def read_model(file: Path) -> DictConfig:
             code="invalid_yaml",
             key=file.stem,
         )
-    return node
+    return OmegaConf.create({"logits": None, "weights": None} | dict(node))  # keys of every network
 
 
 def composition_error(error: Exception, overrides: Sequence[str], config_dir: Path | None = None) -> ConfigError:
@@ -256,7 +273,8 @@ def groups() -> set[str]:
 def options(group: str, config_dir: Path = CONF_DIR) -> list[str]:
     """Return the names of a group's options in a config folder."""
     folder = config_dir / ("model" if group in ("student", "teacher") else group)
-    return [file.stem for file in folder.glob("*.yaml")]
+    files = folder.rglob("*.yaml") if folder.name == "model" else folder.glob("*.yaml")
+    return [file.relative_to(folder).with_suffix("").as_posix() for file in files]
 
 
 def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> ConfigError:

@@ -27,6 +27,8 @@ from kdbench.config.sections import (
     RunConfig,
     RuntimeConfig,
     TeacherConfig,
+    channel_deviations,
+    channel_means,
     is_path,
 )
 from kdbench.errors import ConfigError, first_line, nearest
@@ -63,6 +65,9 @@ class TeacherKeys:
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     checkpoint: str | None = optional(setting(is_path, "a file path that the operating system accepts"))
     cache: str = one_of("auto", "on", "off")
+    checkpoint_key: str | None = optional(setting(lambda value: value.strip() != "", "a key of the file"), absent=None)
+    mean: list[float] | None = optional(channel_means(), absent=None)
+    std: list[float] | None = optional(channel_deviations(), absent=None)
 
 
 def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | None = None) -> RunConfig:
@@ -112,7 +117,9 @@ def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | Non
 def parse_model(node: Mapping[str, Any], path: str) -> ModelConfig:
     """Return an architecture whose target can be called with its arguments."""
     arguments = dict(node)
-    name, target, stages = (arguments.pop(key, None) for key in ("name", "_target_", "stages"))
+    own = ("name", "_target_", "stages", "logits", "weights")
+    name, target, stages, logits, weights = (arguments.pop(key, None) for key in own)
+    name = name.replace("/", "-") if isinstance(name, str) else name  # the file's folder: timm/resnet18
     check_name(name, path)
     if not isinstance(target, str):
         raise ConfigError(
@@ -121,13 +128,59 @@ def parse_model(node: Mapping[str, Any], path: str) -> ModelConfig:
             key=f"{path}._target_",
         )
     check_arguments(target, arguments, path)
-    if not isinstance(stages, dict) or not all(isinstance(n, str) for n in stages.values()):
+    if not isinstance(stages, dict):
         raise ConfigError(
             f"{path}.stages is {as_yaml(stages)}; it must map names of stages to nodes of the network",
             code="wrong_type",
             key=f"{path}.stages",
         )
-    return ModelConfig(name, target, {str(k): v for k, v in stages.items()}, arguments)
+    for stage, place in stages.items():
+        check_stage(place, f"{path}.stages.{stage}")
+    places = logits if isinstance(logits, list) else [logits]
+    if logits is not None and not (places and all(type(place) in (str, int) for place in places)):
+        raise ConfigError(
+            f"{path}.logits is {as_yaml(logits)}; it must be the path of a module such as fc, a place in what the "
+            "network returns such as 0, a list of places to average, or null",
+            code="wrong_type",
+            key=f"{path}.logits",
+        )
+    if weights is not None and (not isinstance(weights, str) or not weights.strip()):
+        raise ConfigError(
+            f"{path}.weights is {as_yaml(weights)}; it must be a file, the name of published weights such as DEFAULT, "
+            "or null",
+            code="wrong_type",
+            key=f"{path}.weights",
+        )
+    return ModelConfig(name, target, {str(k): v for k, v in stages.items()}, arguments, logits, weights)
+
+
+LAYOUTS = ("maps", "nhwc", "tokens")
+"""Layouts of a stage: [N, C, H, W], [N, H, W, C] and [N, T, D]."""
+
+
+def check_stage(place: Any, path: str) -> None:
+    """Check where a stage is read: a node, or a mapping that says more.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if isinstance(place, str) and place:
+        return
+    kinds = ("node", "input_of", "returned")
+    is_mapping = isinstance(place, dict) and set(place) <= {*kinds, "output", "layout"}
+    if not is_mapping or sum(kind in place for kind in kinds) != 1:
+        raise ConfigError(
+            f"{path} is {as_yaml(place)}; it must be a node such as layer1, or a mapping with node, input_of or "
+            "returned, and maybe output and layout, such as {node: features.3, layout: nhwc}",
+            code="wrong_type",
+            key=path,
+        )
+    if place.get("layout", "maps") not in LAYOUTS:
+        raise ConfigError(
+            f"{path}.layout is {as_yaml(place['layout'])}; it must be {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}",
+            code="out_of_range",
+            key=f"{path}.layout",
+        )
 
 
 def check_arguments(target: str, arguments: Mapping[str, Any], path: str) -> None:
@@ -142,7 +195,7 @@ def check_arguments(target: str, arguments: Mapping[str, Any], path: str) -> Non
         ) from None
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
-    valid = {*parameters, "stages", "_target_"} - {"num_classes"}
+    valid = {*parameters, "stages", "_target_", "logits", "weights"} - {"num_classes"}
     if path == "teacher":
         valid |= {f.name for f in dataclasses.fields(TeacherKeys)}
     for name in arguments:
@@ -233,20 +286,28 @@ def parse_teacher(node: Mapping[str, Any], method: MethodConfig) -> TeacherConfi
             code="no_teacher",
             key="teacher",
         )
-    return TeacherConfig(architecture, keys.seed, keys.recipe, keys.checkpoint, keys.cache)
+    if (keys.mean is None) != (keys.std is None):
+        raise ConfigError(
+            f"teacher.mean is {as_yaml(keys.mean)} and teacher.std is {as_yaml(keys.std)}; give both, or neither for "
+            "the normalisation of the data",
+            code="mismatch",
+            key="teacher.mean",
+        )
+    if keys.checkpoint_key is not None and keys.checkpoint is None:
+        raise ConfigError(
+            f"teacher.checkpoint_key is {keys.checkpoint_key!r} and teacher.checkpoint is null; give the file too",
+            code="mismatch",
+            key="teacher.checkpoint_key",
+        )
+    return TeacherConfig(
+        architecture, keys.seed, keys.recipe, keys.checkpoint, keys.cache, keys.checkpoint_key, keys.mean, keys.std
+    )
 
 
 def check_together(run: RunConfig) -> None:
     """Check the rules between keys."""
     recipes = {"recipe": run.recipe} | ({"teacher.recipe": run.teacher.recipe} if run.teacher else {})
     for path, recipe in recipes.items():
-        if run.data.num_train % recipe.batch_size == 1:
-            raise ConfigError(
-                f"{path}.batch_size is {recipe.batch_size}, which leaves one of data.num_train={run.data.num_train} "
-                "images alone in the last batch, for which batch norm is undefined; change one of the two",
-                code="single_image_batch",
-                key=f"{path}.batch_size",
-            )
         if recipe.min_lr > recipe.lr:
             raise ConfigError(
                 f"{path}.min_lr is {recipe.min_lr:g}; it must be at most {path}.lr, {recipe.lr:g}",

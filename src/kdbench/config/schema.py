@@ -58,11 +58,13 @@ def number(low: float, high: float = math.inf, *, above: bool = False, **kwargs:
     return setting(allowed, text, **kwargs)
 
 
-def optional(inner: Any) -> Any:
-    """Declare a field with the range of `inner`, or null."""
+def optional(inner: Any, absent: Any = MISSING) -> Any:
+    """Declare a field with the range of `inner`, or null; `absent` is its value in configs recorded without it."""
     allowed, description = inner.metadata["allowed"], f"{inner.metadata['description']}, or null"
     others = {name: inner.metadata[name] for name in ("neutral", "identity")}
-    return setting(lambda value: value is None or allowed(value), description, **others)
+    declared = setting(lambda value: value is None or allowed(value), description, **others)
+    declared.default = absent
+    return declared
 
 
 def typed(schema: type[Any], values: Mapping[str, Any], path: str = "") -> Any:

@@ -26,6 +26,16 @@ def is_path(value: str) -> bool:
     return True
 
 
+def channel_means() -> Any:
+    """Declare a field with the mean of each channel."""
+    return setting(lambda v: len(v) == 3 and all(map(math.isfinite, v)), "three finite numbers")
+
+
+def channel_deviations() -> Any:
+    """Declare a field with the standard deviation of each channel."""
+    return setting(lambda v: len(v) == 3 and all(0 < x < math.inf for x in v), "three numbers above 0")
+
+
 @dataclass
 class RecipeConfig:
     """Recipe of a training: length, optimiser, schedule and checks."""
@@ -54,8 +64,8 @@ class DataConfig:
     num_val: int = whole(1)
     num_test: int = whole(1)
     augment: bool = MISSING
-    mean: list[float] = setting(lambda v: len(v) == 3 and all(map(math.isfinite, v)), "three finite numbers")
-    std: list[float] = setting(lambda v: len(v) == 3 and all(0 < x < math.inf for x in v), "three numbers above 0")
+    mean: list[float] = channel_means()
+    std: list[float] = channel_deviations()
 
 
 @dataclass
@@ -88,19 +98,26 @@ class CheckpointConfig:
 
 @dataclass
 class ModelConfig:
-    """An architecture: what builds it, with which arguments, and which of its nodes are stages."""
+    """An architecture: what builds it, with which arguments, and which of its outputs are stages and logits."""
 
     name: str
     target: str
-    stages: dict[str, str]
+    stages: dict[str, Any]
+    """Stage name to a node, or to a mapping with `node`, `input_of` or `returned`, `output` and `layout`."""
     arguments: dict[str, Any]
+    logits: Any = None
+    """Place of the logits in what the network returns, a list of places to average, or the path of a module."""
+    weights: str | None = None
+    """First weights: a file, or the name of published ones."""
 
     @property
     def stem(self) -> str | None:
         return self.arguments.get("stem")
 
     def node(self) -> dict[str, Any]:
-        return {"name": self.name, "_target_": self.target, **self.arguments, "stages": self.stages}
+        own = {"logits": self.logits, "weights": self.weights}
+        given = {key: value for key, value in own.items() if value is not None}
+        return {"name": self.name, "_target_": self.target, **self.arguments, **given, "stages": self.stages}
 
 
 @dataclass
@@ -120,6 +137,10 @@ class MethodConfig:
         return {"name": self.name, "_target_": self.path, **dataclasses.asdict(self.params)}
 
 
+GIVEN_ONLY = ("checkpoint_key", "mean", "std")
+"""Keys of a teacher that a recorded config holds only where they were given."""
+
+
 @dataclass
 class TeacherConfig:
     """The teacher: an architecture, and how it is trained or which weights it has."""
@@ -130,6 +151,11 @@ class TeacherConfig:
     checkpoint: str | None
     cache: str
     """Use of the logit cache for its logits: auto, on or off."""
+    checkpoint_key: str | None = None
+    """Place of the weights in the file of `checkpoint`, where it holds several."""
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    """Normalisation of the teacher's own images; None: that of the data."""
 
     def node(self) -> dict[str, Any]:
         return {
@@ -138,6 +164,7 @@ class TeacherConfig:
             "recipe": dataclasses.asdict(self.recipe),
             "checkpoint": self.checkpoint,
             "cache": self.cache,
+            **{key: value for key in GIVEN_ONLY if (value := getattr(self, key)) is not None},
         }
 
 

@@ -1,18 +1,20 @@
 """One wrapper for every architecture: its forward pass returns logits and the selected stages."""
 
-import operator
-from collections.abc import Mapping, Sequence
+import contextlib
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import hydra.utils
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from torch.utils.hooks import RemovableHandle
 
-from kdbench.config.sections import ModelConfig
-from kdbench.errors import ConfigError, first_line, nearest
+from kdbench.errors import RunError
+from kdbench.models.record import ForwardRecord, tensors_of
+
+LogitsKey = str | tuple[str, ...] | None
+"""Where the logits are in what a network returns, dotted; several are averaged; None: the only tensor."""
 
 
 class Output(NamedTuple):
@@ -21,132 +23,210 @@ class Output(NamedTuple):
     logits: Tensor
     """[N, C]."""
     features: Mapping[str, Tensor]
-    """Stage name to maps [N, C, H, W] or embeddings [N, D]; only the stages that the network was built with."""
-
-
-class Network(nn.Module):
-    """A network with named stages.
-
-    Args:
-        body: the architecture's own module tree, with its own state-dict names.
-        logits: node of the logits.
-        stages: node of each stage.
-        architecture: text that is the same for networks that compute the same function of images and weights.
-    """
-
-    def __init__(self, body: nn.Module, logits: str, stages: Mapping[str, str], architecture: str) -> None:
-        super().__init__()
-        self.body = body
-        self.architecture = architecture
-        self.logits = logits
-        self.stages = dict(stages)
-
-    def forward(self, images: Tensor) -> Output:
-        """Return logits and stages of images [N, C, H, W]."""
-        nodes = self.body(images)
-        return Output(nodes[self.logits], {stage: nodes[node] for stage, node in self.stages.items()})
+    """Stage name to maps [N, C, H, W], tokens [N, T, D] or embeddings [N, D]; only the stages that the network was
+    built with."""
 
 
 @dataclass(frozen=True)
-class ModelSummary:
-    """Properties of an architecture that are known without training or allocating it."""
+class StageSource:
+    """Where the tensor of a stage comes from in a forward pass."""
 
-    shapes: Mapping[str, tuple[int, ...]]
-    """Stage name to the shape of one image's output, without the batch dimension."""
-    num_params: int
-    macs: int
-    """Multiply-accumulates of one image's forward pass, in convolutions and matrix products."""
+    kind: str
+    """output or input of a module, operation (a torch function), or returned (by the network)."""
+    path: str
+    """Path of the module; path of the calling module and name of the function; or place in what is returned."""
+    number: int = 0
+    """Which call of the module or function, counted from 0."""
+    calls: int | None = None
+    """Number of calls of the module in a forward pass; None where it may vary."""
+    entry: str = ""
+    """Place of the tensor in what a module returns, dotted; empty for a tensor itself."""
+    layout: str = "first"
+    """nhwc: the tensor is [N, H, W, C] and is permuted; first: it is [N, C, ...], [N, T, D] or [N, D]."""
+    overwritten: bool = False
+    """True if an in-place operation changes the tensor later in the pass, so that a copy is kept."""
 
 
-def build(config: ModelConfig, num_classes: int, stages: Sequence[str] = (), key: str = "student") -> Network:
-    """Return a freshly initialised network that computes logits and `stages`.
-
-    Random numbers come from torch's global generator, as in torchvision's models.
+class StageHook:
+    """Keeps what one module returns or takes. Deep copies of a network have hooks of their own.
 
     Args:
-        config: the architecture.
-        num_classes: C of the logits.
-        stages: names from `config.stages`.
-        key: place of the architecture in the run's config, for errors.
-
-    Raises:
-        ConfigError: the architecture cannot be built from its arguments, or has no such node.
+        kept: receives the tensors of each call, by stage.
+        stage: name of the stage.
+        source: source of the stage.
     """
-    try:
-        raw = hydra.utils.get_method(config.target)(**config.arguments, num_classes=num_classes)
-        # The last node gives the logits; names are the same in training and in evaluation.
-        nodes = get_graph_node_names(raw, suppress_diff_warning=True)[0]
-    except Exception as error:
-        given = ", ".join(f"{name}={value}" for name, value in config.arguments.items())
-        inner = f"{key}.{error.key}" if isinstance(error, ConfigError) and error.key else key
-        code = error.code if isinstance(error, ConfigError) else "not_buildable"
-        raise ConfigError(
-            f"{key}={config.name}: {config.target}({given}) failed: {first_line(error)}", code=code, key=inner
-        ) from error
-    wanted = {stage: config.stages[stage] for stage in stages}
-    for node in wanted.values():
-        if not any(name == node or name.startswith(f"{node}.") for name in nodes):
-            outermost = dict.fromkeys(name.partition(".")[0] for name in nodes)
-            raise ConfigError(
-                f"{key}.stages: there is no node {node!r}; {nearest(node, nodes)}; "
-                f"outermost nodes: {', '.join(outermost)}",
-                code="not_found",
-                key=f"{key}.stages",
+
+    def __init__(self, kept: dict[str, list[Tensor]], stage: str, source: StageSource) -> None:
+        self.kept = kept
+        self.stage = stage
+        self.source = source
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> None:
+        value = inputs[0] if self.source.kind == "input" else output
+        tensor = value if isinstance(value, Tensor) else tensors_of(value)[self.source.entry]
+        self.kept.setdefault(self.stage, []).append(tensor.clone() if self.source.overwritten else tensor)
+
+
+class Network(nn.Module):
+    """A network with named stages. The architecture's own module computes them; hooks keep the stages.
+
+    Args:
+        body: the architecture's own module, with its own state-dict names.
+        stages: source of each stage.
+        logits: source of the logits if they are a module's output, else their place in what the network returns.
+        architecture: text that is the same for networks that compute the same function of images and weights.
+        fusable: paths of convolutions, each with the batch norm that can be fused into it.
+        host_random: whether the forward pass draws random numbers from Python or NumPy.
+        changing: attributes and buffers outside of the state dict that the forward pass changes.
+    """
+
+    input_scale: Tensor | None
+    input_shift: Tensor | None
+
+    def __init__(
+        self,
+        body: nn.Module,
+        stages: Mapping[str, StageSource],
+        logits: StageSource | LogitsKey,
+        architecture: str,
+        fusable: tuple[tuple[str, str], ...] = (),
+        host_random: bool = False,
+        changing: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.architecture = architecture
+        self.stages = dict(stages)
+        self.logits = logits
+        self.fusable = fusable
+        self.host_random = host_random
+        self.changing = changing
+        self.register_buffer("input_scale", None, persistent=False)
+        self.register_buffer("input_shift", None, persistent=False)
+        self._kept: dict[str, list[Tensor]] = {}
+        sources = {**self.stages, **({"": logits} if isinstance(logits, StageSource) else {})}
+        self._operations = {
+            source.path: source.overwritten for source in sources.values() if source.kind == "operation"
+        }
+        self._hooks = [
+            register(body.get_submodule(source.path), source)(StageHook(self._kept, stage, source))
+            for stage, source in sources.items()
+            if source.kind in ("output", "input")
+        ]
+
+    @property
+    def capturable(self) -> bool:
+        """True if a training step may be captured as a CUDA graph: what the host draws or counts would be frozen."""
+        return not self.host_random and not self.changing
+
+    def forward(self, images: Tensor) -> Output:
+        """Return logits and stages of images [N, C, H, W].
+
+        Raises:
+            RunError: this pass did not compute a stage or the logits, or computed a stage another number of times.
+        """
+        self._kept.clear()
+        if self.input_scale is not None and self.input_shift is not None:
+            images = images * self.input_scale + self.input_shift
+        if self._operations:
+            with ForwardRecord(self.body, self._operations) as record:
+                returned = self.body(images)
+        else:
+            record, returned = None, self.body(images)
+        features = {stage: self.read(stage, source, returned, record) for stage, source in self.stages.items()}
+        if isinstance(self.logits, StageSource):
+            logits = self.read("", self.logits, returned, record)
+        else:
+            logits = returned if isinstance(returned, Tensor) else select_logits(returned, self.logits)
+        self._kept.clear()
+        return Output(logits, features)
+
+    def adapt_normalisation(self, given: tuple[list[float], list[float]], own: tuple[list[float], list[float]]) -> None:
+        """Take images of another normalisation than the network's own; each is the mean and deviation of channels."""
+        (mean, std), (own_mean, own_std) = (
+            torch.tensor(pair, dtype=torch.float64)[..., None, None] for pair in (given, own)
+        )
+        self.input_scale, self.input_shift = (std / own_std).float(), ((mean - own_mean) / own_std).float()
+
+    def with_body(self, body: nn.Module) -> "Network":
+        """Return a network with the same stages and settings around another module, which has no hooks of this one."""
+        network = Network(
+            body, self.stages, self.logits, self.architecture, self.fusable, self.host_random, self.changing
+        )
+        network.input_scale, network.input_shift = self.input_scale, self.input_shift
+        return network
+
+    def plain_copy(self) -> nn.Module:
+        """Return a deep copy of the architecture's module, without the hooks of the stages."""
+        copied = copy.deepcopy(self)
+        for hook in copied._hooks:
+            hook.remove()
+        return copied.body
+
+    def read(self, stage: str, source: StageSource, returned: Any, record: ForwardRecord | None) -> Tensor:
+        """Return the tensor of a stage from the current pass."""
+        if source.kind == "returned":
+            found = [tensor for place, tensor in tensors_of(returned).items() if place == source.path]
+        elif source.kind == "operation":
+            assert record is not None
+            found = [tensor for tensor, _ in record.operations[source.path][source.number :]]
+        else:
+            calls = self._kept.get(stage, [])
+            found = calls[source.number :] if source.calls in (None, len(calls)) else []
+        if not found:
+            name = f"stages.{stage}" if stage else "logits"
+            raise RunError(
+                f"{name}: {source.path} was computed in another way in this pass than when the network was described; "
+                "a stage must be computed in every pass",
+                code="stage_missing",
+                key=name,
             )
-    returned = {node: node for node in (*wanted.values(), nodes[-1])}
-    body = create_feature_extractor(raw, return_nodes=returned, suppress_diff_warning=True)
-    keep_stages(body)
-    architecture = repr((config.target, config.arguments, num_classes, wanted))
-    return Network(body, nodes[-1], wanted, architecture)
+        return found[0].permute(0, 3, 1, 2) if source.layout == "nhwc" else found[0]
+
+    def unsaved_state(self) -> dict[str, Any]:
+        """Return the attributes and buffers that the forward pass changes and the state dict does not hold."""
+        state = {}
+        for name in self.changing:
+            with contextlib.suppress(AttributeError):  # the first pass makes it
+                state[name] = read_attribute(self.body, name)
+        return state
+
+    def load_unsaved_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `unsaved_state` returned."""
+        for name, value in state.items():
+            write_attribute(self.body, name, value)
 
 
-def keep_stages(body: Any) -> None:
-    """Keep in-place operations from overwriting a stage's output: the next node may be an in-place activation."""
-    for graph in (body.train_graph, body.eval_graph):  # torchvision keeps one for each mode
-        outputs = next(node for node in graph.nodes if node.op == "output").args[0]
-        for node in outputs.values():
-            for user in list(node.users):  # changing one registers it anew
-                if user.op == "call_module" and getattr(body.get_submodule(user.target), "inplace", False):
-                    body.get_submodule(user.target).inplace = False
-                elif user.kwargs.get("inplace"):
-                    user.kwargs = {**user.kwargs, "inplace": False}
-                elif user.target is operator.iadd and user.args[0] is node:
-                    user.target = operator.add
-    body.recompile()
+def register(module: nn.Module, source: StageSource) -> Callable[[StageHook], RemovableHandle]:
+    """Return the function that registers a hook for a source."""
+    return module.register_forward_pre_hook if source.kind == "input" else module.register_forward_hook
 
 
-_summaries: dict[str, ModelSummary] = {}
-
-
-def summarize(config: ModelConfig, num_classes: int, image_shape: tuple[int, int, int], key: str) -> ModelSummary:
-    """Return shapes, parameters and MACs of an architecture, from a pass without memory or arithmetic.
-
-    The result is kept for the next run of the process.
+def select_logits(returned: Any, key: LogitsKey) -> Tensor:
+    """Return the logits in what a network returned; several are averaged.
 
     Raises:
-        ConfigError: the architecture cannot be built, or cannot process such images.
+        KeyError: there is no tensor of that key, or none is given and there are several.
     """
-    case = repr((config.target, config.arguments, config.stages, num_classes, image_shape))
-    if case not in _summaries:
-        _summaries[case] = summarize_fresh(config, num_classes, image_shape, key)
-    return _summaries[case]
+    found = tensors_of(returned)
+    if key is None:
+        key = "logits" if "logits" in found else next(iter(found)) if len(found) == 1 else ""
+    if isinstance(key, tuple):
+        return torch.stack([found[place] for place in key]).mean(0)
+    return found[key]
 
 
-def summarize_fresh(config: ModelConfig, num_classes: int, image_shape: tuple[int, int, int], key: str) -> ModelSummary:
-    """Compute the summary of an architecture; see `summarize`."""
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        network = build(config, num_classes, tuple(config.stages), key).eval()
-        try:
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                output = network(torch.empty(1, *image_shape))
-        except Exception as error:
-            raise ConfigError(
-                f"{key}={config.name} cannot process images of {image_shape}: {first_line(error)}",
-                code="mismatch",
-                key=key,
-            ) from error
-    return ModelSummary(
-        shapes={stage: tuple(output.features[stage].shape[1:]) for stage in config.stages},
-        num_params=sum(p.numel() for p in network.parameters()),
-        macs=counter.get_total_flops() // 2,
-    )
+def read_attribute(body: nn.Module, name: str) -> Any:
+    """Return an attribute or buffer by its dotted name."""
+    path, _, attribute = name.rpartition(".")
+    return getattr(body.get_submodule(path), attribute)
+
+
+def write_attribute(body: nn.Module, name: str, value: Any) -> None:
+    """Set an attribute by its dotted name; a buffer is written in place."""
+    path, _, attribute = name.rpartition(".")
+    module = body.get_submodule(path)
+    if isinstance(value, Tensor):
+        getattr(module, attribute).copy_(value)
+    else:
+        setattr(module, attribute, copy.deepcopy(value))

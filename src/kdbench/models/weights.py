@@ -33,9 +33,31 @@ def save(weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any])
         path: file to write.
         metadata: architecture, data and other conditions for which the weights are valid, as JSON values.
     """
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     # One entry: safetensors writes several in any order, and equal runs must give equal files.
-    save_file(contiguous, path, {METADATA: json.dumps(metadata)})
+    save_file(storable(weights), path, {METADATA: json.dumps(metadata)})
+
+
+def storable(weights: Mapping[str, Any]) -> StateDict:
+    """Return weights as safetensors takes them: on the CPU, each name with contiguous memory of its own.
+
+    Raises:
+        ConfigError: an entry is no tensor, such as what `get_extra_state` returns.
+    """
+    result: StateDict = {}
+    used = set()
+    for name, tensor in weights.items():
+        if not isinstance(tensor, Tensor):
+            raise ConfigError(
+                f"the state dict holds {name}, a {type(tensor).__name__}; only tensors can be stored",
+                code="not_storable",
+            )
+        stored = tensor.detach().cpu().contiguous()
+        storage = stored.untyped_storage()
+        if storage.data_ptr() in used or storage.nbytes() != stored.nbytes:  # tied weights, views
+            stored = stored.clone()
+        used.add(storage.data_ptr())
+        result[name] = stored
+    return result
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,9 +24,10 @@ from weakref import WeakKeyDictionary
 
 import hydra.utils
 
-from kdbench.config import MethodConfig, ModelConfig, RunConfig
+from kdbench.config import DataConfig, MethodConfig, ModelConfig, RunConfig
 from kdbench.config.parse import parse_method
-from kdbench.config.paths import PACKAGE
+from kdbench.config.paths import PACKAGE, is_file, is_folder
+from kdbench.config.sections import is_path
 from kdbench.errors import ConfigError
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import sha256
@@ -81,13 +82,76 @@ def section_identity(section: Any) -> dict[str, Any]:
 
 
 def model_identity(model: ModelConfig) -> dict[str, Any]:
-    """Return what an architecture is, without the names that people gave it and its stages."""
-    return {"_target_": model.target, **model.arguments, **source_identity(model.target)}
+    """Return what an architecture and its first weights are, without the names that people gave it and its stages."""
+    if not model.weights:
+        return architecture_identity(model)
+    from kdbench.models.pretrained import weights_file  # here, since it imports torch
+
+    return architecture_identity(model) | {"weights_sha256": sha256_of_file(weights_file(model))}
+
+
+def architecture_identity(model: ModelConfig) -> dict[str, Any]:
+    """Return what an architecture is: what trained weights are valid for."""
+    logits = {} if model.logits is None else {"logits": model.logits}
+    return {
+        "_target_": model.target,
+        **model.arguments,
+        **logits,
+        **source_identity(model.target, *targets_in(model.arguments)),
+        **files_identity(model.arguments),
+    }
 
 
 def method_identity(method: MethodConfig) -> dict[str, Any]:
     """Return what a method is, without its name."""
-    return {"_target_": method.path, **section_identity(method.params), **source_identity(method.path)}
+    settings = section_identity(method.params)
+    return {"_target_": method.path, **settings, **source_identity(method.path), **files_identity(settings)}
+
+
+def targets_in(arguments: Any) -> list[str]:
+    """Return the import paths of the objects that are built from arguments, at any depth."""
+    if isinstance(arguments, Mapping):
+        own = [str(arguments["_target_"])] if "_target_" in arguments else []
+        return own + [target for value in arguments.values() for target in targets_in(value)]
+    return [target for value in arguments for target in targets_in(value)] if isinstance(arguments, list) else []
+
+
+def files_identity(arguments: Any) -> dict[str, Any]:
+    """Return the hash of every file, and of the files of every folder, that arguments name: a builder may read them.
+
+    A text is a path if it has a suffix or a slash and something is there.
+    """
+    found = {}
+    for text in texts_in(arguments):
+        path = Path(text).expanduser()
+        if not (is_path(text) and (path.suffix or "/" in text)):
+            continue
+        if is_file(path):
+            found[text] = sha256_of_file(path)
+        elif is_folder(path):
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            found[text] = hash_of({str(file.relative_to(path)): sha256_of_file(file) for file in files})
+    return {"files_sha256": found} if found else {}
+
+
+def texts_in(value: Any) -> list[str]:
+    """Return every text among arguments, at any depth; import paths are none."""
+    if isinstance(value, Mapping):
+        return [text for key, inner in value.items() if key != "_target_" for text in texts_in(inner)]
+    if isinstance(value, list):
+        return [text for inner in value for text in texts_in(inner)]
+    return [value] if isinstance(value, str) else []
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the hash of a file; it is kept until the file changes."""
+    state = path.stat()
+    return _sha256(path.absolute(), state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256(path: Path, changed: int, size: int) -> str:
+    return sha256(path)
 
 
 def group_key(identity: Mapping[str, Any]) -> str:
@@ -119,10 +183,19 @@ class GivenWeights:
 
     file: str
     sha256: str
+    key: str | None = field(default=None, metadata={"neutral": None})
+    """Place of the weights in the file, where it holds several."""
 
 
 BASELINE = {"name": "ce", "_target_": "kdbench.methods.ce.CrossEntropy"}
 """The method by which teachers are trained."""
+
+
+def teacher_data(config: RunConfig) -> DataConfig:
+    """Return the data of a run's teacher: those of the run, with the teacher's own normalisation if it has one."""
+    assert config.teacher is not None
+    mean, std = config.teacher.mean, config.teacher.std
+    return config.data if mean is None or std is None else dataclasses.replace(config.data, mean=mean, std=std)
 
 
 def teacher_config(config: RunConfig) -> RunConfig:
@@ -134,6 +207,7 @@ def teacher_config(config: RunConfig) -> RunConfig:
         student=config.teacher.model,
         teacher=None,
         method=parse_method(BASELINE),
+        data=teacher_data(config),
         recipe=config.teacher.recipe,
         seed=seed,
         init_seed=seed,
@@ -156,7 +230,9 @@ def given_config(config: RunConfig) -> RunConfig:
             key="teacher.checkpoint",
         )
     try:
-        params = GivenWeights(file=path.name, sha256=sha256(path))
+        params = GivenWeights(
+            path.name, sha256_of_file(path), config.teacher.checkpoint_key if config.teacher else None
+        )
     except OSError as error:
         raise ConfigError(
             f"teacher.checkpoint is {path}, which cannot be read: {error.strerror}",
@@ -179,18 +255,20 @@ def teacher_key(config: RunConfig) -> str:
     if config.teacher.checkpoint is None:
         return run_key(teacher_config(config))
     run = given_config(config)
-    return given_key(run, run.method.params.sha256)
+    return given_key(run, run.method.params.sha256, run.method.params.key)
 
 
-def given_key(run: RunConfig, weights_file_sha256: str) -> str:
+def given_key(run: RunConfig, weights_file_sha256: str, key: str | None) -> str:
     """Return the key of given weights. How they were trained is unknown, and the name of the file changes nothing.
 
     Args:
         run: the run that would have trained them.
         weights_file_sha256: hash of the file.
+        key: place of the weights in the file, or None.
     """
-    whole = run_identity(run, teacher_key=None)
-    return hash_of({name: whole[name] for name in ("student", "data", "precision")} | {"sha256": weights_file_sha256})
+    whole = run_identity(run, teacher_key=None) | {"student": architecture_identity(run.student)}
+    given = {"sha256": weights_file_sha256} | ({"key": key} if key else {})
+    return hash_of({name: whole[name] for name in ("student", "data", "precision")} | given)
 
 
 def teacher_directory(config: RunConfig) -> RunDirectory:
@@ -215,22 +293,29 @@ _hashes: "WeakKeyDictionary[ModuleType, WeakKeyDictionary[Any, str | None]]" = W
 """By the module that names an object, which may be another than the one that defines it, then by the object."""
 
 
-def source_identity(target: str) -> dict[str, str]:
-    """Return the hash of the source of a class or function that is neither kdbench's nor installed; else nothing.
+def source_identity(*targets: str) -> dict[str, str]:
+    """Return the hash of the source of classes or functions that are neither kdbench's nor installed; else nothing.
 
-    The hash covers the file that defines it, the module under which `target` names it, and the local files that these
-    import, so that an edited loss or layer is another run. It is taken once per process, module and object: the code
-    that was imported is what counts.
+    The hash covers the file that defines each, the module under which its target names it, and the local files that
+    these import, so that an edited loss or layer is another run. It is taken once per process, module and object: the
+    code that was imported is what counts.
 
     Raises:
         ConfigError: there is no source file to hash.
     """
+    digests = [digest for target in dict.fromkeys(targets) if (digest := digest_of(target))]
+    if len(digests) > 1:
+        digests = [hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()]
+    return {"source_sha256": digests[0]} if digests else {}
+
+
+def digest_of(target: str) -> str | None:
+    """Return the hash of the source of one class or function, or None. Errors: see `source_identity`."""
     found = defining_object(hydra.utils.get_object(target))
     of_module = _hashes.setdefault(sys.modules[target_module(target)], WeakKeyDictionary())
     if found not in of_module:
         of_module[found] = source_hash(found, target)
-    digest = of_module[found]
-    return {"source_sha256": digest} if digest else {}
+    return of_module[found]
 
 
 def defining_object(found: Any) -> Any:

@@ -79,6 +79,8 @@ def check_model(node: Any, group: str, trusted: Sequence[str]) -> None:
     """Check that what builds a network is trusted; of kdbench's own functions, only those that take `num_classes`."""
     if not isinstance(node, dict) or "_target_" not in node:
         return  # no teacher, or nothing that can be called
+    for inner, target in targets_within({key: value for key, value in node.items() if key != "_target_"}, group):
+        resolve(target, inner, (MODELS, *trusted))
     path = f"{group}._target_"
     found = resolve(node["_target_"], path, (MODELS, *trusted))
     if lies_in(found.__module__, (MODELS,)) and "num_classes" not in inspect.signature(found).parameters:
@@ -87,6 +89,16 @@ def check_model(node: Any, group: str, trusted: Sequence[str]) -> None:
             code="untrusted",
             key=path,
         )
+
+
+def targets_within(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield the place and the import path of each object that is built from arguments, at any depth."""
+    if isinstance(node, dict | list):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if key == "_target_":
+                yield f"{path}._target_", value
+            else:
+                yield from targets_within(value, f"{path}.{key}")
 
 
 def check_method(node: Any, trusted: Sequence[str]) -> None:

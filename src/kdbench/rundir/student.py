@@ -11,7 +11,7 @@ from kdbench.data.dataset import NUM_CLASSES
 from kdbench.errors import ConfigError
 from kdbench.methods.base import Method
 from kdbench.models import Network, build, weights
-from kdbench.rundir.identity import model_identity
+from kdbench.rundir.identity import architecture_identity
 from kdbench.rundir.load import check_unchanged, path_of, read_complete
 from kdbench.rundir.recorded_config import read_config
 
@@ -91,7 +91,7 @@ def load_student(path: str | Path, trusted: Sequence[str] = ()) -> Student:
     check_unchanged(folder / "best.safetensors", summary.weights_sha256)
     recorded, now = (
         weights.read_metadata(folder / "best.safetensors").get("architecture"),
-        model_identity(config.student),
+        architecture_identity(config.student),
     )
     if recorded and recorded != now:
         raise ConfigError(

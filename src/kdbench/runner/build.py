@@ -1,21 +1,27 @@
 """Construction of a run's parts before it trains: data, batches, student and method, each with its own seed."""
 
 import inspect
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from kdbench.config import RunConfig
+from kdbench.config import RecipeConfig, RunConfig
 from kdbench.data import Batches, Dataset, load
 from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
 from kdbench.errors import ConfigError
 from kdbench.methods.base import Method, Requires
-from kdbench.models import ModelSummary, Network, build, summarize
+from kdbench.models import ModelSummary, Network, build, load_pretrained, summarize
 from kdbench.system.device import place
 from kdbench.system.guard import Guard
+from kdbench.system.random import host_seeded
 from kdbench.teachers.store import check_checkpoint
+from kdbench.train.evaluate import EVALUATION_BATCH
 from kdbench.train.learner import Learner
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,11 @@ def build_parts(config: RunConfig) -> Parts:
     dataset, model_summary, method = check_parts(config)
     # A seed of its own: students with the same seed start from the same weights, whatever the method draws.
     torch.manual_seed(derived_seed(config.init_seed, "student"))
-    student = build(config.student, NUM_CLASSES, method.requires.student_stages)
+    with host_seeded(derived_seed(config.init_seed, "student")):
+        student = build(config.student, NUM_CLASSES, method.requires.student_stages)
+        if config.student.weights:
+            for remark in load_pretrained(student.body, config.student, NUM_CLASSES):
+                log.info("student.weights: %s", remark)
     batches = Batches(
         dataset, config.recipe.batch_size, config.data_seed, config.data.augment, config.runtime.channels_last
     )
@@ -58,9 +68,81 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
     check_checkpoint(config)
     dataset = load(config.data, config.runtime.device)
     student = summarize(config.student, NUM_CLASSES, IMAGE_SHAPE, "student")
-    teacher = summarize(config.teacher.model, NUM_CLASSES, IMAGE_SHAPE, "teacher") if config.teacher else None
+    check_batches(student, config, dataset, config.recipe, "")
+    if config.runtime.compile and (student.host_random or student.changing):
+        raise ConfigError(
+            f"runtime.compile=true and student={config.student.name} draws random numbers from Python or NumPy, or "
+            "counts in attributes, which compiled code does not repeat; use runtime.compile=false",
+            code="not_compilable",
+            key="runtime.compile",
+        )
+    teacher = None
+    if config.teacher:
+        trained = config.teacher.checkpoint is None
+        teacher = summarize(config.teacher.model, NUM_CLASSES, IMAGE_SHAPE, "teacher", trained)
+        check_batches(teacher, config, dataset, config.teacher.recipe if trained else None, "teacher.")
+        if teacher.evaluation_random:
+            raise ConfigError(
+                f"teacher={config.teacher.model.name} draws random numbers in evaluation mode, so its outputs do not "
+                "repeat; a teacher must compute the same each time",
+                code="not_repeatable",
+                key="teacher",
+            )
     torch.manual_seed(derived_seed(config.init_seed, "method"))
-    return dataset, student, build_method(config, student, teacher)
+    method = build_method(config, student, teacher)
+    for summary, model, stages, key in (
+        (student, config.student, method.requires.student_stages, "student"),
+        (teacher, config.teacher and config.teacher.model, method.requires.teacher_stages, "teacher"),
+    ):
+        if summary and model:
+            check_stages(summary, stages, key)
+    return dataset, student, method
+
+
+def check_batches(
+    model: ModelSummary, config: RunConfig, dataset: Dataset, recipe: RecipeConfig | None, prefix: str
+) -> None:
+    """Check that a network can process every batch, where one image is left alone in the last one.
+
+    Args:
+        model: summary of the network.
+        config: resolved config.
+        dataset: its data.
+        recipe: recipe by which the network is trained, or None.
+        prefix: text before the keys of the recipe.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if recipe and len(dataset.train) % recipe.batch_size == 1 and "train" in model.one_image:
+        raise ConfigError(
+            f"{prefix}recipe.batch_size is {recipe.batch_size}, which leaves one of data.num_train="
+            f"{len(dataset.train)} images alone in the last batch, for {model.one_image['train']}; change one of "
+            "the two",
+            code="single_image_batch",
+            key=f"{prefix}recipe.batch_size",
+        )
+    size = EVALUATION_BATCH[torch.device(config.runtime.device).type]
+    for name, split in (("num_val", dataset.val), ("num_test", dataset.test)):
+        if len(split) % size == 1 and "eval" in model.one_image:
+            raise ConfigError(
+                f"data.{name} is {len(split)}, which leaves one image alone in the last batch of {size}, for "
+                f"{model.one_image['eval']}; change it by one",
+                code="single_image_batch",
+                key=f"data.{name}",
+            )
+
+
+def check_stages(model: ModelSummary, stages: Sequence[str], key: str) -> None:
+    """Check that a method's stages are clear.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for stage in stages:
+        if stage in model.refused:
+            path = f"{key}.stages.{stage}"
+            raise ConfigError(f"{path}: {model.refused[stage]}", code="unusable_stage", key=path)
 
 
 def build_method(config: RunConfig, student: ModelSummary, teacher: ModelSummary | None) -> Method:

@@ -16,7 +16,7 @@ from kdbench.data.dataset import Dataset
 from kdbench.models import ModelSummary, weights
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import sha256
-from kdbench.rundir.identity import baseline_key, group_key, run_identity
+from kdbench.rundir.identity import GivenWeights, baseline_key, group_key, run_identity, section_identity
 from kdbench.rundir.summary import SCHEMA_VERSION, RunSummary, Status, names
 from kdbench.runner.environment import environment
 from kdbench.teachers.store import weights_metadata
@@ -50,7 +50,7 @@ def write_result(
         predictions: logits of these weights.
         training: keys of the summary about teacher and training.
     """
-    metadata = weights_metadata(config.student, config)
+    metadata = weights_metadata(config.student, config.data)
     directory.write_with(directory.weights, lambda path: weights.save(best_weights, path, metadata))
     logits = {
         "val_logits": predictions.val,
@@ -84,14 +84,14 @@ def write_result(
 
 def restated(config: RunConfig) -> dict[str, Any]:
     """Return the keys of a summary that repeat the run's config, for readers that open nothing else."""
-    teacher = config.teacher
+    teacher, given = config.teacher, config.method.target is GivenWeights
     return names(
         student=config.student.name,
         teacher=teacher.model.name if teacher else None,
         method=config.method.name,
         role=getattr(config.method.target, "role", None),  # given weights have none
         dataset=config.data.name,
-        method_params=asdict(config.method.params),
+        method_params=section_identity(config.method.params) if given else asdict(config.method.params),
         recipe=asdict(config.recipe),
         stem=config.student.stem,
         precision=config.runtime.precision,

@@ -110,7 +110,11 @@ def autocast_dtype(runtime: Runtime) -> torch.dtype | None:
 def place(module: ModuleT, runtime: Runtime) -> ModuleT:
     """Move a module to the runtime's device and memory format, and return it."""
     memory_format = torch.channels_last if runtime.channels_last else torch.contiguous_format
-    return module.to(device=torch.device(runtime.device), memory_format=memory_format)  # type: ignore[call-overload]  # no stub has both
+    module.to(device=torch.device(runtime.device))
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim == 4:  # the format is defined for no other
+            tensor.data = tensor.data.contiguous(memory_format=memory_format)
+    return module
 
 
 def synchronize(device: str) -> None:

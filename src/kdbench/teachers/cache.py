@@ -29,7 +29,7 @@ from kdbench.errors import RunError
 from kdbench.methods.base import Requires
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import check_no_links, sha256, sync_folder, write_json
-from kdbench.rundir.identity import hash_of, model_identity
+from kdbench.rundir.identity import architecture_identity, hash_of
 from kdbench.system.device import device_name
 from kdbench.teachers.live import LiveTeacher
 from kdbench.teachers.store import Teacher
@@ -291,7 +291,7 @@ def fingerprint(config: RunConfig, teacher: Teacher, batches: Batches) -> dict[s
     assert config.teacher is not None
     return {
         "weights_sha256": teacher.weights_sha256,
-        "architecture": model_identity(config.teacher.model),
+        "architecture": architecture_identity(config.teacher.model),
         "data_sha256": batches.dataset.train.sha256,
         "images": len(batches.dataset.train),
         "views": len(views_of(config)),
@@ -303,6 +303,7 @@ def fingerprint(config: RunConfig, teacher: Teacher, batches: Batches) -> dict[s
         "device": kind_of(config),
         "torch": version("torch"),
         "torchvision": version("torchvision"),
+        **({"own normalisation": [config.teacher.mean, config.teacher.std]} if config.teacher.mean else {}),
     }
 
 

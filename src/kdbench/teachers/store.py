@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kdbench import metrics
-from kdbench.config import ModelConfig, RunConfig
+from kdbench.config import DataConfig, ModelConfig, RunConfig
 from kdbench.data.dataset import NUM_CLASSES, Dataset
 from kdbench.errors import ConfigError
 from kdbench.methods.base import Requires
 from kdbench.models import Network, build, fuse_batch_norm, weights
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import sha256
-from kdbench.rundir.identity import checkpoint_path, model_identity
+from kdbench.rundir.identity import architecture_identity, checkpoint_path, teacher_data
 from kdbench.rundir.summary import RunSummary
 from kdbench.system.device import autocast_dtype, place
 from kdbench.train.evaluate import predict
@@ -45,7 +45,10 @@ class Teacher:
 def build_teacher(config: RunConfig, stages: tuple[str, ...] = ()) -> Network:
     """Return the teacher's network in evaluation mode, without its weights."""
     assert config.teacher is not None
-    network = build(config.teacher.model, NUM_CLASSES, stages, "teacher")
+    network = build(config.teacher.model, NUM_CLASSES, stages, "teacher", trained=config.teacher.checkpoint is None)
+    own = teacher_data(config)
+    if (own.mean, own.std) != (config.data.mean, config.data.std):
+        network.adapt_normalisation((config.data.mean, config.data.std), (own.mean, own.std))
     return place(network, config.runtime).eval()
 
 
@@ -69,12 +72,12 @@ def load_checkpoint(network: Network, config: RunConfig) -> None:
         raise ConfigError(f"teacher.checkpoint: {error}", code=error.code, key="teacher.checkpoint") from None
 
 
-def weights_metadata(model: ModelConfig, config: RunConfig) -> dict[str, Any]:
+def weights_metadata(model: ModelConfig, data: DataConfig) -> dict[str, Any]:
     """Return what weights are valid for; it is stored beside them, and checked when they serve as a teacher."""
     return {
-        "architecture": model_identity(model),
+        "architecture": architecture_identity(model),
         "number of classes": NUM_CLASSES,
-        "normalisation": {"mean": config.data.mean, "std": config.data.std},
+        "normalisation": {"mean": data.mean, "std": data.std},
     }
 
 
@@ -98,7 +101,7 @@ def load_verified(directory: RunDirectory, config: RunConfig, requires: Requires
     check_hash(directory.logits, summary.logits_sha256, remedy)
     network = build_teacher(config, requires.teacher_stages)
     weights.load_into(network, weights.read(directory.weights), str(directory.weights))
-    network = fuse_batch_norm(network, autocast_dtype(config.runtime), read=tuple(config.teacher.model.stages.values()))
+    network = fuse_batch_norm(network, autocast_dtype(config.runtime))
     check_accuracy(network, directory, summary, config, dataset, remedy)
     test_logits = load_file(directory.logits)["test_logits"]
     test_acc = metrics.accuracy(test_logits.numpy(), dataset.test.labels.cpu().numpy())
@@ -130,7 +133,7 @@ def check_metadata(directory: RunDirectory, config: RunConfig, remedy: str) -> N
         recorded = weights.read_metadata(directory.weights)
     except ConfigError as error:
         raise ConfigError(f"{error}; {remedy}", code=error.code, key="teacher") from None
-    for name, expected in weights_metadata(config.teacher.model, config).items():
+    for name, expected in weights_metadata(config.teacher.model, teacher_data(config)).items():
         if recorded.get(name) != expected:
             raise ConfigError(
                 f"{directory.weights}: {name} is {recorded.get(name)} in the file and {expected} in this run; {remedy}",

@@ -11,6 +11,7 @@ from kdbench.errors import RunError
 from kdbench.methods.base import Method
 from kdbench.models import Network
 from kdbench.system.device import autocast
+from kdbench.system.random import seeded
 from kdbench.system.signals import raise_if_requested
 
 EVALUATION_BATCH = {"cpu": 128, "cuda": 1000}
@@ -38,7 +39,7 @@ def predict(
     for module in modules:
         module.eval()
     parts, batch_size = [], EVALUATION_BATCH[split.labels.device.type]
-    with autocast(runtime):
+    with autocast(runtime), seeded(0):  # for networks that draw random numbers in evaluation mode too
         for images in plain_batches(dataset, split, batch_size, runtime.channels_last):
             raise_if_requested()
             output = network(images)

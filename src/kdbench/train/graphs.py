@@ -200,6 +200,9 @@ class CapturedSteps:
             if not learner.method.capturable:
                 self.eager_learners.add(learner)
                 log.info("CUDA graphs: %s stays eager: the method declares capturable = False", name)
+            elif not learner.student.capturable:
+                self.eager_learners.add(learner)
+                log.info("CUDA graphs: %s stays eager: the student draws or counts on the host", name)
         parts = self.trained[learner]
         previous = self.progress.get(learner)
         if previous is not learner.progress:

@@ -18,6 +18,14 @@ from kdbench.methods.base import START, Method, Progress, TeacherOutput
 from kdbench.models import Network
 from kdbench.system.device import autocast
 from kdbench.system.guard import Guard
+from kdbench.system.random import (
+    HostState,
+    host_state,
+    plain_host_state,
+    read_host_state,
+    seeded_host_state,
+    set_host_state,
+)
 from kdbench.train.compiled import compiled
 from kdbench.train.evaluate import check_finite, predict
 from kdbench.train.optim import build_optimizer, clip_gradients, learning_rate
@@ -112,6 +120,10 @@ class Learner:
             for kind, device in {"cpu": "cpu", runtime.device.partition(":")[0]: runtime.device}.items()
         }
         """State of torch's generators after this learner's last step."""
+        self.host_random: HostState | None = None
+        """State of Python's and NumPy's generators after it, if student or method may draw from them."""
+        if student.host_random or not method.capturable:
+            self.host_random = seeded_host_state(seed)
         self.progress = START
         self.skipped = 0
         """Number of steps skipped because their loss was not finite, in the finished epochs."""
@@ -151,10 +163,16 @@ class Learner:
     def rng_scope(self) -> Iterator[None]:
         """Draw random numbers from this learner's own state while the block runs."""
         set_random_state(self.random, self.runtime.device)
+        surrounding = host_state() if self.host_random else None
+        if self.host_random:
+            set_host_state(self.host_random)
         try:
             yield
         finally:
             self.random = random_state(self.runtime.device)
+            if surrounding:
+                self.host_random = host_state()
+                set_host_state(surrounding)
 
     def train_step(self, batch: Batch, teacher_output: TeacherOutput | None) -> None:
         """Run forward pass, losses, backward pass, clipping, finite check and optimiser. Never waits for a GPU.
@@ -249,6 +267,8 @@ class Learner:
             "sums": self.sums.state_dict() if self.step_of_epoch else None,
             "seconds": self.seconds if self.step_of_epoch else 0.0,
             "random": self.random,
+            "host_random": plain_host_state(self.host_random) if self.host_random else None,
+            "unsaved_state": self.student.unsaved_state(),
             "skipped": self.skipped,
             "overflows": self.overflows,
             "rows": self.rows,
@@ -269,6 +289,9 @@ class Learner:
         self.epoch, self.step_of_epoch, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.skipped, self.overflows = state["skipped"], state["overflows"]
         self.random = state["random"]
+        if state["host_random"]:
+            self.host_random = read_host_state(state["host_random"])
+        self.student.load_unsaved_state(state["unsaved_state"])
         self.resumed = state["sums"] is not None
         self.sums.begin(self.skipped)
         if self.resumed:

@@ -28,7 +28,7 @@ def check_model(run: Artifacts, checks: Checks) -> None:
     """Check the metadata of the weights, and the size of the model."""
     with checks.checking("metadata of the weights"):
         metadata, config = read_metadata(existing(run.directory.weights)), needed(run.config, "config.yaml")
-        for what, expected in weights_metadata(config.student, config).items():
+        for what, expected in weights_metadata(config.student, config.data).items():
             checks.compare(f"{what} of the weights", expected, metadata.get(what), "in config.yaml")
     with checks.checking("size of the model"):
         model = summarize(needed(run.config, "config.yaml").student, NUM_CLASSES, IMAGE_SHAPE, "student")

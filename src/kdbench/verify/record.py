@@ -79,10 +79,10 @@ def check_keys(run: Artifacts, checks: Checks) -> None:
         config = needed(run.config, "config.yaml")
         teacher_key = key_of_teacher(run) if config.teacher else None
         content = identity.run_identity(config, teacher_key)
-        given = run.is_given
+        given, params = run.is_given, config.method.params
         checks.same(
             "from config.yaml",
-            run_key=identity.given_key(config, config.method.params.sha256) if given else identity.hash_of(content),
+            run_key=identity.given_key(config, params.sha256, params.key) if given else identity.hash_of(content),
             group_key=identity.group_key(content),
             baseline_key=identity.baseline_key(content),
             teacher_key=teacher_key,
@@ -98,7 +98,7 @@ def key_of_teacher(run: Artifacts) -> str:
     # The file may no longer exist; the run that stands for it recorded its hash.
     summary, _ = read_unverified(find_teacher(run))
     recorded = (summary.method_params or {}).get("sha256")
-    return identity.given_key(identity.teacher_config(run.config), str(recorded))
+    return identity.given_key(identity.teacher_config(run.config), str(recorded), run.config.teacher.checkpoint_key)
 
 
 def check_restated(run: Artifacts, checks: Checks) -> None:
