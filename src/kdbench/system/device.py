@@ -113,7 +113,7 @@ def place(module: ModuleT, runtime: Runtime) -> ModuleT:
     module.to(device=torch.device(runtime.device))
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.ndim == 4:  # the format is defined for no other
-            tensor.data = tensor.data.contiguous(memory_format=memory_format)
+            tensor.data = tensor.data.to(memory_format=memory_format)
     return module
 
 
