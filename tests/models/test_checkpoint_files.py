@@ -452,6 +452,7 @@ def test_a_file_that_contains_itself_is_an_error(tmp_path):
     content = {"w": torch.zeros(1)}
     content["again"] = content
     assert refused(tmp_path, content, {"x": torch.zeros(2)}).code == "damaged"
+    assert refused(tmp_path, {"a." * 2000 + "w": torch.zeros(1)}, {"x": torch.zeros(2)}).code == "damaged"
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, {"state_dict": {"a": 1}}, {1: torch.zeros(1)}, "text"])

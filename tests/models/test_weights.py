@@ -217,6 +217,19 @@ def test_a_truncated_file_is_an_error(state, tmp_path, suffix, kept):
     assert error_of(weights.read, file).code in ("damaged", "untrusted")  # the rest of a pickle may look like code
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_without_its_end_is_an_error_that_says_so(state, tmp_path, suffix):
+    file = tmp_path / f"w{suffix}"
+    if suffix == ".pth":
+        torch.save(state, file)
+    else:
+        weights.save(state, file, {})
+    file.write_bytes(file.read_bytes()[:-100])
+    error = error_of(weights.read, file)
+    assert error.code == "damaged"
+    assert "its end is missing; copy or download it again" in str(error)
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -156,15 +156,15 @@ def flatten(content: Any, expected: Mapping[str, Tensor], path: Path) -> list[En
     while waiting:
         place, container = waiting.pop()
         visited += 1
-        if visited > MAX_CONTAINERS or len(place) > MAX_DEPTH:
-            raise ConfigError(
-                f"{path} is damaged: it has more than {MAX_CONTAINERS} mappings and lists, or more than {MAX_DEPTH} "
-                "inside each other; save the state dict alone",
-                code="damaged",
-            )
         inner: list[tuple[Name, Any]] = []
         for name, value in items(container):
             below = (*place, *str(name).split("."))
+            if visited > MAX_CONTAINERS or len(below) > MAX_DEPTH:
+                raise ConfigError(
+                    f"{path} is damaged: it has more than {MAX_CONTAINERS} mappings and lists, or more than "
+                    f"{MAX_DEPTH} inside each other; save the state dict alone",
+                    code="damaged",
+                )
             if isinstance(value, Tensor):
                 if isinstance(name, str) and (name in expected or not is_profiled(name)):
                     entries.append(Entry(below, visited, value))
@@ -544,12 +544,11 @@ class Names:
 
     def match_spelling(self, there: dict[Name, Layer], here: dict[Name, Layer]) -> None:
         """Match layers whose names differ in nothing but dots, hyphens, underscores and capitals."""
-        file, network = self.unmatched(there, here)
-        for name in file:
-            own = [n for n in network if spelling(n) == spelling(name) and self.layers_fit(there[name], here[n])]
-            same = [n for n in file if spelling(n) == spelling(name)]
-            if len(own) == len(same) == 1:
-                self.pair(name, own[0], there, here)
+        file, network = (by_spelling(names) for names in self.unmatched(there, here))
+        for text, names in file.items():
+            own = network.get(text, [])
+            if len(names) == len(own) == 1 and self.layers_fit(there[names[0]], here[own[0]]):
+                self.pair(names[0], own[0], there, here)
 
     def match_order(self, there: dict[Name, Layer], here: dict[Name, Layer]) -> None:
         """Match the layers of a file in order, if all shapes agree and no two layers could be exchanged."""
@@ -695,9 +694,12 @@ def is_exchangeable(
     return False
 
 
-def spelling(name: Name) -> str:
-    """Return a name without what spellings differ in."""
-    return re.sub(r"[._-]", "", ".".join(name)).lower()
+def by_spelling(names: Iterable[Name]) -> dict[str, list[Name]]:
+    """Return names by what remains of them without dots, hyphens, underscores and capitals."""
+    found: dict[str, list[Name]] = {}
+    for name in names:
+        found.setdefault(re.sub(r"[._-]", "", ".".join(name)).lower(), []).append(name)
+    return found
 
 
 def difference(name: Name, own: Name) -> str:

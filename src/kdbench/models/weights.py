@@ -129,7 +129,7 @@ def read_content(path: Path) -> Any:
             code="untrusted",
         ) from None
     except Exception as error:  # damaged bytes raise many types
-        if "IncompleteBuffer" in str(error):  # safetensors
+        if re.search("IncompleteBuffer|incomplete metadata", str(error)):  # safetensors, by version
             raise truncated(path) from None
         raise ConfigError(
             f"{path} is damaged or in an unknown format ({type(error).__name__}: {first_line(error)})",
