@@ -10,7 +10,8 @@ from torch import nn
 
 from kdbench.config.sections import ModelConfig
 from kdbench.errors import ConfigError, first_line, nearest
-from kdbench.models import weights
+from kdbench.models.checkpoint_files import read_checkpoint
+from kdbench.models.weights import is_counter
 
 
 def weights_file(config: ModelConfig) -> Path:
@@ -97,7 +98,12 @@ def load_pretrained(body: nn.Module, config: ModelConfig, num_classes: int) -> l
         ConfigError: they cannot be read, or do not fit in more than the classifier.
     """
     file, own = weights_file(config), body.state_dict()
-    loaded, remarks = weights.read_checkpoint(file, own, None, num_classes)
-    fresh = [name for name in own if name not in loaded and not name.endswith("num_batches_tracked")]
+    try:
+        loaded, remarks = read_checkpoint(file, own, None, head_of=num_classes)
+    except ConfigError as error:
+        raise ConfigError(
+            f"weights={config.weights} of {config.name}: {error}", code=error.code, key="weights"
+        ) from None
+    fresh = [name for name in own if name not in loaded and not is_counter(name)]
     body.load_state_dict(own | loaded)
     return [*remarks, f"{file.name} loaded" + (f"; new: {', '.join(fresh)}" if fresh else "")]

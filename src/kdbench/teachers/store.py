@@ -17,6 +17,7 @@ from kdbench.data.dataset import NUM_CLASSES, Dataset
 from kdbench.errors import ConfigError
 from kdbench.methods.base import Requires
 from kdbench.models import Network, build, fuse_batch_norm, weights
+from kdbench.models.checkpoint_files import read_checkpoint
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import sha256
 from kdbench.rundir.identity import architecture_identity, checkpoint_path, teacher_data
@@ -65,11 +66,16 @@ def check_checkpoint(config: RunConfig) -> None:
 def load_checkpoint(network: Network, config: RunConfig) -> None:
     """Load `teacher.checkpoint` into the teacher's network."""
     assert config.teacher is not None
-    path = checkpoint_path(config)
+    path, own = checkpoint_path(config), network.body.state_dict()
     try:
-        weights.load_into(network, weights.read(path), f"{path} (for teacher={config.teacher.model.name})")
+        found, remarks = read_checkpoint(path, own, config.teacher.checkpoint_key)
     except ConfigError as error:
-        raise ConfigError(f"teacher.checkpoint: {error}", code=error.code, key="teacher.checkpoint") from None
+        key = error.key or "teacher.checkpoint"
+        text = f"{key} (for teacher={config.teacher.model.name}): {error}"
+        raise ConfigError(text, code=error.code, key=key) from None
+    network.body.load_state_dict(own | found)
+    for remark in remarks:
+        log.info("teacher.checkpoint: %s", remark)
 
 
 def weights_metadata(model: ModelConfig, data: DataConfig) -> dict[str, Any]:
@@ -164,7 +170,19 @@ def check_accuracy(
             code="mismatch",
             key="teacher",
         )
+    warn_at_chance(measured, directory, dataset)
     _verified.add(case)
+
+
+def warn_at_chance(accuracy: float, directory: RunDirectory, dataset: Dataset) -> None:
+    """Log a line if a teacher is no better than a constant guess: its logits then teach nothing about the classes."""
+    labels = dataset.val.labels
+    guess = float(labels.bincount().max()) / len(labels)
+    if accuracy <= guess + 2 * (guess * (1 - guess) / len(labels)) ** 0.5:
+        log.info(
+            "teacher: at chance level: %.1f%% on the %d validation images, a constant guess has %.1f%%: %s",
+            100 * accuracy, len(labels), 100 * guess, directory.path,
+        )  # fmt: skip
 
 
 def forget_verified() -> None:
