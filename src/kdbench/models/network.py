@@ -159,9 +159,13 @@ class Network(nn.Module):
     def plain_copy(self) -> nn.Module:
         """Return a deep copy of the architecture's module, without the hooks of the stages."""
         copied = copy.deepcopy(self)
-        for hook in copied._hooks:
-            hook.remove()
+        copied.remove_hooks()
         return copied.body
+
+    def remove_hooks(self) -> None:
+        """Remove the hooks of the stages from the architecture's module; this network cannot be used any more."""
+        for hook in self._hooks:
+            hook.remove()
 
     def read(self, stage: str, source: StageSource, returned: Any, record: ForwardRecord | None) -> Tensor:
         """Return the tensor of a stage from the current pass."""
@@ -181,7 +185,7 @@ class Network(nn.Module):
                 code="stage_missing",
                 key=name,
             )
-        return found[0].permute(0, 3, 1, 2) if source.layout == "nhwc" else found[0]
+        return in_layout(found[0], source)
 
     def unsaved_state(self) -> dict[str, Any]:
         """Return the attributes and buffers that the forward pass changes and the state dict does not hold."""
@@ -195,6 +199,11 @@ class Network(nn.Module):
         """Restore what `unsaved_state` returned."""
         for name, value in state.items():
             write_attribute(self.body, name, value)
+
+
+def in_layout(tensor: Tensor, source: StageSource) -> Tensor:
+    """Return the tensor of a stage with channels second."""
+    return tensor.permute(0, 3, 1, 2) if source.layout == "nhwc" else tensor
 
 
 def register(module: nn.Module, source: StageSource) -> Callable[[StageHook], RemovableHandle]:
