@@ -268,11 +268,7 @@ class Probe:
             return None
         raise ConfigError(
             f"{self.name} returns {describe_value(one.returned)} in {mode} mode"
-            + (
-                f", and {self.key}.logits={wanted} does not name [N, {self.num_classes}] among them"
-                if wanted is not None
-                else ""
-            )
+            + ("" if wanted is None else f", where {self.key}.logits={wanted} is not [N, {self.num_classes}]")
             + f"; say which are the logits with {self.key}.logits=: {self.candidates(one)}",
             code="ambiguous_logits",
             key=f"{self.key}.logits",
@@ -325,10 +321,12 @@ class Probe:
             used = {"logits"} if "logits" in found else set(found)
         else:
             used = {logits} if isinstance(logits, str) else set(logits)
-        others = [place or "its output" for place in found if place not in used]
+        taken = self.take(logits, training)
+        others = [place or "its output" for place, t in found.items() if place not in used and t is not taken]
         if not others:
             return []
-        text = f"{self.name}: logits: {', '.join(sorted(used))}; not used of what it returns in training: {', '.join(others)}"
+        chosen = ", ".join(sorted(used))
+        text = f"{self.name}: logits: {chosen}; not used of what it returns in training: {', '.join(others)}"
         if unreached := self.unreached(logits):
             text += f"; its evaluation uses {', '.join(unreached[:4])}, which no gradient reaches in training"
         return [text]

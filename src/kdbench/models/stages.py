@@ -105,7 +105,7 @@ def unknown_node(body: nn.Module, node: str, record: ForwardRecord) -> Exception
 
 
 def module_of(body: nn.Module, node: str, record: ForwardRecord) -> tuple[str | None, int | None]:
-    """Return the path of the module that a node names, and which call of it, if it names one: `relu_1` is the second."""
+    """Return the path of the module that a node names, and which call of it, if it names one (`relu_1`: the second)."""
     modules = dict(body.named_modules(remove_duplicate=False))
     if node in modules:
         return record.paths.get(modules[node], node), None

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,8 @@ def build_parts(config: RunConfig) -> Parts:
         ConfigError: a part cannot be built.
     """
     dataset, model_summary, method = check_parts(config)
+    for remark in model_summary.remarks:
+        log.info("%s", remark)
     # A seed of its own: students with the same seed start from the same weights, whatever the method draws.
     torch.manual_seed(derived_seed(config.init_seed, "student"))
     with host_seeded(derived_seed(config.init_seed, "student")):
@@ -88,14 +91,17 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
                 code="not_repeatable",
                 key="teacher",
             )
+    if teacher and config.teacher and config.method.target.uses_stages:
+        common = [stage for stage in config.student.stages if stage in config.teacher.model.stages]
+        chosen = getattr(config.method.params, "stages", None)
+        wanted = [stage for stage in common if re.fullmatch(r"layer\d+", stage)] if chosen is None else chosen
+        check_stages(student, wanted, "student")
+        check_stages(teacher, wanted, "teacher")
     torch.manual_seed(derived_seed(config.init_seed, "method"))
     method = build_method(config, student, teacher)
-    for summary, model, stages, key in (
-        (student, config.student, method.requires.student_stages, "student"),
-        (teacher, config.teacher and config.teacher.model, method.requires.teacher_stages, "teacher"),
-    ):
-        if summary and model:
-            check_stages(summary, stages, key)
+    check_stages(student, method.requires.student_stages, "student")
+    if teacher:
+        check_stages(teacher, method.requires.teacher_stages, "teacher")
     return dataset, student, method
 
 
@@ -117,8 +123,8 @@ def check_batches(
     if recipe and len(dataset.train) % recipe.batch_size == 1 and "train" in model.one_image:
         raise ConfigError(
             f"{prefix}recipe.batch_size is {recipe.batch_size}, which leaves one of data.num_train="
-            f"{len(dataset.train)} images alone in the last batch, for {model.one_image['train']}; change one of "
-            "the two",
+            f"{len(dataset.train)} images alone in the last batch, where {model.one_image['train']}; change one "
+            "of the two",
             code="single_image_batch",
             key=f"{prefix}recipe.batch_size",
         )
@@ -126,7 +132,7 @@ def check_batches(
     for name, split in (("num_val", dataset.val), ("num_test", dataset.test)):
         if len(split) % size == 1 and "eval" in model.one_image:
             raise ConfigError(
-                f"data.{name} is {len(split)}, which leaves one image alone in the last batch of {size}, for "
+                f"data.{name} is {len(split)}, which leaves one image alone in the last batch of {size}, where "
                 f"{model.one_image['eval']}; change it by one",
                 code="single_image_batch",
                 key=f"data.{name}",
@@ -134,10 +140,15 @@ def check_batches(
 
 
 def check_stages(model: ModelSummary, stages: Sequence[str], key: str) -> None:
-    """Check that a method's stages are clear.
+    """Check that a network's stages can be used.
+
+    Args:
+        model: summary of the network.
+        stages: names of the stages that a method is to use.
+        key: place of the network in the config.
 
     Raises:
-        ConfigError: one is not.
+        ConfigError: one cannot.
     """
     for stage in stages:
         if stage in model.refused:
