@@ -11,12 +11,17 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
 from hydra.errors import HydraException
+from hydra.types import RunMode
 
 from kdbench.config.composition import composition_error, initialize_hydra, register_models_once
 from kdbench.errors import ConfigError, first_line
 
 PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
 """Texts that need no quotes; `KEYWORDS` do."""
+CHOOSING = ("student", "teacher", "method", "pair", "experiment")
+"""Groups that decide which keys the sections below have."""
+OPEN_SECTIONS = ("student.", "teacher.", "method.")
+"""Beginnings of the keys of sections that depend on an option."""
 KEYWORDS = ("null", "true", "false", "nan", "inf")
 
 
@@ -143,6 +148,56 @@ def values_of(read: Override) -> list[str]:
         except (HydraException, ValueError) as error:  # a step of 0
             problem = first_line(error)
     raise ConfigError(f"{read.input_line}: {problem}", code="unreadable_override", key=read.key_or_group)
+
+
+def defer_keys(overrides: Sequence[str], *, multirun: bool, config_dir: Path | None = None) -> list[str]:
+    """Return the overrides for Hydra in which the sweep alone, run by run, applies keys that depend on an option.
+
+    Before a sweep, Hydra composes one config of every override with a single value, with the default of each group
+    that the sweep varies: an option that may not have the key. A sweep of one value is left to the sweep.
+
+    Args:
+        overrides: of the command line.
+        multirun: whether -m is given; an experiment or `hydra.mode` may start a sweep too.
+        config_dir: folder of further options.
+    """
+    try:
+        read = [parse(text) for text in overrides]
+    except ConfigError:
+        return list(overrides)  # Hydra reports it
+    chosen = {one.key_or_group: one for one in read}
+    varies = any(one.is_sweep_override() for group, one in chosen.items() if group in CHOOSING)
+    varies = varies or any(key == "experiment" or key.startswith("hydra.sweeper.params") for key in chosen)
+    deferred = [
+        one_value_sweep(one) if one.key_or_group.startswith(OPEN_SECTIONS) else text
+        for one, text in zip(read, overrides, strict=True)
+    ]
+    if not varies or deferred == list(overrides) or "hydra/sweeper" in chosen:
+        return list(overrides)
+    return deferred if multirun or is_multirun(read, config_dir) else list(overrides)
+
+
+def one_value_sweep(read: Override) -> str:
+    """Return an override as a sweep of its only value, or as it is if it is a sweep already."""
+    assert read.input_line is not None
+    if read.is_sweep_override():
+        return read.input_line
+    text = f"{read.get_key_element()}=choice({read.get_value_element_as_str()})"
+    try:
+        return text if repr(value_of(text)) == repr([read.value()]) else read.input_line
+    except ConfigError:  # an empty value
+        return read.input_line
+
+
+def is_multirun(overrides: Sequence[Override], config_dir: Path | None) -> bool:
+    """Return whether options without -m start a sweep, as `hydra.mode` in the file of an experiment does."""
+    choices = [str(one.input_line) for one in overrides if not one.key_or_group.startswith(OPEN_SECTIONS)]
+    with initialize_hydra(config_dir) as loader:
+        try:
+            config = loader.load_configuration("config", choices, RunMode.MULTIRUN, validate_sweep_overrides=False)
+        except Exception:  # Hydra composes again, and reports it
+            return False
+    return bool(config.hydra.mode == RunMode.MULTIRUN)
 
 
 def options_of(config_dir: Path | None) -> ConfigLoader:

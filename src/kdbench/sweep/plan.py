@@ -9,6 +9,7 @@ from kdbench.errors import ConfigError, printable
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.summary import Status
 from kdbench.runner.run import resolve_run
+from kdbench.sweep.overrides import OPEN_SECTIONS
 
 Compose = Callable[[tuple[str, ...]], RunConfig]
 """Returns the config of a run from its overrides; raises ConfigError."""
@@ -91,6 +92,18 @@ def plan_run(overrides: tuple[str, ...], compose: Compose) -> PlannedRun:
         run.key = resolve_run(config)[1].key
         run.composed = config
     except ConfigError as error:
-        run.error = error
-        run.refuse(error)
+        run.error = with_remedy(error)
+        run.refuse(run.error)
     return run
+
+
+def with_remedy(error: ConfigError) -> ConfigError:
+    """Return the error of a run of several, with what to do where only its option has no such key."""
+    if error.code != "unknown_key" or not error.key.startswith(OPEN_SECTIONS):
+        return error
+    section = error.key.partition(".")[0]
+    return ConfigError(
+        f"{error}; where other options of {section} have this key, give them a command of their own",
+        code=error.code,
+        key=error.key,
+    )

@@ -1,0 +1,67 @@
+"""Sweeps as a user types them, planned without training: which runs there are, and which are refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdbench.sweep.plan import PlannedRun
+from tests.conftest import SMALL, Finished
+
+BASE = tuple(o for o in SMALL if not o.startswith(("student=", "teacher=")))
+Planned = Callable[..., list[PlannedRun]]
+
+
+@pytest.fixture
+def planned(kdbench: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch) -> Planned:
+    """Return the runs that a command plans, none of them carried out."""
+
+    def make(*arguments: str) -> list[PlannedRun]:
+        runs: list[PlannedRun] = []
+        monkeypatch.setattr("kdbench.sweep.execute.execute", lambda planned, *_, **__: runs.extend(planned))
+        result = kdbench(*arguments)
+        assert (result.code, result.err) == (0, "")
+        return runs
+
+    return make
+
+
+def errors_of(runs: list[PlannedRun]) -> list[tuple[str, str] | None]:
+    return [(run.error.code, run.error.key) if run.error else None for run in runs]
+
+
+@pytest.mark.parametrize("launcher", [(), ("hydra/launcher=lockstep",)])
+def test_a_key_of_the_networks_of_a_sweep_is_that_of_each(planned: Planned, launcher: tuple[str, ...]) -> None:
+    runs = planned("-m", *launcher, *BASE, "student=resnet8,resnet14", "method=ce", "student.widths=[8,8,16,32]")
+    assert errors_of(runs) == [None, None]
+    assert [run.config.student.arguments["widths"] for run in runs] == [[8, 8, 16, 32]] * 2
+
+
+@pytest.mark.parametrize("given", ["method.stages=[layer1]", "+method.stages=[layer1]"])
+def test_a_key_that_one_method_lacks_refuses_the_run_of_that_method_only(planned: Planned, given: str) -> None:
+    runs = planned("-m", *BASE, "student=resnet8", "teacher=resnet20", "method=feature,ce", given)
+    assert errors_of(runs) == [None, ("unknown_key", "method.stages")]
+    assert runs[0].config.method.params.stages == ["layer1"]
+    assert "a command of their own" in str(runs[1].error)
+
+
+def test_keys_of_a_sweep_in_an_experiment_or_in_the_parameters_of_the_sweeper_are_those_of_its_runs(
+    planned: Planned, tmp_path: Path
+) -> None:
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "hydra: {mode: MULTIRUN, sweeper: {params: {method: 'feature,logit', student.depth: '8,14'}}}\n"
+    )
+    own = ("--config-dir", str(tmp_path / "own"), *BASE, "student=resnet8", "teacher=resnet20")
+    runs = planned(*own, "experiment=mine", "method.stages=[layer2]", "student.widths=[8,8,16,32]")
+    assert [run.config.student.arguments["depth"] for run in runs[:2]] == [8, 14]
+    assert errors_of(runs) == [None, None, *[("unknown_key", "method.stages")] * 2]
+    runs = planned("-m", *own, "+hydra.sweeper.params={method: 'feature,ce'}", "method.stages=[layer2]")
+    assert errors_of(runs) == [None, ("unknown_key", "method.stages")]
+
+
+def test_a_key_that_no_run_of_a_sweep_can_have_is_one_error_before_the_sweep(kdbench: Callable[..., Finished]) -> None:
+    result = kdbench("-m", *BASE, "student=resnet8", "seed=0,1", "student.wdths=[8,8,16,32]")
+    assert result.code == 2
+    assert len(result.err.splitlines()) == 1
