@@ -13,6 +13,7 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig
 
 from hydra_plugins.kdbench_lockstep import LockstepLauncher
 
@@ -35,6 +36,7 @@ class KdbenchSweeper(BasicSweeper):
     """Plans every run first, launches those that can run, and keeps one record of the sweep."""
 
     def sweep(self, arguments: list[str]) -> Any:
+        from kdbench.config.composition import with_networks_of_pair
         from kdbench.rundir.files import check_writable
         from kdbench.sweep.execute import Group, execute, launch_here
         from kdbench.sweep.lockstep import group_planned
@@ -50,9 +52,10 @@ class KdbenchSweeper(BasicSweeper):
         if config.report is not None:
             check_writable(Path(str(config.report)), "report")
         returns: list[JobReturn] = []
-        jobs = expand([*self._parse_config(), *arguments], self.hydra_context.config_loader)
+        loader = self.hydra_context.config_loader
+        jobs = expand([*self._parse_config(), *arguments], loader)
         execute(
-            plan(jobs, self.compose),
+            plan([tuple(with_networks_of_pair(job, loader)) for job in jobs], self.compose),
             Path(str(config.output_root)),
             launch_here if lockstep else partial(self.launch, returns),
             group,
@@ -72,7 +75,27 @@ class KdbenchSweeper(BasicSweeper):
             composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         except Exception as error:  # Hydra's own errors, and what it stumbles over
             raise composition_error(error, overrides) from None
+        self.check_options(composed.hydra)
         return parse(without_hydra(composed), composed.hydra.runtime.choices)
+
+    def check_options(self, of_run: DictConfig) -> None:
+        """Check that the options of one run, such as an experiment, change nothing of the sweep that they are part of.
+
+        Raises:
+            ConfigError: they would be ignored.
+        """
+        from kdbench.errors import ConfigError
+
+        assert self.config is not None
+        of_sweep = self.config.hydra
+        names = [hydra.runtime.choices.get("hydra/launcher") for hydra in (of_run, of_sweep)]
+        if of_run.sweeper != of_sweep.sweeper or names[0] != names[1]:
+            raise ConfigError(
+                f"experiment={of_run.runtime.choices.get('experiment')} is a sweep or chooses a launcher, and cannot "
+                "be one of several in a sweep; give it a command of its own",
+                code="usage",
+                key="experiment",
+            )
 
     def launch(self, returns: list[JobReturn], runs: Sequence["PlannedRun"], first: int) -> list["JobResult | None"]:
         """Execute runs with the launcher that the user chose, and collect what it returns."""

@@ -24,11 +24,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kdbench import __version__
-from kdbench.config.composition import composition_error, groups, options, register_models_once
+from kdbench.config.composition import (
+    composition_error,
+    groups,
+    initialize_hydra,
+    options,
+    register_models_once,
+    with_networks_of_pair,
+)
 from kdbench.config.parse import parse
 from kdbench.config.paths import CONF_DIR
 from kdbench.errors import ConfigError, KdbenchError, printable, report_error
-from kdbench.sweep.overrides import defer_keys
+from kdbench.sweep.overrides import defer_keys, starts_sweep
 from kdbench.system import signals
 from kdbench.system.cpu import configure_openmp
 from kdbench.system.logs import log_to_console, silence_stdout
@@ -221,8 +228,12 @@ def prepare_hydra(arguments: list[str]) -> tuple[argparse.ArgumentParser, argpar
         )
     config_dir = Path(given.config_dir) if given.config_dir else None
     register_models_once(config_dir)
-    if not (given.cfg or given.info or given.shell_completion):
-        given.overrides = defer_keys(given.overrides, multirun=given.multirun, config_dir=config_dir)
+    prints = given.cfg or given.info or given.shell_completion
+    if not prints and (given.multirun or starts_sweep(given.overrides, config_dir)):
+        given.overrides = defer_keys(given.overrides)
+    else:
+        with initialize_hydra(config_dir) as loader:
+            given.overrides = with_networks_of_pair(given.overrides, loader)
     return parser, given
 
 

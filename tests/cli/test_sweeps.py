@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kdbench.config import compose
 from kdbench.sweep.plan import PlannedRun
 from tests.conftest import SMALL, Finished
 
@@ -45,19 +46,29 @@ def test_a_key_that_one_method_lacks_refuses_the_run_of_that_method_only(planned
     assert "a command of their own" in str(runs[1].error)
 
 
-def test_keys_of_a_sweep_in_an_experiment_or_in_the_parameters_of_the_sweeper_are_those_of_its_runs(
-    planned: Planned, tmp_path: Path
-) -> None:
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """Return a folder of options with experiments."""
+    files = {
+        "sweep": "hydra: {mode: MULTIRUN, sweeper: {params: {method: 'feature,logit', student.depth: '8,14'}}}\n",
+        "nets": "defaults: [override /student: resnet8, override /teacher: resnet20]\n",
+        "pair": "defaults: [override /pair: resnet20_resnet8]\n",
+        "key": "pair: resnet20_resnet8\n",
+    }
     (tmp_path / "own" / "experiment").mkdir(parents=True)
-    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(
-        "# @package _global_\n"
-        "hydra: {mode: MULTIRUN, sweeper: {params: {method: 'feature,logit', student.depth: '8,14'}}}\n"
-    )
-    own = ("--config-dir", str(tmp_path / "own"), *BASE, "student=resnet8", "teacher=resnet20")
-    runs = planned(*own, "experiment=mine", "method.stages=[layer2]", "student.widths=[8,8,16,32]")
+    for name, content in files.items():
+        (tmp_path / "own" / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{content}")
+    return tmp_path / "own"
+
+
+def test_keys_of_a_sweep_in_an_experiment_or_in_the_parameters_of_the_sweeper_are_those_of_its_runs(
+    planned: Planned, own: Path
+) -> None:
+    given = ("--config-dir", str(own), *BASE, "student=resnet8", "teacher=resnet20")
+    runs = planned(*given, "experiment=sweep", "method.stages=[layer2]", "student.widths=[8,8,16,32]")
     assert [run.config.student.arguments["depth"] for run in runs[:2]] == [8, 14]
     assert errors_of(runs) == [None, None, *[("unknown_key", "method.stages")] * 2]
-    runs = planned("-m", *own, "+hydra.sweeper.params={method: 'feature,ce'}", "method.stages=[layer2]")
+    runs = planned("-m", *given, "+hydra.sweeper.params={method: 'feature,ce'}", "method.stages=[layer2]")
     assert errors_of(runs) == [None, ("unknown_key", "method.stages")]
 
 
@@ -65,3 +76,24 @@ def test_a_key_that_no_run_of_a_sweep_can_have_is_one_error_before_the_sweep(kdb
     result = kdbench("-m", *BASE, "student=resnet8", "seed=0,1", "student.wdths=[8,8,16,32]")
     assert result.code == 2
     assert len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("experiment", ["nets", "pair"])
+def test_a_pair_of_the_command_line_replaces_the_networks_of_an_experiment(
+    planned: Planned, own: Path, experiment: str
+) -> None:
+    given = ["pair=resnet56_resnet20,resnet32_resnet8", f"experiment={experiment}"]
+    runs = planned("-m", "--config-dir", str(own), *given)
+    chosen = [(run.config.student.name, run.config.teacher and run.config.teacher.model.name) for run in runs]
+    assert chosen == [("resnet20", "resnet56"), ("resnet8", "resnet32")]
+    config = compose(["pair=resnet56_resnet20", f"experiment={experiment}", "student=resnet14"], own)
+    assert (config.student.name, config.teacher and config.teacher.model.name) == ("resnet14", "resnet56")
+
+
+def test_experiments_are_runs_of_a_sweep_unless_they_are_sweeps_themselves(planned: Planned, own: Path) -> None:
+    runs = planned("-m", "--config-dir", str(own), "experiment=nets,sweep,key", "seed=0,1")
+    assert errors_of(runs) == [None] * 2 + [("usage", "experiment")] * 2 + [("invalid_option_file", "pair")] * 2
+    runs = planned("experiment=quickstart", "seed=0,1")
+    assert [(run.config.method.name, run.config.seed) for run in runs] == [
+        (method, seed) for method in ("ce", "logit", "feature") for seed in (0, 1)
+    ]  # fmt: skip

@@ -15,10 +15,11 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdbench.config.parse import parse
+from kdbench.config.parse import option_as_key, parse
 from kdbench.config.paths import CONF_DIR, is_folder
 from kdbench.config.sections import RunConfig
 from kdbench.errors import ConfigError, first_line, nearest
@@ -57,8 +58,9 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     with ONE_AT_A_TIME:
         register_models_once(folder)
         try:
-            with initialize_hydra(folder):
-                config = hydra_compose("config", list(overrides), return_hydra_config=True)
+            with initialize_hydra(folder) as loader:
+                given = with_networks_of_pair(overrides, loader)
+                config = hydra_compose("config", given, return_hydra_config=True)
         except Exception as error:  # Hydra's own errors, and what it stumbles over
             raise composition_error(error, overrides, folder) from None
     run = parse(without_hydra(config), config.hydra.runtime.choices)
@@ -69,6 +71,22 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
 def is_as_composed(run: RunConfig) -> bool:
     """Return whether a config is one that `compose` returned, with the same values."""
     return vars(run).get("composed_as") == repr(run)
+
+
+def with_networks_of_pair(overrides: Sequence[str], loader: ConfigLoader) -> list[str]:
+    """Return the overrides of a run with student and teacher of a given pair, where an experiment is given too.
+
+    The file of an experiment counts more than that of the pair, and may choose other networks; what the user gives
+    counts more than both.
+    """
+    given = {text.partition("=")[0]: text for text in overrides}
+    if not {"pair", "experiment"} <= given.keys():
+        return list(overrides)
+    try:
+        choices = loader.load_configuration("config", [given["pair"]], RunMode.RUN).hydra.runtime.choices
+    except Exception:  # Hydra composes again, and reports it
+        return list(overrides)
+    return [*overrides, *(f"{group}={choices[group]}" for group in ("student", "teacher") if group not in given)]
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
@@ -276,6 +294,8 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
         ]
     elif isinstance(beside, DictConfig):
         valid = {str(k) for k in beside}
+    elif isinstance(beside, str) and path in groups():
+        return option_as_key(path, beside)
     else:
         return unknown_key(path, overrides, config_dir)
     if name in valid:

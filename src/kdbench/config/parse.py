@@ -80,6 +80,9 @@ def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | Non
     except OmegaConfBaseException as error:
         key = str(error.full_key)
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}", code="interpolation", key=key) from None
+    for group, option in tree.items():
+        if names and group in names and isinstance(option, str):
+            raise option_as_key(group, option)
     for group in ("pair", "experiment"):
         if group in tree:
             raise ConfigError(
@@ -107,6 +110,16 @@ def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | Non
     run = RunConfig(**{f.name: getattr(document, f.name) for f in dataclasses.fields(Document)} | open_sections)
     check_together(run)
     return run
+
+
+def option_as_key(group: str, option: str) -> ConfigError:
+    """Return the error for an option that a file writes as a key."""
+    return ConfigError(
+        f"{group}: {option} in a file sets a key; a file that chooses an option lists "
+        f"'- override /{group}: {option}' in its defaults",
+        code="invalid_option_file",
+        key=group,
+    )
 
 
 def parse_model(node: Mapping[str, Any], path: str) -> ModelConfig:

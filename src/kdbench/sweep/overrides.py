@@ -150,31 +150,38 @@ def values_of(read: Override) -> list[str]:
     raise ConfigError(f"{read.input_line}: {problem}", code="unreadable_override", key=read.key_or_group)
 
 
-def defer_keys(overrides: Sequence[str], *, multirun: bool, config_dir: Path | None = None) -> list[str]:
-    """Return the overrides for Hydra in which the sweep alone, run by run, applies keys that depend on an option.
+def starts_sweep(overrides: Sequence[str], config_dir: Path | None = None) -> bool:
+    """Return whether overrides without -m start a sweep, as `hydra.mode` in the file of an experiment does."""
+    if not any(text.startswith(("experiment=", "hydra.mode=")) for text in overrides):
+        return False
+    choices = [text for text in overrides if not text.lstrip("+").startswith(OPEN_SECTIONS)]
+    with initialize_hydra(config_dir) as loader:
+        try:
+            config = loader.load_configuration("config", choices, RunMode.MULTIRUN, validate_sweep_overrides=False)
+        except Exception:  # Hydra composes again, and reports it
+            return False
+    return bool(config.hydra.mode == RunMode.MULTIRUN)
+
+
+def defer_keys(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of a sweep in such a form that keys which depend on an option are applied to its runs alone.
 
     Before a sweep, Hydra composes one config of every override with a single value, with the default of each group
     that the sweep varies: an option that may not have the key. A sweep of one value is left to the sweep.
-
-    Args:
-        overrides: of the command line.
-        multirun: whether -m is given; an experiment or `hydra.mode` may start a sweep too.
-        config_dir: folder of further options.
     """
     try:
         read = [parse(text) for text in overrides]
     except ConfigError:
         return list(overrides)  # Hydra reports it
-    chosen = {one.key_or_group: one for one in read}
-    varies = any(one.is_sweep_override() for group, one in chosen.items() if group in CHOOSING)
-    varies = varies or any(key == "experiment" or key.startswith("hydra.sweeper.params") for key in chosen)
-    deferred = [
+    keys = {one.key_or_group for one in read}
+    varies = any(one.is_sweep_override() and one.key_or_group in CHOOSING for one in read)
+    varies = varies or any(key == "experiment" or key.startswith("hydra.sweeper.params") for key in keys)
+    if not varies or "hydra/sweeper" in keys:
+        return list(overrides)
+    return [
         one_value_sweep(one) if one.key_or_group.startswith(OPEN_SECTIONS) else text
         for one, text in zip(read, overrides, strict=True)
     ]
-    if not varies or deferred == list(overrides) or "hydra/sweeper" in chosen:
-        return list(overrides)
-    return deferred if multirun or is_multirun(read, config_dir) else list(overrides)
 
 
 def one_value_sweep(read: Override) -> str:
@@ -187,17 +194,6 @@ def one_value_sweep(read: Override) -> str:
         return text if repr(value_of(text)) == repr([read.value()]) else read.input_line
     except ConfigError:  # an empty value
         return read.input_line
-
-
-def is_multirun(overrides: Sequence[Override], config_dir: Path | None) -> bool:
-    """Return whether options without -m start a sweep, as `hydra.mode` in the file of an experiment does."""
-    choices = [str(one.input_line) for one in overrides if not one.key_or_group.startswith(OPEN_SECTIONS)]
-    with initialize_hydra(config_dir) as loader:
-        try:
-            config = loader.load_configuration("config", choices, RunMode.MULTIRUN, validate_sweep_overrides=False)
-        except Exception:  # Hydra composes again, and reports it
-            return False
-    return bool(config.hydra.mode == RunMode.MULTIRUN)
 
 
 def options_of(config_dir: Path | None) -> ConfigLoader:
