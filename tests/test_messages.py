@@ -166,7 +166,7 @@ COMMAND_LINES = [
     ["recipe=null"], ["recipe=5"], ["hydra.mode=nothing"], ["hydra.searchpath=[nothing]"], ["hydra.foo=1"],
     ["method=ce,logit"],
     ["recipe.lr=0,1"], ["seed=0,1"], ["method=[ce,logit]"], ["recipe.lr=[1"], ["recipe"], ["=1"], ["teacher=none"],
-    ["recipe.lr='${nothing}'"],
+    ["recipe.lr='${nothing}'"], ["output_root=out/${hydra:job.num}"], ["-m", "report=a,b"],
     ["~seed"], ["--nonsense"], ["-m"], ["--config-dir", "nowhere"], ["--config-dir", "broken"],
     ["--config-dir", "list"], ["--config-dir", "own", "pair=headless"], ["--config-dir", "own", "pair=mistyped"],
     ["--config-dir", "own", "pair=keys"], ["--config-dir", "own", "pair=plain"],

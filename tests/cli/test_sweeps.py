@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kdbench.config import compose
+from kdbench.config import RunConfig, compose
+from kdbench.errors import RunError
+from kdbench.runner.run import RunResult
 from kdbench.sweep.plan import PlannedRun
 from tests.conftest import SMALL, Finished
+from tests.errors import recorded_errors, reported
 
 BASE = tuple(o for o in SMALL if not o.startswith(("student=", "teacher=")))
 Planned = Callable[..., list[PlannedRun]]
@@ -97,3 +101,40 @@ def test_experiments_are_runs_of_a_sweep_unless_they_are_sweeps_themselves(plann
     assert [(run.config.method.name, run.config.seed) for run in runs] == [
         (method, seed) for method in ("ce", "logit", "feature") for seed in (0, 1)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("launcher", ["basic", "lockstep"])
+def test_the_number_of_a_run_in_its_values_is_its_place_in_the_sweep_whichever_launcher_starts_it(
+    kdbench: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch, launcher: str
+) -> None:
+    started: list[RunConfig] = []
+
+    def fail(configs: list[RunConfig], *_: Any, **__: Any) -> list[RunResult]:
+        started.extend(configs)
+        return [RunResult(config, None, RunError("not trained", code="x")) for config in configs]
+
+    monkeypatch.setattr("kdbench.sweep.execute.run_with_retries", fail)
+    given = ["student=resnet8", "method=ce", "recipe.lr=-1,0.1,0.2", "output_root=out/${hydra:job.num}"]
+    result = kdbench("-m", f"hydra/launcher={launcher}", *BASE, *given, "init_seed='${hydra:job.num}'")
+    assert result.code == 1
+    assert [(config.recipe.lr, config.output_root, config.init_seed) for config in started] == [
+        (0.1, "out/1", 1), (0.2, "out/2", 2),
+    ]  # fmt: skip
+    assert len(list(Path("out/1/sweeps").iterdir())) == 1
+
+
+def test_values_of_hydra_are_those_of_the_run(planned: Planned, kdbench: Callable[..., Finished]) -> None:
+    assert compose(["method=ce", "output_root='${hydra:runtime.choices.method}'"]).output_root == "ce"
+    runs = planned("-m", "method=ce,logit", "output_root='out/${hydra:runtime.choices.method}'")
+    assert [run.config.output_root for run in runs] == ["out/ce", "out/logit"]
+    with recorded_errors() as made:
+        result = kdbench("output_root=out/${hydra:job.num}")
+    assert (result.code, reported(made, result.err)) == (2, [("interpolation", "output_root")])
+    assert "-m" in result.err
+
+
+def test_a_sweep_has_one_report(kdbench: Callable[..., Finished]) -> None:
+    with recorded_errors() as made:
+        result = kdbench("-m", *BASE, "student=resnet8", "method=ce", "report=a,b")
+    assert (result.code, reported(made, result.err)) == (2, [("several_options", "report")])
+    assert not list(Path().iterdir())

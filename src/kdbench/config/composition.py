@@ -14,6 +14,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -63,7 +64,8 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
                 config = hydra_compose("config", given, return_hydra_config=True)
         except Exception as error:  # Hydra's own errors, and what it stumbles over
             raise composition_error(error, overrides, folder) from None
-    run = parse(without_hydra(config), config.hydra.runtime.choices)
+    with ONE_AT_A_TIME:
+        run = parse_composed(config)
     vars(run)["composed_as"] = repr(run)  # `kdbench.run` refuses a config that was changed since: nothing checked it
     return run
 
@@ -87,6 +89,24 @@ def with_networks_of_pair(overrides: Sequence[str], loader: ConfigLoader) -> lis
     except Exception:  # Hydra composes again, and reports it
         return list(overrides)
     return [*overrides, *(f"{group}={choices[group]}" for group in ("student", "teacher") if group not in given)]
+
+
+def parse_composed(config: DictConfig, number: int | None = None) -> RunConfig:
+    """Return the run of a config that Hydra composed, with the values of its own node for `${hydra:KEY}`.
+
+    Args:
+        config: with Hydra's node.
+        number: place of the run within its sweep, counted from 0; None for a single run.
+    """
+    instance = HydraConfig.instance()
+    surrounding = instance.cfg
+    if number is not None:
+        config.hydra.job.num, config.hydra.job.id = number, str(number)
+    instance.set_config(config)
+    try:
+        return parse(without_hydra(config), config.hydra.runtime.choices)
+    finally:
+        instance.cfg = surrounding
 
 
 def without_hydra(config: DictConfig) -> DictConfig:

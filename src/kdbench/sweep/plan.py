@@ -36,6 +36,7 @@ class PlannedRun:
         composed: the parsed config; None if it was refused.
         key: run key.
         error: the error that refuses it at this point; executing the plan checks more.
+        number: place within its sweep, counted from 0.
     """
 
     overrides: tuple[str, ...]
@@ -43,6 +44,7 @@ class PlannedRun:
     composed: RunConfig | None = None
     key: str = ""
     error: ConfigError | None = None
+    number: int = 0
     status: Status = Status.NOT_STARTED
     path: str | None = None
     """Run directory, once the run is complete."""
@@ -84,9 +86,15 @@ def plan(jobs: Sequence[tuple[str, ...]], compose: Compose) -> list[PlannedRun]:
     return [plan_run(overrides, compose) for overrides in jobs]
 
 
-def plan_run(overrides: tuple[str, ...], compose: Compose) -> PlannedRun:
-    """Return one run with its config and key, or with the error that refuses it."""
-    run = PlannedRun(overrides, printable(" ".join(overrides)))
+def plan_run(overrides: tuple[str, ...], compose: Compose, number: int = 0) -> PlannedRun:
+    """Return one run with its config and key, or with the error that refuses it.
+
+    Args:
+        overrides: of the run.
+        compose: function that composes it.
+        number: place of the run within its sweep, counted from 0.
+    """
+    run = PlannedRun(overrides, printable(" ".join(overrides)), number=number)
     try:
         config = compose(overrides)
         run.key = resolve_run(config)[1].key
