@@ -165,7 +165,7 @@ COMMAND_LINES = [
     ["metod=ce"], ["method=lgit"], ["student=resnet19"], ["+recipe.epcohs=3"], ["+seed=1"], ["student={a:1}"],
     ["recipe=null"], ["recipe=5"], ["hydra.mode=nothing"], ["hydra.searchpath=[nothing]"], ["hydra.foo=1"],
     ["method=ce,logit"],
-    ["recipe.lr=0,1"], ["seed=0,1"], ["method=[ce,logit]"], ["recipe.lr=[1"], ["recipe"], ["=1"], ["teacher=none"],
+    ["recipe.lr=0,1"], ["seed=0,1"], ["method=[ce,logit]"], ["recipe.lr=[1"], ["output_root=a=1,b=2"], ["recipe"], ["=1"], ["teacher=none"],
     ["recipe.lr='${nothing}'"], ["output_root=out/${hydra:job.num}"], ["-m", "report=a,b"],
     ["~seed"], ["--nonsense"], ["-m"], ["--config-dir", "nowhere"], ["--config-dir", "broken"],
     ["--config-dir", "list"], ["--config-dir", "own", "pair=headless"], ["--config-dir", "own", "pair=mistyped"],

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shlex
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -201,14 +204,12 @@ def composition_error(error: Exception, overrides: Sequence[str], config_dir: Pa
         return error
     if isinstance(error, OverrideParseException):
         written = str(error.override)
-        remedy = (
-            "quote a value that contains spaces, commas, brackets, parentheses or ~, for example "
-            "'output_root=\"~/runs (1)\"'"
-        )
         return ConfigError(
-            f"{written!r} cannot be read; {remedy}" if "=" in written else f"{written!r} has no =; write key=value",
+            f"{written!r} cannot be read; {remedy_for(written)}"
+            if "=" in written
+            else f"{written!r} has no =; write key=value",
             code="unreadable_override",
-            key=str(error.override).partition("=")[0].lstrip("+~"),
+            key=written.partition("=")[0].lstrip("+~"),
         )
     for override in overrides:
         if re.match(r"[+~]*[=@]", override):  # Hydra reads an empty key as a number or as a group, and fails later
@@ -283,6 +284,30 @@ def composition_error(error: Exception, overrides: Sequence[str], config_dir: Pa
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key = getattr(cause, "full_key", None)
     return ConfigError(f"{f'{key}: ' if key else ''}{first_line(cause)}", code="composition", key=str(key or ""))
+
+
+def remedy_for(written: str) -> str:
+    """Return how to write an override that Hydra cannot read: its value in quotes, as a shell takes it."""
+    key, _, value = written.partition("=")
+    as_text = quoted(key, [value])
+    if as_text is None or re.match(r"[\[{]|\w+\(", value):  # more likely a list, a mapping or a sweep with a mistake
+        return (
+            "quote a value that contains spaces, commas, brackets, parentheses or ~, for example "
+            "'output_root=\"~/runs (1)\"'"
+        )
+    as_sweep = quoted(key, value.split(",")) if "," in value else None
+    return f"write {as_text}{f', or with -m {as_sweep} for a run of each' if as_sweep else ''}"
+
+
+def quoted(key: str, values: Sequence[str]) -> str | None:
+    """Return an override with its values in quotes, as a shell takes it, or None if Hydra would read other values."""
+    try:
+        quotes = [QuotedString(value, Quote.double).with_quotes() for value in values]
+        parser = OverridesParser.create()
+        read = [parser.parse_override(f"{key}={text}").value() for text in quotes]
+    except Exception:  # the key cannot be read either
+        return None
+    return shlex.quote(f"{key}={','.join(quotes)}") if read == list(values) else None
 
 
 def groups() -> set[str]:
