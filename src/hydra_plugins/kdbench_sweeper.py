@@ -158,10 +158,6 @@ def show_runs(report_folder: str | None, paths: Sequence[Path]) -> None:
 
     print(f"\n{runs_table(paths)}")
     if report_folder:
-        from kdbench.errors import ConfigError
-        from kdbench.report.command import report  # late: most sweeps end without one
+        from kdbench.report.command import report_runs  # late: most sweeps end without one
 
-        try:
-            report([*map(str, dict.fromkeys(paths)), "--out", report_folder])
-        except ConfigError as error:  # the runs are complete all the same
-            print(f"no report: {error}")
+        report_runs(paths, report_folder)

@@ -10,6 +10,7 @@ Nothing heavy is imported at the top: `--help` and `--version` answer without to
 import argparse
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -28,6 +29,7 @@ from kdbench.config.composition import (
     composition_error,
     groups,
     initialize_hydra,
+    option_of_hydra,
     options,
     register_models_once,
     with_networks_of_pair,
@@ -69,16 +71,24 @@ def run_job(config: DictConfig) -> Any:
     """Complete one run. In a sweep an error is printed and returned, so that the other runs continue."""
     start()  # again: launchers may have started a process of their own
     hydra_config = HydraConfig.get()
+    os.chdir(hydra_config.runtime.cwd)  # paths are those that the user typed, also with hydra.job.chdir=true
     single = hydra_config.mode == RunMode.RUN
     if single and hydra_config.runtime.choices.get("hydra/launcher") == "lockstep":
         log.info("hydra/launcher=lockstep is for sweeps with -m; this is one run")
+    from kdbench.report.command import report_runs
+    from kdbench.rundir.files import check_writable
     from kdbench.runner.policy import run_with_retries  # here, since it imports torch
 
     if single:
         try:
-            (result,) = run_with_retries([parse(config, hydra_config.runtime.choices)])
+            run = parse(config, hydra_config.runtime.choices)
+            if run.report is not None:
+                check_writable(Path(run.report), "report")
+            (result,) = run_with_retries([run])
             if result.error:
                 raise result.error
+            if run.report is not None and result.path is not None:
+                report_runs([result.path], run.report)
         except Exception as error:
             sys.exit(exit_code(error, "kdbench", CONTINUES))  # past Hydra, which would print lines of its own
         return {"status": result.status, "run": str(result.path)}
@@ -220,6 +230,9 @@ def prepare_hydra(arguments: list[str]) -> tuple[argparse.ArgumentParser, argpar
             raise ConfigError(
                 f"{override}: keys of a run cannot be deleted; give another value", code="usage", key=override[1:]
             )
+        chosen = re.fullmatch(r"[+]*hydra\.(launcher|sweeper)=[^{]*", override)
+        if chosen:
+            raise option_of_hydra(chosen[1])
     if given.experimental_rerun:
         raise ConfigError(
             "--experimental-rerun: runs keep no file for it; give the same command again",

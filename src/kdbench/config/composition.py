@@ -234,7 +234,9 @@ def composition_error(error: Exception, overrides: Sequence[str], config_dir: Pa
             code="invalid_option_file",
             key=file,
         )
-    several = re.match(r"Ambiguous value for argument '(([^'=]+)=.*)'", str(error))
+    if str(error).startswith("Input config does not have a `_target_`"):
+        return option_of_hydra("launcher")
+    several = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(([^'=]+)=.*)'", str(error))
     if several:
         decimal = re.fullmatch(r"(\d+),(\d+)", several[1].partition("=")[2])
         is_float = isinstance(OmegaConf.select(composed_without(several[2], overrides, config_dir), several[2]), float)
@@ -284,6 +286,16 @@ def composition_error(error: Exception, overrides: Sequence[str], config_dir: Pa
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key = getattr(cause, "full_key", None)
     return ConfigError(f"{f'{key}: ' if key else ''}{first_line(cause)}", code="composition", key=str(key or ""))
+
+
+def option_of_hydra(group: str) -> ConfigError:
+    """Return the error for a launcher or sweeper that is given as a key."""
+    return ConfigError(
+        f"hydra.{group} is a section, and its option is chosen with a slash: write hydra/{group}=NAME, or in a file "
+        f"'- override /hydra/{group}: NAME' in its defaults",
+        code="usage",
+        key=f"hydra.{group}",
+    )
 
 
 def remedy_for(written: str) -> str:

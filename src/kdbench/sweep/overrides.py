@@ -9,12 +9,12 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
+from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString, ValueType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 
 from kdbench.config.composition import composition_error, initialize_hydra, register_models_once
-from kdbench.errors import ConfigError, first_line
+from kdbench.errors import ConfigError, first_line, nearest
 
 PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
 """Texts that need no quotes; `KEYWORDS` do."""
@@ -121,15 +121,22 @@ def expand(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list
         parsed = OverridesParser.create(loader or options_of(None)).parse_overrides(list(overrides))
         for one in parsed:
             if not values_of(one):
-                raise ConfigError(
-                    f"{one.input_line} has no values; a sweep needs at least one value of each key",
-                    code="empty_sweep",
-                    key=one.key_or_group,
-                )
+                raise ConfigError(why_empty(one), code="empty_sweep", key=one.key_or_group)
         (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
         raise composition_error(error, overrides) from None
     return [tuple(job) for job in jobs]
+
+
+def why_empty(read: Override) -> str:
+    """Return the message for an override without a value."""
+    glob = read._value
+    if isinstance(glob, Glob) and read.config_loader:
+        if names := read.config_loader.get_group_options(read.key_or_group):
+            hint = nearest(re.sub(r"[*?]|\[.*\]", "", glob.include[0]) if glob.include else "", names)
+            return f"{read.input_line} matches no option of {read.key_or_group}; {hint}"
+        return f"{read.input_line}: {read.key_or_group} has no options for glob to match; list its values as a,b"
+    return f"{read.input_line} has no values; a sweep needs at least one value of each key"
 
 
 def values_of(read: Override) -> list[str]:
