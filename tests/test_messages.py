@@ -174,7 +174,7 @@ COMMAND_LINES = [
     ["--config-dir", "list"], ["--config-dir", "own", "pair=headless"], ["--config-dir", "own", "pair=mistyped"],
     ["--config-dir", "own", "pair=keys"], ["--config-dir", "own", "pair=plain"],
     ["--config-dir", "own", "pair=twice"], ["--config-dir", "own", "pair=broken"],
-    ["--config-dir", "own", "pair=chosen"],
+    ["--config-dir", "own", "pair=chosen"], ["--config-dir", "own", "student=own", "student.widths=[8,8,16,32]"],
     ["--config-dir", "own", "method=away"], ["--config-name", "nothing"], ["-m", "seed=range(3,3)"],
     ["-m", "student=glob(resnt*)"], ["-m", "recipe.lr=glob(*)"], ["student=glob(resnet*)"], ["hydra.launcher=lockstep"],
     ["-m", "seed=interval(0,1)"],
@@ -230,6 +230,10 @@ def prepare(folder: Path) -> None:
     (folder / "own" / "pair" / "twice.yaml").write_text("# @package _global_\ndefaults:\n  - /teacher: resnet20\n")
     (folder / "own" / "pair" / "broken.yaml").write_text("defaults:\n- a\n  - b: c\n")
     (folder / "own" / "pair" / "chosen.yaml").write_text("# @package _global_\nteacher: resnet20\n")
+    (folder / "own" / "model").mkdir()
+    (folder / "own" / "model" / "own.yaml").write_text(
+        "{_target_: kdbench.models.cifar_resnet.CifarResNet, depth: 8, stages: {}}\n"
+    )
     (folder / "own" / "method").mkdir()
     (folder / "own" / "method" / "away.yaml").write_text("_target_: not_on_the_path.Mine\n")
     (folder / "selected.yaml").write_text("a: 1\n")

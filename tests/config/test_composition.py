@@ -122,3 +122,19 @@ def test_values_of_a_sweep_that_cannot_be_read_are_shown_in_quotes_each():
         kdbench.compose(["teacher.checkpoint=a=1.ckpt,b=2.ckpt"])
     argument = shlex.split(str(error.value).partition(" with -m ")[2])[0]
     assert value_of(argument) == ["a=1.ckpt", "b=2.ckpt"]
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_an_argument_of_a_builder_that_its_file_does_not_list_is_shown_in_the_form_that_adds_it(tmp_path, role):
+    add_model(tmp_path, "mobile", MOBILE)
+    chosen = ["student=mobile", "teacher=mobile"]
+    with pytest.raises(ConfigError) as error:
+        kdbench.compose([*chosen, f"{role}.width_mult=0.5"], config_dir=tmp_path)
+    assert (error.value.code, error.value.key) == ("unknown_key", f"{role}.width_mult")
+    assert f"write +{role}.width_mult=0.5;" in str(error.value)
+    config = kdbench.compose([*chosen, f"+{role}.width_mult=0.5"], config_dir=tmp_path)
+    model = config.student if role == "student" else config.teacher.model
+    assert model.arguments == {"width_mult": 0.5}
+    with pytest.raises(ConfigError) as error:
+        kdbench.compose(["student=resnet8", "student.widht=5"])
+    assert "+" not in str(error.value)

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdbench.config.parse import option_as_key, parse
+from kdbench.config.parse import option_as_key, parse, takes_argument
 from kdbench.config.paths import CONF_DIR, is_folder
 from kdbench.config.sections import RunConfig
 from kdbench.errors import ConfigError, first_line, nearest
@@ -362,6 +362,14 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
             key=key,
         )
     hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(name, valid)
+    if path in ("student", "teacher") and takes_argument(str(beside.get("_target_")), name):
+        given = next((text for text in overrides if text.startswith(f"{key}=")), f"{key}=VALUE")
+        return ConfigError(
+            f"{key} is not a key of the file of {path}, whose builder accepts it as an argument: write "
+            f"{shlex.quote(f'+{given}')}; {hint}",
+            code="unknown_key",
+            key=key,
+        )
     return ConfigError(f"{key} is not a known key; {hint}", code="unknown_key", key=key)
 
 
