@@ -84,12 +84,14 @@ VALUES = {
         "teacher.recipe.epochs=0", "teacher.seed=-1", "teacher.cache=maybe", "teacher.checkpoint=nowhere.pth",
         "teacher.checkpoint=damaged.pth", "teacher.checkpoint=wrong.pth", f"teacher.checkpoint={'x' * 300}",
         "data.augment=2", "data.num_val=0", "data.num_train=200000", "data.std=[1,1]", "data.mean=[a]",
-        "data.name=shape", "runtime.device=gpu", "runtime.device=cuda:99", "runtime.precision=fp16",
+        "data.name=shape", "runtime.device=gpu", "runtime.device=cuda:99",
+        "runtime.device=mps", "runtime.precision=fp16",
         "runtime.precision=fp8", "runtime.threads=0", "overwrite=yep", "on_busy=queue", "checkpoint.grace_seconds=0",
         "checkpoint.every_epochs=0", "output_root=null", "output_root=''", "output_root=file/runs",
         "output_root='~nobody-here/runs'", "report=''", "seed=1.5", "seed=-1", "seed='${nothing}'",
         "student.name='a b'", "student.stages=null", "student.stages.layer1=nope", "student._target_=5",
         "student._target_=no.such.path", "student.stem=small", "student.depth=9", "student.widths=[1]",
+        "student.widths=8",
         "method.temperature=0", "method.temperature=2000", "method.temprature=3", "method.alpha=1.5",
         "method.alpha=null", "method.ce_weight=1", "method._target_=os.system", "method._target_=collections.Counter",
         "method._target_=tests.test_messages.WithoutRole", "method._target_=null",
@@ -165,13 +167,16 @@ COMMAND_LINES = [
     ["metod=ce"], ["method=lgit"], ["student=resnet19"], ["+recipe.epcohs=3"], ["+seed=1"], ["student={a:1}"],
     ["recipe=null"], ["recipe=5"], ["hydra.mode=nothing"], ["hydra.searchpath=[nothing]"], ["hydra.foo=1"],
     ["method=ce,logit"],
-    ["recipe.lr=0,1"], ["seed=0,1"], ["method=[ce,logit]"], ["recipe.lr=[1"], ["recipe"], ["=1"], ["teacher=none"],
-    ["recipe.lr='${nothing}'"],
+    ["recipe.lr=0,1"], ["seed=0,1"], ["method=[ce,logit]"], ["recipe.lr=[1"],
+    ["output_root=a=1,b=2"], ["recipe"], ["=1"], ["teacher=none"],
+    ["recipe.lr='${nothing}'"], ["output_root=out/${hydra:job.num}"], ["-m", "report=a,b"],
     ["~seed"], ["--nonsense"], ["-m"], ["--config-dir", "nowhere"], ["--config-dir", "broken"],
     ["--config-dir", "list"], ["--config-dir", "own", "pair=headless"], ["--config-dir", "own", "pair=mistyped"],
     ["--config-dir", "own", "pair=keys"], ["--config-dir", "own", "pair=plain"],
     ["--config-dir", "own", "pair=twice"], ["--config-dir", "own", "pair=broken"],
+    ["--config-dir", "own", "pair=chosen"], ["--config-dir", "own", "student=own", "student.widths=[8,8,16,32]"],
     ["--config-dir", "own", "method=away"], ["--config-name", "nothing"], ["-m", "seed=range(3,3)"],
+    ["-m", "student=glob(resnt*)"], ["-m", "recipe.lr=glob(*)"], ["student=glob(resnet*)"], ["hydra.launcher=lockstep"],
     ["-m", "seed=interval(0,1)"],
     ["-m", "hydra/launcher=lockstep", "hydra.launcher.max_learners=0"],
 ]  # fmt: skip
@@ -224,6 +229,11 @@ def prepare(folder: Path) -> None:
         (folder / "own" / "pair" / f"{name}.yaml").write_text("teacher: resnet20\nstudent: resnet8\n")
     (folder / "own" / "pair" / "twice.yaml").write_text("# @package _global_\ndefaults:\n  - /teacher: resnet20\n")
     (folder / "own" / "pair" / "broken.yaml").write_text("defaults:\n- a\n  - b: c\n")
+    (folder / "own" / "pair" / "chosen.yaml").write_text("# @package _global_\nteacher: resnet20\n")
+    (folder / "own" / "model").mkdir()
+    (folder / "own" / "model" / "own.yaml").write_text(
+        "{_target_: kdbench.models.cifar_resnet.CifarResNet, depth: 8, stages: {}}\n"
+    )
     (folder / "own" / "method").mkdir()
     (folder / "own" / "method" / "away.yaml").write_text("_target_: not_on_the_path.Mine\n")
     (folder / "selected.yaml").write_text("a: 1\n")

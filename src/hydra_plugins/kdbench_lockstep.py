@@ -5,6 +5,7 @@ Hydra imports every module of `hydra_plugins` at every start, so nothing heavy i
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -50,22 +51,23 @@ class LockstepLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Execute jobs for a sweeper of Hydra's or another's; kdbench's own calls `launch_here` directly."""
-        from kdbench.config import RunConfig, parse
-        from kdbench.config.composition import without_hydra
+        from kdbench.config import RunConfig
+        from kdbench.config.composition import parse_composed
         from kdbench.sweep.execute import launch_here
         from kdbench.sweep.lockstep import group_planned
-        from kdbench.sweep.plan import plan
+        from kdbench.sweep.plan import plan_run
 
         assert self.config is not None
         assert self.hydra_context is not None
         config, loader = self.config, self.hydra_context.config_loader
         composed: dict[tuple[str, ...], DictConfig] = {}
 
-        def compose(overrides: tuple[str, ...]) -> RunConfig:
+        def compose(number: int, overrides: tuple[str, ...]) -> RunConfig:
             composed[overrides] = loader.load_sweep_config(config, list(overrides))
-            return parse(without_hydra(composed[overrides]), composed[overrides].hydra.runtime.choices)
+            return parse_composed(composed[overrides], number)
 
-        runs = plan([tuple(overrides) for overrides in job_overrides], compose)
+        jobs = enumerate(map(tuple, job_overrides), initial_job_idx)
+        runs = [plan_run(overrides, partial(compose, number), number) for number, overrides in jobs]
         for run in runs:
             if run.error:
                 raise run.error

@@ -13,6 +13,7 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig
 
 from hydra_plugins.kdbench_lockstep import LockstepLauncher
 
@@ -35,36 +36,40 @@ class KdbenchSweeper(BasicSweeper):
     """Plans every run first, launches those that can run, and keeps one record of the sweep."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        from kdbench.rundir.files import check_writable
+        from kdbench.config.composition import with_networks_of_pair
         from kdbench.sweep.execute import Group, execute, launch_here
         from kdbench.sweep.lockstep import group_planned
         from kdbench.sweep.overrides import expand
-        from kdbench.sweep.plan import plan
+        from kdbench.sweep.plan import plan_run
 
-        assert self.config is not None
         assert self.hydra_context is not None
-        config, launcher = self.config, self.launcher
+        launcher, loader = self.launcher, self.hydra_context.config_loader
         group: Group = self.batches
         if lockstep := isinstance(launcher, LockstepLauncher):
             group = partial(group_planned, max_learners=launcher.max_learners)
-        if config.report is not None:
-            check_writable(Path(str(config.report)), "report")
         returns: list[JobReturn] = []
-        jobs = expand([*self._parse_config(), *arguments], self.hydra_context.config_loader)
+        jobs = [
+            tuple(with_networks_of_pair(job, loader)) for job in expand([*self._parse_config(), *arguments], loader)
+        ]
+        runs = [plan_run(job, partial(self.compose, number), number) for number, job in enumerate(jobs)]
         execute(
-            plan(jobs, self.compose),
-            Path(str(config.output_root)),
+            runs,
+            Path(next((run.config.output_root for run in runs if run.composed), ".")),  # nothing is written without one
             launch_here if lockstep else partial(self.launch, returns),
             group,
             lockstep=lockstep,
-            show=partial(show_runs, None if config.report is None else str(config.report)),
+            show=partial(show_runs, report_of(runs)),
         )
         return returns
 
-    def compose(self, overrides: tuple[str, ...]) -> "RunConfig":
-        """Return the config of one run. Errors: see `kdbench.config.compose`."""
-        from kdbench.config import parse
-        from kdbench.config.composition import composition_error, without_hydra
+    def compose(self, number: int, overrides: tuple[str, ...]) -> "RunConfig":
+        """Return the config of one run. Errors: see `kdbench.config.compose`.
+
+        Args:
+            number: place of the run within the sweep, counted from 0.
+            overrides: of the run.
+        """
+        from kdbench.config.composition import composition_error, parse_composed
 
         assert self.config is not None
         assert self.hydra_context is not None
@@ -72,19 +77,46 @@ class KdbenchSweeper(BasicSweeper):
             composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         except Exception as error:  # Hydra's own errors, and what it stumbles over
             raise composition_error(error, overrides) from None
-        return parse(without_hydra(composed), composed.hydra.runtime.choices)
+        self.check_options(composed.hydra)
+        return parse_composed(composed, number)
+
+    def check_options(self, of_run: DictConfig) -> None:
+        """Check that the options of one run, such as an experiment, change nothing of the sweep that they are part of.
+
+        Raises:
+            ConfigError: they would be ignored.
+        """
+        from kdbench.errors import ConfigError
+
+        assert self.config is not None
+        of_sweep = self.config.hydra
+        names = [hydra.runtime.choices.get("hydra/launcher") for hydra in (of_run, of_sweep)]
+        if of_run.sweeper != of_sweep.sweeper or names[0] != names[1]:
+            raise ConfigError(
+                f"experiment={of_run.runtime.choices.get('experiment')} is a sweep or chooses a launcher, and cannot "
+                "be one of several in a sweep; give it a command of its own",
+                code="usage",
+                key="experiment",
+            )
 
     def launch(self, returns: list[JobReturn], runs: Sequence["PlannedRun"], first: int) -> list["JobResult | None"]:
         """Execute runs with the launcher that the user chose, and collect what it returns."""
         assert self.launcher is not None
-        launched = self.launcher.launch([list(run.overrides) for run in runs], initial_job_idx=first)
+        # Numbered by their place in the sweep, as they were composed, not by their place among those not refused.
+        launched = self.launcher.launch([list(run.overrides) for run in runs], initial_job_idx=runs[0].number)
         returns.extend(launched)
         return [result_of(job) for job in launched]
 
     def batches(self, runs: Sequence["PlannedRun"]) -> list[list["PlannedRun"]]:
         """Return what the launcher gets at once; Hydra's own gets runs singly, which keeps the record up to date."""
         size = 1 if isinstance(self.launcher, BasicLauncher) else max(1, self.max_batch_size or len(runs))
-        return [list(runs[start : start + size]) for start in range(0, len(runs), size)]
+        batches: list[list[PlannedRun]] = []
+        for run in runs:
+            if batches and len(batches[-1]) < size and batches[-1][-1].number + 1 == run.number:
+                batches[-1].append(run)
+            else:
+                batches.append([run])
+        return batches
 
 
 def result_of(job: JobReturn) -> "JobResult | None":
@@ -97,16 +129,35 @@ def result_of(job: JobReturn) -> "JobResult | None":
     return job.return_value if is_result else None
 
 
+def report_of(runs: Sequence["PlannedRun"]) -> str | None:
+    """Return the folder for the report of a sweep, or None for no report.
+
+    Raises:
+        ConfigError: it cannot be written, or the runs name several.
+    """
+    from kdbench.errors import ConfigError
+    from kdbench.rundir.files import check_writable
+
+    folders = list(dict.fromkeys(run.config.report for run in runs if run.composed))
+    if len(folders) > 1:
+        raise ConfigError(
+            f"report has several values, {folders[0]} and {folders[1]}; a sweep writes one report of all its runs: "
+            "give one folder",
+            code="several_options",
+            key="report",
+        )
+    if folders and folders[0] is not None:
+        check_writable(Path(folders[0]), "report")
+        return folders[0]
+    return None
+
+
 def show_runs(report_folder: str | None, paths: Sequence[Path]) -> None:
     """Print the table of a sweep's complete runs, and write a report of them if the config names a folder for it."""
     from kdbench.report.table import runs_table
 
     print(f"\n{runs_table(paths)}")
     if report_folder:
-        from kdbench.errors import ConfigError
-        from kdbench.report.command import report  # late: most sweeps end without one
+        from kdbench.report.command import report_runs  # late: most sweeps end without one
 
-        try:
-            report([*map(str, dict.fromkeys(paths)), "--out", report_folder])
-        except ConfigError as error:  # the runs are complete all the same
-            print(f"no report: {error}")
+        report_runs(paths, report_folder)

@@ -7,8 +7,10 @@ output any more. `kdbench-study` also has 3: the time given is over, and there i
 Nothing heavy is imported at the top: `--help` and `--version` answer without torch.
 """
 
+import argparse
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -16,17 +18,26 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-import hydra
-from hydra._internal.utils import get_args_parser
+import hydra.version
+from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kdbench import __version__
-from kdbench.config.composition import composition_error, groups, options, register_models
+from kdbench.config.composition import (
+    composition_error,
+    groups,
+    initialize_hydra,
+    option_of_hydra,
+    options,
+    register_models_once,
+    with_networks_of_pair,
+)
 from kdbench.config.parse import parse
 from kdbench.config.paths import CONF_DIR
 from kdbench.errors import ConfigError, KdbenchError, printable, report_error
+from kdbench.sweep.overrides import defer_keys, starts_sweep
 from kdbench.system import signals
 from kdbench.system.cpu import configure_openmp
 from kdbench.system.logs import log_to_console, silence_stdout
@@ -46,10 +57,11 @@ def main() -> NoReturn:
         elif "--help" in arguments or "-h" in arguments:
             print_help(arguments)
         else:
-            prepare_hydra(arguments)
-            if any(argument.startswith("--info") for argument in arguments):
+            parser, given = prepare_hydra(arguments)
+            if given.info:
                 logging.getLogger("hydra").setLevel(logging.NOTSET)  # Hydra prints the information as log lines
-            hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(run_job)()
+            hydra.version.setbase("1.3")
+            _run_hydra(given, parser, run_job, str(CONF_DIR), "config")  # as hydra.main, which reads sys.argv again
     except BaseException as error:
         finish(exit_code(hydra_error(error), "kdbench", CONTINUES))
     finish(0)
@@ -59,16 +71,24 @@ def run_job(config: DictConfig) -> Any:
     """Complete one run. In a sweep an error is printed and returned, so that the other runs continue."""
     start()  # again: launchers may have started a process of their own
     hydra_config = HydraConfig.get()
+    os.chdir(hydra_config.runtime.cwd)  # paths are those that the user typed, also with hydra.job.chdir=true
     single = hydra_config.mode == RunMode.RUN
     if single and hydra_config.runtime.choices.get("hydra/launcher") == "lockstep":
         log.info("hydra/launcher=lockstep is for sweeps with -m; this is one run")
+    from kdbench.report.command import report_runs
+    from kdbench.rundir.files import check_writable
     from kdbench.runner.policy import run_with_retries  # here, since it imports torch
 
     if single:
         try:
-            (result,) = run_with_retries([parse(config, hydra_config.runtime.choices)])
+            run = parse(config, hydra_config.runtime.choices)
+            if run.report is not None:
+                check_writable(Path(run.report), "report")
+            (result,) = run_with_retries([run])
             if result.error:
                 raise result.error
+            if run.report is not None and result.path is not None:
+                report_runs([result.path], run.report)
         except Exception as error:
             sys.exit(exit_code(error, "kdbench", CONTINUES))  # past Hydra, which would print lines of its own
         return {"status": result.status, "run": str(result.path)}
@@ -191,8 +211,11 @@ def print_version() -> None:
     print(f"kdbench {__version__} ({installed('torch')}, {installed('torchvision')})")
 
 
-def prepare_hydra(arguments: list[str]) -> None:
+def prepare_hydra(arguments: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """Check what Hydra would misreport, and offer the models as student= and teacher=.
+
+    Returns:
+        Hydra's parser, and the arguments for Hydra.
 
     Raises:
         ConfigError: an unknown flag, a folder that is not there, or a key to delete.
@@ -207,7 +230,24 @@ def prepare_hydra(arguments: list[str]) -> None:
             raise ConfigError(
                 f"{override}: keys of a run cannot be deleted; give another value", code="usage", key=override[1:]
             )
-    register_models(CONF_DIR, *([Path(given.config_dir)] if given.config_dir else []))
+        chosen = re.fullmatch(r"[+]*hydra\.(launcher|sweeper)=[^{]*", override)
+        if chosen:
+            raise option_of_hydra(chosen[1])
+    if given.experimental_rerun:
+        raise ConfigError(
+            "--experimental-rerun: runs keep no file for it; give the same command again",
+            code="usage",
+            key="--experimental-rerun",
+        )
+    config_dir = Path(given.config_dir) if given.config_dir else None
+    register_models_once(config_dir)
+    prints = given.cfg or given.info or given.shell_completion
+    if not prints and (given.multirun or starts_sweep(given.overrides, config_dir)):
+        given.overrides = defer_keys(given.overrides)
+    else:
+        with initialize_hydra(config_dir) as loader:
+            given.overrides = with_networks_of_pair(given.overrides, loader)
+    return parser, given
 
 
 def report_usage(message: str) -> NoReturn:

@@ -1,11 +1,14 @@
 """Flags and options of the commands: folders of the user's own options, and wrong flags."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from kdbench import cli
 from kdbench.config import CONF_DIR
+from kdbench.rundir.directory import RunDirectory
+from kdbench.runner.run import RunResult
 from tests.conftest import NARROW, SMALL
 from tests.errors import recorded_errors, reported
 
@@ -76,3 +79,57 @@ def test_a_wrong_flag_of_another_command_is_one_line_with_exit_code_2(
     assert leaving.value.code == 2, err
     assert [found for found, _ in reported(made, err)] == [code], err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Take the place of training: every run is complete at once; yields the working directory of each."""
+    folders = []
+
+    def complete(configs, *_, **__):
+        folders.append(Path.cwd())
+        return [RunResult(config, RunDirectory(Path("out/runs/run"), ""), None) for config in configs]
+
+    monkeypatch.setattr("kdbench.runner.policy.run_with_retries", complete)
+    monkeypatch.setattr("kdbench.sweep.execute.run_with_retries", complete)
+    monkeypatch.setattr("kdbench.report.table.runs_table", lambda paths: "")
+    return folders
+
+
+@pytest.mark.parametrize("flags", [("hydra.run.dir=away",), ("-m", "hydra.sweep.dir=away")])
+def test_paths_are_relative_to_where_the_command_was_started_also_with_chdir(kdbench, trained, tmp_path, flags):
+    result = kdbench(*flags, *TINY, "method=ce", "hydra.job.chdir=true")
+    assert result.code == 0, result.err
+    assert trained == [tmp_path / "home"]
+
+
+@pytest.mark.parametrize("flags", [(), ("-m",)])
+def test_a_run_and_a_sweep_end_with_the_report_that_the_user_wants(kdbench, trained, monkeypatch, flags):
+    written = []
+    monkeypatch.setattr("kdbench.report.command.report", written.append)
+    assert kdbench(*flags, *TINY, "method=ce", "report=page").code == 0
+    assert written == [["out/runs/run", "--out", "page"]]
+    Path("file").touch()
+    with recorded_errors() as made:
+        result = kdbench(*flags, *TINY, "method=ce", "report=file/page")
+    assert (result.code, reported(made, result.err)) == (2, [("not_writable", "report")])
+    assert len(trained) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "key", "words"),
+    [
+        (["-m", "student=glob(resnt*)"], "empty_sweep", "student", "did you mean resnet"),
+        (["-m", "recipe.lr=glob(*)"], "empty_sweep", "recipe.lr", "a,b"),
+        (["student=glob(resnet*)"], "needs_multirun", "student", "-m"),
+        (["-m", "hydra.launcher=lockstep", "seed=0,1"], "usage", "hydra.launcher", "hydra/launcher="),
+        (["hydra.launcher=lockstep"], "usage", "hydra.launcher", "hydra/launcher="),
+    ],
+)
+def test_an_option_that_hydra_reads_as_another_is_an_error_with_the_way_to_write_it(
+    kdbench, arguments, code, key, words
+):
+    with recorded_errors() as made:
+        result = kdbench(*arguments)
+    assert (result.code, reported(made, result.err)) == (2, [(code, key)])
+    assert words in result.err

@@ -1,5 +1,7 @@
 """`kdbench.compose`: the run of a command line, from Python."""
 
+import shlex
+
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -9,6 +11,7 @@ from kdbench.config import CONF_DIR
 from kdbench.data.dataset import IMAGE_SHAPE
 from kdbench.errors import ConfigError
 from kdbench.models import summarize
+from kdbench.sweep.overrides import value_of
 from tests.conftest import NARROW, SMALL, composed_once, rest_slow
 
 MOBILE = "_target_: torchvision.models.mobilenet_v3_small\nstages: {layer1: features.1, pooled: flatten}\n"
@@ -95,3 +98,43 @@ def test_an_application_that_uses_hydra_itself_is_not_disturbed():
 )
 def test_the_tests_own_composition_is_that_of_kdbench(overrides):
     assert composed_once(*overrides) == kdbench.compose(overrides)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("teacher.checkpoint", "epoch=9-step=100.ckpt"),
+        ("output_root", "a=b"),
+        ("output_root", 'my "runs" (1)=it\'s\\'),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_shown_in_the_form_that_can(key, value):
+    with pytest.raises(ConfigError) as error:
+        kdbench.compose([f"{key}={value}"])
+    assert (error.value.code, error.value.key) == ("unreadable_override", key)
+    (argument,) = shlex.split(str(error.value).partition("; write ")[2])
+    node = kdbench.compose([argument]).node()
+    assert (node[key] if key in node else node["teacher"]["checkpoint"]) == value
+
+
+def test_values_of_a_sweep_that_cannot_be_read_are_shown_in_quotes_each():
+    with pytest.raises(ConfigError) as error:
+        kdbench.compose(["teacher.checkpoint=a=1.ckpt,b=2.ckpt"])
+    argument = shlex.split(str(error.value).partition(" with -m ")[2])[0]
+    assert value_of(argument) == ["a=1.ckpt", "b=2.ckpt"]
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_an_argument_of_a_builder_that_its_file_does_not_list_is_shown_in_the_form_that_adds_it(tmp_path, role):
+    add_model(tmp_path, "mobile", MOBILE)
+    chosen = ["student=mobile", "teacher=mobile"]
+    with pytest.raises(ConfigError) as error:
+        kdbench.compose([*chosen, f"{role}.width_mult=0.5"], config_dir=tmp_path)
+    assert (error.value.code, error.value.key) == ("unknown_key", f"{role}.width_mult")
+    assert f"write +{role}.width_mult=0.5;" in str(error.value)
+    config = kdbench.compose([*chosen, f"+{role}.width_mult=0.5"], config_dir=tmp_path)
+    model = config.student if role == "student" else config.teacher.model
+    assert model.arguments == {"width_mult": 0.5}
+    with pytest.raises(ConfigError) as error:
+        kdbench.compose(["student=resnet8", "student.widht=5"])
+    assert "+" not in str(error.value)

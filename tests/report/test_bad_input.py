@@ -10,6 +10,7 @@ import pytest
 
 from kdbench.cli import main_report
 from kdbench.rundir.summary import checksum_of
+from tests.conftest import complete
 from tests.report.conftest import report_of, write_group, write_run, write_selected
 
 BASELINE, DISTILLED = (90.0, 90.2, 89.9), (90.5, 90.4, 90.6)
@@ -403,3 +404,38 @@ def test_student_of_a_teacher_that_was_replaced_is_named(runs, kdbench_report):
     student = write_run(runs, seed=9, teacher_key=key, teacher_weights_sha256="b" * 64, **BY_LOGIT)
     out = kdbench_report(runs).out
     assert re.search(rf"{student.name} was trained with other teacher weights than .*{teacher.name}", out)
+
+
+@pytest.mark.parametrize("with_teachers", [True, False])
+def test_given_teachers_are_one_remark_since_their_training_images_are_unknown(
+    tmp_path, runs, kdbench_report, with_teachers
+):
+    for key in ("one", "two"):
+        write_group(runs, DISTILLED, **BY_LOGIT, teacher_seed=None, teacher_key=key, baseline_key="b", group_key=key)
+        if with_teachers:
+            unknown = {"recipe": None, "init_seed": None, "data_seed": None, "epochs": None, "test_acc_final": None}
+            write_run(runs, student="resnet20", method="checkpoint", run_key=key, **unknown | {"seed": None})
+    result = kdbench_report(runs)
+    assert (result.code, result.err) == (0, "")
+    assert len(result.table("runs")) == 12 + 2 * with_teachers
+    (remark,) = [line for line in result.out.splitlines() if "teacher.checkpoint" in line]
+    assert "2 teachers (resnet20)" in remark
+    assert result.text("report.md").count(remark.removeprefix("note: ")) == 1
+
+
+@pytest.mark.slow
+def test_the_runs_of_a_given_teacher_are_a_whole_report(small, tmp_path, trained_teachers, kdbench_report):
+    weights = next((tmp_path / "out" / "runs").glob("*/best.safetensors"))
+    shutil.copy(weights, tmp_path / "given.safetensors")
+    for method in ("ce", "logit"):
+        complete(
+            small(
+                f"method={method}",
+                f"teacher.checkpoint={tmp_path / 'given.safetensors'}",
+                f"output_root={tmp_path / 'given'}",
+            )
+        )
+    result = kdbench_report(tmp_path / "given" / "runs")
+    assert (result.code, result.err) == (0, "")
+    assert set(result.table("runs").method) == {"ce", "logit", "checkpoint"}
+    assert result.out.count("teacher.checkpoint") == 1

@@ -12,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from kdbench.errors import ConfigError
+from kdbench.rundir.identity import teacher_key
 from kdbench.rundir.summary import RunSummary
 from kdbench.study.command import study as study_command
 from kdbench.study.overview import overview
@@ -66,6 +67,30 @@ def test_the_runs_kept_in_results_are_those_of_the_lab_study_and_choose_the_same
     kept: Any = OmegaConf.to_container(OmegaConf.load(RESULTS / "selected.yaml"))
     for winner, before in zip(plan.winners["selection"], kept["winners"], strict=True):
         assert {name: value for name, value in dataclasses.asdict(winner).items() if name in before} == before
+
+
+def test_keys_of_students_and_teachers_reach_the_runs_that_have_them(tiny: Tiny) -> None:
+    plan = tiny("student.widths=[8,8,16,32]", "teacher.widths=[4,8,16,32]").plan
+    assert not any(run.error for run in plan.all_runs())
+    (teacher,) = plan.runs_of("teachers")
+    assert teacher.config.student.arguments["widths"] == [4, 8, 16, 32]
+    selection = plan.runs_of("selection")[0].config
+    assert selection.student.arguments["widths"] == [8, 8, 16, 32]
+    assert teacher_key(selection) == teacher.key
+    assert plan.runs_of("finals")[0].config.student.arguments["widths"] == [8, 8, 16, 32]
+
+
+def test_keys_of_the_method_reach_the_distilled_runs_and_no_other(tiny: Tiny) -> None:
+    plan = tiny("method.ce_weight=0.5", "method.kd_weight=0.7", "method.alpha=null").plan
+    assert not any(run.error for run in plan.all_runs())
+    assert {run.config.method.params.kd_weight for run in plan.runs_of("selection")} == {0.7}
+
+
+@pytest.mark.parametrize("given", ["student.wdths=[8,8,16,32]", "method.stages=[layer1]", "teacher.depht=20"])
+def test_a_key_that_no_run_of_a_study_has_is_one_error(tiny: Tiny, given: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        tiny(given)
+    assert (error.value.code, error.value.key) == ("unknown_key", given.partition("=")[0])
 
 
 def test_runs_of_a_stage_train_together_whichever_sweep_they_belong_to(tiny: Tiny, trainer: Trainer) -> None:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from kdbench.bench.arms import REFERENCE, Arm
 from kdbench.bench.trainee import Bench, Trainee
+from kdbench.system.device import kind_of
 
 PEAKS = {
     "H200": {"bf16": 989e12, "fp16": 989e12, "tf32": 494e12, "fp32": 67e12},
@@ -80,7 +81,7 @@ def measure_arms(bench: Bench, arms: Sequence[Arm], rounds: int, seconds: float,
 
 def allocated(device: str) -> int:
     """Return the bytes of tensors on a GPU, and start to measure their peak anew."""
-    if device == "cpu":
+    if kind_of(device) != "cuda":
         return 0
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device)
@@ -88,7 +89,7 @@ def allocated(device: str) -> int:
 
 def peak_allocated(device: str) -> int:
     """Return the largest number of bytes of tensors on a GPU since `allocated` was called."""
-    return 0 if device == "cpu" else torch.cuda.max_memory_allocated(device)
+    return torch.cuda.max_memory_allocated(device) if kind_of(device) == "cuda" else 0
 
 
 def figures(bench: Bench, timings: Sequence[Timing]) -> list[dict[str, Any]]:
@@ -128,7 +129,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def peak_flops(device: str, precision: str) -> float | None:
     """Return the peak FLOP/s of a GPU, or None where it is not known."""
-    if device == "cpu":
+    if kind_of(device) != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
     return next((peaks[precision] for part, peaks in PEAKS.items() if part in name), None)

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shlex
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,11 +16,15 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdbench.config.parse import parse
+from kdbench.config.parse import option_as_key, parse, takes_argument
 from kdbench.config.paths import CONF_DIR, is_folder
 from kdbench.config.sections import RunConfig
 from kdbench.errors import ConfigError, first_line, nearest
@@ -58,11 +63,13 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     with ONE_AT_A_TIME:
         register_models_once(folder)
         try:
-            with initialize_hydra(folder):
-                config = hydra_compose("config", list(overrides), return_hydra_config=True)
+            with initialize_hydra(folder) as loader:
+                given = with_networks_of_pair(overrides, loader)
+                config = hydra_compose("config", given, return_hydra_config=True)
         except Exception as error:  # Hydra's own errors, and what it stumbles over
             raise composition_error(error, overrides, folder) from None
-    run = parse(without_hydra(config), config.hydra.runtime.choices)
+    with ONE_AT_A_TIME:
+        run = parse_composed(config)
     vars(run)["composed_as"] = repr(run)  # `kdbench.run` refuses a config that was changed since: nothing checked it
     return run
 
@@ -70,6 +77,40 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
 def is_as_composed(run: RunConfig) -> bool:
     """Return whether a config is one that `compose` returned, with the same values."""
     return vars(run).get("composed_as") == repr(run)
+
+
+def with_networks_of_pair(overrides: Sequence[str], loader: ConfigLoader) -> list[str]:
+    """Return the overrides of a run with student and teacher of a given pair, where an experiment is given too.
+
+    The file of an experiment counts more than that of the pair, and may choose other networks; what the user gives
+    counts more than both.
+    """
+    given = {text.partition("=")[0]: text for text in overrides}
+    if not {"pair", "experiment"} <= given.keys():
+        return list(overrides)
+    try:
+        choices = loader.load_configuration("config", [given["pair"]], RunMode.RUN).hydra.runtime.choices
+    except Exception:  # Hydra composes again, and reports it
+        return list(overrides)
+    return [*overrides, *(f"{group}={choices[group]}" for group in ("student", "teacher") if group not in given)]
+
+
+def parse_composed(config: DictConfig, number: int | None = None) -> RunConfig:
+    """Return the run of a config that Hydra composed, with the values of its own node for `${hydra:KEY}`.
+
+    Args:
+        config: with Hydra's node.
+        number: place of the run within its sweep, counted from 0; None for a single run.
+    """
+    instance = HydraConfig.instance()
+    surrounding = instance.cfg
+    if number is not None:
+        config.hydra.job.num, config.hydra.job.id = number, str(number)
+    instance.set_config(config)
+    try:
+        return parse(without_hydra(config), config.hydra.runtime.choices)
+    finally:
+        instance.cfg = surrounding
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
@@ -180,14 +221,12 @@ def composition_error(error: Exception, overrides: Sequence[str], config_dir: Pa
         return error
     if isinstance(error, OverrideParseException):
         written = str(error.override)
-        remedy = (
-            "quote a value that contains spaces, commas, brackets, parentheses or ~, for example "
-            "'output_root=\"~/runs (1)\"'"
-        )
         return ConfigError(
-            f"{written!r} cannot be read; {remedy}" if "=" in written else f"{written!r} has no =; write key=value",
+            f"{written!r} cannot be read; {remedy_for(written)}"
+            if "=" in written
+            else f"{written!r} has no =; write key=value",
             code="unreadable_override",
-            key=str(error.override).partition("=")[0].lstrip("+~"),
+            key=written.partition("=")[0].lstrip("+~"),
         )
     for override in overrides:
         if re.match(r"[+~]*[=@]", override):  # Hydra reads an empty key as a number or as a group, and fails later
@@ -212,7 +251,9 @@ def composition_error(error: Exception, overrides: Sequence[str], config_dir: Pa
             code="invalid_option_file",
             key=file,
         )
-    several = re.match(r"Ambiguous value for argument '(([^'=]+)=.*)'", str(error))
+    if str(error).startswith("Input config does not have a `_target_`"):
+        return option_of_hydra("launcher")
+    several = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(([^'=]+)=.*)'", str(error))
     if several:
         decimal = re.fullmatch(r"(\d+),(\d+)", several[1].partition("=")[2])
         is_float = isinstance(OmegaConf.select(composed_without(several[2], overrides, config_dir), several[2]), float)
@@ -264,6 +305,40 @@ def composition_error(error: Exception, overrides: Sequence[str], config_dir: Pa
     return ConfigError(f"{f'{key}: ' if key else ''}{first_line(cause)}", code="composition", key=str(key or ""))
 
 
+def option_of_hydra(group: str) -> ConfigError:
+    """Return the error for a launcher or sweeper that is given as a key."""
+    return ConfigError(
+        f"hydra.{group} is a section, and its option is chosen with a slash: write hydra/{group}=NAME, or in a file "
+        f"'- override /hydra/{group}: NAME' in its defaults",
+        code="usage",
+        key=f"hydra.{group}",
+    )
+
+
+def remedy_for(written: str) -> str:
+    """Return how to write an override that Hydra cannot read: its value in quotes, as a shell takes it."""
+    key, _, value = written.partition("=")
+    as_text = quoted(key, [value])
+    if as_text is None or re.match(r"[\[{]|\w+\(", value):  # more likely a list, a mapping or a sweep with a mistake
+        return (
+            "quote a value that contains spaces, commas, brackets, parentheses or ~, for example "
+            "'output_root=\"~/runs (1)\"'"
+        )
+    as_sweep = quoted(key, value.split(",")) if "," in value else None
+    return f"write {as_text}{f', or with -m {as_sweep} for a run of each' if as_sweep else ''}"
+
+
+def quoted(key: str, values: Sequence[str]) -> str | None:
+    """Return an override with its values in quotes, as a shell takes it, or None if Hydra would read other values."""
+    try:
+        quotes = [QuotedString(value, Quote.double).with_quotes() for value in values]
+        parser = OverridesParser.create()
+        read = [parser.parse_override(f"{key}={text}").value() for text in quotes]
+    except Exception:  # the key cannot be read either
+        return None
+    return shlex.quote(f"{key}={','.join(quotes)}") if read == list(values) else None
+
+
 def groups() -> set[str]:
     """Return the groups of which a run chooses one option."""
     folders = {folder.name for folder in CONF_DIR.iterdir() if folder.is_dir()}
@@ -294,6 +369,8 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
         ]
     elif isinstance(beside, DictConfig):
         valid = {str(k) for k in beside}
+    elif isinstance(beside, str) and path in groups():
+        return option_as_key(path, beside)
     else:
         return unknown_key(path, overrides, config_dir)
     if name in valid:
@@ -303,6 +380,14 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
             key=key,
         )
     hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(name, valid)
+    if path in ("student", "teacher") and takes_argument(str(beside.get("_target_")), name):
+        given = next((text for text in overrides if text.startswith(f"{key}=")), f"{key}=VALUE")
+        return ConfigError(
+            f"{key} is not a key of the file of {path}, whose builder accepts it as an argument: write "
+            f"{shlex.quote(f'+{given}')}; {hint}",
+            code="unknown_key",
+            key=key,
+        )
     return ConfigError(f"{key} is not a known key; {hint}", code="unknown_key", key=key)
 
 

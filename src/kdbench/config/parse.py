@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import hydra.utils
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -80,11 +81,16 @@ def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | Non
     Raises:
         ConfigError: with one line that says which key, what it was, and what it may be.
     """
+    unresolved = OmegaConf.create(config)  # type: ignore[arg-type]  # any Mapping will do
+    check_values_of_hydra(OmegaConf.to_container(unresolved))
     try:
-        tree: Any = OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # type: ignore[arg-type]  # any Mapping will do
+        tree: Any = OmegaConf.to_container(unresolved, resolve=True)
     except OmegaConfBaseException as error:
         key = str(error.full_key)
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}", code="interpolation", key=key) from None
+    for group, option in tree.items():
+        if names and group in names and isinstance(option, str):
+            raise option_as_key(group, option)
     for group in ("pair", "experiment"):
         if group in tree:
             raise ConfigError(
@@ -112,6 +118,35 @@ def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | Non
     run = RunConfig(**{f.name: getattr(document, f.name) for f in dataclasses.fields(Document)} | open_sections)
     check_together(run)
     return run
+
+
+def check_values_of_hydra(node: Any, path: str = "") -> None:
+    """Check that every `${hydra:KEY}` in a config has a value: Hydra would write None in its place.
+
+    Raises:
+        ConfigError: one has none, such as the number of the run where there is no sweep.
+    """
+    if isinstance(node, dict):
+        for name, inner in node.items():
+            check_values_of_hydra(inner, f"{path}.{name}" if path else str(name))
+    elif isinstance(node, list):
+        for inner in node:
+            check_values_of_hydra(inner, path)
+    elif isinstance(node, str) and HydraConfig.initialized():
+        for key in re.findall(r"(?<!\\)\$\{hydra:([\w./]+)\}", node):
+            if OmegaConf.select(HydraConfig.get(), key) is None:  # type: ignore[arg-type]  # a DictConfig
+                where = "; it is the number of a run in a sweep, with -m" if key in ("job.num", "job.id") else ""
+                raise ConfigError(f"{path}: ${{hydra:{key}}} has no value here{where}", code="interpolation", key=path)
+
+
+def option_as_key(group: str, option: str) -> ConfigError:
+    """Return the error for an option that a file writes as a key."""
+    return ConfigError(
+        f"{group}: {option} in a file sets a key; a file that chooses an option lists "
+        f"'- override /{group}: {option}' in its defaults",
+        code="invalid_option_file",
+        key=group,
+    )
 
 
 def parse_model(node: Mapping[str, Any], path: str) -> ModelConfig:
@@ -181,6 +216,16 @@ def check_stage(place: Any, path: str) -> None:
             code="out_of_range",
             key=f"{path}.layout",
         )
+
+
+def takes_argument(target: str, name: str) -> bool:
+    """Return whether a network's builder can be called with an argument of this name by a config."""
+    try:
+        parameters = inspect.signature(hydra.utils.get_method(target)).parameters.values()
+    except Exception:  # `check_arguments` reports it
+        return False
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    return name != "num_classes" and (takes_any or name in {p.name for p in parameters})
 
 
 def check_arguments(target: str, arguments: Mapping[str, Any], path: str) -> None:

@@ -73,7 +73,8 @@ class RuntimeConfig:
     """Device, precision and execution of a run."""
 
     device: str = setting(
-        lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None, "auto, cpu, cuda or cuda:0, cuda:1, ..."
+        lambda value: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value) is not None,
+        "auto, cpu, mps, cuda or cuda:0, cuda:1, ...",
     )
     precision: str = one_of("auto", "fp32", "bf16", "fp16")
     channels_last: bool = MISSING

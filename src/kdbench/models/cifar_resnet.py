@@ -47,9 +47,11 @@ class CifarResNet(nn.Module):
             raise ConfigError(
                 f"depth is {depth!r}; it must be 6n + 2: 8, 14, 20, 26, 32, ...", code="out_of_range", key="depth"
             )
-        if len(widths) != 4 or not all(type(width) is int and width >= 1 for width in widths):
+        four = isinstance(widths, Sequence) and len(widths) == 4
+        if not four or not all(type(width) is int and width >= 1 for width in widths):
             raise ConfigError(
-                f"widths is {widths!r}; it must be four numbers of at least 1: stem and three stages",
+                f"widths is {widths!r}; it must be a list of four whole numbers of at least 1, for the stem and the "
+                "three stages, such as [16,16,32,64]",
                 code="out_of_range",
                 key="widths",
             )

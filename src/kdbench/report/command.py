@@ -42,6 +42,19 @@ def report(arguments: Sequence[str]) -> int:
     return 1 if made.damaged else 0
 
 
+def report_runs(paths: Sequence[Path], folder: str) -> None:
+    """Write the report that a run or a sweep ends with, or print why there is none: the runs are complete all the same.
+
+    Args:
+        paths: directories of the complete runs.
+        folder: folder to write to.
+    """
+    try:
+        report([*map(str, dict.fromkeys(paths)), "--out", folder])
+    except ConfigError as error:
+        print(f"no report: {error}")
+
+
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options of the command line.
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from kdbench.errors import ConfigError, KdbenchError
 from kdbench.rundir.files import sha256
 from kdbench.rundir.load import row_of, run_folders
-from kdbench.rundir.summary import RunSummary, Status, changed_file, read_summary
+from kdbench.rundir.summary import GIVEN, RunSummary, Status, changed_file, read_summary
 
 METRICS, LOGITS = "metrics.csv", "logits.safetensors"
 
@@ -67,7 +67,7 @@ def read_runs(paths: Sequence[Path]) -> FoundRuns:
     # Objects, so that whole numbers stay whole and a missing value is None in every column.
     runs = pd.DataFrame(list(rows.values()), dtype=object)
     runs = runs.where(runs.notna(), None)
-    return FoundRuns(runs, damaged, [*remarks, *changed_teachers(runs), *without_role(runs)])
+    return FoundRuns(runs, damaged, [*remarks, *changed_teachers(runs), *given_teachers(runs), *without_role(runs)])
 
 
 def first_lines(lines: Sequence[str], most: int = 3) -> list[str]:
@@ -125,6 +125,20 @@ def changed_teachers(runs: pd.DataFrame) -> list[str]:
                 "has now"
             )
     return remarks
+
+
+def given_teachers(runs: pd.DataFrame) -> list[str]:
+    """Return one remark if teachers have weights that were not trained here, so that their images are unknown."""
+    given = {run.run_key: run.student for run in rows_of(runs) if run.method == GIVEN}
+    given |= {run.teacher_key: run.teacher for run in rows_of(runs) if run.teacher_key and run.teacher_seed is None}
+    if not given:
+        return []
+    names = ", ".join(sorted(set(given.values())))
+    many = f"the weights of {len(given)} teachers ({names}) were" if len(given) > 1 else f"the weights of {names} were"
+    return [
+        f"{many} given as a file (teacher.checkpoint): the images of that training are unknown, and may include the "
+        "validation and test images"
+    ]
 
 
 def without_role(runs: pd.DataFrame) -> list[str]:

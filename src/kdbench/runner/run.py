@@ -28,7 +28,7 @@ from kdbench.runner.build import Parts, build_learner, build_parts, check_parts
 from kdbench.runner.resources import check_disk_space, user_error
 from kdbench.runner.results import Predictions, fidelity, write_result
 from kdbench.runner.settings import METADATA, NumericSettings, adopt_settings, check_settings, recorded_settings
-from kdbench.system.device import resolve_runtime
+from kdbench.system.device import kind_of, resolve_runtime
 from kdbench.system.guard import Guard
 from kdbench.system.logs import RunLog
 from kdbench.system.signals import Interrupted
@@ -354,6 +354,8 @@ def check_run(config: RunConfig) -> Path | None:
 
 def peak_memory(device: str) -> int:
     """Return bytes: tensors on the GPU since the training began, or on the CPU the process's largest size so far."""
-    if device != "cpu":
+    if kind_of(device) == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if kind_of(device) == "mps":
+        return torch.mps.driver_allocated_memory()  # at present: MPS records no peak
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -19,7 +19,7 @@ from kdbench.rundir.identity import teacher_config
 from kdbench.runner.imported import import_teacher
 from kdbench.runner.run import Run, RunResult
 from kdbench.system import signals
-from kdbench.system.device import torch_settings
+from kdbench.system.device import kind_of, torch_settings
 from kdbench.teachers.resolve import resolve_teachers
 from kdbench.train.learner import Learner
 from kdbench.train.loop import fit
@@ -127,7 +127,7 @@ def distribute_work(runs: Sequence[Run]) -> None:
     for run in runs:
         run.lockstep = len(runs)
         run.learner.work = run.work(live)
-    if runs and runs[0].config.runtime.device != "cpu":
+    if runs and kind_of(runs[0].config.runtime.device) == "cuda":
         torch.cuda.reset_peak_memory_stats(runs[0].config.runtime.device)
 
 

@@ -49,6 +49,19 @@ class StudyPlan:
         self._planned: dict[tuple[str, ...], PlannedRun] = {}
         for title in study.stages:
             self.plan_stage(title)
+        self.check_overrides()
+
+    def check_overrides(self) -> None:
+        """Check that each override of every run has a run that accepts it, for one error in place of one for each.
+
+        Raises:
+            ConfigError: no student, teacher or method of the study has a key that the override sets.
+        """
+        runs = self.all_runs()
+        for key in map(key_of, self.study.overrides):
+            errors = [run.error for run in runs if key in map(key_of, run.overrides)]
+            if errors and errors[0] and all(error and error.key == key for error in errors):
+                raise errors[0]
 
     @property
     def selected(self) -> Path:

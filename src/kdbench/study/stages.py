@@ -12,10 +12,11 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 
 from kdbench.config import RunConfig, compose
+from kdbench.config.parse import TeacherKeys
 from kdbench.config.schema import setting
 from kdbench.errors import ConfigError
 from kdbench.study.winners import Winner
-from kdbench.sweep.overrides import expand, key_of, options_of, override
+from kdbench.sweep.overrides import OPEN_SECTIONS, expand, key_of, options_of, override
 
 BASELINE_METHOD = "ce"
 
@@ -133,7 +134,11 @@ class Study:
                     code="set_by_study",
                     key=key_of(text),
                 )
-        return (*(text for text in self.overrides if key_of(text) not in fixed), *own, *stage.overrides)
+        shared = [text for text in self.overrides if key_of(text) not in fixed]
+        if override("method", BASELINE_METHOD) in own:
+            is_teacher = bool(stage.teachers) and own[0] == override("student", *stage.teachers)
+            shared = [without for text in shared if (without := without_teacher(text, is_teacher))]
+        return (*shared, *own, *stage.overrides)
 
     def expand(self, sweep: Sequence[str]) -> list[tuple[str, ...]]:
         """Return the overrides of each run of a sweep. Errors: see `kdbench.sweep.overrides.expand`."""
@@ -169,11 +174,11 @@ class Study:
 
     def compose_example(self) -> RunConfig:
         """Return a distilled run of the study, for the settings that all its runs share."""
-        return self.compose([*self.overrides, "method=logit"])
+        return self.compose([*filter(is_shared, self.overrides), "method=logit"])
 
     def compose_pair(self, name: str) -> RunConfig:
         """Return a distilled run of a pair, for the names of its student and teacher."""
-        return self.compose([*self.overrides, override("pair", name), "method=logit"])
+        return self.compose([*filter(is_shared, self.overrides), override("pair", name), "method=logit"])
 
     def teacher_recipe(self) -> list[str]:
         """Return the overrides by which a run's own recipe becomes that of its teacher."""
@@ -181,6 +186,27 @@ class Study:
         assert run.teacher is not None
         own, wanted = dataclasses.asdict(run.recipe), dataclasses.asdict(run.teacher.recipe)
         return [override(f"recipe.{key}", value) for key, value in wanted.items() if own[key] != value]
+
+
+def is_shared(text: str) -> bool:
+    """Return whether an override sets a key that every run has, whatever its student, teacher and method are."""
+    section, _, name = key_of(text).partition(".")
+    if section == "teacher":
+        return name.partition(".")[0] in ("", *(f.name for f in dataclasses.fields(TeacherKeys)))
+    return not key_of(text).startswith(OPEN_SECTIONS)
+
+
+def without_teacher(text: str, is_teacher: bool) -> str | None:
+    """Return an override of every run as that of a run without a teacher, or None if it concerns no such run.
+
+    Args:
+        text: the override.
+        is_teacher: whether the run trains a teacher, so that keys of `teacher` are those of its `student`.
+    """
+    section = key_of(text).partition(".")[0]
+    if is_shared(text) or (section == "student" and not is_teacher):
+        return text
+    return text.replace("teacher.", "student.", 1) if section == "teacher" and is_teacher else None
 
 
 def grid_overrides(grid: dict[str, list[Any]] | None) -> list[str]:

@@ -9,14 +9,19 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
+from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString, ValueType
 from hydra.errors import HydraException
+from hydra.types import RunMode
 
 from kdbench.config.composition import composition_error, initialize_hydra, register_models_once
-from kdbench.errors import ConfigError, first_line
+from kdbench.errors import ConfigError, first_line, nearest
 
 PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
 """Texts that need no quotes; `KEYWORDS` do."""
+CHOOSING = ("student", "teacher", "method", "pair", "experiment")
+"""Groups that decide which keys the sections below have."""
+OPEN_SECTIONS = ("student.", "teacher.", "method.")
+"""Beginnings of the keys of sections that depend on an option."""
 KEYWORDS = ("null", "true", "false", "nan", "inf")
 
 
@@ -116,15 +121,22 @@ def expand(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list
         parsed = OverridesParser.create(loader or options_of(None)).parse_overrides(list(overrides))
         for one in parsed:
             if not values_of(one):
-                raise ConfigError(
-                    f"{one.input_line} has no values; a sweep needs at least one value of each key",
-                    code="empty_sweep",
-                    key=one.key_or_group,
-                )
+                raise ConfigError(why_empty(one), code="empty_sweep", key=one.key_or_group)
         (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
         raise composition_error(error, overrides) from None
     return [tuple(job) for job in jobs]
+
+
+def why_empty(read: Override) -> str:
+    """Return the message for an override without a value."""
+    glob = read._value
+    if isinstance(glob, Glob) and read.config_loader:
+        if names := read.config_loader.get_group_options(read.key_or_group):
+            hint = nearest(re.sub(r"[*?]|\[.*\]", "", glob.include[0]) if glob.include else "", names)
+            return f"{read.input_line} matches no option of {read.key_or_group}; {hint}"
+        return f"{read.input_line}: {read.key_or_group} has no options for glob to match; list its values as a,b"
+    return f"{read.input_line} has no values; a sweep needs at least one value of each key"
 
 
 def values_of(read: Override) -> list[str]:
@@ -143,6 +155,52 @@ def values_of(read: Override) -> list[str]:
         except (HydraException, ValueError) as error:  # a step of 0
             problem = first_line(error)
     raise ConfigError(f"{read.input_line}: {problem}", code="unreadable_override", key=read.key_or_group)
+
+
+def starts_sweep(overrides: Sequence[str], config_dir: Path | None = None) -> bool:
+    """Return whether overrides without -m start a sweep, as `hydra.mode` in the file of an experiment does."""
+    if not any(text.startswith(("experiment=", "hydra.mode=")) for text in overrides):
+        return False
+    choices = [text for text in overrides if not text.lstrip("+").startswith(OPEN_SECTIONS)]
+    with initialize_hydra(config_dir) as loader:
+        try:
+            config = loader.load_configuration("config", choices, RunMode.MULTIRUN, validate_sweep_overrides=False)
+        except Exception:  # Hydra composes again, and reports it
+            return False
+    return bool(config.hydra.mode == RunMode.MULTIRUN)
+
+
+def defer_keys(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of a sweep in such a form that keys which depend on an option are applied to its runs alone.
+
+    Before a sweep, Hydra composes one config of every override with a single value, with the default of each group
+    that the sweep varies: an option that may not have the key. A sweep of one value is left to the sweep.
+    """
+    try:
+        read = [parse(text) for text in overrides]
+    except ConfigError:
+        return list(overrides)  # Hydra reports it
+    keys = {one.key_or_group for one in read}
+    varies = any(one.is_sweep_override() and one.key_or_group in CHOOSING for one in read)
+    varies = varies or any(key == "experiment" or key.startswith("hydra.sweeper.params") for key in keys)
+    if not varies or "hydra/sweeper" in keys:
+        return list(overrides)
+    return [
+        one_value_sweep(one) if one.key_or_group.startswith(OPEN_SECTIONS) else text
+        for one, text in zip(read, overrides, strict=True)
+    ]
+
+
+def one_value_sweep(read: Override) -> str:
+    """Return an override as a sweep of its only value, or as it is if it is a sweep already."""
+    assert read.input_line is not None
+    if read.is_sweep_override():
+        return read.input_line
+    text = f"{read.get_key_element()}=choice({read.get_value_element_as_str()})"
+    try:
+        return text if repr(value_of(text)) == repr([read.value()]) else read.input_line
+    except ConfigError:  # an empty value
+        return read.input_line
 
 
 def options_of(config_dir: Path | None) -> ConfigLoader:

@@ -9,6 +9,7 @@ from kdbench.errors import ConfigError, printable
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.summary import Status
 from kdbench.runner.run import resolve_run
+from kdbench.sweep.overrides import OPEN_SECTIONS
 
 Compose = Callable[[tuple[str, ...]], RunConfig]
 """Returns the config of a run from its overrides; raises ConfigError."""
@@ -35,6 +36,7 @@ class PlannedRun:
         composed: the parsed config; None if it was refused.
         key: run key.
         error: the error that refuses it at this point; executing the plan checks more.
+        number: place within its sweep, counted from 0.
     """
 
     overrides: tuple[str, ...]
@@ -42,6 +44,7 @@ class PlannedRun:
     composed: RunConfig | None = None
     key: str = ""
     error: ConfigError | None = None
+    number: int = 0
     status: Status = Status.NOT_STARTED
     path: str | None = None
     """Run directory, once the run is complete."""
@@ -83,14 +86,32 @@ def plan(jobs: Sequence[tuple[str, ...]], compose: Compose) -> list[PlannedRun]:
     return [plan_run(overrides, compose) for overrides in jobs]
 
 
-def plan_run(overrides: tuple[str, ...], compose: Compose) -> PlannedRun:
-    """Return one run with its config and key, or with the error that refuses it."""
-    run = PlannedRun(overrides, printable(" ".join(overrides)))
+def plan_run(overrides: tuple[str, ...], compose: Compose, number: int = 0) -> PlannedRun:
+    """Return one run with its config and key, or with the error that refuses it.
+
+    Args:
+        overrides: of the run.
+        compose: function that composes it.
+        number: place of the run within its sweep, counted from 0.
+    """
+    run = PlannedRun(overrides, printable(" ".join(overrides)), number=number)
     try:
         config = compose(overrides)
         run.key = resolve_run(config)[1].key
         run.composed = config
     except ConfigError as error:
-        run.error = error
-        run.refuse(error)
+        run.error = with_remedy(error)
+        run.refuse(run.error)
     return run
+
+
+def with_remedy(error: ConfigError) -> ConfigError:
+    """Return the error of a run of several, with what to do where only its option has no such key."""
+    if error.code != "unknown_key" or not error.key.startswith(OPEN_SECTIONS):
+        return error
+    section = error.key.partition(".")[0]
+    return ConfigError(
+        f"{error}; where other options of {section} have this key, give them a command of their own",
+        code=error.code,
+        key=error.key,
+    )

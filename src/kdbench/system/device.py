@@ -39,23 +39,42 @@ def resolve_runtime(runtime: RuntimeT) -> RuntimeT:
         ConfigError: this machine has no such device, or the device does not support the precision.
     """
     device = resolve_device(runtime.device)
-    on_cpu = device == "cpu"
-    if runtime.precision == "fp16" and on_cpu:
+    if runtime.precision == "fp16" and kind_of(device) != "cuda":
+        where = "the CPU" if device == "cpu" else device
         raise ConfigError(
-            "runtime.precision=fp16 needs a CUDA device and this run is on the CPU; use bf16 or fp32",
+            f"runtime.precision=fp16 needs a CUDA device and this run is on {where}; use bf16 or fp32",
             code="unavailable_device",
             key="runtime.precision",
         )
     precision = runtime.precision
     if precision == "auto":
-        native = have_native_bf16() if on_cpu else torch.cuda.get_device_capability(device)[0] >= 8
-        precision = "bf16" if native else "fp32"
+        precision = "bf16" if multiplies_bf16(device) else "fp32"
     threads = available_cores() if runtime.threads == "auto" else runtime.threads
     return dataclasses.replace(runtime, device=device, precision=precision, threads=threads)  # type: ignore[type-var]  # a dataclass
 
 
+def kind_of(device: str) -> str:
+    """Return the kind of a resolved device: cpu, cuda or mps."""
+    return device.partition(":")[0]
+
+
+def multiplies_bf16(device: str) -> bool:
+    """Return whether a device computes bfloat16 natively; for mps that has not been measured."""
+    if kind_of(device) == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return device == "cpu" and have_native_bf16()
+
+
 def resolve_device(wanted: str) -> str:
-    """Return cpu or cuda:N for auto, cpu, cuda or cuda:N."""
+    """Return cpu, cuda:N or mps for auto, cpu, cuda, cuda:N or mps; auto never chooses mps, which is untested."""
+    if wanted == "mps":
+        if not torch.backends.mps.is_available():
+            raise ConfigError(
+                "runtime.device=mps and this machine has no MPS device; use runtime.device=auto or cpu",
+                code="unavailable_device",
+                key="runtime.device",
+            )
+        return "mps"
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "cpu" or (wanted == "auto" and count == 0):
         return "cpu"
@@ -96,6 +115,11 @@ def torch_settings(runtime: Runtime) -> Iterator[None]:
         torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, tf32
 
 
+def widest_float(device: str) -> torch.dtype:
+    """Return the widest floating-point type of a device: MPS has no float64."""
+    return torch.float32 if kind_of(device) == "mps" else torch.float64
+
+
 def autocast(runtime: Runtime) -> torch.autocast:
     """Return the context of mixed precision for forward passes: float32 weights, narrow convolutions and products."""
     dtype = autocast_dtype(runtime)
@@ -119,14 +143,18 @@ def place(module: ModuleT, runtime: Runtime) -> ModuleT:
 
 def synchronize(device: str) -> None:
     """Wait until a GPU has finished its work."""
-    if device != "cpu":
+    if kind_of(device) == "cuda":
         torch.cuda.synchronize(device)
+    elif kind_of(device) == "mps":
+        torch.mps.synchronize()
 
 
 def device_name(device: str) -> str:
     """Return the name of the processor or GPU behind a device."""
-    if device != "cpu":
+    if kind_of(device) == "cuda":
         return torch.cuda.get_device_name(device)
+    if kind_of(device) == "mps":
+        return f"GPU of {platform.processor() or platform.machine()}, by MPS"
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

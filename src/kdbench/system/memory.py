@@ -7,7 +7,7 @@ import re
 import torch
 
 ALLOCATION = r"allocate ([\d.]+ ?(?:bytes|[KMGT]iB))"
-OUT_OF_MEMORY = "CUDA error: out of memory|ALLOC_FAILED"
+OUT_OF_MEMORY = "CUDA error: out of memory|MPS backend out of memory|ALLOC_FAILED"
 """Messages of a GPU's libraries that are raised as plain RuntimeError."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Parameters of glibc's mallopt (malloc.h)."""

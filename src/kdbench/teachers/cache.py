@@ -30,7 +30,7 @@ from kdbench.methods.base import Requires
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import check_no_links, sha256, sync_folder, write_json
 from kdbench.rundir.identity import architecture_identity, hash_of
-from kdbench.system.device import device_name
+from kdbench.system.device import device_name, kind_of
 from kdbench.teachers.live import LiveTeacher
 from kdbench.teachers.store import Teacher
 from kdbench.train.evaluate import EVALUATION_BATCH
@@ -50,7 +50,7 @@ def views_of(config: RunConfig) -> Tensor:
 
 def cache_file(teacher: RunDirectory, config: RunConfig) -> Path:
     """Return where the logit cache of a teacher is, or will be."""
-    return teacher.path / f"logits-{kind_of(config)}.npy"
+    return teacher.path / f"logits-{kind_of(config.runtime.device)}.npy"
 
 
 def size_of(config: RunConfig) -> int:
@@ -228,7 +228,7 @@ class LogitCache:
     def live_logits(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Return the live teacher's logits [B, C] float32, on the CPU, of views (columns) of images (rows)."""
         device, parts = self.batches.dataset.train.labels.device, []
-        size = EVALUATION_BATCH[kind_of(self.config)]
+        size = EVALUATION_BATCH[kind_of(self.config.runtime.device)]
         for some_rows, some_columns in zip(rows.split(size), columns.split(size), strict=True):
             batch = self.batches.batch(some_rows.to(device), self.views[some_columns].to(device))
             logits = self.teacher(batch).logits
@@ -251,7 +251,7 @@ class LogitCache:
         self.remove_outdated()
         images, views, _ = self.shape
         total = images * views
-        block = BATCHES_PER_BLOCK * EVALUATION_BATCH[kind_of(self.config)]
+        block = BATCHES_PER_BLOCK * EVALUATION_BATCH[kind_of(self.config.runtime.device)]
         self.partial.touch()
         with self.partial.open("r+b") as file:
             done = continue_file(file, self.shape, block)
@@ -281,11 +281,6 @@ class LogitCache:
                 other.unlink()
 
 
-def kind_of(config: RunConfig) -> str:
-    """Return the kind of device: cpu or cuda."""
-    return config.runtime.device.partition(":")[0]
-
-
 def fingerprint(config: RunConfig, teacher: Teacher, batches: Batches) -> dict[str, Any]:
     """Return everything that can change a cache's values, as JSON. Threads and the device's model only round."""
     assert config.teacher is not None
@@ -299,8 +294,8 @@ def fingerprint(config: RunConfig, teacher: Teacher, batches: Batches) -> dict[s
         "normalisation": {"mean": config.data.mean, "std": config.data.std},
         "precision": config.runtime.precision,
         "batch_norm": "fused",
-        "batch_size": EVALUATION_BATCH[kind_of(config)],
-        "device": kind_of(config),
+        "batch_size": EVALUATION_BATCH[kind_of(config.runtime.device)],
+        "device": kind_of(config.runtime.device),
         "torch": version("torch"),
         "torchvision": version("torchvision"),
         **({"own normalisation": [config.teacher.mean, config.teacher.std]} if config.teacher.mean else {}),

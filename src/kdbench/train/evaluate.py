@@ -14,8 +14,8 @@ from kdbench.system.device import autocast
 from kdbench.system.random import seeded
 from kdbench.system.signals import raise_if_requested
 
-EVALUATION_BATCH = {"cpu": 128, "cuda": 1000}
-"""Images of a forward pass per kind of device, as many as make it fast (docs/performance.md)."""
+EVALUATION_BATCH = {"cpu": 128, "cuda": 1000, "mps": 1000}
+"""Images of a forward pass per kind of device, as many as make it fast (docs/performance.md; for mps not measured)."""
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor
 from kdbench.data.batches import Batch, Batches
 from kdbench.errors import first_line
 from kdbench.methods.base import Progress
+from kdbench.system.device import kind_of
 from kdbench.train.learner import Learner, TeacherSource
 from kdbench.train.steps import EagerSteps, Steps, TeacherOutputs
 
@@ -46,7 +47,7 @@ class Recorder(Protocol):
 def steps_for(learners: Sequence[Learner], batches: Batches) -> Steps:
     """Return the way of executing steps that is fastest on the learners' device: captured or eager."""
     runtime = learners[0].runtime
-    if runtime.device == "cpu" or not runtime.graphs:
+    if kind_of(runtime.device) != "cuda" or not runtime.graphs:
         return EagerSteps(batches)
     if runtime.precision == "fp16":
         log.info("CUDA graphs: not used, since fp16's gradient scaling decides on the host")

@@ -16,7 +16,7 @@ from kdbench.data.dataset import Dataset
 from kdbench.errors import RunError
 from kdbench.methods.base import START, Method, Progress, TeacherOutput
 from kdbench.models import Network
-from kdbench.system.device import autocast
+from kdbench.system.device import autocast, kind_of
 from kdbench.system.guard import Guard
 from kdbench.system.random import (
     HostState,
@@ -117,7 +117,7 @@ class Learner:
         """Time spent on the current epoch by all processes that worked on it; the loop adds to it."""
         self.random = {
             kind: torch.Generator(device).manual_seed(seed).get_state()
-            for kind, device in {"cpu": "cpu", runtime.device.partition(":")[0]: runtime.device}.items()
+            for kind, device in {"cpu": "cpu", kind_of(runtime.device): runtime.device}.items()
         }
         """State of torch's generators after this learner's last step."""
         self.host_random: HostState | None = None
@@ -175,7 +175,7 @@ class Learner:
                 set_host_state(surrounding)
 
     def train_step(self, batch: Batch, teacher_output: TeacherOutput | None) -> None:
-        """Run forward pass, losses, backward pass, clipping, finite check and optimiser. Never waits for a GPU.
+        """Run forward pass, losses, backward pass, clipping, finite check and optimiser. Never waits for a CUDA device.
 
         Args:
             batch: images and labels.
@@ -198,7 +198,7 @@ class Learner:
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        else:
+        elif kind_of(self.runtime.device) != "mps" or not bool(failed):  # its fused step may not read found_inf
             self.optimizer.found_inf = failed  # type: ignore[attr-defined]  # read by the fused step
             self.optimizer.step()
 
@@ -303,16 +303,20 @@ class Learner:
 def random_state(device: str) -> dict[str, Tensor]:
     """Return the state of torch's generators: the CPU's, and the GPU's where there is one. Waits for neither."""
     state = {"cpu": torch.get_rng_state()}
-    if device != "cpu":
+    if kind_of(device) == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
+    elif kind_of(device) == "mps":
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
 def set_random_state(state: Mapping[str, Tensor], device: str) -> None:
     """Set torch's generators to a state."""
     torch.set_rng_state(state["cpu"])
-    if device != "cpu" and "cuda" in state:
+    if kind_of(device) == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+    elif kind_of(device) == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
 
 
 def check_terms(terms: Any, method: Method) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kdbench.errors import RunError
+from kdbench.system.device import widest_float
 
 GRAD_NORM = "grad_norm"
 COUNTS = ("steps", "images", "correct", "norm_steps", "skipped", "overflows", "failed_step")
@@ -67,8 +68,8 @@ class EpochSums:
         self.steps, self.images, self.correct, self.norm_steps, self.skipped, self.overflows, self.failed_step = (
             torch.zeros((), dtype=torch.int64, device=device) for _ in COUNTS
         )
-        self.totals = torch.zeros(0, dtype=torch.float64, device=device)
-        self.failed_values = torch.zeros(0, dtype=torch.float64, device=device)
+        self.totals = torch.zeros(0, dtype=widest_float(device), device=device)
+        self.failed_values = torch.zeros_like(self.totals)
 
     def begin(self, before: int) -> None:
         """Start an epoch.
@@ -95,7 +96,7 @@ class EpochSums:
             NonFiniteError: on the CPU, at the step itself.
         """
         self.steps += 1
-        values = torch.stack([value.detach().double() for value in (*terms.values(), grad_norm)])
+        values = torch.stack([value.detach().to(self.totals.dtype) for value in (*terms.values(), grad_norm)])
         if not self.names:
             self.names = (*terms, GRAD_NORM)
             self.totals, self.failed_values = torch.zeros_like(values), torch.zeros_like(values)
@@ -153,5 +154,5 @@ class EpochSums:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state in the middle of an epoch."""
         for name in TENSORS:
-            setattr(self, name, state[name].to(self.device, copy=True))
+            setattr(self, name, state[name].to(getattr(self, name), copy=True))
         self.names = tuple(state["names"])
