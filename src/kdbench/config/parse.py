@@ -264,6 +264,8 @@ def import_hint(target: str) -> str:
     module = target.partition(".")[0]
     if not module.isidentifier() or module in sys.modules or importlib.util.find_spec(module):
         return ""
+    if module == "timm":
+        return "; install it: pip install 'kdbench[timm]'"
     return f"; put the folder that holds the module {module} on PYTHONPATH"
 
 

@@ -20,6 +20,7 @@ def environment(config: RunConfig) -> dict[str, Any]:
     return {
         "kdbench": __version__,
         **{name: installed_version(name) for name in PACKAGES},
+        **{name: found for name in builders(config) if (found := installed_version(name))},
         "python": platform.python_version(),
         "cuda": torch.version.cuda if config.runtime.device != "cpu" else None,
         "device": device_name(config.runtime.device),
@@ -28,6 +29,13 @@ def environment(config: RunConfig) -> dict[str, Any]:
         "compile": config.runtime.compile,
         **git_state(),
     }
+
+
+def builders(config: RunConfig) -> list[str]:
+    """Return the packages other than those of `PACKAGES` that build the networks of a run, such as timm."""
+    models = [config.student, *([config.teacher.model] if config.teacher else [])]
+    names = {model.target.partition(".")[0] for model in models}
+    return sorted(names - {"kdbench", *PACKAGES})
 
 
 def installed_version(package: str) -> str | None:
