@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdbench import cli
 from kdbench.config import CONF_DIR, RunConfig, parse
-from kdbench.config.composition import groups, register_models, without_hydra
+from kdbench.config.composition import groups, options, register_models, without_hydra
 from kdbench.models import build
 from kdbench.rundir.directory import RunDirectory
 from kdbench.runner.policy import run_with_retries
@@ -133,7 +133,7 @@ def rest_slow(values: Iterable[Any], every_day: int = 1) -> list[Any]:
 
 def every_model() -> list[Any]:
     """Parameters: every model that ships by name. All but one of each kind are slow tests."""
-    names = sorted(file.stem for file in (CONF_DIR / "model").glob("*.yaml"))
+    names = sorted(options("student"))
     quick = ("resnet8", "resnet20", "resnet18")
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 

@@ -16,6 +16,7 @@ import socket
 import sys
 import types
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,12 @@ from omegaconf import OmegaConf
 import kdbench
 from kdbench import cli
 from kdbench.bench.command import bench
-from kdbench.config import compose, parse
+from kdbench.config import ModelConfig, compose, parse
 from kdbench.errors import KdbenchError
 from kdbench.methods import CrossEntropy, Method
 from kdbench.methods.logit import LogitDistillation
 from kdbench.models import build, weights
+from kdbench.models.checkpoint_files import read_checkpoint
 from kdbench.report.command import report
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import check_no_links, check_writable
@@ -52,6 +54,7 @@ from kdbench.train.evaluate import check_finite
 from kdbench.verify.command import verify_runs
 from tests.conftest import NARROW, SMALL, composed_once
 from tests.errors import recorded_errors
+from tests.networks import Plain
 from tests.rundir.test_lock import FOREIGN
 
 SOURCE = Path(kdbench.__file__).parents[1]
@@ -209,6 +212,8 @@ def prepare(folder: Path) -> None:
     torch.save([1], folder / "list.pth")
     (folder / "code.pth").write_bytes(pickle.dumps(os.getcwd))
     (folder / "damaged.safetensors").write_bytes(b"\xff" * 64)
+    with zipfile.ZipFile(folder / "script.pt", "w") as archive:
+        archive.writestr("net/constants.pkl", "x")
     (folder / "link").symlink_to(folder / "elsewhere")
     (folder / "incomplete" / "cifar-10-batches-py").mkdir(parents=True)
     for name, content in {"broken": "{a: [", "list": "- a\n"}.items():
@@ -321,10 +326,10 @@ def held_by_this_process() -> None:
 
 
 def load_weights(change: Callable[[dict[str, Any]], Any]) -> None:
-    network = build(composed_once(*SMALL).student, 10)
-    content = dict(network.body.state_dict())
+    own = build(composed_once(*SMALL).student, 10)
+    content = dict(own.body.state_dict())
     change(content)
-    weights.load_into(network, content, "given.pth")
+    weights.load_into(own, content, "given.pth")
 
 
 def small_run() -> tuple[Any, RunDirectory]:
@@ -371,6 +376,35 @@ def unimportable_model() -> None:
         model_identity(dataclasses.replace(composed_once(*SMALL).student, target="__main__.net"))
 
 
+def network(name: str, stages: dict[str, Any] | None = None, logits: Any = None, **arguments: Any) -> ModelConfig:
+    return ModelConfig(name, f"tests.networks.{name}", stages or {}, arguments, logits)
+
+
+def brought(model: ModelConfig, *overrides: str, group: str = "student") -> None:
+    """Check a small run with another network."""
+    config = composed_once(*SMALL, *overrides)
+    if group == "student":
+        check_run(dataclasses.replace(config, student=model))
+    assert config.teacher is not None
+    check_run(dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, model=model)))
+
+
+def without_stage() -> None:
+    found = build(network("Plain", {"layer2": "layer2"}), 10, ("layer2",))
+    found.body.forward = lambda images: found.body.fc(images.flatten(1)[:, :32])
+    found(torch.zeros(1, 3, 32, 32))
+
+
+def checkpoint(content: Any) -> None:
+    torch.save(content, "given.pth")
+    read_checkpoint(Path("given.pth"), Plain().state_dict(), None)
+
+
+def first_weights(**changes: Any) -> None:
+    config = composed_once(*SMALL, "student=resnet18", "student.stem=imagenet", "method=ce")
+    check_run(dataclasses.replace(config, student=dataclasses.replace(config.student, **changes)))
+
+
 def changed_config() -> None:
     config = compose([*SMALL, "method=ce"])
     config.seed = 5
@@ -409,6 +443,31 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: load_weights(lambda content: content.update({"fc.weight": torch.zeros(100, 64)})),
         lambda: load_weights(lambda content: content.update({"fc.weight": content["fc.weight"] * torch.nan})),
         lambda: load_weights(lambda content: content.update({"fc.bias": torch.zeros(10, dtype=torch.int64)})),
+    ],
+    "networks": [
+        lambda: brought(network("LogitsFirst")), lambda: brought(network("LogitsFirst", logits="nothing")),
+        lambda: brought(network("TwoHeads"), group="teacher"), lambda: brought(network("swallows_num_classes")),
+        lambda: brought(network("OfOther", change="transposed")), lambda: brought(network("fails_while_it_is_built")),
+        lambda: brought(network("Plain", {"layer1": "layer9"})),
+        lambda: brought(network("Shared", {"layer1": "relu"}), "method=feature"),
+        lambda: brought(network("WithList", {"layer1": "blocks"}), "method=feature"),
+        lambda: brought(network("WithList", {"layer1": "stem"}), "method=feature"),
+        lambda: brought(network("ChannelsLast", {"layer1": "more"}), "method=feature", group="teacher"),
+        lambda: brought(network("OwnGenerator")), lambda: brought(network("RandomBuffer")),
+        lambda: brought(network("ExtraState")), lambda: brought(network("RandomInEvaluation"), group="teacher"),
+        lambda: brought(network("StochasticDepth"), "runtime.compile=true"),
+        lambda: brought(network("of_one_image_fails"), "data.num_val=129"), without_stage,
+        *(lambda stage=stage: edited(f"student.stages.layer1={stage}") for stage in ("5", "{node: a, input_of: b}",
+          "{node: layer1, layout: chw}")),
+        *(lambda override=override: edited(override) for override in ("student.logits={a: 1}", "student.weights=5",
+          "teacher.mean=[0,0,0]", "teacher.checkpoint_key=ema")),
+        lambda: first_weights(weights="IMAGENET1K_V9"), lambda: first_weights(weights="nowhere.pth"),
+        lambda: brought(dataclasses.replace(network("Plain"), weights="DEFAULT")),
+    ],
+    "checkpoint files": [
+        lambda: checkpoint([1]), lambda: checkpoint({"a": Plain().state_dict(), "b": Plain().state_dict()}),
+        lambda: checkpoint(Plain(100).state_dict()), lambda: checkpoint(Plain(width=4).state_dict()),
+        lambda: read_checkpoint(Path("script.pt"), Plain().state_dict(), None),
     ],
     "runs": [
         full_disk, lambda: ended_by(OSError(28, "No space left on device", "outputs/runs/last.ckpt")),
