@@ -61,7 +61,6 @@ SOURCE = Path(kdbench.__file__).parents[1]
 GOLDEN = Path(__file__).with_name("messages.txt")
 
 NEEDS_A_FAULT = {
-    "not_compilable": "needs a machine whose compiler fails; tests/train/test_compiled.py has it",
     "not_readable": "needs a user whose permissions count: root reads every file",
     "lock_lost": "needs a process that was suspended for a minute; tests/rundir/test_lock.py has it",
 }

@@ -232,13 +232,14 @@ def composition_error(error: Exception, overrides: Sequence[str], config_dir: Pa
         if re.match(r"[+~]*[=@]", override):  # Hydra reads an empty key as a number or as a group, and fails later
             return ConfigError(f"{override!r} has no key; write key=value", code="unreadable_override", key="")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        if group:
-            valid = error.options or (options(group) if group in groups() else [])
+        group, _, option = error.missing_cfg_file.partition("/")
+        if option:
+            folders = [CONF_DIR, *([config_dir] if config_dir else [])] if group in groups() else []
+            valid = {*(error.options or []), *(name for folder in folders for name in options(group, folder))}
             return ConfigError(
                 f"{group}={option} is not an option; {nearest(option, valid)}", code="unknown_option", key=group
             )
-        return ConfigError(f"there is no config named {option}", code="unknown_option", key="--config-name")
+        return ConfigError(f"there is no config named {group}", code="unknown_option", key="--config-name")
     unmatched = re.match(r"Could not (?:override|delete|append to config)[^']*'([^']+)'", str(error))
     if unmatched:
         return unknown_key(unmatched[1].partition("@")[0], overrides, config_dir)
