@@ -76,10 +76,13 @@ def test_keys_of_a_sweep_in_an_experiment_or_in_the_parameters_of_the_sweeper_ar
     assert errors_of(runs) == [None, ("unknown_key", "method.stages")]
 
 
-def test_a_key_that_no_run_of_a_sweep_can_have_is_one_error_before_the_sweep(kdbench: Callable[..., Finished]) -> None:
-    result = kdbench("-m", *BASE, "student=resnet8", "seed=0,1", "student.wdths=[8,8,16,32]")
-    assert result.code == 2
-    assert len(result.err.splitlines()) == 1
+@pytest.mark.parametrize("given", [("student=resnet8", "seed=0,1"), ("student=resnet8,resnet14",)])
+def test_a_key_that_no_run_of_a_sweep_can_have_is_one_error_before_the_sweep(
+    kdbench: Callable[..., Finished], given: tuple[str, ...]
+) -> None:
+    with recorded_errors() as made:
+        result = kdbench("-m", *BASE, *given, "student.wdths=[8,8,16,32]")
+    assert (result.code, reported(made, result.err)) == (2, [("unknown_key", "student.wdths")])
 
 
 @pytest.mark.parametrize("experiment", ["nets", "pair"])
