@@ -40,7 +40,7 @@ class KdbenchSweeper(BasicSweeper):
         from kdbench.sweep.execute import Group, execute, launch_here
         from kdbench.sweep.lockstep import group_planned
         from kdbench.sweep.overrides import expand
-        from kdbench.sweep.plan import plan_run
+        from kdbench.sweep.plan import check_keys, plan_run
 
         assert self.hydra_context is not None
         launcher, loader = self.launcher, self.hydra_context.config_loader
@@ -52,6 +52,7 @@ class KdbenchSweeper(BasicSweeper):
             tuple(with_networks_of_pair(job, loader)) for job in expand([*self._parse_config(), *arguments], loader)
         ]
         runs = [plan_run(job, partial(self.compose, number), number) for number, job in enumerate(jobs)]
+        check_keys(runs)
         execute(
             runs,
             Path(next((run.config.output_root for run in runs if run.composed), ".")),  # nothing is written without one
@@ -140,9 +141,9 @@ def report_of(runs: Sequence["PlannedRun"]) -> str | None:
 
     folders = list(dict.fromkeys(run.config.report for run in runs if run.composed))
     if len(folders) > 1:
+        one, other = (folder or "null" for folder in folders[:2])
         raise ConfigError(
-            f"report has several values, {folders[0]} and {folders[1]}; a sweep writes one report of all its runs: "
-            "give one folder",
+            f"report has several values, {one} and {other}; a sweep writes one report of all its runs: give one folder",
             code="several_options",
             key="report",
         )

@@ -71,7 +71,8 @@ def run_job(config: DictConfig) -> Any:
     """Complete one run. In a sweep an error is printed and returned, so that the other runs continue."""
     start()  # again: launchers may have started a process of their own
     hydra_config = HydraConfig.get()
-    os.chdir(hydra_config.runtime.cwd)  # paths are those that the user typed, also with hydra.job.chdir=true
+    if hydra_config.job.chdir:
+        os.chdir(hydra_config.runtime.cwd)  # back to where the paths of the command line start
     single = hydra_config.mode == RunMode.RUN
     if single and hydra_config.runtime.choices.get("hydra/launcher") == "lockstep":
         log.info("hydra/launcher=lockstep is for sweeps with -m; this is one run")

@@ -124,7 +124,7 @@ def test_values_of_a_sweep_that_cannot_be_read_are_shown_in_quotes_each():
     assert value_of(argument) == ["a=1.ckpt", "b=2.ckpt"]
 
 
-@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize("role", rest_slow(["student", "teacher"]))
 def test_an_argument_of_a_builder_that_its_file_does_not_list_is_shown_in_the_form_that_adds_it(tmp_path, role):
     add_model(tmp_path, "mobile", MOBILE)
     chosen = ["student=mobile", "teacher=mobile"]

@@ -13,7 +13,7 @@ from kdbench.study.winners import Candidate, Winner, choose
 from kdbench.sweep import MAX_LEARNERS
 from kdbench.sweep.lockstep import group_planned
 from kdbench.sweep.overrides import key_of, value_of
-from kdbench.sweep.plan import PlannedRun, plan_run
+from kdbench.sweep.plan import PlannedRun, check_keys, plan_run
 from kdbench.system.device import device_name, resolve_runtime
 
 
@@ -59,9 +59,7 @@ class StudyPlan:
         """
         runs = self.all_runs()
         for key in map(key_of, self.study.overrides):
-            errors = [run.error for run in runs if key in map(key_of, run.overrides)]
-            if errors and errors[0] and all(error and error.key == key for error in errors):
-                raise errors[0]
+            check_keys([run for run in runs if key in map(key_of, run.overrides)])
 
     @property
     def selected(self) -> Path:

@@ -98,7 +98,7 @@ class Study:
         sweeps = []
         if stage.teachers:
             teachers = override("student", *stage.teachers)
-            sweeps.append(self.sweep(stage, teachers, baseline, *self.teacher_recipe(), seeds))
+            sweeps.append(self.sweep(stage, teachers, baseline, *self.teacher_recipe(), seeds, teachers=True))
         if stage.students:
             sweeps.append(self.sweep(stage, override("student", *stage.students), baseline, seeds))
         for method, grid in stage.methods.items():
@@ -118,8 +118,13 @@ class Study:
             sweeps.append(self.sweep(stage, override(group, *names), override("method", method), *chosen, seeds))
         return sweeps
 
-    def sweep(self, stage: StageConfig, *own: str) -> tuple[str, ...]:
+    def sweep(self, stage: StageConfig, *own: str, teachers: bool = False) -> tuple[str, ...]:
         """Return a sweep's overrides, those of the study first. No other override may set what the stage varies.
+
+        Args:
+            stage: of this study.
+            own: overrides of the sweep alone.
+            teachers: whether its runs train teachers.
 
         Raises:
             ConfigError: an override of the command line sets what the stage varies.
@@ -134,11 +139,11 @@ class Study:
                     code="set_by_study",
                     key=key_of(text),
                 )
-        shared = [text for text in self.overrides if key_of(text) not in fixed]
+        of_study = [text for text in self.overrides if key_of(text) not in fixed]
+        of_stage = stage.overrides
         if override("method", BASELINE_METHOD) in own:
-            is_teacher = bool(stage.teachers) and own[0] == override("student", *stage.teachers)
-            shared = [without for text in shared if (without := without_teacher(text, is_teacher))]
-        return (*shared, *own, *stage.overrides)
+            of_study, of_stage = (without_teacher(texts, teachers) for texts in (of_study, of_stage))
+        return (*of_study, *own, *of_stage)
 
     def expand(self, sweep: Sequence[str]) -> list[tuple[str, ...]]:
         """Return the overrides of each run of a sweep. Errors: see `kdbench.sweep.overrides.expand`."""
@@ -196,17 +201,16 @@ def is_shared(text: str) -> bool:
     return not key_of(text).startswith(OPEN_SECTIONS)
 
 
-def without_teacher(text: str, is_teacher: bool) -> str | None:
-    """Return an override of every run as that of a run without a teacher, or None if it concerns no such run.
+def without_teacher(overrides: Sequence[str], teachers: bool) -> list[str]:
+    """Return overrides of every run as those of runs without a teacher: keys of teacher and method do not concern them.
 
     Args:
-        text: the override.
-        is_teacher: whether the run trains a teacher, so that keys of `teacher` are those of its `student`.
+        overrides: of the study or of a stage.
+        teachers: whether the runs train teachers, so that keys of `teacher` are those of their `student`.
     """
-    section = key_of(text).partition(".")[0]
-    if is_shared(text) or (section == "student" and not is_teacher):
-        return text
-    return text.replace("teacher.", "student.", 1) if section == "teacher" and is_teacher else None
+    network = "teacher." if teachers else "student."
+    kept = [text for text in overrides if is_shared(text) or key_of(text).startswith(network)]
+    return [text if is_shared(text) else text.replace(network, "student.", 1) for text in kept]
 
 
 def grid_overrides(grid: dict[str, list[Any]] | None) -> list[str]:

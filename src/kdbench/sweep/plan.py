@@ -105,6 +105,17 @@ def plan_run(overrides: tuple[str, ...], compose: Compose, number: int = 0) -> P
     return run
 
 
+def check_keys(runs: Sequence[PlannedRun]) -> None:
+    """Check that no key is unknown to every run, for one error in place of one for each.
+
+    Raises:
+        ConfigError: the options of no run have the key.
+    """
+    errors = [run.error for run in runs if run.error and run.error.code == "unknown_key"]
+    if errors and len(errors) == len(runs) and len({error.key for error in errors}) == 1:
+        raise errors[0]
+
+
 def with_remedy(error: ConfigError) -> ConfigError:
     """Return the error of a run of several, with what to do where only its option has no such key."""
     if error.code != "unknown_key" or not error.key.startswith(OPEN_SECTIONS):
