@@ -50,16 +50,22 @@ def command_lines(page: Path) -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def files_of_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory with the files that the README shows, typed in as written: a comment is their path."""
-    for block in (*blocks(README, "yaml"), *blocks(README, "python")):
-        if match := re.search(r"^# (my_\S+)$", block, re.MULTILINE):
-            file = tmp_path / match[1]
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(block)
+def files_of_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with the files that the README and docs/networks.md show, typed in as written."""
+    for page in (README, CHECKOUT / "docs" / "networks.md"):
+        write_files(page, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
+
+
+def write_files(page: Path, folder: Path) -> None:
+    """Write the files that a page shows; a comment at the top is their path."""
+    for block in (*blocks(page, "yaml"), *blocks(page, "python")):
+        if match := re.search(r"^# (my_\S+)$", block, re.MULTILINE):
+            file = folder / match[1]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block)
 
 
 def anchors(page: Path) -> set[str]:
@@ -94,7 +100,7 @@ def test_paths_in_the_text_exist(page: Path) -> None:
     ids=lambda page: str(page.relative_to(CHECKOUT)),
 )
 def test_commands_in_code_blocks_can_be_given(
-    page: Path, files_of_readme: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path, files_of_pages: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for program, *words in command_lines(page):
         if program == "kdbench":
@@ -161,7 +167,7 @@ def test_example_of_the_api_runs_as_written(tmp_path: Path, monkeypatch: pytest.
     run_blocks(CHECKOUT / "docs" / "api.md")
 
 
-def test_examples_of_the_readme_run_as_written(files_of_readme: Path) -> None:
+def test_examples_of_the_readme_run_as_written(files_of_pages: Path) -> None:
     import kdbench
 
     small = ["data=shapes", "data.num_train=64", "data.num_val=50", "data.num_test=60", "recipe=smoke"]
@@ -174,7 +180,7 @@ def test_examples_of_the_readme_run_as_written(files_of_readme: Path) -> None:
 
 
 @pytest.mark.slow
-def test_api_example_of_the_readme_runs_as_written(files_of_readme: Path) -> None:
+def test_api_example_of_the_readme_runs_as_written(files_of_pages: Path) -> None:
     run_blocks(README)
 
 
