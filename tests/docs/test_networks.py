@@ -1,4 +1,4 @@
-"""The examples of docs/networks.md: every file as written, every command as given, with the small sizes of the tests."""
+"""The examples of docs/networks.md: files as written, and commands as given but for the sizes of the tests."""
 
 import shlex
 from pathlib import Path
