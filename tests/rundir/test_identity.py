@@ -471,3 +471,29 @@ def test_code_of_kdbench_and_of_installed_packages_has_no_hash():
     for model in (config.student, config.teacher.model, mobile):
         assert "source_sha256" not in model_identity(model)
     assert "source_sha256" not in method_identity(config.method)
+
+
+def test_code_and_files_that_arguments_name_are_part_of_the_key(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    config = composed_once("student=resnet8", "method=ce").student
+
+    def identities(width, content):
+        (tmp_path / "own_activations.py").write_text(f"class Act:\n    width = {width}\n")
+        sys.modules.pop("own_activations", None)
+        (tmp_path / "net.json").write_text(content)
+        (tmp_path / "parts").mkdir(exist_ok=True)
+        (tmp_path / "parts" / "a.txt").write_text(content)
+        return [
+            model_identity(dataclasses.replace(config, arguments=arguments))
+            for arguments in (
+                {"acts": [{"_target_": "own_activations.Act"}]},
+                {"spec": {"file": str(tmp_path / "net.json")}},
+                {"folder": f"{tmp_path}/parts"},
+                {"name": "parts"},  # a name, not a path
+            )
+        ]
+
+    first, again, edited = identities(8, "{}"), identities(8, "{}"), identities(9, "[1]")
+    assert first == again
+    assert [a == b for a, b in zip(first, edited, strict=True)] == [False, False, False, True]
+    sys.modules.pop("own_activations", None)

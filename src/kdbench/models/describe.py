@@ -67,7 +67,8 @@ class ModelSummary:
     """Lines for the user, each about something that the network computes and that is not used."""
 
 
-_summaries: dict[str, ModelSummary] = {}
+_summaries: dict[tuple[str, bool], tuple[ModelSummary, Any]] = {}
+"""Summary and builder by case and `trained`; the builder is kept so that no other object gets its id."""
 
 
 def summarize(
@@ -87,13 +88,14 @@ def summarize(
             [N, num_classes]; it has no such stage; or its state cannot be stored and restored.
     """
     builder = hydra.utils.get_object(config.target)
+    builder = getattr(builder, "__func__", builder)  # a bound method is another object each time
     case = repr((config.target, id(builder), config.arguments, config.stages, config.logits, num_classes, image_shape))
-    for known in (case, f"{case} evaluated only"):
-        if known in _summaries and (known == case or not trained):
-            return _summaries[known]
-    with seeded(0), torch.random.fork_rng(devices=[]):
+    for known in [(case, True)] if trained else [(case, True), (case, False)]:
+        if known in _summaries:
+            return _summaries[known][0]
+    with seeded(0):
         summary = Probe(config, num_classes, image_shape, key).describe(trained)
-    _summaries[case if trained else f"{case} evaluated only"] = summary
+    _summaries[case, trained] = summary, builder
     return summary
 
 

@@ -70,8 +70,31 @@ def find_source(body: nn.Module, place: str | Mapping[str, Any], passes: Sequenc
     calls = [one.record.operations[name] for one in passes]
     if any(len(of_pass) <= index for of_pass in calls):
         raise UnusableStageError(f"{node} is not computed in training mode")
-    overwritten = any(tensor._version != version for tensor, version in (of_pass[index] for of_pass in calls))
+    outputs = [of_pass[index] for of_pass in calls]
+    overwritten = any(tensor._version != version for tensor, version in outputs)
+    if module := reading_module(outputs, passes):  # a hook there costs less than watching every function
+        return StageSource("input", module, 0, 1, layout=layout, overwritten=overwritten)
     return StageSource("operation", name, index, layout=layout, overwritten=overwritten)
+
+
+def reading_module(outputs: Sequence[tuple[Tensor, int]], passes: Sequence[Pass]) -> str | None:
+    """Return the path of a module that is called once in each pass and takes the output of a function, unchanged.
+
+    Args:
+        outputs: the output in each pass, with its version then.
+        passes: the passes.
+    """
+
+    def takes(path: str, output: tuple[Tensor, int], record: ForwardRecord) -> bool:
+        calls = record.calls.get(path, [])
+        if len(calls) != 1 or not calls[0].inputs or calls[0].inputs[0] is not output[0]:
+            return False
+        return any(tensor is output[0] and version == output[1] for tensor, version in calls[0].versions)
+
+    for path in passes[0].record.calls:
+        if all(takes(path, output, one.record) for output, one in zip(outputs, passes, strict=True)):
+            return path
+    return None
 
 
 def returned_source(place: str, layout: str, passes: Sequence[Pass]) -> StageSource:

@@ -94,12 +94,22 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
     if teacher and config.teacher and config.method.target.uses_stages:
         common = [stage for stage in config.student.stages if stage in config.teacher.model.stages]
         chosen = getattr(config.method.params, "stages", None)
-        wanted = [stage for stage in common if re.fullmatch(r"layer\d+", stage)] if chosen is None else chosen
+        wanted = [stage for stage in common if chosen is None and re.fullmatch(r"layer\d+", stage)]
+        wanted += [stage for stage in chosen or () if stage in common]
         check_stages(student, wanted, "student")
         check_stages(teacher, wanted, "teacher")
     torch.manual_seed(derived_seed(config.init_seed, "method"))
     method = build_method(config, student, teacher)
     check_stages(student, method.requires.student_stages, "student")
+    functions = [s for s in method.requires.student_stages if student.sources[s].kind == "operation"]
+    if config.runtime.compile and functions:
+        raise ConfigError(
+            f"runtime.compile=true and student.stages.{functions[0]} is the output of a function, "
+            f"{student.sources[functions[0]].path}, which compiled code does not show; name a module, or use "
+            "runtime.compile=false",
+            code="not_compilable",
+            key="runtime.compile",
+        )
     if teacher:
         check_stages(teacher, method.requires.teacher_stages, "teacher")
     return dataset, student, method
@@ -151,9 +161,12 @@ def check_stages(model: ModelSummary, stages: Sequence[str], key: str) -> None:
         ConfigError: one cannot.
     """
     for stage in stages:
-        if stage in model.refused:
+        problem = model.refused.get(stage)
+        if problem is None and stage not in model.sources:
+            problem = f"the method needs this stage; the network has {', '.join(model.sources) or 'none'}"
+        if problem is not None:
             path = f"{key}.stages.{stage}"
-            raise ConfigError(f"{path}: {model.refused[stage]}", code="unusable_stage", key=path)
+            raise ConfigError(f"{path}: {problem}", code="unusable_stage", key=path)
 
 
 def build_method(config: RunConfig, student: ModelSummary, teacher: ModelSummary | None) -> Method:
