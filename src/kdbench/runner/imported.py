@@ -40,7 +40,7 @@ def import_teacher(config: RunConfig, dataset: Dataset) -> RunDirectory:
         if directory.is_complete():
             return directory
         network = build_teacher(config)
-        load_checkpoint(network, config)
+        remarks = load_checkpoint(network, config)
         predictions = Predictions(
             predict(network, dataset, dataset.val, config.runtime),
             predict(network, dataset, dataset.test, config.runtime),
@@ -57,6 +57,8 @@ def import_teacher(config: RunConfig, dataset: Dataset) -> RunDirectory:
         run_log = RunLog(directory.log)
         run_log.open()
         try:
+            for remark in remarks:
+                log.info("teacher.checkpoint: %s", remark)
             log.info("%s: validation accuracy %.2f%%", checkpoint_path(config), 100 * accuracy)
         finally:
             run_log.close()

@@ -20,7 +20,7 @@ from kdbench.models import Network, build, fuse_batch_norm, weights
 from kdbench.models.checkpoint_files import read_checkpoint
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import sha256
-from kdbench.rundir.identity import architecture_identity, checkpoint_path, teacher_data
+from kdbench.rundir.identity import architecture_identity, checkpoint_path, given_config, teacher_data
 from kdbench.rundir.summary import RunSummary
 from kdbench.system.device import autocast_dtype, place
 from kdbench.train.evaluate import predict
@@ -60,11 +60,19 @@ def check_checkpoint(config: RunConfig) -> None:
         ConfigError: it cannot be read, or does not fit.
     """
     if config.teacher and config.teacher.checkpoint:
-        load_checkpoint(build_teacher(config), config)
+        file = given_config(config).method.params  # raises if there is no such file
+        case = (file.sha256, file.key, repr(architecture_identity(config.teacher.model)))
+        if case not in _fitting:
+            load_checkpoint(build_teacher(config), config)
+            _fitting.add(case)
 
 
-def load_checkpoint(network: Network, config: RunConfig) -> None:
-    """Load `teacher.checkpoint` into the teacher's network."""
+_fitting: set[tuple[object, ...]] = set()
+"""Files that this process has read, with the architectures that they fit."""
+
+
+def load_checkpoint(network: Network, config: RunConfig) -> list[str]:
+    """Load `teacher.checkpoint` into the teacher's network, and return remarks for the user."""
     assert config.teacher is not None
     path, own = checkpoint_path(config), network.body.state_dict()
     try:
@@ -74,8 +82,7 @@ def load_checkpoint(network: Network, config: RunConfig) -> None:
         text = f"{key} (for teacher={config.teacher.model.name}): {error}"
         raise ConfigError(text, code=error.code, key=key) from None
     network.body.load_state_dict(own | found)
-    for remark in remarks:
-        log.info("teacher.checkpoint: %s", remark)
+    return remarks
 
 
 def weights_metadata(model: ModelConfig, data: DataConfig) -> dict[str, Any]:
@@ -188,3 +195,4 @@ def warn_at_chance(accuracy: float, directory: RunDirectory, dataset: Dataset) -
 def forget_verified() -> None:
     """Verify every teacher again, as a new process would."""
     _verified.clear()
+    _fitting.clear()
