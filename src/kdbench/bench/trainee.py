@@ -52,7 +52,9 @@ class Bench:
         These are the student's forward pass, twice that backward, and the forward pass of a live teacher.
         """
         teacher = self.config.teacher if arm.teacher != "cache" else None
-        teacher_macs = summarize(teacher.model, NUM_CLASSES, IMAGE_SHAPE, "teacher").macs if teacher else 0
+        teacher_macs = (
+            summarize(teacher.model, NUM_CLASSES, IMAGE_SHAPE, "teacher", trained=False).macs if teacher else 0
+        )
         return 6 * self.student.macs + 2 * teacher_macs
 
     def teacher_for(self, arm: Arm, config: RunConfig) -> TeacherSource:

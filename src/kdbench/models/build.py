@@ -37,8 +37,9 @@ def build(
         build_body(config, num_classes, IMAGE_SHAPE, key),
         wanted,
         summary.logits,
-        repr((config.target, config.arguments, num_classes, summary.logits, wanted)),
+        repr((config.target, summary.builder, config.arguments, num_classes, summary.logits, wanted)),
         summary.fusable,
         summary.host_random,
         summary.changing,
+        summary.own_code,
     )

@@ -59,10 +59,16 @@ class ModelSummary:
     """True if the network draws random numbers from Python's or NumPy's generator while it trains."""
     changing: tuple[str, ...]
     """Attributes and buffers outside of the state dict that training changes."""
+    without_gradient: Mapping[str, str]
+    """Stages from which no gradient flows back to a parameter, with the reason."""
+    own_code: bool
+    """True if the network may do at a later step what the description did not see: it is not one of kdbench's."""
     evaluation_random: bool
     """True if the network draws random numbers in evaluation mode too."""
     one_image: Mapping[str, str]
     """Mode (train or eval) to why a batch of one image cannot be processed in it."""
+    builder: int
+    """Number of the builder in this process: code that is edited and imported anew has another."""
     remarks: tuple[str, ...]
     """Lines for the user, each about something that the network computes and that is not used."""
 
@@ -87,16 +93,28 @@ def summarize(
         ConfigError: the architecture cannot be built, or cannot process such images; its logits are not clear or not
             [N, num_classes]; it has no such stage; or its state cannot be stored and restored.
     """
-    builder = hydra.utils.get_object(config.target)
-    builder = getattr(builder, "__func__", builder)  # a bound method is another object each time
+    builder = builder_of(config)
     case = repr((config.target, id(builder), config.arguments, config.stages, config.logits, num_classes, image_shape))
     for known in [(case, True)] if trained else [(case, True), (case, False)]:
         if known in _summaries:
             return _summaries[known][0]
-    with seeded(0):
-        summary = Probe(config, num_classes, image_shape, key).describe(trained)
+    try:
+        with seeded(0):
+            summary = Probe(config, num_classes, image_shape, key).describe(trained)
+    except ConfigError:
+        raise
+    except Exception as error:  # of the network's own code
+        raise ConfigError(
+            f"{key}={config.name} cannot be used: {first_line(error)}", code="mismatch", key=key
+        ) from error
     _summaries[case, trained] = summary, builder
     return summary
+
+
+def builder_of(config: ModelConfig) -> Any:
+    """Return the object that `_target_` names; of a bound method, the function."""
+    builder = hydra.utils.get_object(config.target)
+    return getattr(builder, "__func__", builder)  # a bound method is another object each time
 
 
 def build_body(config: ModelConfig, num_classes: int, image_shape: tuple[int, int, int], key: str) -> nn.Module:
@@ -115,7 +133,12 @@ def build_body(config: ModelConfig, num_classes: int, image_shape: tuple[int, in
         parameters = inspect.signature(builder).parameters
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         classes = {"num_classes": num_classes} if takes_any or "num_classes" in parameters else {}
-        body = builder(**arguments, **classes)
+        try:
+            body = builder(**arguments, **classes)
+        except TypeError as error:
+            if "unexpected keyword argument 'num_classes'" not in str(error):
+                raise
+            body = builder(**arguments)  # its **kwargs are those of something that does not take it
         body = getattr(body, "_orig_mod", body)  # of torch.compile, which runtime.compile does
         if not isinstance(body, nn.Module):
             raise TypeError(f"it returned a {type(body).__name__}, not a torch.nn.Module")
@@ -171,12 +194,15 @@ class Probe:
             passes.append(training)
             if not isinstance(training.returned, Tensor):
                 logits = self.find_logits(training, "training")
+            elif isinstance(evaluation.returned, Tensor) and logits is not None and not isinstance(logits, StageSource):
+                raise self.ambiguous(training, "training")
             self.check_logits(self.take(logits, evaluation), "evaluation")
             self.check_logits(self.take(logits, training), "training")
             remarks = self.dropped(logits, training)
         else:
             self.check_logits(self.take(logits, evaluation), "evaluation")
         sources, refused = self.find_stages(passes)
+        without_gradient = self.check_gradients(logits, sources) if trained else {}
         tensors = {stage: evaluation.tensor(source) for stage, source in sources.items()}
         self.body.eval()
         pairs = tuple(find_fusable(self.body, evaluation.record, {id(tensor) for tensor in tensors.values()}))
@@ -191,8 +217,11 @@ class Probe:
             fusable=pairs if self.fuses(pairs, logits) else (),
             host_random=changes.host_random,
             changing=changes.changing,
+            without_gradient=without_gradient,
+            own_code=not self.config.target.startswith("kdbench."),
             evaluation_random=self.draws_in_evaluation(),
             one_image=self.check_one_image(logits, trained),
+            builder=id(builder_of(self.config)),
             remarks=tuple(remarks),
         )
 
@@ -201,16 +230,25 @@ class Probe:
     def run(self, body: nn.Module, images: Tensor, train: bool) -> Any:
         """Return what a network returns for images, with seeded random numbers and without gradients."""
         body.train(train)
+        given = images.clone()
+        mode = "training" if train else "evaluation"
         try:
             with seeded(0), torch.no_grad():
-                return body(images)
+                returned = body(given)
         except Exception as error:
-            mode = "training" if train else "evaluation"
             raise ConfigError(
                 f"{self.name} cannot process images of {self.image_shape} in {mode} mode: {first_line(error)}",
                 code="mismatch",
                 key=self.key,
             ) from error
+        if not torch.equal(given, images):
+            raise ConfigError(
+                f"{self.name} changes its input images in place in {mode} mode, which others read too; its forward must "
+                "begin with an operation that is not in place",
+                code="mismatch",
+                key=self.key,
+            )
+        return returned
 
     def record(self, images: Tensor, train: bool) -> Pass:
         """Return the record of one pass."""
@@ -262,13 +300,20 @@ class Probe:
                 return places
         elif wanted is not None:
             place = str(wanted)
-            if place in found or (own and place.isdigit()):
+            if place in found:
                 return place
             if len(calls.get(place, ())) == 1 and isinstance(calls[place][0].output, Tensor):
                 return module_source(self.body, place, StageSource("output", place), None, [one])
+            if own:  # the pass in training mode shows whether there is such a place
+                return place
         elif len(found) == 1 or "logits" in found:
             return None
-        raise ConfigError(
+        raise self.ambiguous(one, mode)
+
+    def ambiguous(self, one: Pass, mode: str) -> ConfigError:
+        """Return the error for logits that are not clear, with the candidates."""
+        wanted = self.config.logits
+        return ConfigError(
             f"{self.name} returns {describe_value(one.returned)} in {mode} mode"
             + ("" if wanted is None else f", where {self.key}.logits={wanted} is not [N, {self.num_classes}]")
             + f"; say which are the logits with {self.key}.logits=: {self.candidates(one)}",
@@ -282,7 +327,7 @@ class Probe:
         calls = one.record.calls
         modules = [path for path in calls if len(calls[path]) == 1 and self.are_logits(calls[path][0].output)]
         mean = [f"[{','.join(returned)}] (their mean)"] if len(returned) > 1 else []
-        several = [*returned, *mean, *modules]
+        several = list(dict.fromkeys([*returned, *mean, *modules]))
         return ", ".join(several) or f"nothing that it computes is [N, {self.num_classes}]"
 
     def are_logits(self, value: Any) -> bool:
@@ -336,6 +381,8 @@ class Probe:
     def unreached(self, logits: StageSource | LogitsKey) -> list[str]:
         """Return the parameters on which the logits depend in evaluation mode and not in training mode."""
         named = {name: p for name, p in self.body.named_parameters() if p.requires_grad}
+        if not named:
+            return []
         reached = []
         for train in (False, True):
             self.body.train(train)
@@ -365,16 +412,59 @@ class Probe:
             except UnknownNodeError as error:
                 key = f"{self.key}.stages"
                 raise ConfigError(f"{key}: {error}", code="not_found", key=key) from None
-            tensor = passes[0].tensor(source)
+            tensor, *others = [one.tensor(source) for one in passes]
+            if any(other.shape != tensor.shape for other in others):
+                refused[stage] = (
+                    f"{source.path} is {shape_text(tensor)} in evaluation mode and {shape_text(others[0])} in training mode"
+                )
+                continue
             if tensor.ndim < 2 or tensor.shape[0] != self.size:
                 refused[stage] = (
                     f"{source.path} is {list(tensor.shape)} for {self.size} images; a stage must have the images first"
                 )
                 continue
             sources[stage] = source
-            if problem := layout_problem(place, source, tensor, lambda: self.record(taller, train=False)):
+            if problem := layout_problem(
+                place, source, tensor, self.image_shape[1:], lambda: self.record(taller, train=False)
+            ):
                 refused[stage] = problem
         return sources, refused
+
+    # Training
+
+    def check_gradients(self, logits: StageSource | LogitsKey, sources: Mapping[str, StageSource]) -> dict[str, str]:
+        """Check that a backward pass works, and return the stages from which no gradient flows back.
+
+        Raises:
+            ConfigError: it does not, or a parameter that is trained is not float32.
+        """
+        trained = {name: p for name, p in self.body.named_parameters() if p.requires_grad}
+        odd = next((name for name, p in trained.items() if p.dtype != torch.float32), None)
+        if odd is not None:
+            raise self.not_trainable(f"its parameter {odd} is {trained[odd].dtype}; it must be float32")
+        if not trained:
+            return {}
+        self.body.train()
+        try:
+            with seeded(0), torch.enable_grad():
+                network = Network(self.body, sources, logits, "")
+                output = network(self.images.clone())
+                network.remove_hooks()
+                parts = [output.logits, *output.features.values()]
+                total = torch.stack([part.sum() for part in parts if part.requires_grad]).sum()
+                torch.autograd.grad(total, list(trained.values()), allow_unused=True)
+        except Exception as error:
+            raise self.not_trainable(f"its backward pass fails: {first_line(error)}") from error
+        detached = [stage for stage, tensor in output.features.items() if not tensor.requires_grad]
+        return dict.fromkeys(
+            detached,
+            "no gradient flows back from it: it is detached, computed under torch.no_grad or under "
+            "checkpoint(use_reentrant=True), or before every trained parameter",
+        )
+
+    def not_trainable(self, problem: str) -> ConfigError:
+        """Return the error for a network that cannot be trained."""
+        return ConfigError(f"{self.name} cannot be trained: {problem}", code="not_trainable", key=self.key)
 
     # State
 
@@ -386,7 +476,8 @@ class Probe:
         """
         code = "not_repeatable"
         try:
-            changes = check_repeatable(self.body, self.images) if trained else Changes(False, ())
+            # A fresh network: some set themselves up in their first pass.
+            changes = check_repeatable(self.build_other(), self.images) if trained else Changes(False, ())
             code = "not_storable"
             if trained:
                 self.run(self.body, self.images, train=True)

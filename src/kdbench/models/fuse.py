@@ -23,9 +23,13 @@ def fuse_batch_norm(network: Network, dtype: torch.dtype | None = None) -> Netwo
             are stored in it, which gives the same bits. None keeps float32.
 
     Returns:
-        A network on the same device and in the same memory format, with other values in its weights.
+        A network on the same device and in the same memory format, with other values in its weights; the network itself
+        where torch cannot copy it.
     """
-    body = fused(network.plain_copy().eval(), network.fusable)
+    try:
+        body = fused(network.plain_copy().eval(), network.fusable)
+    except RuntimeError:  # old-style weight norm: torch cannot copy the tensors that it computes
+        return network.requires_grad_(False).eval()
     for module in body.modules():
         if dtype is not None and type(module) in (nn.Conv2d, nn.Linear):
             module.to(dtype)

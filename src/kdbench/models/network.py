@@ -1,6 +1,5 @@
 """One wrapper for every architecture: its forward pass returns logits and the selected stages."""
 
-import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kdbench.errors import RunError
+from kdbench.models.attributes import kept_state, write_attribute
 from kdbench.models.record import ForwardRecord, tensors_of
 
 LogitsKey = str | tuple[str, ...] | None
@@ -38,7 +38,7 @@ class StageSource:
     number: int = 0
     """Which call of the module or function, counted from 0."""
     calls: int | None = None
-    """Number of calls of the module in a forward pass; None where it may vary."""
+    """Number of calls of the module or function in a forward pass; None where it may vary."""
     entry: str = ""
     """Place of the tensor in what a module returns, dotted; empty for a tensor itself."""
     layout: str = "first"
@@ -62,9 +62,11 @@ class StageHook:
         self.source = source
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> None:
+        if self.stage not in self.kept:  # outside of a forward pass of the network
+            return
         value = inputs[0] if self.source.kind == "input" else output
         tensor = value if isinstance(value, Tensor) else tensors_of(value)[self.source.entry]
-        self.kept.setdefault(self.stage, []).append(tensor.clone() if self.source.overwritten else tensor)
+        self.kept[self.stage].append(tensor.clone() if self.source.overwritten else tensor)
 
 
 class Network(nn.Module):
@@ -77,7 +79,8 @@ class Network(nn.Module):
         architecture: text that is the same for networks that compute the same function of images and weights.
         fusable: paths of convolutions, each with the batch norm that can be fused into it.
         host_random: whether the forward pass draws random numbers from Python or NumPy.
-        changing: attributes and buffers outside of the state dict that the forward pass changes.
+        changing: attributes and buffers outside of the state dict that the forward pass is known to change.
+        own_code: whether it may draw or change something at a later step that its description did not see.
     """
 
     input_scale: Tensor | None
@@ -92,6 +95,7 @@ class Network(nn.Module):
         fusable: tuple[tuple[str, str], ...] = (),
         host_random: bool = False,
         changing: tuple[str, ...] = (),
+        own_code: bool = False,
     ) -> None:
         super().__init__()
         self.body = body
@@ -101,6 +105,7 @@ class Network(nn.Module):
         self.fusable = fusable
         self.host_random = host_random
         self.changing = changing
+        self.own_code = own_code
         self.register_buffer("input_scale", None, persistent=False)
         self.register_buffer("input_shift", None, persistent=False)
         self._kept: dict[str, list[Tensor]] = {}
@@ -108,10 +113,11 @@ class Network(nn.Module):
         self._operations = {
             source.path: source.overwritten for source in sources.values() if source.kind == "operation"
         }
+        self._hooked = tuple(stage for stage, source in sources.items() if source.kind in ("output", "input"))
         self._hooks = [
             register(body.get_submodule(source.path), source)(StageHook(self._kept, stage, source))
             for stage, source in sources.items()
-            if source.kind in ("output", "input")
+            if stage in self._hooked
         ]
 
     @property
@@ -125,20 +131,23 @@ class Network(nn.Module):
         Raises:
             RunError: this pass did not compute a stage or the logits, or computed a stage another number of times.
         """
-        self._kept.clear()
         if self.input_scale is not None and self.input_shift is not None:
             images = images * self.input_scale + self.input_shift
-        if self._operations:
-            with ForwardRecord(self.body, self._operations) as record:
-                returned = self.body(images)
-        else:
-            record, returned = None, self.body(images)
-        features = {stage: self.read(stage, source, returned, record) for stage, source in self.stages.items()}
-        if isinstance(self.logits, StageSource):
-            logits = self.read("", self.logits, returned, record)
-        else:
-            logits = returned if isinstance(returned, Tensor) else select_logits(returned, self.logits)
-        self._kept.clear()
+        for stage in self._hooked:
+            self._kept[stage] = []
+        try:
+            if self._operations:
+                with ForwardRecord(self.body, self._operations) as record:
+                    returned = self.body(images)
+            else:
+                record, returned = None, self.body(images)
+            features = {stage: self.read(stage, source, returned, record) for stage, source in self.stages.items()}
+            if isinstance(self.logits, StageSource):
+                logits = self.read("", self.logits, returned, record)
+            else:
+                logits = returned if isinstance(returned, Tensor) else select_logits(returned, self.logits)
+        finally:
+            self._kept.clear()
         return Output(logits, features)
 
     def adapt_normalisation(self, given: tuple[list[float], list[float]], own: tuple[list[float], list[float]]) -> None:
@@ -151,7 +160,14 @@ class Network(nn.Module):
     def with_body(self, body: nn.Module) -> "Network":
         """Return a network with the same stages and settings around another module, which has no hooks of this one."""
         network = Network(
-            body, self.stages, self.logits, self.architecture, self.fusable, self.host_random, self.changing
+            body,
+            self.stages,
+            self.logits,
+            self.architecture,
+            self.fusable,
+            self.host_random,
+            self.changing,
+            self.own_code,
         )
         network.input_scale, network.input_shift = self.input_scale, self.input_shift
         return network
@@ -173,7 +189,8 @@ class Network(nn.Module):
             found = [tensor for place, tensor in tensors_of(returned).items() if place == source.path]
         elif source.kind == "operation":
             assert record is not None
-            found = [tensor for tensor, _ in record.operations[source.path][source.number :]]
+            outputs = record.operations[source.path]
+            found = [tensor for tensor, _ in outputs[source.number :]] if len(outputs) == source.calls else []
         else:
             calls = self._kept.get(stage, [])
             found = calls[source.number :] if source.calls in (None, len(calls)) else []
@@ -181,19 +198,15 @@ class Network(nn.Module):
             name = f"stages.{stage}" if stage else "logits"
             raise RunError(
                 f"{name}: {source.path} was computed in another way in this pass than when the network was described; "
-                "a stage must be computed in every pass",
+                "name a place that every pass computes once, such as the module around it",
                 code="stage_missing",
                 key=name,
             )
         return in_layout(found[0], source)
 
     def unsaved_state(self) -> dict[str, Any]:
-        """Return the attributes and buffers that the forward pass changes and the state dict does not hold."""
-        state = {}
-        for name in self.changing:
-            with contextlib.suppress(AttributeError):  # the first pass makes it
-                state[name] = read_attribute(self.body, name)
-        return state
+        """Return the buffers and plain attributes that the state dict does not hold; nothing for kdbench's networks."""
+        return kept_state(self.body) if self.own_code else {}
 
     def load_unsaved_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `unsaved_state` returned."""
@@ -223,19 +236,3 @@ def select_logits(returned: Any, key: LogitsKey) -> Tensor:
     if isinstance(key, tuple):
         return torch.stack([found[place] for place in key]).mean(0)
     return found[key]
-
-
-def read_attribute(body: nn.Module, name: str) -> Any:
-    """Return an attribute or buffer by its dotted name."""
-    path, _, attribute = name.rpartition(".")
-    return getattr(body.get_submodule(path), attribute)
-
-
-def write_attribute(body: nn.Module, name: str, value: Any) -> None:
-    """Set an attribute by its dotted name; a buffer is written in place."""
-    path, _, attribute = name.rpartition(".")
-    module = body.get_submodule(path)
-    if isinstance(value, Tensor):
-        getattr(module, attribute).copy_(value)
-    else:
-        setattr(module, attribute, copy.deepcopy(value))

@@ -11,7 +11,7 @@ from torch import nn
 from kdbench.config.sections import ModelConfig
 from kdbench.errors import ConfigError, first_line, nearest
 from kdbench.models.checkpoint_files import read_checkpoint
-from kdbench.models.weights import is_counter
+from kdbench.models.weights import is_counter, load_state
 
 
 def weights_file(config: ModelConfig) -> Path:
@@ -105,5 +105,5 @@ def load_pretrained(body: nn.Module, config: ModelConfig, num_classes: int) -> l
             f"weights={config.weights} of {config.name}: {error}", code=error.code, key="weights"
         ) from None
     fresh = [name for name in own if name not in loaded and not is_counter(name)]
-    body.load_state_dict(own | loaded)
+    load_state(body, loaded)
     return [*remarks, f"{file.name} loaded" + (f"; new: {', '.join(fresh)}" if fresh else "")]

@@ -19,8 +19,10 @@ class Call:
 
     inputs: tuple[Any, ...]
     output: Any
-    versions: tuple[tuple[Tensor, int], ...]
-    """Each tensor of input and output with its version after the call: an in-place operation raises it."""
+    taken: tuple[tuple[Tensor, int], ...]
+    """Each tensor of the input with its version before the call: an in-place operation raises it."""
+    returned: tuple[tuple[Tensor, int], ...]
+    """Each tensor of the output with its version after the call."""
 
 
 class ForwardRecord(TorchFunctionMode):
@@ -44,6 +46,8 @@ class ForwardRecord(TorchFunctionMode):
         self.kept: list[Any] = []
         """Keeps every tensor alive, so that no id is used twice."""
         self.inside: list[str] = [""]
+        self.taken: list[tuple[tuple[Tensor, int], ...]] = []
+        """For each module that is being executed, the tensors of its input with their versions."""
         self.hooks: list[Any] = []
 
     def __enter__(self) -> "ForwardRecord":
@@ -61,14 +65,15 @@ class ForwardRecord(TorchFunctionMode):
     def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Enter a module."""
         self.inside.append(self.paths[module])
+        if self.wanted is None:
+            self.taken.append(versions_of(inputs))
 
     def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Leave a module."""
         self.inside.pop()
         if self.wanted is not None:
             return
-        versions = tuple((tensor, tensor._version) for tensor in tensors_of((inputs, output)).values())
-        self.calls[self.paths[module]].append(Call(inputs, output, versions))
+        self.calls[self.paths[module]].append(Call(inputs, output, self.taken.pop(), versions_of(output)))
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -97,6 +102,11 @@ class ForwardRecord(TorchFunctionMode):
         return None
 
 
+def versions_of(value: Any) -> tuple[tuple[Tensor, int], ...]:
+    """Return every tensor in a value with its version."""
+    return tuple((tensor, tensor._version) for tensor in tensors_of(value).values())
+
+
 def is_scripted(module: nn.Module) -> bool:
     """Return whether a module was compiled by TorchScript, which takes no hooks."""
     return isinstance(module, torch.jit.ScriptModule)
@@ -114,7 +124,7 @@ def tensors_of(value: Any, path: str = "") -> dict[str, Tensor]:
 
 
 def entries_of(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the entries of a mapping, named tuple, sequence or dataclass with their names."""
+    """Yield the entries of a mapping, named tuple, sequence, dataclass or plain object with their names."""
     if isinstance(value, Mapping):
         yield from ((str(name), inner) for name, inner in value.items())
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -123,3 +133,5 @@ def entries_of(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(n), inner) for n, inner in enumerate(value))
     elif is_dataclass(value) and not isinstance(value, type):
         yield from ((field.name, getattr(value, field.name)) for field in fields(value))
+    elif hasattr(value, "__dict__") and not isinstance(value, type | nn.Module) and not callable(value):
+        yield from vars(value).items()

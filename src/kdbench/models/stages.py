@@ -68,13 +68,15 @@ def find_source(body: nn.Module, place: str | Mapping[str, Any], passes: Sequenc
         raise unknown_node(body, node, passes[0].record)
     name, index = operation
     calls = [one.record.operations[name] for one in passes]
-    if any(len(of_pass) <= index for of_pass in calls):
-        raise UnusableStageError(f"{node} is not computed in training mode")
+    counts = [len(of_pass) for of_pass in calls]
+    if len(set(counts)) > 1:
+        times = " and ".join(map(str, counts))
+        raise UnusableStageError(f"{node} is called {times} times in evaluation and in training; name a module")
     outputs = [of_pass[index] for of_pass in calls]
     overwritten = any(tensor._version != version for tensor, version in outputs)
     if module := reading_module(outputs, passes):  # a hook there costs less than watching every function
         return StageSource("input", module, 0, 1, layout=layout, overwritten=overwritten)
-    return StageSource("operation", name, index, layout=layout, overwritten=overwritten)
+    return StageSource("operation", name, index, counts[0], layout=layout, overwritten=overwritten)
 
 
 def reading_module(outputs: Sequence[tuple[Tensor, int]], passes: Sequence[Pass]) -> str | None:
@@ -89,7 +91,7 @@ def reading_module(outputs: Sequence[tuple[Tensor, int]], passes: Sequence[Pass]
         calls = record.calls.get(path, [])
         if len(calls) != 1 or not calls[0].inputs or calls[0].inputs[0] is not output[0]:
             return False
-        return any(tensor is output[0] and version == output[1] for tensor, version in calls[0].versions)
+        return any(tensor is output[0] and version == output[1] for tensor, version in calls[0].taken)
 
     for path in passes[0].record.calls:
         if all(takes(path, output, one.record) for output, one in zip(outputs, passes, strict=True)):
@@ -173,7 +175,7 @@ def module_source(
     overwritten = any(
         tensor is tensors[source.entry] and tensor._version != version
         for call, tensors in zip(calls, found, strict=True)
-        for tensor, version in call.versions
+        for tensor, version in (call.taken if source.kind == "input" else call.returned)
     )
     of_pass = counts[0] if len(set(counts)) == 1 else None
     return StageSource(source.kind, source.path, source.number, of_pass, source.entry, source.layout, overwritten)
@@ -191,7 +193,11 @@ def not_called(body: nn.Module, node: str, path: str, record: ForwardRecord) -> 
 
 
 def layout_problem(
-    place: str | Mapping[str, Any], source: StageSource, tensor: Tensor, taller: Callable[[], Pass]
+    place: str | Mapping[str, Any],
+    source: StageSource,
+    tensor: Tensor,
+    image: tuple[int, int],
+    taller: Callable[[], Pass],
 ) -> str | None:
     """Return why the layout of a stage is in doubt, if it is: its config does not say it, and it looks permuted.
 
@@ -199,6 +205,7 @@ def layout_problem(
         place: where the stage is, as in its config.
         source: its source.
         tensor: its tensor for some images.
+        image: height and width of these images.
         taller: executes a pass for images of twice the height; raises for a network that takes images of one size.
     """
     stated = place.get("layout") if isinstance(place, Mapping) else None
@@ -210,16 +217,16 @@ def layout_problem(
     if tensor.ndim != 4:
         return None
     first, second, third = tensor.shape[1:]
-    if first == second == third:  # it says nothing, but the height grows with that of the images
-        try:
-            grown = taller().tensor(source).shape
-        except Exception:
-            return None
-        permuted = grown[1] > grown[3]
-    else:
-        permuted = first == second
-    if not permuted:
+    as_maps, permuted = (a * image[1] == b * image[0] for a, b in ((second, third), (first, second)))
+    if as_maps and not permuted:
         return None
+    if as_maps == permuted:  # both orders are possible, or neither: only the height grows with that of the images
+        try:
+            grown = taller().tensor(source).shape[1:]
+        except Exception:  # the network takes images of one size only
+            grown = tensor.shape[1:]
+        if grown[1] > second or (as_maps and grown == tensor.shape[1:]):
+            return None
     return (
         f"{source.path} is {shape_text(tensor)}, which looks like [N, H, W, C]; say its layout: "
         f"{{node: {source.path}, layout: nhwc}} (or layout: maps, if channels come second)"

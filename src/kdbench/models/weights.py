@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.errors import ConfigError, first_line
 from kdbench.models.network import Network
@@ -215,8 +215,14 @@ def load_into(network: Network, weights: Mapping[str, Tensor], source: str) -> N
     Raises:
         ConfigError: a name is missing or unknown, a shape or a type differs, or a value is not finite.
     """
-    here = network.body.state_dict()
-    network.body.load_state_dict(here | checked(weights, here, source))
+    load_state(network.body, checked(weights, network.body.state_dict(), source))
+
+
+def load_state(body: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load tensors into a network; those that are not given stay. Versions of layers, which files lack, are its own."""
+    state = body.state_dict()
+    state.update(weights)
+    body.load_state_dict(state)
 
 
 def checked(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> StateDict:

@@ -101,6 +101,6 @@ def load_student(path: str | Path, trusted: Sequence[str] = ()) -> Student:
             key="student",
         )
     with ONE_AT_A_TIME:
-        network = build(config.student, NUM_CLASSES)
+        network = build(config.student, NUM_CLASSES, trained=False)
     weights.load_into(network, weights.read(folder / "best.safetensors"), str(folder / "best.safetensors"))
     return Student(network, config.data.mean, config.data.std)

@@ -101,6 +101,10 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
     torch.manual_seed(derived_seed(config.init_seed, "method"))
     method = build_method(config, student, teacher)
     check_stages(student, method.requires.student_stages, "student")
+    for stage in method.requires.student_stages:
+        if stage in student.without_gradient:
+            path = f"student.stages.{stage}"
+            raise ConfigError(f"{path}: {student.without_gradient[stage]}", code="unusable_stage", key=path)
     functions = [s for s in method.requires.student_stages if student.sources[s].kind == "operation"]
     if config.runtime.compile and functions:
         raise ConfigError(

@@ -62,7 +62,7 @@ def import_teacher(config: RunConfig, dataset: Dataset) -> RunDirectory:
             log.info("%s: validation accuracy %.2f%%", checkpoint_path(config), 100 * accuracy)
         finally:
             run_log.close()
-        model_summary = summarize(run.student, NUM_CLASSES, IMAGE_SHAPE, "teacher")
+        model_summary = summarize(run.student, NUM_CLASSES, IMAGE_SHAPE, "teacher", trained=False)
         training = UNKNOWN | names(teacher_test_acc=None, teacher_key=None) | fidelity(predictions.test, None)
         state = network.body.state_dict()
         write_result(directory, run, dataset, model_summary, state, predictions, training)

@@ -215,7 +215,8 @@ class Run:
         """
         work = 3.0 * self.parts.model_summary.macs
         if self.teacher and not self.teacher.cached and self.config.teacher:
-            work += summarize(self.config.teacher.model, NUM_CLASSES, IMAGE_SHAPE, "teacher").macs / live_students
+            model, trained = self.config.teacher.model, self.config.teacher.checkpoint is None
+            work += summarize(model, NUM_CLASSES, IMAGE_SHAPE, "teacher", trained).macs / live_students
         return work
 
     def finish(self) -> None:

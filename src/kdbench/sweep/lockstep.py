@@ -104,4 +104,4 @@ def needs_live_teacher(config: RunConfig) -> bool:
 
 def macs_of(model: ModelConfig) -> int:
     """Return the multiply-accumulates of one image's forward pass."""
-    return summarize(model, NUM_CLASSES, IMAGE_SHAPE, "student").macs
+    return summarize(model, NUM_CLASSES, IMAGE_SHAPE, "student", trained=False).macs

@@ -81,7 +81,7 @@ def load_checkpoint(network: Network, config: RunConfig) -> list[str]:
         key = error.key or "teacher.checkpoint"
         text = f"{key} (for teacher={config.teacher.model.name}): {error}"
         raise ConfigError(text, code=error.code, key=key) from None
-    network.body.load_state_dict(own | found)
+    weights.load_state(network.body, found)
     return remarks
 
 

@@ -122,7 +122,7 @@ class Learner:
         """State of torch's generators after this learner's last step."""
         self.host_random: HostState | None = None
         """State of Python's and NumPy's generators after it, if student or method may draw from them."""
-        if student.host_random or not method.capturable:
+        if student.own_code or student.host_random or not method.capturable:
             self.host_random = seeded_host_state(seed)
         self.progress = START
         self.skipped = 0
@@ -150,7 +150,8 @@ class Learner:
 
     def begin_epoch(self) -> None:
         """Begin the next epoch, or continue the one that a resume has restored."""
-        self.student.train()
+        if not self.resumed:  # a network may count its epochs here, and has counted this one
+            self.student.train()
         self.method.train()
         self.lr.fill_(learning_rate(self.recipe, self.epoch))
         self.progress = Progress(self.epoch, self.recipe.epochs)
@@ -289,9 +290,9 @@ class Learner:
         self.epoch, self.step_of_epoch, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.skipped, self.overflows = state["skipped"], state["overflows"]
         self.random = state["random"]
-        if state["host_random"]:
+        if state.get("host_random"):
             self.host_random = read_host_state(state["host_random"])
-        self.student.load_unsaved_state(state["unsaved_state"])
+        self.student.load_unsaved_state(state.get("unsaved_state", {}))
         self.resumed = state["sums"] is not None
         self.sums.begin(self.skipped)
         if self.resumed:

@@ -89,7 +89,7 @@ def read_artifacts(run: Artifacts, options: Options, checks: Checks) -> None:
     if files.weights.is_file():
         with checks.checking("weights"):
             state = weights.read(files.weights)
-            network = build(needed(run.config, "config.yaml").student, NUM_CLASSES)
+            network = build(needed(run.config, "config.yaml").student, NUM_CLASSES, trained=False)
             weights.load_into(network, state, files.weights.name)
             run.network = network
             checks.passed("weights", "finite, and of the config's architecture")

@@ -31,7 +31,7 @@ def check_model(run: Artifacts, checks: Checks) -> None:
         for what, expected in weights_metadata(config.student, config.data).items():
             checks.compare(f"{what} of the weights", expected, metadata.get(what), "in config.yaml")
     with checks.checking("size of the model"):
-        model = summarize(needed(run.config, "config.yaml").student, NUM_CLASSES, IMAGE_SHAPE, "student")
+        model = summarize(needed(run.config, "config.yaml").student, NUM_CLASSES, IMAGE_SHAPE, "student", trained=False)
         checks.same("of the model", num_params=model.num_params, macs=model.macs)
 
 
