@@ -70,7 +70,7 @@ class TwoHeads(Plain):
 
 
 class OfOther(Plain):
-    """Changes its logits as it is told."""
+    """Returns something else than float logits [N, C]."""
 
     def __init__(self, num_classes=10, change="transposed"):
         super().__init__(num_classes)
@@ -304,4 +304,144 @@ def drawn_on_the_host(num_classes=10):
     with torch.no_grad():
         network.fc.weight.copy_(torch.from_numpy(np.random.normal(0, 0.1, network.fc.weight.shape)))
         network.fc.bias.fill_(random.random())
+    return network
+
+
+class InPlaceAfter(nn.Module):
+    """Stages that later operations change in place, as outputs and as inputs."""
+
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.conv, self.relu, self.fc = (
+            nn.Conv2d(3, 8, 3, 2, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Linear(8, num_classes),
+        )
+
+    def forward(self, images):
+        return self.fc(self.relu(self.conv(images)).mean((2, 3)))
+
+
+class NoiseFirst(Plain):
+    """Another addition comes first in training."""
+
+    def forward(self, images):
+        maps = self.layer1(images)
+        if self.training:
+            maps = maps + 0.1
+        maps = maps + self.layer1[0].weight.mean()
+        return self.fc(self.pool(self.layer3(self.layer2(maps))).flatten(1))
+
+
+class Detached(Plain):
+    def forward(self, images):
+        with torch.no_grad():
+            first = self.layer1(images)
+        return self.fc(self.pool(self.layer3(self.layer2(first))).flatten(1))
+
+
+class Rectangular(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.patches, self.fc = nn.Linear(3 * 8 * 4, 16), nn.Linear(16, num_classes)
+
+    def forward(self, images):
+        patches = images.unfold(2, 8, 8).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).flatten(3)
+        return self.fc(self.patches(patches).mean((1, 2)))
+
+
+class OfAnotherKind(Plain):
+    """Cannot be trained, or changes its images."""
+
+    def __init__(self, num_classes=10, kind="double"):
+        super().__init__(num_classes)
+        self.kind = kind
+        if kind == "double":
+            self.double()
+
+    def forward(self, images):
+        if self.kind == "double":
+            return super().forward(images.double())
+        if self.kind == "images":
+            return super().forward(images.mul_(2))
+        logits = super().forward(images)
+        kept = logits.exp()
+        kept.add_(1)  # exp needs its result for its gradient
+        return kept
+
+
+class AuxiliaryInTraining(Plain):
+    def forward(self, images):
+        logits = super().forward(images)
+        return {"out": logits, "aux": logits * 2} if self.training else logits
+
+
+class Answer:
+    def __init__(self, logits, hidden):
+        self.logits, self.hidden = logits, hidden
+
+
+class OwnObject(Plain):
+    def forward(self, images):
+        embedding = self.embed(images)
+        return Answer(self.fc(embedding), embedding)
+
+
+class CountsEpochs(Plain):
+    """Counts the calls of train()."""
+
+    def __init__(self, num_classes=10):
+        super().__init__(num_classes)
+        self.epoch = 0
+
+    def train(self, mode=True):
+        self.epoch += mode
+        return super().train(mode)
+
+    def forward(self, images):
+        logits = super().forward(images)
+        return logits * (1 + 0.01 * self.epoch) if self.training else logits
+
+
+class SetUpByTheFirstBatch(Plain):
+    """Sets a parameter from the first batch, and draws on the host from the fourth step on."""
+
+    def __init__(self, num_classes=10):
+        super().__init__(num_classes)
+        self.shift = nn.Parameter(torch.zeros(1))
+        self.steps, self.ready = 0, False
+
+    def forward(self, images):
+        if self.training:
+            self.steps += 1
+            if not self.ready:
+                self.shift.data.fill_(-float(images.mean()))
+                self.ready = True
+            if self.steps > 3:
+                images = images * (1 + 0.1 * random.random())
+        return super().forward(images + self.shift)
+
+
+class Versioned(Plain):
+    """Refuses a state dict without its version, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state, prefix, metadata, *rest):
+        if metadata.get("version") != 2:
+            raise ValueError("version should be set to 2")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def with_other_name(**kwargs):
+    return other_name(**kwargs)
+
+
+def other_name(nb_classes=10):
+    return Plain(nb_classes)
+
+
+def old_weight_norm(num_classes=10):
+    network = Plain(num_classes)
+    nn.utils.weight_norm(network.fc)
     return network

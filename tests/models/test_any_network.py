@@ -1,5 +1,6 @@
 """Networks as people bring them: what is described right, and what is refused before anything trains."""
 
+import copy
 import re
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from kdbench.config.sections import ModelConfig
 from kdbench.errors import ConfigError, RunError
-from kdbench.models import build, fuse_batch_norm, summarize
+from kdbench.models import build, fuse_batch_norm, summarize, weights
 from tests import networks
 
 IMAGE = (3, 32, 32)
@@ -324,3 +325,76 @@ def test_a_fused_network_takes_images_of_the_same_normalisation():
     torch.testing.assert_close(shifted.logits, network.body(images() * 2))
     torch.testing.assert_close(fuse_batch_norm(network)(images()).logits, shifted.logits)
     assert expected.logits.shape == shifted.logits.shape
+
+
+# What a demanding user tried
+
+
+def test_the_input_of_a_module_is_what_it_was_before_the_module_changed_it():
+    config = model("InPlaceAfter", {"layer1": {"input_of": "relu"}, "layer2": "conv", "layer3": "relu"})
+    for train in (True, False):
+        network, output = outputs(config, ("layer1", "layer2", "layer3"), train)
+        expected = network.body.conv(images())
+        assert float(expected.detach().min()) < 0
+        assert torch.equal(output.features["layer1"], expected)
+        assert torch.equal(output.features["layer2"], expected)
+        assert torch.equal(output.features["layer3"], torch.relu(expected))
+
+
+def test_a_function_that_is_called_more_often_in_training_is_no_stage():
+    refused = describe(model("NoiseFirst", {"a": "add", "b": "layer2"})).refused
+    assert "called 1 and 2 times" in refused["a"]
+    assert set(refused) == {"a"}
+
+
+def test_a_stage_without_a_gradient_is_known():
+    summary = describe(model("Detached"))
+    assert set(summary.without_gradient) == {"layer1"}
+
+
+def test_a_map_that_is_not_square_is_refused_without_a_stated_layout():
+    assert "looks like [N, H, W, C]" in describe(model("Rectangular", {"layer1": "patches"})).refused["layer1"]
+    assert not describe(model("Rectangular", {"layer1": {"node": "patches", "layout": "nhwc"}})).refused
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"), [("double", "wrong_logits"), ("images", "mismatch"), ("backward", "not_trainable")]
+)
+def test_what_fails_only_in_training_is_refused_before(kind, code):
+    error = refusal(model("OfAnotherKind", kind=kind))
+    assert error.code in (code, "not_trainable")
+    assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("key", ["out", "aux", ["out"], "fc"])
+def test_an_entry_of_training_may_be_the_logits_where_evaluation_returns_a_tensor(key):
+    network, output = outputs(model("AuxiliaryInTraining", logits=key), train=True)
+    assert output.logits.shape == (N, 10)
+    network, output = outputs(model("AuxiliaryInTraining", logits=key), train=False)
+    assert torch.equal(output.logits, network.body.eval()(images()))
+    assert refusal(model("AuxiliaryInTraining", logits="ot")).code == "ambiguous_logits"
+
+
+def test_a_key_for_one_tensor_is_refused():
+    for key in (7, "foo", [0, 1]):
+        assert refusal(model("Plain", logits=key)).code == "ambiguous_logits"
+
+
+def test_objects_with_logits_and_builders_with_other_names_work():
+    assert describe(model("OwnObject", {"layer1": "layer1", "last": {"returned": "hidden"}})).shapes["last"] == (32,)
+    assert describe(model("with_other_name")).shapes["pooled"] == (32,)
+    assert describe(model("CountsEpochs")).changing == ("epoch",)
+    assert describe(model("Versioned")).num_params
+    other = build(model("Versioned"), 10)
+    weights.load_into(other, build(model("Versioned"), 10).body.state_dict(), "x")
+
+
+def test_hooks_keep_nothing_outside_of_a_pass():
+    network, _ = outputs(model("Plain"), ("layer1",))
+    network.body(images())
+    assert not network._kept
+    network.body.fc = torch.nn.Linear(1, 1)
+    with pytest.raises(RuntimeError):
+        network(images())
+    assert not network._kept
+    copy.deepcopy(network)

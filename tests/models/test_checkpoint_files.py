@@ -509,3 +509,15 @@ def test_weights_of_a_body_are_checked_as_all_weights(expected, tmp_path):
 def test_safetensors_keep_no_order(expected, tmp_path):
     """The reason why layers of equal shape are not mapped there."""
     assert list(load_file(saved(tmp_path, expected, "w.safetensors"))) != list(expected)
+
+
+@pytest.mark.parametrize("file", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("numbers", [(1, 2, 3, 4), (0, 2, 4, 6), (1, 0, 2, 5)])
+def test_blocks_with_other_numbers_are_never_shuffled(tmp_path, numbers, file):
+    def blocks(names):
+        layers = {str(n): nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)) for n in names}
+        return trained(nn.ModuleDict(layers))
+
+    there = blocks(numbers)
+    error = refused(tmp_path, there, blocks(range(4)), file=file)
+    assert error.code == "mismatch"

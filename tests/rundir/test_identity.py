@@ -484,16 +484,17 @@ def test_code_and_files_that_arguments_name_are_part_of_the_key(tmp_path, monkey
         (tmp_path / "parts").mkdir(exist_ok=True)
         (tmp_path / "parts" / "a.txt").write_text(content)
         return [
-            model_identity(dataclasses.replace(config, arguments=arguments))
+            model_identity(dataclasses.replace(config, target="torchvision.models.resnet18", arguments=arguments))
             for arguments in (
                 {"acts": [{"_target_": "own_activations.Act"}]},
                 {"spec": {"file": str(tmp_path / "net.json")}},
                 {"folder": f"{tmp_path}/parts"},
+                {"network": "own_activations.Act"},
                 {"name": "parts"},  # a name, not a path
             )
         ]
 
     first, again, edited = identities(8, "{}"), identities(8, "{}"), identities(9, "[1]")
     assert first == again
-    assert [a == b for a, b in zip(first, edited, strict=True)] == [False, False, False, True]
+    assert [a == b for a, b in zip(first, edited, strict=True)] == [False, False, False, False, True]
     sys.modules.pop("own_activations", None)

@@ -9,7 +9,7 @@ import yaml
 from kdbench.config import MethodConfig, ModelConfig
 from kdbench.errors import ConfigError
 from kdbench.rundir.directory import RunDirectory
-from kdbench.rundir.identity import GivenWeights
+from kdbench.rundir.identity import GivenWeights, model_identity
 from kdbench.rundir.recorded_config import read_config
 from tests.conftest import SMALL, composed_once, every_model, rest_slow
 
@@ -59,7 +59,28 @@ def test_every_shipped_model_reads_back(tmp_path, model):
     config = composed_once(*SMALL, f"student={model}", f"teacher={model}", "method=feature")
     run = RunDirectory(tmp_path, "0" * 16)
     run.write_config(config)
-    assert read_config(run.config) == config
+    module = config.student.target.partition(".")[0]
+    assert read_config(run.config, [] if module == "kdbench" else [module]) == config
+
+
+def test_objects_in_arguments_must_be_trusted_those_of_kdbench_too(file, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("as it was")
+    call = {"_target_": "kdbench.models.weights.save", "weights": {}, "path": str(victim), "metadata": {}}
+    edit(file, "student", widths=[call])
+    with pytest.raises(ConfigError) as error:
+        read_config(file)
+    assert (error.value.code, error.value.key) == ("untrusted", "student.widths.0._target_")
+    assert victim.read_text() == "as it was"
+
+
+def test_first_weights_are_never_looked_up_for_a_record(file):
+    edit(file, "student", weights="somewhere.pth")
+    with pytest.raises(ConfigError) as error:
+        read_config(file)
+    assert (error.value.code, error.value.key) == ("damaged", "student.weights")
+    edit(file, "student", weights_hash="0" * 64)
+    assert model_identity(read_config(file).student)["weights_hash"] == "0" * 64
 
 
 @pytest.mark.parametrize("method", ["ce", "logit", "feature"])

@@ -56,7 +56,8 @@ def refusal(config: RunConfig) -> ConfigError:
 
 
 @pytest.mark.parametrize(
-    "name", rest_slow(["Schedule", "StochasticDepth", "NumpyNoise", "TorchNoise", "OddBuffers"], 2)
+    "name",
+    rest_slow(["SetUpByTheFirstBatch", "Schedule", "StochasticDepth", "NumpyNoise", "CountsEpochs", "OddBuffers"], 2),
 )
 def test_a_resumed_run_computes_what_an_uninterrupted_one_does(small: Small, tmp_path: Path, name: str) -> None:
     config = with_student(small("method=ce", *STEPS), brought(name))
@@ -240,6 +241,23 @@ def test_a_teacher_at_chance_level_is_named_in_one_line(
     assert sum("at chance level" in line for line in caplog.messages) == at_chance
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_teacher_that_torch_cannot_copy_teaches(small: Small) -> None:
+    complete(with_teacher(small(), brought("old_weight_norm")))
+
+
+def test_a_given_teacher_needs_to_work_in_evaluation_only(small: Small, tmp_path: Path) -> None:
+    torch.save(networks.TwoHeads().state_dict(), tmp_path / "two.pth")
+    complete(with_teacher(small(), brought("TwoHeads"), checkpoint=str(tmp_path / "two.pth")))
+
+
+def test_a_student_stage_without_a_gradient_is_refused(small: Small) -> None:
+    error = refusal(with_student(small("method=feature"), brought("Detached")))
+    assert (error.code, error.key) == ("unusable_stage", "student.stages.layer1")
+    check_run(with_student(small("method=feature", "method.stages=[layer2]"), brought("Detached")))
+    check_run(with_teacher(small("method=feature"), brought("Detached")))
+
+
 # First weights
 
 
@@ -256,7 +274,7 @@ def test_first_weights_are_loaded_but_for_a_classifier_of_other_classes(small: S
     assert architecture_identity(config.student) == architecture_identity(plain.student)
     moved = dataclasses.replace(config.student, weights=str(file.rename(tmp_path / "moved.safetensors")))
     assert model_identity(moved) == model_identity(plain.student) | {
-        "weights_sha256": model_identity(moved)["weights_sha256"]
+        "weights_hash": model_identity(moved)["weights_hash"]
     }
     run = complete(with_student(config, moved))
     (tmp_path / "moved.safetensors").unlink()
@@ -279,7 +297,7 @@ def test_weights_that_torchvision_publishes_are_named(small: Small, tmp_path: Pa
         build_parts(
             with_student(config, dataclasses.replace(config.student, arguments={"arch": "resnet18", "stem": "cifar"}))
         )
-    assert error.value.key == "weights"
+    assert error.value.key == "student.weights"
     assert "only the head may differ" in str(error.value)
     with pytest.raises(ConfigError) as error:
         resolve_run(with_student(config, dataclasses.replace(config.student, weights="IMAGENET1K_V9")))

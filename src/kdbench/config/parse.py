@@ -152,8 +152,8 @@ def option_as_key(group: str, option: str) -> ConfigError:
 def parse_model(node: Mapping[str, Any], path: str) -> ModelConfig:
     """Return an architecture whose target can be called with its arguments."""
     arguments = dict(node)
-    own = ("name", "_target_", "stages", "logits", "weights")
-    name, target, stages, logits, weights = (arguments.pop(key, None) for key in own)
+    own = ("name", "_target_", "stages", "logits", "weights", "weights_hash")
+    name, target, stages, logits, weights, weights_hash = (arguments.pop(key, None) for key in own)
     name = name.replace("/", "-") if isinstance(name, str) else name  # the file's folder: timm/resnet18
     check_name(name, path)
     if not isinstance(target, str):
@@ -186,7 +186,7 @@ def parse_model(node: Mapping[str, Any], path: str) -> ModelConfig:
             code="wrong_type",
             key=f"{path}.weights",
         )
-    return ModelConfig(name, target, {str(k): v for k, v in stages.items()}, arguments, logits, weights)
+    return ModelConfig(name, target, {str(k): v for k, v in stages.items()}, arguments, logits, weights, weights_hash)
 
 
 LAYOUTS = ("maps", "nhwc", "tokens")
@@ -339,6 +339,13 @@ def parse_teacher(node: Mapping[str, Any], method: MethodConfig) -> TeacherConfi
             "the normalisation of the data",
             code="mismatch",
             key="teacher.mean",
+        )
+    if keys.checkpoint is not None and architecture.weights is not None:
+        raise ConfigError(
+            f"teacher.weights is {architecture.weights!r} and teacher.checkpoint is {keys.checkpoint!r}; the first are "
+            "where a training starts, the second replace it: give one of them",
+            code="mismatch",
+            key="teacher.weights",
         )
     if keys.checkpoint_key is not None and keys.checkpoint is None:
         raise ConfigError(

@@ -110,13 +110,15 @@ class ModelConfig:
     """Place of the logits in what the network returns, a list of places to average, or the path of a module."""
     weights: str | None = None
     """First weights: a file, or the name of published ones."""
+    weights_hash: str | None = None
+    """Hash of their file, once it was found."""
 
     @property
     def stem(self) -> str | None:
         return self.arguments.get("stem")
 
     def node(self) -> dict[str, Any]:
-        own = {"logits": self.logits, "weights": self.weights}
+        own = {"logits": self.logits, "weights": self.weights, "weights_hash": self.weights_hash}
         given = {key: value for key, value in own.items() if value is not None}
         return {"name": self.name, "_target_": self.target, **self.arguments, **given, "stages": self.stages}
 

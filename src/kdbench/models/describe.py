@@ -199,6 +199,11 @@ class Probe:
             self.check_logits(self.take(logits, evaluation), "evaluation")
             self.check_logits(self.take(logits, training), "training")
             remarks = self.dropped(logits, training)
+            values = self.take(logits, evaluation)
+            if bool((values >= 0).all()) and bool((values.sum(1) - 1).abs().max() < 1e-4):
+                remarks.append(
+                    f"{self.name}: its outputs look like probabilities; losses take them for logits, before the softmax"
+                )
         else:
             self.check_logits(self.take(logits, evaluation), "evaluation")
         sources, refused = self.find_stages(passes)
@@ -230,21 +235,21 @@ class Probe:
     def run(self, body: nn.Module, images: Tensor, train: bool) -> Any:
         """Return what a network returns for images, with seeded random numbers and without gradients."""
         body.train(train)
-        given = images.clone()
+        version = images._version  # an in-place operation raises it
         mode = "training" if train else "evaluation"
         try:
             with seeded(0), torch.no_grad():
-                returned = body(given)
+                returned = body(images)
         except Exception as error:
             raise ConfigError(
                 f"{self.name} cannot process images of {self.image_shape} in {mode} mode: {first_line(error)}",
                 code="mismatch",
                 key=self.key,
             ) from error
-        if not torch.equal(given, images):
+        if images._version != version:
             raise ConfigError(
-                f"{self.name} changes its input images in place in {mode} mode, which others read too; its forward must "
-                "begin with an operation that is not in place",
+                f"{self.name} changes its input images in place in {mode} mode, which others read too; its "
+                "forward must begin with an operation that is not in place",
                 code="mismatch",
                 key=self.key,
             )
@@ -414,9 +419,8 @@ class Probe:
                 raise ConfigError(f"{key}: {error}", code="not_found", key=key) from None
             tensor, *others = [one.tensor(source) for one in passes]
             if any(other.shape != tensor.shape for other in others):
-                refused[stage] = (
-                    f"{source.path} is {shape_text(tensor)} in evaluation mode and {shape_text(others[0])} in training mode"
-                )
+                shapes = f"{shape_text(tensor)} in evaluation mode and {shape_text(others[0])} in training mode"
+                refused[stage] = f"{source.path} is {shapes}"
                 continue
             if tensor.ndim < 2 or tensor.shape[0] != self.size:
                 refused[stage] = (
@@ -455,12 +459,11 @@ class Probe:
                 torch.autograd.grad(total, list(trained.values()), allow_unused=True)
         except Exception as error:
             raise self.not_trainable(f"its backward pass fails: {first_line(error)}") from error
-        detached = [stage for stage, tensor in output.features.items() if not tensor.requires_grad]
-        return dict.fromkeys(
-            detached,
+        reason = (
             "no gradient flows back from it: it is detached, computed under torch.no_grad or under "
-            "checkpoint(use_reentrant=True), or before every trained parameter",
+            "checkpoint(use_reentrant=True), or before every trained parameter"
         )
+        return {stage: reason for stage, tensor in output.features.items() if not tensor.requires_grad}
 
     def not_trainable(self, problem: str) -> ConfigError:
         """Return the error for a network that cannot be trained."""

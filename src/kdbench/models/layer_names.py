@@ -190,8 +190,8 @@ class Names:
             alike = [f for f in file if own and self.layers_fit(there[f], here[own[0]])]
             if len(own) != 1 or len(alike) != 1:
                 continue
-            near = [f for f in there if f != name and f[:-1] == name[:-1] and self.layers_fit(there[f], here[own[0]])]
-            near += [n for n in here if n != own[0] and n[:-1] == own[0][:-1] and self.layers_fit(there[name], here[n])]
+            near = [f for f in there if is_neighbour(f, name) and self.layers_fit(there[f], here[own[0]])]
+            near += [n for n in here if is_neighbour(n, own[0]) and self.layers_fit(there[name], here[n])]
             if not near:
                 self.pair(name, own[0], there, here)
 
@@ -202,6 +202,11 @@ class Names:
             name: tuple(sorted((last, items[number].shape) for last, number in layer.items()))
             for name, layer in layers.items()
         }
+
+
+def is_neighbour(one: Name, other: Name) -> bool:
+    """Return whether two names differ in exactly one component: the same layer of two blocks, or two layers of one."""
+    return len(one) == len(other) and sum(a != b for a, b in zip(one, other, strict=True)) == 1
 
 
 def layers(items: list[Item], condition: Callable[[Item], bool] = lambda item: True) -> dict[Name, Layer]:

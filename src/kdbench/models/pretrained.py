@@ -1,5 +1,6 @@
 """First weights of a network: a file, or weights that torchvision or timm publish; the classifier stays fresh."""
 
+import logging
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -23,6 +24,18 @@ def weights_file(config: ModelConfig) -> Path:
     Raises:
         ConfigError: there are no such weights, or they cannot be fetched.
     """
+    case = (config.target, repr(config.arguments), str(config.weights))
+    if case not in _files or not _files[case].is_file():
+        _files[case] = find_file(config)
+    return _files[case]
+
+
+_files: dict[tuple[str, str, str], Path] = {}
+"""Files that this process has found."""
+
+
+def find_file(config: ModelConfig) -> Path:
+    """Find or fetch the file of a network's first weights. Errors: see `weights_file`."""
     assert config.weights is not None
     path = Path(config.weights).expanduser()
     if path.is_file():
@@ -37,6 +50,9 @@ def weights_file(config: ModelConfig) -> Path:
     raise refusal(
         config, f"there is no such file; {config.target} is not of torchvision or timm, whose weights have names"
     )
+
+
+log = logging.getLogger(__name__)
 
 
 def refusal(config: ModelConfig, problem: str) -> ConfigError:
@@ -57,7 +73,8 @@ def fetch_torchvision(name: str, config: ModelConfig) -> Path:
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if not file.is_file():
         try:
-            torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), file.stem.rpartition("-")[2], progress=False)
         except Exception as error:  # of the network or the disk
             raise refusal(config, f"{url} cannot be fetched: {first_line(error)}; give its file") from None
     return file
@@ -77,8 +94,13 @@ def fetch_timm(name: str, config: ModelConfig) -> Path:
         published = None
     if published is None or not published.hf_hub_id:
         raise refusal(config, f"there is no such file, and timm publishes no {full}")
+    place = (published.hf_hub_id, published.hf_hub_filename or "model.safetensors")
     try:
-        return Path(hf_hub_download(published.hf_hub_id, published.hf_hub_filename or "model.safetensors"))
+        return Path(hf_hub_download(*place, local_files_only=True))  # without a request, where it is there
+    except Exception:  # types differ among versions
+        log.info("weights=%s: fetching %s", config.weights, published.hf_hub_id)
+    try:
+        return Path(hf_hub_download(*place))
     except Exception as error:  # of the network or the disk
         raise refusal(config, f"{published.hf_hub_id} cannot be fetched: {first_line(error)}; give its file") from None
 
@@ -101,8 +123,10 @@ def load_pretrained(body: nn.Module, config: ModelConfig, num_classes: int) -> l
     try:
         loaded, remarks = read_checkpoint(file, own, None, head_of=num_classes)
     except ConfigError as error:
+        several = "it holds several sets of weights that fit; give a file with one"
+        problem = several if error.code == "ambiguous" else error
         raise ConfigError(
-            f"weights={config.weights} of {config.name}: {error}", code=error.code, key="weights"
+            f"student.weights={config.weights} of {config.name}: {problem}", code=error.code, key="student.weights"
         ) from None
     fresh = [name for name in own if name not in loaded and not is_counter(name)]
     load_state(body, loaded)

@@ -12,6 +12,8 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import os
+import re
 import site
 import sys
 import sysconfig
@@ -85,9 +87,37 @@ def model_identity(model: ModelConfig) -> dict[str, Any]:
     """Return what an architecture and its first weights are, without the names that people gave it and its stages."""
     if not model.weights:
         return architecture_identity(model)
+    return architecture_identity(model) | {"weights_hash": model.weights_hash or hash_of_weights(model)}
+
+
+def hash_of_weights(model: ModelConfig) -> str:
+    """Return the hash of the file of an architecture's first weights."""
     from kdbench.models.pretrained import weights_file  # here, since it imports torch
 
-    return architecture_identity(model) | {"weights_sha256": sha256_of_file(weights_file(model))}
+    return sha256_of_file(weights_file(model))
+
+
+def with_hashed_weights(config: RunConfig) -> RunConfig:
+    """Return a config with the hash of the first weights of student and teacher, which its record keeps.
+
+    Raises:
+        ConfigError: there are no such weights.
+    """
+
+    def hashed(model: ModelConfig, group: str) -> ModelConfig:
+        if not model.weights:
+            return model
+        try:
+            return dataclasses.replace(model, weights_hash=hash_of_weights(model))
+        except ConfigError as error:
+            raise ConfigError(f"{group}.{error}", code=error.code, key=f"{group}.weights") from None
+
+    teacher = config.teacher
+    return dataclasses.replace(
+        config,
+        student=hashed(config.student, "student"),
+        teacher=dataclasses.replace(teacher, model=hashed(teacher.model, "teacher")) if teacher else None,
+    )
 
 
 def architecture_identity(model: ModelConfig) -> dict[str, Any]:
@@ -98,14 +128,20 @@ def architecture_identity(model: ModelConfig) -> dict[str, Any]:
         **model.arguments,
         **logits,
         **source_identity(model.target, *targets_in(model.arguments)),
-        **files_identity(model.arguments),
+        **(files_identity(model.arguments) if is_foreign(model.target) else {}),
     }
 
 
 def method_identity(method: MethodConfig) -> dict[str, Any]:
     """Return what a method is, without its name."""
     settings = section_identity(method.params)
-    return {"_target_": method.path, **settings, **source_identity(method.path), **files_identity(settings)}
+    files = files_identity(settings) if is_foreign(method.path) else {}
+    return {"_target_": method.path, **settings, **source_identity(method.path), **files}
+
+
+def is_foreign(target: str) -> bool:
+    """Return whether a class or function is not kdbench's own; its own ones read no files."""
+    return not target.startswith("kdbench.")
 
 
 def targets_in(arguments: Any) -> list[str]:
@@ -119,7 +155,11 @@ def targets_in(arguments: Any) -> list[str]:
 def files_identity(arguments: Any) -> dict[str, Any]:
     """Return the hash of every file, and of the files of every folder, that arguments name: a builder may read them.
 
-    A text is a path if it has a suffix or a slash and something is there.
+    A text is a path if it has a suffix or a slash and something is there. A dotted text is the name of an object, whose
+    local source is hashed.
+
+    Raises:
+        ConfigError: a folder has too many files to be read.
     """
     found = {}
     for text in texts_in(arguments):
@@ -129,9 +169,40 @@ def files_identity(arguments: Any) -> dict[str, Any]:
         if is_file(path):
             found[text] = sha256_of_file(path)
         elif is_folder(path):
-            files = sorted(file for file in path.rglob("*") if file.is_file())
-            found[text] = hash_of({str(file.relative_to(path)): sha256_of_file(file) for file in files})
+            found[text] = sha256_of_folder(path, text)
+        elif re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", text):
+            module = text.rpartition(".")[0]
+            if origin := local_origin(module):
+                files = local_files(origin, module, {})
+                found[text] = hashlib.sha256("".join(sorted(map(sha256_of_file, files))).encode()).hexdigest()
     return {"files_sha256": found} if found else {}
+
+
+MAX_FILES = 1000
+"""Largest number of files in a folder that an argument names."""
+
+
+def sha256_of_folder(folder: Path, text: str) -> str:
+    """Return the hash of the files in a folder, without hidden ones and what Python compiles.
+
+    Raises:
+        ConfigError: there are more than `MAX_FILES`, or one cannot be read.
+    """
+    files: list[Path] = []
+    for place, below, names in os.walk(folder):
+        below[:] = sorted(name for name in below if not name.startswith(".") and name != "__pycache__")
+        files += [Path(place, name) for name in sorted(names) if not name.startswith(".") and not name.endswith(".pyc")]
+        if len(files) > MAX_FILES:
+            raise ConfigError(
+                f"an argument of a network or method names the folder {text}, which has more than {MAX_FILES} files; "
+                "what it reads is part of the run key, so name a smaller folder or a file",
+                code="out_of_range",
+                key=text,
+            )
+    try:
+        return hash_of({str(file.relative_to(folder)): sha256_of_file(file) for file in files})
+    except OSError as error:
+        raise ConfigError(f"a file in {text} cannot be read: {error}", code="not_readable", key=text) from None
 
 
 def texts_in(value: Any) -> list[str]:

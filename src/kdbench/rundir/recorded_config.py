@@ -80,7 +80,11 @@ def check_model(node: Any, group: str, trusted: Sequence[str]) -> None:
     if not isinstance(node, dict) or "_target_" not in node:
         return  # no teacher, or nothing that can be called
     for inner, target in targets_within({key: value for key, value in node.items() if key != "_target_"}, group):
-        resolve(target, inner, (MODELS, *trusted))
+        resolve(target, inner, trusted)
+    if node.get("weights") is not None and not isinstance(node.get("weights_hash"), str):
+        raise ConfigError(
+            f"{group}.weights is recorded without the hash of its file", code="damaged", key=f"{group}.weights"
+        )
     path = f"{group}._target_"
     found = resolve(node["_target_"], path, (MODELS, *trusted))
     if lies_in(found.__module__, (MODELS,)) and "num_classes" not in inspect.signature(found).parameters:
@@ -126,8 +130,9 @@ def resolve(target: Any, path: str, trusted: Sequence[str]) -> Any:
     Raises:
         ConfigError: it is defined elsewhere, or not there.
     """
+    where = " or ".join(trusted) or "a trusted module"
     refusal = ConfigError(
-        f"{path} is {target!r}, which is not defined in {' or '.join(trusted)}; it was not imported; "
+        f"{path} is {target!r}, which is not defined in {where}; it was not imported; "
         "if you trust its code, add --trust MODULE (in Python trusted=[MODULE])",
         code="untrusted",
         key=path,

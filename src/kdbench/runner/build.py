@@ -1,7 +1,6 @@
 """Construction of a run's parts before it trains: data, batches, student and method, each with its own seed."""
 
 import inspect
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +14,13 @@ from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
 from kdbench.errors import ConfigError
 from kdbench.methods.base import Method, Requires
 from kdbench.models import ModelSummary, Network, build, load_pretrained, summarize
+from kdbench.rundir.identity import model_identity
 from kdbench.system.device import place
 from kdbench.system.guard import Guard
-from kdbench.system.random import host_seeded
+from kdbench.system.random import host_seeded, seeded
 from kdbench.teachers.store import check_checkpoint
 from kdbench.train.evaluate import EVALUATION_BATCH
 from kdbench.train.learner import Learner
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,8 @@ class Parts:
     model_summary: ModelSummary
     """Summary of the student's architecture."""
     method: Method
+    remarks: tuple[str, ...] = ()
+    """Lines for the user about the student."""
 
 
 def build_parts(config: RunConfig) -> Parts:
@@ -47,19 +47,19 @@ def build_parts(config: RunConfig) -> Parts:
         ConfigError: a part cannot be built.
     """
     dataset, model_summary, method = check_parts(config)
-    for remark in model_summary.remarks:
-        log.info("%s", remark)
+    remarks = model_summary.remarks
     # A seed of its own: students with the same seed start from the same weights, whatever the method draws.
     torch.manual_seed(derived_seed(config.init_seed, "student"))
     with host_seeded(derived_seed(config.init_seed, "student")):
         student = build(config.student, NUM_CLASSES, method.requires.student_stages)
         if config.student.weights:
-            for remark in load_pretrained(student.body, config.student, NUM_CLASSES):
-                log.info("student.weights: %s", remark)
+            loaded = load_pretrained(student.body, config.student, NUM_CLASSES)
+            remarks += tuple(f"student.weights: {remark}" for remark in loaded)
     batches = Batches(
         dataset, config.recipe.batch_size, config.data_seed, config.data.augment, config.runtime.channels_last
     )
-    return Parts(dataset, batches, place(student, config.runtime), model_summary, place(method, config.runtime))
+    student, method = place(student, config.runtime), place(method, config.runtime)
+    return Parts(dataset, batches, student, model_summary, method, remarks)
 
 
 def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
@@ -72,6 +72,8 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
     dataset = load(config.data, config.runtime.device)
     student = summarize(config.student, NUM_CLASSES, IMAGE_SHAPE, "student")
     check_batches(student, config, dataset, config.recipe, "")
+    if config.student.weights:
+        check_first_weights(config)
     if config.runtime.compile and (student.host_random or student.changing):
         raise ConfigError(
             f"runtime.compile=true and student={config.student.name} draws random numbers from Python or NumPy, or "
@@ -117,6 +119,23 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
     if teacher:
         check_stages(teacher, method.requires.teacher_stages, "teacher")
     return dataset, student, method
+
+
+def check_first_weights(config: RunConfig) -> None:
+    """Check that the student's first weights fit, once per process, architecture and file.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    case = repr(model_identity(config.student))
+    if case not in _fitting:
+        with seeded(0):
+            load_pretrained(build(config.student, NUM_CLASSES).body, config.student, NUM_CLASSES)
+        _fitting.add(case)
+
+
+_fitting: set[str] = set()
+"""Architectures with first weights that this process has loaded."""
 
 
 def check_batches(

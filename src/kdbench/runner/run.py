@@ -21,7 +21,7 @@ from kdbench.methods.base import Method
 from kdbench.models import summarize
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import check_writable, write_json
-from kdbench.rundir.identity import run_key, teacher_directory
+from kdbench.rundir.identity import run_key, teacher_directory, with_hashed_weights
 from kdbench.rundir.lock import Lock
 from kdbench.rundir.summary import Status, changed_file, names
 from kdbench.runner.build import Parts, build_learner, build_parts, check_parts
@@ -184,6 +184,8 @@ class Run:
         self.checkpointer = Checkpointer(directory, self.config.checkpoint, self.learner, self.lock, metadata)
         self.learner.checkpointer = self.checkpointer
         runtime = self.config.runtime
+        for remark in self.parts.remarks:
+            log.info("%s", remark)
         log.info(
             "%s: %s on %s, %s, threads: %d",
             self.config.title, directory.path, runtime.device, runtime.precision, runtime.threads,
@@ -324,7 +326,7 @@ def resolve_run(config: RunConfig) -> tuple[RunConfig, RunDirectory]:
     Raises:
         ConfigError: the device, the precision or the output root cannot be used here.
     """
-    config = dataclasses.replace(config, runtime=resolve_runtime(config.runtime))
+    config = with_hashed_weights(dataclasses.replace(config, runtime=resolve_runtime(config.runtime)))
     check_writable(Path(config.output_root).expanduser())
     directory = RunDirectory.of(config, run_key(config))
     return (config if directory.is_complete() else adopt_settings(config, directory)), directory
