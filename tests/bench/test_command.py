@@ -1,10 +1,13 @@
 """`kdbench-bench`: what it measures and writes, its errors, and the speed that is required (slow)."""
 
 import json
+import statistics
 import subprocess
 import sys
+import time
 
 import pytest
+import torch
 
 from kdbench import cli
 from kdbench.bench.cases import SETS
@@ -149,7 +152,9 @@ REQUIRED = {
     ("logit", "kdbench-cache"): 7.0,
     ("feature", "kdbench"): 4.0,
 }
-"""Required ratio to the reference's speed, on two cores that compute bfloat16 natively."""
+"""Required ratio to the reference's speed, on two cores that compute convolutions in bfloat16 at least `FAST` times as fast
+as in float32. AVX-512 BF16 alone multiplies twice as fast, and then the ratios are about 2.0, 2.1, 3.6 and 1.9."""
+FAST = 3.0
 LEAST = {
     ("ce", "reference"): 1.0,
     ("ce", "kdbench"): 0.8,
@@ -162,6 +167,25 @@ LEAST = {
 """Least ratio on any machine. Without native bfloat16 nearly all time is the student's float32 arithmetic, in both
 arms: about 1.1, and 1.9 where the cache saves the teacher's pass. Rounds on shared machines differ by a fifth; only a
 fault goes below these."""
+
+
+def gain_of_bf16():
+    """Return how many times as fast as in float32 a convolution is in bfloat16 here."""
+    images = torch.randn(128, 64, 32, 32).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(64, 64, 3, 3).contiguous(memory_format=torch.channels_last)
+
+    def seconds(dtype):
+        given, used, taken = images.to(dtype), weight.to(dtype), []
+        for _ in range(12):
+            started = time.perf_counter()
+            torch.conv2d(given, used, padding=1)
+            taken.append(time.perf_counter() - started)
+        return statistics.median(taken[3:])
+
+    with torch.no_grad():
+        gain = seconds(torch.float32) / seconds(torch.bfloat16)
+    print(f"bfloat16 is {gain:.2f} times as fast as float32 here")
+    return gain
 
 
 @pytest.mark.slow
@@ -180,7 +204,7 @@ def test_cpu_set_reaches_the_required_ratios(kdbench_bench, tmp_path, method):
     (measured,) = json.loads((tmp_path / "s").read_text())["cases"]
     ratios = {row["arm"]: row["ratio"]["median"] for row in measured["arms"]}
     assert {arm: ratio for arm, ratio in ratios.items() if ratio < LEAST[method, arm]} == {}
-    if have_native_bf16():
+    if have_native_bf16() and gain_of_bf16() >= FAST:
         required = {arm: ratio for (name, arm), ratio in REQUIRED.items() if name == method}
         assert {arm: ratios[arm] for arm, ratio in required.items() if ratios[arm] < ratio} == {}
 

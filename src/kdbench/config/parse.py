@@ -194,7 +194,7 @@ LAYOUTS = ("maps", "nhwc", "tokens")
 
 
 def check_stage(place: Any, path: str) -> None:
-    """Check where a stage is read: a node, or a mapping that says more.
+    """Check where a stage is read: a node, or a mapping with further keys.
 
     Raises:
         ConfigError: it is neither.

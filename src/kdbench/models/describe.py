@@ -1,7 +1,6 @@
 """Description of an architecture before it trains: shapes, sources of stages and logits, and what is wrong with it.
 
-The network is built on the CPU and computes small batches there, in evaluation and in training mode. What it returns
-is what counts: nothing is traced.
+The network is built on the CPU and computes small batches there, in evaluation and in training mode. It is not traced.
 """
 
 import copy
@@ -298,7 +297,7 @@ class Probe:
             ConfigError: there are several tensors and no key, or the key names none of them.
         """
         found, wanted, calls = tensors_of(one.returned), self.config.logits, one.record.calls
-        own = isinstance(one.returned, Tensor) and mode == "evaluation"  # what the network itself makes of several
+        own = isinstance(one.returned, Tensor) and mode == "evaluation"  # it may return several in training
         if isinstance(wanted, list):
             places = tuple(map(str, wanted))
             if own or all(self.are_logits(found.get(place)) for place in places):

@@ -238,9 +238,9 @@ def unwrapped(level: Level, other: Level) -> Level:
     tensors = dict(level.tensors)
     for component, below in level.inner.items():
         inside = content.get(component, Level())
-        rivals = [c for name, c in content.items() if name != component]
+        others = [c for name, c in content.items() if name != component]
         if component not in content or any(
-            inside.inner.keys() & rival.inner.keys() or inside.tensors.keys() & rival.tensors.keys() for rival in rivals
+            inside.inner.keys() & one.inner.keys() or inside.tensors.keys() & one.tensors.keys() for one in others
         ):
             inner[component] = below
         else:
@@ -301,7 +301,7 @@ def is_exchangeable(
                 child
                 for child in group
                 if all(child in image for image in images_of[child])
-                and not any(child in image for rival in group if rival != child for image in images_of[rival])
+                and not any(child in image for one in group if one != child for image in images_of[one])
             ]
             other = [child for child in group if child not in kept and renamed & set(children[child])]
             if len(other) > 1 and not rise(other):

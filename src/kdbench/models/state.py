@@ -57,10 +57,10 @@ def check_repeatable(body: nn.Module, images: Tensor) -> Changes:
     a, b = tensors_of(first), tensors_of(second)
     if a.keys() != b.keys() or not all(is_equal(a[place], b[place]) for place in a):
         lost = [name for name, value in hidden_attributes(body).items() if hidden.get(name) != value]
-        suspects = f" ({', '.join(lost[:3])})" if lost else ""
+        names = f" ({', '.join(lost[:3])})" if lost else ""
         raise StateError(
             "does not repeat its own training: with the same images, weights, buffers and seeds it computes something "
-            f"else{suspects}, so a stopped run could not be resumed; draw random numbers from torch's, Python's or "
+            f"else{names}, so a stopped run could not be resumed; draw random numbers from torch's, Python's or "
             "NumPy's global generator, and keep what changes in buffers"
         )
     return Changes(host_random, changing)
@@ -91,9 +91,9 @@ def check_storable(body: nn.Module, build: Callable[[], nn.Module], logits: Call
     try:
         content = load(save(storable(body.state_dict())))
         other = build()
-        names = other.state_dict().keys()
-        if names != content.keys():
-            raise KeyError(f"another network of it has other names: {min(names ^ content.keys())}")
+        own = other.state_dict().keys()
+        if own != content.keys():
+            raise KeyError(f"another network of it has other names: {min(own ^ content.keys())}")
         load_state(other, content)
     except Exception as error:
         raise StateError(f"has weights that cannot be stored and loaded again: {first_line(error)}") from error
@@ -102,10 +102,10 @@ def check_storable(body: nn.Module, build: Callable[[], nn.Module], logits: Call
     theirs = kept_state(other) | tensor_attributes(other)
     mine = kept_state(body) | tensor_attributes(body)
     lost = [name for name, value in mine.items() if not is_equal(value, theirs.get(name, MISSING))]
-    suspects = f": {', '.join(lost[:3])}" if lost else ""
+    names = f": {', '.join(lost[:3])}" if lost else ""
     raise StateError(
         "computes something else after its weights were stored and loaded again: something is missing in its state "
-        f"dict{suspects}; register it with register_buffer, or make it the same for every network that is built"
+        f"dict{names}; register it with register_buffer, or make it the same for every network that is built"
     )
 
 
