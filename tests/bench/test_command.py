@@ -152,7 +152,7 @@ REQUIRED = {
     ("logit", "kdbench-cache"): 7.0,
     ("feature", "kdbench"): 4.0,
 }
-"""Required ratio to the reference's speed, on two cores whose bfloat16 is at least `FAST` times as fast as their float32.
+"""Required ratio to the reference's speed, on two cores whose bfloat16 is at least `FAST` times as fast as float32.
 Where AVX-512 BF16 is twice as fast, the ratios are about 2.0, 2.1, 3.6 and 1.9 (docs/performance.md)."""
 FAST = 3.0
 LEAST = {
