@@ -266,7 +266,7 @@ def test_a_run_that_cannot_begin_an_epoch_does_not_move_the_others(
     def hinder(learners: Sequence[Learner]) -> None:
         for learner in learners:
             if learner.position == (1, 1):
-                monkeypatch.setattr(learner.student, "train", raising(RunError("", code="mismatch")))
+                monkeypatch.setattr(learner.method, "train", raising(RunError("", code="mismatch")))
 
     results = together(configs, with_learners(hinder))
     assert [result.status for result in results] == ["failed", "complete", "complete"]

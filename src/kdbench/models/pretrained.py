@@ -24,13 +24,13 @@ def weights_file(config: ModelConfig) -> Path:
     Raises:
         ConfigError: there are no such weights, or they cannot be fetched.
     """
-    case = (config.target, repr(config.arguments), str(config.weights))
+    case = (config.target, repr(config.arguments), str(config.weights), str(torch.hub.get_dir()))
     if case not in _files or not _files[case].is_file():
         _files[case] = find_file(config)
     return _files[case]
 
 
-_files: dict[tuple[str, str, str], Path] = {}
+_files: dict[tuple[str, str, str, str], Path] = {}
 """Files that this process has found."""
 
 

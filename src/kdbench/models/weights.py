@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from kdbench.errors import ConfigError, first_line
@@ -34,7 +35,8 @@ def save(weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any])
         ConfigError: an entry is not a dense tensor.
     """
     # One entry: safetensors writes several in any order, and equal runs must give equal files.
-    save_file(storable(weights), path, {METADATA: json.dumps(metadata)})
+    # Bytes, since safetensors would write by way of a file of its own, which a kill leaves behind.
+    path.write_bytes(to_bytes(storable(weights), {METADATA: json.dumps(metadata)}))
 
 
 def storable(weights: Mapping[str, Any]) -> StateDict:

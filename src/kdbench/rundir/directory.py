@@ -131,7 +131,7 @@ class RunDirectory:
         """Return the summary. Errors: see `kdbench.rundir.summary.read_summary`."""
         return read_summary(self.path)
 
-    def write_with(self, path: Path, write: Callable[[Path], None]) -> None:
+    def write_with(self, path: Path, write: Callable[[Path], object]) -> None:
         """Write a file atomically by a function of torch or safetensors.
 
         Raises:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from kdbench import metrics
@@ -58,7 +58,7 @@ def write_result(
         "val_labels": dataset.val.labels.cpu(),
         "test_labels": dataset.test.labels.cpu(),
     }
-    directory.write_with(directory.logits, lambda path: save_file(logits, path))
+    directory.write_with(directory.logits, lambda path: path.write_bytes(save(logits)))
     content = {
         **restated(config),
         **names(num_params=model_summary.num_params, macs=model_summary.macs),
