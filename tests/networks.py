@@ -37,7 +37,7 @@ class Plain(nn.Module):
         return self.fc(self.embed(images))
 
 
-# What forward returns
+# Outputs of forward
 
 
 class LogitsFirst(Plain):
@@ -91,7 +91,7 @@ class IsFeat(Plain):
         return ([embedding], self.fc(embedding)) if is_feat else self.fc(embedding)
 
 
-# More than one pass shows
+# Control flow, random numbers and counters
 
 
 class Untraceable(Plain):

@@ -41,7 +41,7 @@ def outputs(config, stages=(), train=True):
     return network, network(images())
 
 
-# What forward returns is what counts
+# Outputs of forward
 
 
 def test_several_outputs_without_a_key_are_refused_with_the_candidates():
@@ -327,7 +327,7 @@ def test_a_fused_network_takes_images_of_the_same_normalisation():
     assert expected.logits.shape == shifted.logits.shape
 
 
-# What a demanding user tried
+# In-place operations, gradients, and other forms of outputs
 
 
 def test_the_input_of_a_module_is_what_it_was_before_the_module_changed_it():

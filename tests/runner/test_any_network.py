@@ -52,7 +52,7 @@ def refusal(config: RunConfig) -> ConfigError:
     return error.value
 
 
-# What a network draws and counts
+# Random numbers and counters
 
 
 @pytest.mark.parametrize(

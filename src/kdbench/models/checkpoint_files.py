@@ -193,7 +193,7 @@ class Search:
     expected: StateDict
     fits: Fits
     ordered: bool
-    """Whether the entries are in the order in which the network that wrote them has them."""
+    """True if the entries are in the order of the network that was saved."""
     source: str
     """Name of the file in errors."""
 

@@ -15,7 +15,7 @@ Name = tuple[str, ...]
 """Components of a dotted name."""
 Shape = tuple[int, ...]
 Fits = Callable[[Shape, Shape], bool]
-"""Whether a shape in the file may be that of the network's tensor."""
+"""Returns True if a shape in the file may be that of the network's tensor."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a network keeps between passes, and whether all of it is in its state dict or in a checkpoint."""
+"""Checks that a state dict or a checkpoint holds all that a network keeps between passes."""
 
 import copy
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class StateError(Exception):
 
 @dataclass(frozen=True)
 class Changes:
-    """What a pass in training mode draws and changes."""
+    """Random numbers and state that a pass in training mode uses."""
 
     host_random: bool
     """True if it draws random numbers from Python's or NumPy's generator."""
