@@ -100,7 +100,7 @@ def test_every_shipped_method_reads_back(small, file, method):
         "kdbench.runner.environment.subprocess.run",
         "kdbench.models.weights.torch.load",
         "kdbench.models.resnet.torchvision.models.resnet18",
-        "kdbench.models.describe.hydra.utils.instantiate",
+        "kdbench.models.builders.hydra.utils.instantiate",
         "kdbench.models.describe.sdpa_kernel",
         "kdbench.models.network.Network.__init__.__globals__",
         "kdbench.models_of_others.Net",

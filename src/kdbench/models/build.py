@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from kdbench.config.sections import ModelConfig
 from kdbench.data.dataset import IMAGE_SHAPE
 from kdbench.errors import ConfigError
-from kdbench.models.describe import build_body, summarize
+from kdbench.models.builders import build_body
+from kdbench.models.describe import summarize
 from kdbench.models.network import Network
 
 
