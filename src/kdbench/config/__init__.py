@@ -3,12 +3,12 @@
 from kdbench.config.composition import compose
 from kdbench.config.parse import parse
 from kdbench.config.paths import CONF_DIR
+from kdbench.config.recipe import RecipeConfig
 from kdbench.config.sections import (
     CheckpointConfig,
     DataConfig,
     MethodConfig,
     ModelConfig,
-    RecipeConfig,
     RunConfig,
     RuntimeConfig,
     TeacherConfig,

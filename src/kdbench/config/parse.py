@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,14 +17,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kdbench.config.recipe import RecipeConfig, check_recipe
 from kdbench.config.schema import as_yaml, one_of, optional, setting, typed, whole
 from kdbench.config.sections import (
     FOLDER,
     CheckpointConfig,
     DataConfig,
+    DataKeys,
     MethodConfig,
     ModelConfig,
-    RecipeConfig,
     RunConfig,
     RuntimeConfig,
     TeacherConfig,
@@ -45,7 +46,7 @@ class Document:
     student: dict[str, Any] = MISSING
     teacher: dict[str, Any] = MISSING
     method: dict[str, Any] = MISSING
-    data: DataConfig = field(default_factory=DataConfig)
+    data: dict[str, Any] = MISSING
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -99,7 +100,7 @@ def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | Non
                 code="invalid_option_file",
                 key=group,
             )
-    for group in ("student", "teacher", "method"):
+    for group in ("student", "teacher", "method", "data"):
         if names and isinstance(tree.get(group), dict) and "name" not in tree[group]:
             if not isinstance(names.get(group), str):
                 raise ConfigError(
@@ -114,6 +115,7 @@ def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | Non
         "student": parse_model(document.student, "student"),
         "teacher": parse_teacher(document.teacher, method),
         "method": method,
+        "data": parse_data(document.data),
     }
     run = RunConfig(**{f.name: getattr(document, f.name) for f in dataclasses.fields(Document)} | open_sections)
     check_together(run)
@@ -274,23 +276,7 @@ def parse_method(node: Mapping[str, Any]) -> MethodConfig:
     params = dict(node)
     name, target = params.pop("name", None), params.pop("_target_", None)
     check_name(name, "method")
-    if target is None:
-        raise ConfigError(
-            "method._target_ is missing; the method's file must name a subclass of kdbench.methods.Method, for example "
-            "_target_: my_methods.MyMethod",
-            code="missing_value",
-            key="method._target_",
-        )
-    try:
-        cls: Any = hydra.utils.get_class(str(target))
-    except Exception as error:
-        raise ConfigError(
-            f"method._target_ is {target!r}, which cannot be imported: {first_line(error)}{import_hint(str(target))}",
-            code="not_importable",
-            key="method._target_",
-        ) from None
-    if fault := fault_of_method(cls):
-        raise ConfigError(f"method._target_ is {target!r}; {fault}", code="no_method", key="method._target_")
+    cls = import_class(target, "method", "kdbench.methods.Method", fault_of_method)
     if getattr(cls, "role", None) not in ROLES:
         raise ConfigError(
             f"method._target_ is {target!r}, whose role is {getattr(cls, 'role', None)!r}; the class must declare "
@@ -299,6 +285,67 @@ def parse_method(node: Mapping[str, Any]) -> MethodConfig:
             key="method._target_",
         )
     return MethodConfig(name, cls, typed(cls.Config, params, "method"))
+
+
+def parse_data(node: Mapping[str, Any]) -> DataConfig:
+    """Return a data set whose keys are those of its class's `Config`."""
+    params = dict(node)
+    name, target, content = (params.pop(key, None) for key in ("name", "_target_", "content"))
+    check_name(name, "data")
+    cls = import_class(target, "data", "kdbench.data.ImageData", fault_of_data)
+    keys = typed(cls.Config, params, "data")
+    if (keys.mean is None) != (keys.std is None) or (keys.mean and len(keys.mean) != len(keys.std)):
+        raise ConfigError(
+            f"data.mean is {as_yaml(keys.mean)} and data.std is {as_yaml(keys.std)}; give both with a number per "
+            "channel, or null for both: those of the training images",
+            code="mismatch",
+            key="data.mean",
+        )
+    return DataConfig(name, cls, keys, content)
+
+
+def import_class(target: Any, group: str, base: str, fault_of: Callable[[Any], str]) -> Any:
+    """Return the class that a section names.
+
+    Args:
+        target: import path.
+        group: the section: method or data.
+        base: class that it must extend.
+        fault_of: returns what a class lacks, or an empty text.
+
+    Raises:
+        ConfigError: there is no such class, or it lacks something.
+    """
+    key = f"{group}._target_"
+    if target is None:
+        raise ConfigError(
+            f"{key} is missing; the {group}'s file must name a subclass of {base}, for example _target_: my_code.MyClass",
+            code="missing_value",
+            key=key,
+        )
+    try:
+        cls: Any = hydra.utils.get_class(str(target))
+    except Exception as error:
+        raise ConfigError(
+            f"{key} is {target!r}, which cannot be imported: {first_line(error)}{import_hint(str(target))}",
+            code="not_importable",
+            key=key,
+        ) from None
+    if fault := fault_of(cls):
+        raise ConfigError(f"{key} is {target!r}; {fault}", code=f"no_{group}", key=key)
+    return cls
+
+
+def fault_of_data(cls: Any) -> str:
+    """Return what a class lacks to be a data set, or an empty text. Its base is not imported: that imports torch."""
+    bases = [f"{base.__module__}.{base.__qualname__}" for base in inspect.getmro(cls)]
+    if "kdbench.data.base.ImageData" not in bases:
+        return "it must be a subclass of kdbench.data.ImageData"
+    if inspect.isabstract(cls):
+        return f"the class must define {' and '.join(sorted(cls.__abstractmethods__))}"
+    if not (dataclasses.is_dataclass(cls.Config) and issubclass(cls.Config, DataKeys)):
+        return "its Config must be a dataclass that extends ImageData.Config"
+    return ""
 
 
 def fault_of_method(cls: Any) -> str:
@@ -360,17 +407,34 @@ def parse_teacher(node: Mapping[str, Any], method: MethodConfig) -> TeacherConfi
 
 def check_together(run: RunConfig) -> None:
     """Check the rules between keys."""
+    check_recipe(run.recipe, "recipe")
+    if run.teacher:
+        check_recipe(run.teacher.recipe, "teacher.recipe")
+    soft = {"mixup": run.recipe.mixup, "cutmix": run.recipe.cutmix, "label_smoothing": run.recipe.label_smoothing}
+    given = next((name for name, value in soft.items() if value), None)
+    if given and not getattr(run.method.target, "soft_labels", False):
+        raise ConfigError(
+            f"recipe.{given} is {soft[given]:g}, which makes labels probabilities, and method={run.method.name} needs "
+            "integer labels (its class does not declare soft_labels = True); use "
+            f"recipe.{given}=0 or another method, such as ce or logit",
+            code="integer_labels",
+            key=f"recipe.{given}",
+        )
+
+
+def check_used(run: RunConfig, overrides: Iterable[str]) -> None:
+    """Check that each key of a recipe that the user gave changes something.
+
+    Args:
+        run: the checked run.
+        overrides: as given on the command line.
+
+    Raises:
+        ConfigError: one is a key of another optimiser or schedule than the chosen one.
+    """
     recipes = {"recipe": run.recipe} | ({"teacher.recipe": run.teacher.recipe} if run.teacher else {})
-    for path, recipe in recipes.items():
-        if recipe.min_lr > recipe.lr:
-            raise ConfigError(
-                f"{path}.min_lr is {recipe.min_lr:g}; it must be at most {path}.lr, {recipe.lr:g}",
-                code="out_of_range",
-                key=f"{path}.min_lr",
-            )
-        if recipe.nesterov and recipe.momentum == 0:
-            raise ConfigError(
-                f"{path}.momentum is 0, which {path}.nesterov=true does not allow; use nesterov=false",
-                code="out_of_range",
-                key=f"{path}.momentum",
-            )
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+")
+        path, _, name = key.rpartition(".")
+        if path in recipes and name in (unused := recipes[path].unused()):
+            raise ConfigError(f"{override}: {key} changes nothing: {unused[name]}", code="unused_key", key=key)

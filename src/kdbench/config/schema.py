@@ -67,6 +67,20 @@ def optional(inner: Any, absent: Any = MISSING) -> Any:
     return declared
 
 
+def added(inner: Any, neutral: Any) -> Any:
+    """Declare a field that configs recorded by earlier versions lack: there, and where it is neutral, it changes nothing.
+
+    Args:
+        inner: field with the range.
+        neutral: value that changes nothing; a list is given as a tuple.
+    """
+    value = list(neutral) if isinstance(neutral, tuple) else neutral
+    metadata = {**inner.metadata, "neutral": value}
+    if isinstance(value, list):
+        return field(default_factory=lambda: list(value), metadata=metadata)
+    return field(default=value, metadata=metadata)
+
+
 def typed(schema: type[Any], values: Mapping[str, Any], path: str = "") -> Any:
     """Return `values` as an instance of the dataclass `schema`.
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from kdbench.config.schema import number, one_of, optional, setting, whole
+from kdbench.config.recipe import RecipeConfig
+from kdbench.config.schema import added, number, one_of, optional, setting, whole
 
 FOLDER = "a folder path that the operating system accepts"
 
@@ -28,44 +29,57 @@ def is_path(value: str) -> bool:
 
 def channel_means() -> Any:
     """Declare a field with the mean of each channel."""
-    return setting(lambda v: len(v) == 3 and all(map(math.isfinite, v)), "three finite numbers")
+    return setting(lambda v: v and all(map(math.isfinite, v)), "one finite number per channel")
 
 
 def channel_deviations() -> Any:
     """Declare a field with the standard deviation of each channel."""
-    return setting(lambda v: len(v) == 3 and all(0 < x < math.inf for x in v), "three numbers above 0")
+    return setting(lambda v: v and all(0 < x < math.inf for x in v), "one number above 0 per channel")
 
 
 @dataclass
-class RecipeConfig:
-    """Recipe of a training: length, optimiser, schedule and checks."""
+class DataKeys:
+    """The keys of every data set. A data set that has more declares them in a subclass."""
 
-    epochs: int = whole(1)
-    batch_size: int = whole(2)
-    lr: float = number(0, above=True)
-    min_lr: float = number(0)
-    momentum: float = number(0, 1)
-    nesterov: bool = MISSING
-    weight_decay: float = number(0)
-    clip_norm: float | None = optional(number(0, above=True))
-    clip_projections: bool = MISSING
-    on_nonfinite: str = one_of("stop", "skip", neutral="stop")
-    nonfinite_limit: int = whole(1, identity=False)  # it ends runs and changes the numbers of none
+    num_train: int | None = optional(whole(1), absent=None)
+    """Number of training images; None: all."""
+    num_val: int | None = optional(whole(1), absent=None)
+    num_test: int | None = optional(whole(1), absent=None)
+    augment: bool = MISSING
+    mean: list[float] | None = optional(channel_means(), absent=None)
+    """Mean of each channel; None: that of the training images."""
+    std: list[float] | None = optional(channel_deviations(), absent=None)
+    padding: int = added(setting(lambda value: 0 <= value <= 64, "a whole number from 0 to 64"), 4)
+    flip: bool = added(setting(), True)
+    memory: str = added(one_of("device", "host", identity=False), "device")
+
+
+@dataclass
+class FileKeys(DataKeys):
+    """The keys of a data set in files."""
+
+    root: str = setting(is_path, FOLDER, identity=False)
+    download: bool = setting(identity=False)
 
 
 @dataclass
 class DataConfig:
-    """The data set, its subsets, augmentation and normalisation."""
+    """A data set: its class, with subsets, augmentation and normalisation in `params`, an instance of its `Config`."""
 
-    name: str = MISSING
-    root: str = setting(is_path, FOLDER, identity=False)
-    download: bool = setting(identity=False)
-    num_train: int = whole(1)
-    num_val: int = whole(1)
-    num_test: int = whole(1)
-    augment: bool = MISSING
-    mean: list[float] = channel_means()
-    std: list[float] = channel_deviations()
+    name: str
+    target: type[Any]
+    params: Any
+    content: str | None = None
+    """Hash of the images and labels, once they were loaded, where the class alone does not determine them."""
+
+    @property
+    def path(self) -> str:
+        """Import path of the class."""
+        return f"{self.target.__module__}.{self.target.__qualname__}"
+
+    def node(self) -> dict[str, Any]:
+        content = {"content": self.content} if self.content else {}
+        return {"name": self.name, "_target_": self.path, **dataclasses.asdict(self.params), **content}
 
 
 @dataclass

@@ -5,11 +5,18 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from numpy.random import RandomState
 from torch import Tensor
 
-from kdbench.data import views as augmentation
+from kdbench.config.recipe import RecipeConfig
 from kdbench.data.dataset import Dataset
+from kdbench.data.mixing import draw_erasing, draw_mixing, erase, mix, smoothed
+from kdbench.data.policies import Policy
 from kdbench.data.source import Split
+from kdbench.data.views import epoch_plan, epoch_seed
+
+POLICY, ERASING, MIXING = 1, 2, 3
+"""Purposes of an epoch's random numbers beside order and views."""
 
 
 class Batch(NamedTuple):
@@ -18,58 +25,140 @@ class Batch(NamedTuple):
     images: Tensor
     """[B, C, H, W] float32, normalised."""
     labels: Tensor
-    """[B] int64."""
+    """[B] int64. Where images are mixed: of the one with the larger share."""
     indices: Tensor
     """[B] int64: indices of the images in the original set."""
     views: Tensor
-    """[B] int64 in [0, 162): view of each image (`kdbench.data.views`)."""
+    """[B] int64: view of each image (`kdbench.data.views`)."""
+    soft_targets: Tensor | None = None
+    """[B, num_classes] float32: probabilities of the classes, where labels are smoothed or mixed."""
+
+    @property
+    def targets(self) -> Tensor:
+        """What the cross-entropy compares with: labels [B], or probabilities [B, C] where they are smoothed or mixed."""
+        return self.labels if self.soft_targets is None else self.soft_targets
+
+    def part(self, rows: slice) -> "Batch":
+        """Return some of the images."""
+        return Batch(*(None if values is None else values[rows] for values in self))  # type: ignore[arg-type]
+
+
+class BatchPlan(NamedTuple):
+    """Everything that determines a batch, on its device."""
+
+    rows: Tensor
+    """[B] int64: rows of the training images."""
+    views: Tensor
+    """[B] int64: view of each."""
+    images: Tensor | None = None
+    """[B, C, H, W] uint8: the augmented images, where rows and views alone do not give them on the device."""
+    erased: Tensor | None = None
+    """[B, 4] int64: rectangle that is erased in each image."""
+    shares: Tensor | None = None
+    """[4] float32: shares of mixed images and labels."""
+    box: Tensor | None = None
+    """[1, 4] int64: rectangle of CutMix."""
 
 
 class Batches:
-    """Training batches: the same for every run of the same data, data seed and batch size.
+    """Training batches: the same for every run of the same data, data seed and batch keys of the recipe.
 
     Args:
         dataset: data set on the device of the batches.
-        batch_size: images per batch; the last one of an epoch may be smaller.
-        data_seed: seed of order and views, together with the epoch.
-        augment: whether images are cropped and flipped.
+        recipe: batch size, augmentation beyond crop and flip, mixing and label smoothing.
+        data_seed: seed of everything random in an epoch, together with the epoch.
         channels_last: memory format of the images.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, data_seed: int, augment: bool, channels_last: bool) -> None:
+    def __init__(self, dataset: Dataset, recipe: RecipeConfig, data_seed: int, channels_last: bool) -> None:
         self.dataset = dataset
-        self.batch_size = batch_size
+        self.recipe = recipe
+        self.batch_size = recipe.batch_size
         self.data_seed = data_seed
-        self.augment = augment
         self.channels_last = channels_last
+        self.height, self.width = dataset.spec.input_shape[1:]
+        self.policy: Policy | None = None
+        if recipe.policy:
+            self.policy = Policy(
+                recipe.policy, self.height, self.width, dataset.device, recipe.policy_ops, recipe.policy_magnitude
+            )
 
     def __len__(self) -> int:
         """Steps in an epoch."""
         return -(-len(self.dataset.train) // self.batch_size)
 
-    def plan(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield rows and views of the batches of an epoch, counted from 0, without the first `start`."""
-        device = self.dataset.train.labels.device
-        order, views = augmentation.epoch_plan(len(self.dataset.train), self.data_seed, epoch, self.augment)
-        parts = zip(order.to(device).split(self.batch_size), views.to(device).split(self.batch_size), strict=True)
-        yield from itertools.islice(parts, start, None)
+    def plan(self, epoch: int, start: int = 0) -> Iterator[BatchPlan]:
+        """Yield the plans of the batches of an epoch, counted from 0, without the first `start`."""
+        dataset, device, size = self.dataset, self.dataset.device, self.batch_size
+        images, steps = len(dataset.train), len(self)
+        order, views = epoch_plan(images, dataset.views, self.data_seed, epoch)
+
+        def random(purpose: int) -> RandomState:
+            return RandomState(epoch_seed(self.data_seed, epoch, purpose) % 2**32)
+
+        operations = itertools.repeat(None) if self.policy is None else self.policy.draw(
+            images, torch.Generator().manual_seed(epoch_seed(self.data_seed, epoch, POLICY))
+        ).split(size)  # fmt: skip
+        erased = itertools.repeat(None)
+        if self.recipe.erasing:
+            boxes = draw_erasing(images, self.height, self.width, self.recipe.erasing, random(ERASING))
+            erased = boxes.to(device).split(size)
+        shares = box = itertools.repeat(None)
+        if self.recipe.mixes:
+            shares, box = draw_mixing(
+                steps, self.height, self.width, self.recipe.mixup, self.recipe.cutmix, random(MIXING)
+            )
+            shares, box = shares.to(device), box.to(device)
+        parts = zip(
+            order.split(size), order.to(device).split(size), views.split(size), views.to(device).split(size),
+            operations, erased, shares, box, strict=False,
+        )  # fmt: skip
+        for host_rows, rows, host_views, some_views, operation, rectangle, share, mixed in itertools.islice(
+            parts, start, None
+        ):
+            augmented = None
+            if self.dataset.on_host or operation is not None:
+                augmented = self.crops(host_rows, host_views) if self.dataset.on_host else self.crops(rows, some_views)
+                if operation is not None:
+                    augmented = self.policy.apply(augmented, operation)
+            yield BatchPlan(rows, some_views, augmented, rectangle, share, mixed)
+
+    def crops(self, rows: Tensor, views: Tensor) -> Tensor:
+        """Return views of training images [B, C, H, W] uint8 on the device; rows and views lie where the images are."""
+        crops = self.dataset.views.crop(self.dataset.padded, rows, views)
+        if self.dataset.on_host and self.dataset.device != "cpu":
+            return crops.pin_memory().to(self.dataset.device, non_blocking=True)
+        return crops
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, without the first `start`."""
-        for rows, views in self.plan(epoch, start):
-            yield self.batch(rows, views)
+        for plan in self.plan(epoch, start):
+            yield self.batch(plan)
 
-    def batch(self, rows: Tensor, views: Tensor) -> Batch:
-        """Return a batch of training images by rows [B] and views [B], both int64 and on the data's device."""
-        train = self.dataset.train
-        images = self.dataset.normalise(augmentation.crop(self.dataset.padded, rows, views))
-        return Batch(in_memory_format(images, self.channels_last), train.labels[rows], train.indices[rows], views)
+    def batch(self, plan: BatchPlan) -> Batch:
+        """Return the batch of a plan. Waits for no device, and so can be captured."""
+        train, recipe = self.dataset.train, self.recipe
+        crops = plan.images
+        if crops is None:
+            rows, views = (plan.rows.cpu(), plan.views.cpu()) if self.dataset.on_host else (plan.rows, plan.views)
+            crops = self.crops(rows, views)
+        images, labels, targets = self.dataset.normalise(crops), train.labels[plan.rows], None
+        if plan.erased is not None:
+            images = erase(images, plan.erased)
+        if plan.shares is not None or recipe.label_smoothing:
+            targets = smoothed(labels, self.dataset.spec.num_classes, recipe.label_smoothing)
+        if plan.shares is not None and plan.box is not None and targets is not None:
+            images, targets = mix(images, targets, plan.shares, plan.box)
+            labels = torch.where(plan.shares[2] >= plan.shares[3], labels, labels.roll(1))
+        images = in_memory_format(images, self.channels_last)
+        return Batch(images, labels, train.indices[plan.rows], plan.views, targets)
 
 
 def plain_batches(dataset: Dataset, split: Split, batch_size: int, channels_last: bool) -> Iterator[Tensor]:
     """Yield a split's normalised images in order, without augmentation, for evaluation."""
     for images_NHWC in split.images.split(batch_size):
-        yield in_memory_format(dataset.normalise(images_NHWC.permute(0, 3, 1, 2)), channels_last)
+        on_device = images_NHWC.to(dataset.device, non_blocking=True)
+        yield in_memory_format(dataset.normalise(on_device.permute(0, 3, 1, 2)), channels_last)
 
 
 def in_memory_format(images: Tensor, channels_last: bool) -> Tensor:

@@ -1,23 +1,23 @@
 """A data set in use: three splits of uint8 images on the device."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import dataclasses
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from kdbench.config.sections import DataConfig
-from kdbench.data.cifar10 import load_cifar10
-from kdbench.data.embedded import load_shapes
-from kdbench.data.source import Source, Split
+from kdbench.config.sections import DataConfig, DataKeys
+from kdbench.data.base import ImageData
+from kdbench.data.memory import check_memory
+from kdbench.data.source import DataSpec, Source, Split
 from kdbench.data.splits import balanced_subset
-from kdbench.data.views import pad
-from kdbench.errors import ConfigError, nearest
+from kdbench.data.views import NO_VIEWS, Views
+from kdbench.errors import ConfigError, RunError, first_line
+from kdbench.system.memory import is_out_of_memory
 
-LOADERS: dict[str, Callable[[DataConfig], Source]] = {"cifar10": load_cifar10, "shapes": load_shapes}
-NUM_CLASSES = 10
-IMAGE_SHAPE = (3, 32, 32)
+DECIMALS = 4
+"""Decimals of a mean and standard deviation that are measured."""
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,31 @@ class Dataset:
     """Training, validation and test images of one data set on one device, with their normalisation."""
 
     name: str
+    spec: DataSpec
     train: Split
     val: Split
     test: Split
-    mean: Tensor
-    """[3] float32, of values in [0, 1]."""
-    std: Tensor
-    """[3] float32."""
+    views: Views
+    """Augmentation of the training images by crop and flip."""
+    device: str
+    """Device of the batches, the labels and, unless they stay on the host, the images."""
+    on_host: bool = False
+    """True if the images stay in the memory of the host."""
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """[C] float32, of values in [0, 1]."""
+        return torch.tensor(self.spec.mean, device=self.device)
+
+    @cached_property
+    def std(self) -> Tensor:
+        """[C] float32."""
+        return torch.tensor(self.spec.std, device=self.device)
 
     @cached_property
     def padded(self) -> Tensor:
-        """Training images with a black border, as `kdbench.data.views.crop` takes them: [N, H + 8, W + 8, C] uint8."""
-        return pad(self.train.images)
+        """Training images with a black border, as `Views.crop` takes them: [N, H + 2p, W + 2p, C] uint8."""
+        return self.views.pad(self.train.images)
 
     def normalise(self, images_NCHW: Tensor) -> Tensor:
         """Return uint8 images [N, C, H, W] as normalised float32, as ToTensor and Normalize compute it."""
@@ -45,38 +58,151 @@ class Dataset:
 
 
 _latest: tuple[object, Dataset] | None = None
+_specs: dict[str, DataSpec] = {}
+"""By config and device, what networks need to know of data sets that this process has loaded."""
 
 
 def load(config: DataConfig, device: str) -> Dataset:
     """Return the data set on a device. The latest one is kept, so that a sweep in one process loads it once.
 
     Raises:
-        ConfigError: the set is unknown, its files are missing or damaged, or a subset does not fit.
+        ConfigError: its files are missing or damaged, a subset does not fit, or it does not fit into memory.
     """
     global _latest
-    wanted = (asdict(config), device)
+    wanted = (config.target, dataclasses.asdict(config.params), device)
     if _latest is None or _latest[0] != wanted:
         _latest = None  # freed before the next one is loaded
         _latest = (wanted, load_from_files(config, device))
     return _latest[1]
 
 
+def spec_of(config: DataConfig, device: str) -> DataSpec:
+    """Return the properties of a data set, which is loaded if this process has not loaded it yet. Errors: see `load`."""
+    case = repr((config.path, id(config.target), config.params, device))
+    if case not in _specs:
+        _specs[case] = load(config, device).spec
+    return _specs[case]
+
+
+def resolve_data(config: DataConfig, device: str) -> DataConfig:
+    """Return the config with every null replaced, and with the hash of the images where the class does not fix them.
+
+    Raises:
+        ConfigError: see `load`.
+    """
+    keys = config.params
+    if config.target.fixed:
+        return config
+    dataset = load(config, device)
+    sizes = {"num_train": len(dataset.train), "num_val": len(dataset.val), "num_test": len(dataset.test)}
+    normalisation = {"mean": list(dataset.spec.mean), "std": list(dataset.spec.std)}
+    resolved = dataclasses.replace(
+        config,
+        params=dataclasses.replace(keys, **sizes, **normalisation),
+        content=None if config.target.fixed else hash_of_splits(dataset),
+    )
+    global _latest
+    _latest = ((resolved.target, dataclasses.asdict(resolved.params), device), dataset)
+    return resolved
+
+
 def load_from_files(config: DataConfig, device: str) -> Dataset:
     """Load the data set from its files."""
-    if config.name not in LOADERS:
-        raise ConfigError(
-            f"data.name is {config.name!r}; {nearest(config.name, LOADERS)}", code="unknown_option", key="data.name"
-        )
-    source = LOADERS[config.name](config)
+    keys: DataKeys = config.params
+    source = read_source(config.target(keys, config.name), config)
+    on_host = keys.memory == "host"
 
-    def subset(split: Split, size: int, key: str) -> Split:
-        return split.take(balanced_subset(split.labels, size, key), device)
+    def subset(split: Split, size: int | None, key: str) -> Split:
+        return split if size is None else split.take(balanced_subset(split.labels, size, key))
 
-    return Dataset(
-        config.name,
-        subset(source.train, config.num_train, "data.num_train"),
-        subset(source.val, config.num_val, "data.num_val"),
-        subset(source.test, config.num_test, "data.num_test"),
-        torch.tensor(config.mean, device=device),
-        torch.tensor(config.std, device=device),
+    train, val, test = (
+        subset(split, getattr(keys, f"num_{name}"), f"data.num_{name}")
+        for name, split in (("train", source.train), ("val", source.val), ("test", source.test))
     )
+    views = Views(keys.padding, keys.flip) if keys.augment else NO_VIEWS
+    check_memory([train, val, test], views, config, device)
+    height, width, channels = train.images.shape[1:]
+    mean, std = keys.mean, keys.std
+    if mean is None or std is None:
+        mean, std = measured_normalisation(train.images, config)
+    if len(mean) != channels:
+        raise ConfigError(
+            f"data.mean and data.std have {len(mean)} numbers, and the images of data={config.name} have {channels} "
+            "channels; give one number per channel, or null for both: those of the training images",
+            code="mismatch",
+            key="data.mean",
+        )
+    names = tuple(map(str, source.class_names))
+    spec = DataSpec(len(names), (channels, height, width), names, tuple(mean), tuple(std))
+    splits = (split.to(device, "cpu" if on_host else device) for split in (train, val, test))
+    return Dataset(config.name, spec, *splits, views, device, on_host)
+
+
+def read_source(data: ImageData, config: DataConfig) -> Source:
+    """Return the splits of a data set, checked.
+
+    Raises:
+        ConfigError: it cannot be loaded, or its splits cannot be trained on.
+    """
+    option = f"data={config.name}"
+    try:
+        source = data.load()
+    except (ConfigError, RunError):
+        raise
+    except Exception as error:  # of a user's own code
+        if is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"{option}: {config.target.__name__}.load failed: {first_line(error)}", code="data_failed", key="data"
+        ) from error
+
+    def refuse(text: str) -> ConfigError:
+        return ConfigError(f"{option}: {text}", code="invalid_data", key="data")
+
+    if not isinstance(source, Source):
+        raise refuse(f"{config.target.__name__}.load returned a {type(source).__name__}; it must return a Source")
+    if len(source.class_names) < 2:
+        raise refuse(f"it has {len(source.class_names)} class; at least two are needed")
+    shape = list(source.train.images.shape[1:])
+    for name in ("train", "val", "test"):
+        split = getattr(source, name)
+        if not isinstance(split, Split) or not len(split):
+            raise refuse(f"its split {name} has no images")
+        if split.images.dtype != torch.uint8 or split.images.ndim != 4 or list(split.images.shape[1:]) != shape:
+            raise refuse(
+                f"images of {name} are {split.images.dtype} {list(split.images.shape)}; they must be uint8 "
+                f"{['N', *shape]}, as those of train"
+            )
+        low, high = int(split.labels.min()), int(split.labels.max())
+        if low < 0 or high >= len(source.class_names):
+            raise refuse(
+                f"labels of {name} are {low} to {high}; with {len(source.class_names)} class names they must be 0 to "
+                f"{len(source.class_names) - 1}"
+            )
+    missing = torch.bincount(source.train.labels, minlength=len(source.class_names)) == 0
+    if bool(missing.any()):
+        raise refuse(f"class {source.class_names[int(missing.nonzero()[0])]!r} has no training images")
+    return source
+
+
+def measured_normalisation(images_NHWC: Tensor, config: DataConfig) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each channel of images, of values in [0, 1], rounded.
+
+    Raises:
+        ConfigError: a channel has the same value everywhere.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in range(images_NHWC.shape[3]):
+        counts = torch.bincount(images_NHWC[..., channel].flatten(), minlength=256).double()
+        mean = (counts @ values) / counts.sum()
+        means.append(round(float(mean), DECIMALS))
+        deviations.append(round(float(((counts @ (values - mean).square()) / counts.sum()).sqrt()), DECIMALS))
+    if min(deviations) <= 0:
+        raise ConfigError(
+            f"data={config.name}: channel {deviations.index(min(deviations))} has the same value in all training "
+            "images, so data.std cannot be measured; check the images, or give data.mean and data.std",
+            code="invalid_data",
+            key="data.std",
+        )
+    return means, deviations
