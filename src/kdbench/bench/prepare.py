@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from kdbench.bench.arms import ALONE, ARMS, KDBENCH_EAGER, Arm
 from kdbench.bench.cases import DATA, Case
 from kdbench.config import RunConfig, compose
+from kdbench.data.dataset import resolve_data
 from kdbench.errors import ConfigError, nearest
 from kdbench.methods.base import Requires
 from kdbench.runner.build import check_parts
@@ -46,14 +47,15 @@ def prepare(case: Case) -> Prepared:
             raise ConfigError(f"--arms names {name!r}; {nearest(name, names)}", code="unknown_option", key="--arms")
     data = () if any(override.startswith("data=") for override in case.overrides) else DATA
     config = compose([*data, *case.overrides])
-    if config.data.num_train < config.recipe.batch_size:
+    config = dataclasses.replace(config, runtime=resolve_runtime(config.runtime))
+    config = dataclasses.replace(config, data=resolve_data(config.data, config.runtime.device))
+    if config.data.params.num_train < config.recipe.batch_size:
         raise ConfigError(
-            f"recipe.batch_size is {config.recipe.batch_size}, more than data.num_train={config.data.num_train}; "
+            f"recipe.batch_size is {config.recipe.batch_size}, more than data.num_train={config.data.params.num_train}; "
             "only whole batches are measured",
             code="out_of_range",
             key="recipe.batch_size",
         )
-    config = dataclasses.replace(config, runtime=resolve_runtime(config.runtime))
     differing = differing_arms(config, check_parts(config)[2].requires)
     for name in case.arms:
         if name not in [arm.name for arm in differing]:
@@ -81,7 +83,7 @@ def differing_arms(config: RunConfig, requires: Requires) -> list[Arm]:
         if arm == KDBENCH_EAGER:
             return config.runtime.device != "cpu"
         if arm.teacher == "cache":
-            return can_answer(requires)
+            return can_answer(requires, config.recipe)
         return arm != fused or config.teacher is not None
 
     return [arm for arm in ARMS if differs(arm)]

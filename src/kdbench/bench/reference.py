@@ -16,7 +16,6 @@ from torchvision import transforms
 from kdbench.config import RecipeConfig, RuntimeConfig
 from kdbench.data.batches import Batch, in_memory_format
 from kdbench.data.dataset import Dataset
-from kdbench.data.views import IDENTITY_VIEW
 from kdbench.methods.base import Method, TeacherOutput
 from kdbench.models import Network
 from kdbench.system.device import autocast
@@ -30,14 +29,17 @@ class PilImages(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
 
     Args:
         dataset: data set.
-        augment: whether to crop and flip.
     """
 
-    def __init__(self, dataset: Dataset, augment: bool) -> None:
+    def __init__(self, dataset: Dataset) -> None:
         self.images = dataset.train.images.cpu().numpy()
         self.labels = dataset.train.labels.tolist()
         self.indices = dataset.train.indices.tolist()
-        augmentation = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()] if augment else []
+        views = dataset.views
+        augmentation = [
+            *([transforms.RandomCrop(dataset.spec.input_shape[1:], padding=views.padding)] if views.padding else []),
+            *([transforms.RandomHorizontalFlip()] if views.flip else []),
+        ]
         normalise = transforms.Normalize(dataset.mean.tolist(), dataset.std.tolist())
         self.transform = transforms.Compose([*augmentation, transforms.ToTensor(), normalise])
 
@@ -87,15 +89,15 @@ class PilBatches:
     Args:
         dataset: data set; its training images are used.
         batch_size: size of every batch; the rest at the end of an epoch is dropped.
-        augment: whether to crop and flip.
         device: device of the batches.
         workers: number of processes.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, augment: bool, device: str, workers: int) -> None:
+    def __init__(self, dataset: Dataset, batch_size: int, device: str, workers: int) -> None:
         self.device = device
+        self.view = dataset.views.identity
         loader = DataLoader(
-            PilImages(dataset, augment), batch_size, shuffle=True, num_workers=workers, drop_last=True,
+            PilImages(dataset), batch_size, shuffle=True, num_workers=workers, drop_last=True,
             pin_memory=device != "cpu", persistent_workers=workers > 0,
         )  # fmt: skip
         self.endless = without_end(loader)
@@ -105,7 +107,7 @@ class PilBatches:
         """Yield batches without end."""
         for loaded in self.loaded:
             images, labels, indices = (values.to(self.device, non_blocking=True) for values in loaded)
-            views = torch.full_like(labels, IDENTITY_VIEW)  # a transform does not return its choice
+            views = torch.full_like(labels, self.view)  # a transform does not return its choice
             yield Batch(in_memory_format(images, channels_last), labels, indices, views)
 
     def discard_prefetched(self) -> None:

@@ -14,12 +14,10 @@ from kdbench.bench.training import Training, train_on, whole_batches
 from kdbench.config import RunConfig
 from kdbench.data import Dataset
 from kdbench.data.batches import plain_batches
-from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
 from kdbench.methods.base import Requires
 from kdbench.models import Network, fuse_batch_norm, summarize
 from kdbench.runner.build import build_learner, build_parts, check_parts
 from kdbench.system.device import autocast_dtype, place, synchronize
-from kdbench.teachers.cache import views_of
 from kdbench.teachers.live import CachedTeacher, LiveTeacher
 from kdbench.teachers.store import build_teacher
 from kdbench.train.learner import TeacherSource, no_teacher
@@ -38,7 +36,7 @@ class Bench:
         self.dataset, self.student, method = check_parts(config)
         self.requires = method.requires
         self.loader = PilBatches(
-            self.dataset, config.recipe.batch_size, config.data.augment, config.runtime.device, workers
+            self.dataset, config.recipe.batch_size, config.runtime.device, workers
         )
         self.teacher = untrained_teacher(config, self.requires, self.dataset) if config.teacher else None
 
@@ -53,7 +51,7 @@ class Bench:
         """
         teacher = self.config.teacher if arm.teacher != "cache" else None
         teacher_macs = (
-            summarize(teacher.model, NUM_CLASSES, IMAGE_SHAPE, "teacher", trained=False).macs if teacher else 0
+            summarize(teacher.model, self.dataset.spec, "teacher", trained=False).macs if teacher else 0
         )
         return 6 * self.student.macs + 2 * teacher_macs
 
@@ -65,7 +63,7 @@ class Bench:
             config: config with the arm's runtime.
         """
         if arm.teacher == "cache":
-            return random_cache(config, self.dataset)
+            return random_cache(self.dataset)
         if self.teacher is None:
             return no_teacher
         network = place(copy.deepcopy(self.teacher), config.runtime)
@@ -77,7 +75,7 @@ class Bench:
 def untrained_teacher(config: RunConfig, requires: Requires, dataset: Dataset) -> Network:
     """Return a teacher without training, but with batch statistics of real images, so that its outputs are finite."""
     torch.manual_seed(0)
-    network = build_teacher(config, requires.teacher_stages).train()
+    network = build_teacher(config, dataset.spec, requires.teacher_stages).train()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -86,11 +84,10 @@ def untrained_teacher(config: RunConfig, requires: Requires, dataset: Dataset) -
     return network.eval()
 
 
-def random_cache(config: RunConfig, dataset: Dataset) -> CachedTeacher:
+def random_cache(dataset: Dataset) -> CachedTeacher:
     """Return a logit cache of random values: what is measured is how fast it is read."""
-    views = views_of(config)
-    values = torch.randn(len(dataset.train), len(views), NUM_CLASSES, device=dataset.train.labels.device)
-    return CachedTeacher(values, dataset.train, views)
+    shape = len(dataset.train), dataset.views.number, dataset.spec.num_classes
+    return CachedTeacher(torch.randn(shape, device=dataset.device), dataset.train)
 
 
 class Trainee:
@@ -110,7 +107,7 @@ class Trainee:
         self.student = parts.student
         teacher = bench.teacher_for(arm, config)
         batches = (
-            (parts.batches.batch(*plan) for plan in whole_batches(parts.batches))
+            (parts.batches.batch(plan) for plan in whole_batches(parts.batches))
             if arm.views
             else bench.loader.batches(arm.channels_last)
         )

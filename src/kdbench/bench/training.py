@@ -3,9 +3,8 @@
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
-from torch import Tensor
-
 from kdbench.data import Batch, Batches
+from kdbench.data.batches import BatchPlan
 from kdbench.train.graphs import steps_for
 from kdbench.train.learner import Learner
 from kdbench.train.loop import train_epoch
@@ -37,7 +36,7 @@ def train_on(learner: Learner, batches: Iterable[Batch]) -> None:
         learner.train_step(batch, learner.teacher(batch))
 
 
-def whole_batches(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield rows and views of batches without end, and without the smaller ones at the end of an epoch."""
+def whole_batches(batches: Batches) -> Iterator[BatchPlan]:
+    """Yield the plans of batches without end, and without the smaller ones at the end of an epoch."""
     for epoch in itertools.count():
-        yield from ((rows, views) for rows, views in batches.plan(epoch) if len(rows) == batches.batch_size)
+        yield from (plan for plan in batches.plan(epoch) if len(plan.rows) == batches.batch_size)

@@ -1,6 +1,7 @@
 """A data set in use: three splits of uint8 images on the device."""
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +13,7 @@ from kdbench.data.base import ImageData
 from kdbench.data.memory import check_memory
 from kdbench.data.source import DataSpec, Source, Split
 from kdbench.data.splits import balanced_subset
-from kdbench.data.views import NO_VIEWS, Views
+from kdbench.data.views import Views, views_of
 from kdbench.errors import ConfigError, RunError, first_line
 from kdbench.system.memory import is_out_of_memory
 
@@ -106,6 +107,11 @@ def resolve_data(config: DataConfig, device: str) -> DataConfig:
     return resolved
 
 
+def hash_of_splits(dataset: Dataset) -> str:
+    """Return the hash of all images, labels and indices of a data set."""
+    return hashlib.sha256("".join(split.sha256 for split in (dataset.train, dataset.val, dataset.test)).encode()).hexdigest()
+
+
 def load_from_files(config: DataConfig, device: str) -> Dataset:
     """Load the data set from its files."""
     keys: DataKeys = config.params
@@ -119,7 +125,7 @@ def load_from_files(config: DataConfig, device: str) -> Dataset:
         subset(split, getattr(keys, f"num_{name}"), f"data.num_{name}")
         for name, split in (("train", source.train), ("val", source.val), ("test", source.test))
     )
-    views = Views(keys.padding, keys.flip) if keys.augment else NO_VIEWS
+    views = views_of(keys)
     check_memory([train, val, test], views, config, device)
     height, width, channels = train.images.shape[1:]
     mean, std = keys.mean, keys.std

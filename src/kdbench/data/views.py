@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdbench.config.sections import DataKeys
+
 
 @dataclass(frozen=True)
 class Views:
@@ -75,6 +77,11 @@ class Views:
 
 NO_VIEWS = Views(padding=0, flip=False)
 """Without augmentation: the image itself is the only view."""
+
+
+def views_of(keys: DataKeys) -> Views:
+    """Return the views of a data set's training images."""
+    return Views(keys.padding, keys.flip) if keys.augment else NO_VIEWS
 
 
 def epoch_seed(data_seed: int, epoch: int, *purpose: int) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from kdbench.config.sections import ModelConfig
-from kdbench.data.dataset import IMAGE_SHAPE
+from kdbench.data.source import DataSpec
 from kdbench.errors import ConfigError
 from kdbench.models.builders import build_body
 from kdbench.models.describe import summarize
@@ -11,7 +11,7 @@ from kdbench.models.network import Network
 
 
 def build(
-    config: ModelConfig, num_classes: int, stages: Sequence[str] = (), key: str = "student", trained: bool = True
+    config: ModelConfig, spec: DataSpec, stages: Sequence[str] = (), key: str = "student", trained: bool = True
 ) -> Network:
     """Return a freshly initialised network that computes logits and `stages`.
 
@@ -19,7 +19,7 @@ def build(
 
     Args:
         config: the architecture.
-        num_classes: C of the logits.
+        spec: number of classes and shape of the images.
         stages: names from `config.stages`.
         key: place of the architecture in the run's config, for errors.
         trained: whether it is to be trained; see `summarize`.
@@ -27,7 +27,7 @@ def build(
     Raises:
         ConfigError: see `summarize`; or a stage cannot be used.
     """
-    summary = summarize(config, num_classes, IMAGE_SHAPE, key, trained)
+    summary = summarize(config, spec, key, trained)
     for stage in stages:
         if stage in summary.refused:
             raise ConfigError(
@@ -35,10 +35,10 @@ def build(
             )
     wanted = {stage: summary.sources[stage] for stage in stages}
     return Network(
-        build_body(config, num_classes, IMAGE_SHAPE, key),
+        build_body(config, spec.num_classes, spec.input_shape, key),
         wanted,
         summary.logits,
-        repr((config.target, summary.builder, config.arguments, num_classes, summary.logits, wanted)),
+        repr((config.target, summary.builder, config.arguments, spec.num_classes, spec.input_shape, summary.logits, wanted)),
         summary.fusable,
         summary.host_random,
         summary.changing,

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdbench.config.sections import ModelConfig
+from kdbench.data.source import DataSpec
 from kdbench.errors import ConfigError, first_line
 from kdbench.models.builders import build_body, builder_of
 from kdbench.models.fuse import find_fusable, fused
@@ -73,15 +74,12 @@ _summaries: dict[tuple[str, bool], tuple[ModelSummary, Any]] = {}
 """Summary and builder by case and `trained`; the builder is kept so that no other object gets its id."""
 
 
-def summarize(
-    config: ModelConfig, num_classes: int, image_shape: tuple[int, int, int], key: str, trained: bool = True
-) -> ModelSummary:
+def summarize(config: ModelConfig, spec: DataSpec, key: str, trained: bool = True) -> ModelSummary:
     """Return the description of an architecture. It is kept for the next run of the process.
 
     Args:
         config: the architecture.
-        num_classes: C of the logits.
-        image_shape: C, H, W of an image.
+        spec: number of classes and shape of the images.
         key: place of the architecture in the run's config, for errors.
         trained: whether it is to be trained; given weights need to work in evaluation mode only.
 
@@ -89,6 +87,7 @@ def summarize(
         ConfigError: the architecture cannot be built, or cannot process such images; its logits are not clear or not
             [N, num_classes]; it has no such stage; or its state cannot be stored and restored.
     """
+    num_classes, image_shape = spec.num_classes, spec.input_shape
     builder = builder_of(config)
     case = repr((config.target, id(builder), config.arguments, config.stages, config.logits, num_classes, image_shape))
     for known in [(case, True)] if trained else [(case, True), (case, False)]:

@@ -26,7 +26,7 @@ from weakref import WeakKeyDictionary
 
 import hydra.utils
 
-from kdbench.config import DataConfig, MethodConfig, ModelConfig, RunConfig
+from kdbench.config import DataConfig, MethodConfig, ModelConfig, RecipeConfig, RunConfig
 from kdbench.config.parse import parse_method
 from kdbench.config.paths import PACKAGE, is_file, is_folder
 from kdbench.config.sections import is_path
@@ -57,8 +57,8 @@ def run_identity(config: RunConfig, teacher_key: str | None) -> dict[str, Any]:
         "method": method_identity(config.method),
         "teacher": teacher_key,
         "stages": stages,
-        "data": section_identity(config.data),
-        "recipe": section_identity(config.recipe),
+        "data": data_identity(config.data),
+        "recipe": recipe_identity(config.recipe),
         "init_seed": config.init_seed,
         "data_seed": config.data_seed,
         "precision": config.runtime.precision,
@@ -81,6 +81,20 @@ def section_identity(section: Any) -> dict[str, Any]:
                 continue
         settings[f.name] = value
     return settings
+
+
+def recipe_identity(recipe: RecipeConfig) -> dict[str, Any]:
+    """Return the keys of a recipe that can change numbers; those of another optimiser or schedule cannot."""
+    unused = recipe.unused()
+    return {name: value for name, value in section_identity(recipe).items() if name not in unused}
+
+
+def data_identity(data: DataConfig) -> dict[str, Any]:
+    """Return what a data set is, without the name that people gave it."""
+    own = data.target.own_name if data.path.startswith("kdbench.") else ""
+    target = {"name": own} if own else {"_target_": data.path, **source_identity(data.path)}
+    content = {"content": data.content} if data.content else {}
+    return {**target, **section_identity(data.params), **content}
 
 
 def model_identity(model: ModelConfig) -> dict[str, Any]:
@@ -266,7 +280,9 @@ def teacher_data(config: RunConfig) -> DataConfig:
     """Return the data of a run's teacher: those of the run, with the teacher's own normalisation if it has one."""
     assert config.teacher is not None
     mean, std = config.teacher.mean, config.teacher.std
-    return config.data if mean is None or std is None else dataclasses.replace(config.data, mean=mean, std=std)
+    if mean is None or std is None:
+        return config.data
+    return dataclasses.replace(config.data, params=dataclasses.replace(config.data.params, mean=mean, std=std))
 
 
 def teacher_config(config: RunConfig) -> RunConfig:

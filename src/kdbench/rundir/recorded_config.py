@@ -1,6 +1,7 @@
 """Configs read back from run directories, as data that may come from anywhere.
 
-The class paths in them are resolved inside `kdbench.models` and `kdbench.methods`, and in modules that the user names.
+The class paths in them are resolved inside `kdbench.models`, `kdbench.methods` and `kdbench.data`, and in modules that
+the user names.
 No other module is imported, since importing runs its code, and no interpolation is resolved.
 """
 
@@ -15,13 +16,15 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from kdbench.config import MethodConfig, RunConfig, parse
-from kdbench.config.parse import fault_of_method
+from kdbench.config.parse import fault_of_data, fault_of_method
 from kdbench.config.schema import typed
 from kdbench.errors import ConfigError, first_line
 from kdbench.rundir.identity import BASELINE, GivenWeights
 from kdbench.rundir.summary import GIVEN
 
-MODELS, METHODS = "kdbench.models", "kdbench.methods"
+MODELS, METHODS, DATA = "kdbench.models", "kdbench.methods", "kdbench.data"
+UNNAMED = {"cifar10": "kdbench.data.cifar.CIFAR10", "shapes": "kdbench.data.embedded.Shapes"}
+"""The data sets of configs that were recorded when data sets had no `_target_`, by name."""
 GIVEN_WEIGHTS = f"{GivenWeights.__module__}.{GivenWeights.__qualname__}"
 
 
@@ -54,6 +57,7 @@ def read_config(file: Path, trusted: Sequence[str] = ()) -> RunConfig:
             )
     for group in ("student", "teacher"):
         check_model(tree.get(group), group, trusted)
+    tree["data"] = checked_data(tree.get("data"), trusted)
     method = tree.get("method")
     if not isinstance(method, dict) or method.get("_target_") != GIVEN_WEIGHTS:
         check_method(method, trusted)
@@ -103,6 +107,28 @@ def targets_within(node: Any, path: str) -> Iterator[tuple[str, Any]]:
                 yield f"{path}._target_", value
             else:
                 yield from targets_within(value, f"{path}.{key}")
+
+
+def checked_data(node: Any, trusted: Sequence[str]) -> Any:
+    """Return the section of the data, with its class where an earlier version recorded none; check that it is trusted.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(node, dict):
+        return node
+    if "_target_" not in node and node.get("name") in UNNAMED:
+        unused = ("root", "download") if node["name"] == "shapes" else ()
+        node = {key: value for key, value in node.items() if key not in unused}
+        return node | {"_target_": UNNAMED[node["name"]]}
+    if "_target_" in node:
+        found = resolve(node["_target_"], "data._target_", (DATA, *trusted))
+        fault = fault_of_data(found) if inspect.isclass(found) else "it must be a subclass of kdbench.data.ImageData"
+        if fault:
+            raise ConfigError(
+                f"data._target_ is {node['_target_']!r}; {fault}", code="no_data", key="data._target_"
+            )
+    return node
 
 
 def check_method(node: Any, trusted: Sequence[str]) -> None:

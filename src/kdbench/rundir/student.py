@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.config.composition import ONE_AT_A_TIME
-from kdbench.data.dataset import NUM_CLASSES
+from kdbench.data.source import DataSpec
 from kdbench.errors import ConfigError
 from kdbench.methods.base import Method
 from kdbench.models import Network, build, weights
@@ -101,6 +101,6 @@ def load_student(path: str | Path, trusted: Sequence[str] = ()) -> Student:
             key="student",
         )
     with ONE_AT_A_TIME:
-        network = build(config.student, NUM_CLASSES, trained=False)
+        network = build(config.student, DataSpec(*summary.classes_and_shape), trained=False)
     weights.load_into(network, weights.read(folder / "best.safetensors"), str(folder / "best.safetensors"))
-    return Student(network, config.data.mean, config.data.std)
+    return Student(network, config.data.params.mean, config.data.params.std)

@@ -58,6 +58,14 @@ def is_fractions(value: Any) -> bool:
     return isinstance(value, list) and all(a is None or is_fraction(a) for a in value)
 
 
+def is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_text, value))
+
+
+def is_shape(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(is_whole(size) and size > 0 for size in value)
+
+
 def is_switch(value: Any) -> bool:
     return isinstance(value, bool)
 
@@ -118,6 +126,10 @@ class RunSummary:
     logit_cache: bool | None = key(is_switch, "true or false")
     """True if the teacher's logits came from the logit cache; null without a teacher."""
     teacher_seed: int | None = whole()
+    num_classes: int | None = whole()
+    class_names: list[str] | None = key(is_texts, "a list of texts")
+    input_shape: list[int] | None = key(is_shape, "three whole numbers")
+    """C, H, W of an image."""
     num_train: int | None = whole()
     num_val: int | None = whole()
     num_test: int | None = whole()
@@ -162,6 +174,12 @@ class RunSummary:
     def device(self) -> str | None:
         """Name of the processor or GPU that the run was computed on."""
         return (self.environment or {}).get("device")
+
+    @property
+    def classes_and_shape(self) -> tuple[int, tuple[int, int, int]]:
+        """Number of classes, and C, H, W of an image. Before they were recorded, all data had 10 and 3 x 32 x 32."""
+        channels, height, width = self.input_shape or (3, 32, 32)
+        return self.num_classes or 10, (channels, height, width)
 
     @property
     def is_given(self) -> bool:

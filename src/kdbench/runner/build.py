@@ -10,7 +10,7 @@ import torch
 
 from kdbench.config import RecipeConfig, RunConfig
 from kdbench.data import Batches, Dataset, load
-from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
+from kdbench.data.source import DataSpec
 from kdbench.errors import ConfigError
 from kdbench.methods.base import Method, Requires
 from kdbench.models import ModelSummary, Network, build, load_pretrained, summarize
@@ -51,13 +51,11 @@ def build_parts(config: RunConfig) -> Parts:
     # A seed of its own: students with the same seed start from the same weights, whatever the method draws.
     torch.manual_seed(derived_seed(config.init_seed, "student"))
     with host_seeded(derived_seed(config.init_seed, "student")):
-        student = build(config.student, NUM_CLASSES, method.requires.student_stages)
+        student = build(config.student, dataset.spec, method.requires.student_stages)
         if config.student.weights:
-            loaded = load_pretrained(student.body, config.student, NUM_CLASSES)
+            loaded = load_pretrained(student.body, config.student, dataset.spec.num_classes)
             remarks += tuple(f"student.weights: {remark}" for remark in loaded)
-    batches = Batches(
-        dataset, config.recipe.batch_size, config.data_seed, config.data.augment, config.runtime.channels_last
-    )
+    batches = Batches(dataset, config.recipe, config.data_seed, config.runtime.channels_last)
     student, method = place(student, config.runtime), place(method, config.runtime)
     return Parts(dataset, batches, student, model_summary, method, remarks)
 
@@ -68,12 +66,12 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
     Raises:
         ConfigError: a part cannot be built.
     """
-    check_checkpoint(config)
     dataset = load(config.data, config.runtime.device)
-    student = summarize(config.student, NUM_CLASSES, IMAGE_SHAPE, "student")
+    check_checkpoint(config, dataset.spec)
+    student = summarize(config.student, dataset.spec, "student")
     check_batches(student, config, dataset, config.recipe, "")
     if config.student.weights:
-        check_first_weights(config)
+        check_first_weights(config, dataset.spec)
     if config.runtime.compile and (student.host_random or student.changing):
         raise ConfigError(
             f"runtime.compile=true and student={config.student.name} draws random numbers from Python or NumPy, or "
@@ -84,7 +82,7 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
     teacher = None
     if config.teacher:
         trained = config.teacher.checkpoint is None
-        teacher = summarize(config.teacher.model, NUM_CLASSES, IMAGE_SHAPE, "teacher", trained)
+        teacher = summarize(config.teacher.model, dataset.spec, "teacher", trained)
         check_batches(teacher, config, dataset, config.teacher.recipe if trained else None, "teacher.")
         if teacher.evaluation_random:
             raise ConfigError(
@@ -121,16 +119,16 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
     return dataset, student, method
 
 
-def check_first_weights(config: RunConfig) -> None:
+def check_first_weights(config: RunConfig, spec: DataSpec) -> None:
     """Check that the student's first weights fit, once per process, architecture and file.
 
     Raises:
         ConfigError: they do not.
     """
-    case = repr(model_identity(config.student))
+    case = repr((model_identity(config.student), spec))
     if case not in _fitting:
         with seeded(0):
-            load_pretrained(build(config.student, NUM_CLASSES).body, config.student, NUM_CLASSES)
+            load_pretrained(build(config.student, spec).body, config.student, spec.num_classes)
         _fitting.add(case)
 
 

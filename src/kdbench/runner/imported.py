@@ -5,7 +5,7 @@ from typing import Any
 
 from kdbench import metrics
 from kdbench.config import RunConfig
-from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES, Dataset
+from kdbench.data.dataset import Dataset
 from kdbench.errors import ConfigError
 from kdbench.models import summarize
 from kdbench.rundir.directory import RunDirectory
@@ -39,7 +39,7 @@ def import_teacher(config: RunConfig, dataset: Dataset) -> RunDirectory:
     with directory.lock("the evaluation of teacher").held(wait=config.on_busy == "wait"):
         if directory.is_complete():
             return directory
-        network = build_teacher(config)
+        network = build_teacher(config, dataset.spec)
         remarks = load_checkpoint(network, config)
         predictions = Predictions(
             predict(network, dataset, dataset.val, config.runtime),
@@ -62,7 +62,7 @@ def import_teacher(config: RunConfig, dataset: Dataset) -> RunDirectory:
             log.info("%s: validation accuracy %.2f%%", checkpoint_path(config), 100 * accuracy)
         finally:
             run_log.close()
-        model_summary = summarize(run.student, NUM_CLASSES, IMAGE_SHAPE, "teacher", trained=False)
+        model_summary = summarize(run.student, dataset.spec, "teacher", trained=False)
         training = UNKNOWN | names(teacher_test_acc=None, teacher_key=None) | fidelity(predictions.test, None)
         state = network.body.state_dict()
         write_result(directory, run, dataset, model_summary, state, predictions, training)

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from kdbench.config import RunConfig
-from kdbench.data.dataset import NUM_CLASSES
 from kdbench.errors import RunError
 from kdbench.rundir.directory import RunDirectory
 from kdbench.system.memory import ALLOCATION, is_out_of_memory
@@ -43,7 +42,7 @@ def user_error(error: Exception, config: RunConfig, directory: RunDirectory | No
         cache = " or teacher.cache=on" if config.teacher and config.teacher.cache != "on" else ""
         refusal = RunError(
             f"out of memory on {config.runtime.device}{amount}. Lower recipe.batch_size "
-            f"({config.recipe.batch_size}) or data.num_train ({config.data.num_train}), or use "
+            f"({config.recipe.batch_size}) or data.num_train ({config.data.params.num_train}), or use "
             f"runtime.precision=bf16{cache}",
             code="out_of_memory",
             key="recipe.batch_size",
@@ -54,20 +53,24 @@ def user_error(error: Exception, config: RunConfig, directory: RunDirectory | No
     return refusal
 
 
-def check_disk_space(directory: RunDirectory, modules: Sequence[torch.nn.Module], evaluated: int) -> None:
+def check_disk_space(
+    directory: RunDirectory, modules: Sequence[torch.nn.Module], evaluated: int, num_classes: int, copies: int
+) -> None:
     """Check that the disk has space for a run: two checkpoints and one being written, weights, logits and a log.
 
     Args:
         directory: run directory; its files make space for those that replace them.
         modules: student and method.
         evaluated: number of validation and test images.
+        num_classes: C of their logits.
+        copies: number of tensors like the weights in a checkpoint: weights, best ones, state of the optimiser, average.
 
     Raises:
         RunError: there is not enough.
     """
     weights = sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
-    logits = evaluated * (NUM_CLASSES * 4 + 8)
-    checkpoint = 3 * weights + logits  # the weights, their momentum and the best ones
+    logits = evaluated * (num_classes * 4 + 8)
+    checkpoint = copies * weights + logits
     needed = 3 * checkpoint + weights + logits + 1_000_000
     existing = next(parent for parent in directory.path.absolute().parents if parent.exists())
     free = shutil.disk_usage(existing).free + sum(f.stat().st_size for f in directory.files() if f.is_file())

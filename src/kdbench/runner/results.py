@@ -50,7 +50,7 @@ def write_result(
         predictions: logits of these weights.
         training: keys of the summary about teacher and training.
     """
-    metadata = weights_metadata(config.student, config.data)
+    metadata = weights_metadata(config.student, config.data, dataset.spec.num_classes)
     directory.write_with(directory.weights, lambda path: weights.save(best_weights, path, metadata))
     logits = {
         "val_logits": predictions.val,
@@ -61,6 +61,11 @@ def write_result(
     directory.write_with(directory.logits, lambda path: path.write_bytes(save(logits)))
     content = {
         **restated(config),
+        **names(
+            num_classes=dataset.spec.num_classes,
+            class_names=list(dataset.spec.class_names),
+            input_shape=list(dataset.spec.input_shape),
+        ),
         **names(num_params=model_summary.num_params, macs=model_summary.macs),
         **quality(predictions, dataset),
         **training,
@@ -92,7 +97,7 @@ def restated(config: RunConfig) -> dict[str, Any]:
         role=getattr(config.method.target, "role", None),  # given weights have none
         dataset=config.data.name,
         method_params=section_identity(config.method.params) if given else asdict(config.method.params),
-        recipe=asdict(config.recipe),
+        recipe=config.recipe.settings(),
         stem=config.student.stem,
         precision=config.runtime.precision,
         seed=config.seed,
@@ -100,9 +105,9 @@ def restated(config: RunConfig) -> dict[str, Any]:
         data_seed=config.data_seed,
         logit_cache=teacher.cache == "on" if teacher else None,
         teacher_seed=teacher.seed if teacher and not teacher.checkpoint else None,
-        num_train=config.data.num_train,
-        num_val=config.data.num_val,
-        num_test=config.data.num_test,
+        num_train=config.data.params.num_train,
+        num_val=config.data.params.num_val,
+        num_test=config.data.params.num_test,
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from kdbench import metrics
 from kdbench.config import RunConfig
 from kdbench.data import Batches
-from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
+from kdbench.data.dataset import resolve_data
 from kdbench.errors import BusyError, ConfigError, RunError
 from kdbench.methods.base import Method
 from kdbench.models import summarize
@@ -37,7 +37,7 @@ from kdbench.teachers.resolve import ResolvedTeacher
 from kdbench.train.checkpoint import Checkpointer
 from kdbench.train.evaluate import check_finite, predict
 from kdbench.train.learner import Learner
-from kdbench.train.optim import learning_rate
+from kdbench.train.optim import state_tensors
 from kdbench.train.sums import NonFiniteError
 
 log = logging.getLogger(__name__)
@@ -167,7 +167,9 @@ class Run:
         settings = self.numeric_settings()
         check_settings(settings, directory)
         evaluated = len(self.parts.dataset.val) + len(self.parts.dataset.test)
-        check_disk_space(directory, [self.parts.student, self.parts.method], evaluated)
+        copies = 2 + state_tensors(self.config.recipe) + (self.config.recipe.ema is not None)
+        spec = self.parts.dataset.spec
+        check_disk_space(directory, [self.parts.student, self.parts.method], evaluated, spec.num_classes, copies)
         directory.create()
         self.log = RunLog(directory.log)
         self.log.open()
@@ -218,7 +220,7 @@ class Run:
         work = 3.0 * self.parts.model_summary.macs
         if self.teacher and not self.teacher.cached and self.config.teacher:
             model, trained = self.config.teacher.model, self.config.teacher.checkpoint is None
-            work += summarize(model, NUM_CLASSES, IMAGE_SHAPE, "teacher", trained).macs / live_students
+            work += summarize(model, self.parts.dataset.spec, "teacher", trained).macs / live_students
         return work
 
     def finish(self) -> None:
@@ -232,7 +234,8 @@ class Run:
             logits = predict(learner.student, dataset, dataset.test, config.runtime, learner.method)
             return check_finite(logits, epoch)
 
-        test_logits = final = test_logits_of(learner.epoch)
+        with learner.averaged():
+            test_logits = final = test_logits_of(learner.epoch)
         if best["epoch"] != learner.epoch:
             learner.student.body.load_state_dict(best["weights"])
             learner.method.load_state_dict(best["method"])
@@ -301,7 +304,7 @@ class Run:
         return {
             "epoch": error.epoch,
             "step": error.step,
-            "learning_rate": learning_rate(learner.recipe, error.epoch - 1),
+            "learning_rate": learner.schedule.at(error.epoch - 1, error.step - 1),
             "precision": learner.runtime.precision,
             "terms": {name: repr(value) for name, value in error.values.items()},
             "weight_norms": {name: repr(float(value.detach().norm())) for name, value in named},
@@ -326,7 +329,9 @@ def resolve_run(config: RunConfig) -> tuple[RunConfig, RunDirectory]:
     Raises:
         ConfigError: the device, the precision or the output root cannot be used here.
     """
-    config = with_hashed_weights(dataclasses.replace(config, runtime=resolve_runtime(config.runtime)))
+    runtime = resolve_runtime(config.runtime)
+    data = resolve_data(config.data, runtime.device)
+    config = with_hashed_weights(dataclasses.replace(config, runtime=runtime, data=data))
     check_writable(Path(config.output_root).expanduser())
     directory = RunDirectory.of(config, run_key(config))
     return (config if directory.is_complete() else adopt_settings(config, directory)), directory

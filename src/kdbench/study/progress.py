@@ -9,6 +9,7 @@ from typing import Any
 from kdbench.errors import ConfigError
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.summary import RunSummary, read_summary
+from kdbench.runner.run import resolve_run
 from kdbench.sweep.lockstep import macs_of, needs_live_teacher
 from kdbench.sweep.plan import PlannedRun
 
@@ -53,6 +54,11 @@ def count_epochs(directory: RunDirectory) -> int:
         return 0
 
 
+def num_train(run: PlannedRun) -> int:
+    """Return the number of training images of a run, not refused."""
+    return resolve_run(run.config)[0].data.params.num_train
+
+
 class Speed:
     """Training time of runs, estimated from those that are complete under the same root on the same kind of device.
 
@@ -82,11 +88,11 @@ class Speed:
         if measured:
             per_image = statistics.median(measured)
         elif self.per_mac:
-            macs = 3 * macs_of(config.student) + (macs_of(config.teacher.model) if config.teacher else 0)
+            macs = 3 * macs_of(config.student, config) + (macs_of(config.teacher.model, config) if config.teacher else 0)
             per_image = statistics.median(self.per_mac) * macs
         else:
             return None
-        return per_image * epochs_left(run) * config.data.num_train
+        return per_image * epochs_left(run) * num_train(run)
 
     def saved(self, groups: Iterable[Sequence[PlannedRun]]) -> float:
         """Return the seconds that groups save by one pass of their live teacher; 0 if nothing was measured yet."""
@@ -96,8 +102,8 @@ class Speed:
             live = [run for run in group if needs_live_teacher(run.config)]
             for run in live[1:]:
                 assert run.config.teacher is not None
-                images = epochs_left(run) * run.config.data.num_train
-                saved += per_mac * macs_of(run.config.teacher.model) * images
+                images = epochs_left(run) * num_train(run)
+                saved += per_mac * macs_of(run.config.teacher.model, run.config) * images
         return saved
 
 

@@ -190,7 +190,10 @@ class Study:
         run = self.compose_example()
         assert run.teacher is not None
         own, wanted = dataclasses.asdict(run.recipe), dataclasses.asdict(run.teacher.recipe)
-        return [override(f"recipe.{key}", value) for key, value in wanted.items() if own[key] != value]
+        unused = run.teacher.recipe.unused()
+        return [
+            override(f"recipe.{key}", value) for key, value in wanted.items() if own[key] != value and key not in unused
+        ]
 
 
 def is_shared(text: str) -> bool:

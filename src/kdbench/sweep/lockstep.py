@@ -1,6 +1,6 @@
 """Grouping for lockstep: runs that can share a process, its batches and their teacher.
 
-These are runs with the same data, data seed, batch size, epochs and runtime, and with one teacher among them. Each
+These are runs with the same data, data seed, batches, epochs and runtime, and with one teacher among them. Each
 keeps its own run directory, log and checkpoints, and the failure of one does not end the others.
 """
 
@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdbench.config import ModelConfig, RunConfig
-from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
+from kdbench.config.recipe import BATCH_KEYS
+from kdbench.data import spec_of
 from kdbench.models import summarize
 from kdbench.rundir.identity import hash_of, teacher_key
 from kdbench.runner.run import resolve_run
 from kdbench.sweep import MAX_LEARNERS
 from kdbench.sweep.plan import PlannedRun
+from kdbench.system.device import resolve_runtime
 from kdbench.teachers.cache import can_answer, pays_off
 
 
@@ -71,9 +73,9 @@ def shared_settings(config: RunConfig) -> str:
     return hash_of(
         {
             "output_root": config.output_root,  # under which teachers and logit caches are looked for
-            "data": dataclasses.asdict(config.data),
+            "data": config.data.node(),
             "data_seed": config.data_seed,
-            "batch_size": config.recipe.batch_size,
+            "batches": {key: getattr(config.recipe, key) for key in BATCH_KEYS},
             "epochs": config.recipe.epochs,
             "runtime": dataclasses.asdict(config.runtime),
         }
@@ -88,8 +90,10 @@ def divide(positions: Sequence[int], most: int) -> list[list[int]]:
 
 def saved_share(configs: Sequence[RunConfig]) -> float:
     """Return the share of a group's multiply-accumulates that one pass of the live teacher for all of them saves."""
-    students = sum(3 * macs_of(config.student) for config in configs)
-    teachers = [macs_of(config.teacher.model) for config in configs if needs_live_teacher(config) and config.teacher]
+    students = sum(3 * macs_of(config.student, config) for config in configs)
+    teachers = [
+        macs_of(config.teacher.model, config) for config in configs if needs_live_teacher(config) and config.teacher
+    ]
     return sum(teachers[1:]) / (students + sum(teachers))
 
 
@@ -98,10 +102,10 @@ def needs_live_teacher(config: RunConfig) -> bool:
     if config.teacher is None or config.teacher.cache == "on":
         return False
     requires = getattr(config.method.target, "requires", None)  # of the class, where it does not depend on stages
-    is_cached = requires is not None and can_answer(requires) and pays_off(config.recipe.epochs, config)
+    is_cached = requires is not None and can_answer(requires, config.recipe) and pays_off(config.recipe.epochs, config)
     return config.teacher.cache == "off" or not is_cached
 
 
-def macs_of(model: ModelConfig) -> int:
-    """Return the multiply-accumulates of one image's forward pass."""
-    return summarize(model, NUM_CLASSES, IMAGE_SHAPE, "student", trained=False).macs
+def macs_of(model: ModelConfig, config: RunConfig) -> int:
+    """Return the multiply-accumulates of one forward pass of a run's student or teacher for an image of its data."""
+    return summarize(model, spec_of(config.data, resolve_runtime(config.runtime).device), "student", trained=False).macs

@@ -2,7 +2,8 @@
 
 A cache is `logits-DEVICE.npy` in the teacher's run directory, float32 [N, V, C], with `logits-DEVICE.json` beside it:
 the fingerprint of everything that can change a value, and the file's hash. Images stand in the order of the training
-split, views in the order of `kdbench.data.views`; without augmentation there is one view.
+split, views in the order of `kdbench.data.views`; without augmentation there is one view. Images that are changed in
+other ways than crop and flip, or mixed, are no views: then the teacher is live.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import json
 import logging
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.config import RunConfig
-from kdbench.data.batches import Batches
-from kdbench.data.dataset import NUM_CLASSES
-from kdbench.data.views import IDENTITY_VIEW, NUM_VIEWS, PADDING
+from kdbench.config import RecipeConfig, RunConfig
+from kdbench.data.batches import Batches, BatchPlan
+from kdbench.data.dataset import spec_of
+from kdbench.data.views import views_of
 from kdbench.errors import RunError
 from kdbench.methods.base import Requires
 from kdbench.rundir.directory import RunDirectory
@@ -43,9 +44,9 @@ BATCHES_PER_BLOCK = 8
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def views_of(config: RunConfig) -> Tensor:
-    """Return the views that training can use, [V] int64."""
-    return torch.arange(NUM_VIEWS) if config.data.augment else torch.tensor([IDENTITY_VIEW])
+def num_views(config: RunConfig) -> int:
+    """Return the number of views of an image that training can use."""
+    return views_of(config.data.params).number
 
 
 def cache_file(teacher: RunDirectory, config: RunConfig) -> Path:
@@ -55,7 +56,8 @@ def cache_file(teacher: RunDirectory, config: RunConfig) -> Path:
 
 def size_of(config: RunConfig) -> int:
     """Return the size of a cache's values in bytes."""
-    return config.data.num_train * len(views_of(config)) * NUM_CLASSES * 4
+    classes = spec_of(config.data, config.runtime.device).num_classes
+    return config.data.params.num_train * num_views(config) * classes * 4
 
 
 def pays_off(epochs: int, config: RunConfig) -> bool:
@@ -64,12 +66,12 @@ def pays_off(epochs: int, config: RunConfig) -> bool:
     Building a cache runs the teacher once per view of each image, training with a live teacher once per epoch: a cache
     of 162 views pays off after more than 162 epochs.
     """
-    return epochs > len(views_of(config))
+    return epochs > num_views(config)
 
 
-def can_answer(requires: Requires) -> bool:
-    """Return whether a cache holds everything that a method requires of a teacher."""
-    return requires.teacher_logits and not requires.teacher_stages
+def can_answer(requires: Requires, recipe: RecipeConfig) -> bool:
+    """Return whether a cache holds everything that a method requires of a teacher for the images of a recipe."""
+    return requires.teacher_logits and not requires.teacher_stages and not recipe.augmentation()
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ def choose(config: RunConfig, requires: Requires, teacher: RunDirectory, recorde
     wanted, file = recorded or config.teacher.cache, cache_file(teacher, config)
     if wanted == "off":
         return Choice(False, "live (as this run started)" if recorded else "live (teacher.cache=off)")
-    if not can_answer(requires):
+    if changed := config.recipe.augmentation():
+        return Choice(False, f"live ({changed} makes images that are no views, which the logit cache does not hold)")
+    if not can_answer(requires, config.recipe):
         return Choice(
             False, f"live (method={config.method.name} reads feature maps, which the logit cache does not hold)"
         )
@@ -109,7 +113,7 @@ def choose(config: RunConfig, requires: Requires, teacher: RunDirectory, recorde
     if not build and not file.is_file():
         return Choice(
             False,
-            f"live (a logit cache pays off after {len(views_of(config))} epochs, this run has {config.recipe.epochs}; "
+            f"live (a logit cache pays off after {num_views(config)} epochs, this run has {config.recipe.epochs}; "
             "teacher.cache=on builds one for later runs)",
         )
     state = ("" if file.is_file() else ", to be built") + (" (as this run started)" if recorded else "")
@@ -196,8 +200,8 @@ class LogitCache:
         self.config = config
         self.batches = batches
         self.teacher = LiveTeacher(teacher.network, Requires(teacher_logits=True), config.runtime)
-        self.views = views_of(config)
-        self.shape = (len(batches.dataset.train), len(self.views), NUM_CLASSES)
+        self.views = batches.dataset.views
+        self.shape = (len(batches.dataset.train), self.views.number, batches.dataset.spec.num_classes)
         self.file = cache_file(teacher.directory, config)
         self.record = self.file.with_suffix(".json")
         self.fingerprint = fingerprint(config, teacher, batches)
@@ -230,7 +234,7 @@ class LogitCache:
         device, parts = self.batches.dataset.train.labels.device, []
         size = EVALUATION_BATCH[kind_of(self.config.runtime.device)]
         for some_rows, some_columns in zip(rows.split(size), columns.split(size), strict=True):
-            batch = self.batches.batch(some_rows.to(device), self.views[some_columns].to(device))
+            batch = self.batches.batch(BatchPlan(some_rows.to(device), some_columns.to(device)))
             logits = self.teacher(batch).logits
             assert logits is not None
             parts.append(logits.float())
@@ -289,9 +293,8 @@ def fingerprint(config: RunConfig, teacher: Teacher, batches: Batches) -> dict[s
         "architecture": architecture_identity(config.teacher.model),
         "data_sha256": batches.dataset.train.sha256,
         "images": len(batches.dataset.train),
-        "views": len(views_of(config)),
-        "padding": PADDING,
-        "normalisation": {"mean": config.data.mean, "std": config.data.std},
+        **asdict(batches.dataset.views),
+        "normalisation": {"mean": config.data.params.mean, "std": config.data.params.std},
         "precision": config.runtime.precision,
         "batch_norm": "fused",
         "batch_size": EVALUATION_BATCH[kind_of(config.runtime.device)],

@@ -38,15 +38,14 @@ class CachedTeacher:
     Args:
         logits: [N, V, C] float32, on the device of the batches or on the CPU if that is theirs.
         train: the N images in the order of the cache's rows.
-        views: [V] int64, the views of the columns.
     """
 
-    def __init__(self, logits: Tensor, train: Split, views: Tensor) -> None:
+    def __init__(self, logits: Tensor, train: Split) -> None:
         self.logits = logits
-        self.row_of, self.column_of = inverse(train.indices), inverse(views.to(train.indices.device))
+        self.row_of = inverse(train.indices)
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        return TeacherOutput(self.logits[self.row_of[batch.indices], self.column_of[batch.views]], {})
+        return TeacherOutput(self.logits[self.row_of[batch.indices], batch.views], {})
 
 
 def inverse(values: Tensor) -> Tensor:

@@ -88,6 +88,5 @@ def resolve_teachers(runs: Sequence[RunT], provide: Callable[[RunT], RunDirector
                     log.info("teacher: %s", logits)
                 else:
                     train = run.batches.dataset.train
-                    views = cache.views_of(run.config)
-                    cached = cached or CachedTeacher(logits.to(train.labels.device), train, views)
+                    cached = cached or CachedTeacher(logits.to(train.labels.device), train)
                     run.teacher = ResolvedTeacher(teacher, cached, True, choice.reason)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kdbench import metrics
 from kdbench.config import DataConfig, ModelConfig, RunConfig
-from kdbench.data.dataset import NUM_CLASSES, Dataset
+from kdbench.data.dataset import Dataset
+from kdbench.data.source import DataSpec
 from kdbench.errors import ConfigError
 from kdbench.methods.base import Requires
 from kdbench.models import Network, build, fuse_batch_norm, weights
@@ -43,17 +44,17 @@ class Teacher:
     test_acc: float
 
 
-def build_teacher(config: RunConfig, stages: tuple[str, ...] = ()) -> Network:
+def build_teacher(config: RunConfig, spec: DataSpec, stages: tuple[str, ...] = ()) -> Network:
     """Return the teacher's network in evaluation mode, without its weights."""
     assert config.teacher is not None
-    network = build(config.teacher.model, NUM_CLASSES, stages, "teacher", trained=config.teacher.checkpoint is None)
-    own = teacher_data(config)
-    if (own.mean, own.std) != (config.data.mean, config.data.std):
-        network.adapt_normalisation((config.data.mean, config.data.std), (own.mean, own.std))
+    network = build(config.teacher.model, spec, stages, "teacher", trained=config.teacher.checkpoint is None)
+    data, own = config.data.params, teacher_data(config).params
+    if (own.mean, own.std) != (data.mean, data.std):
+        network.adapt_normalisation((data.mean, data.std), (own.mean, own.std))
     return place(network, config.runtime).eval()
 
 
-def check_checkpoint(config: RunConfig) -> None:
+def check_checkpoint(config: RunConfig, spec: DataSpec) -> None:
     """Check that `teacher.checkpoint`, if given, can be read and fits the teacher's architecture. Writes nothing.
 
     Raises:
@@ -61,9 +62,9 @@ def check_checkpoint(config: RunConfig) -> None:
     """
     if config.teacher and config.teacher.checkpoint:
         file = given_config(config).method.params  # raises if there is no such file
-        case = (file.sha256, file.key, repr(architecture_identity(config.teacher.model)))
+        case = (file.sha256, file.key, repr(architecture_identity(config.teacher.model)), spec)
         if case not in _fitting:
-            load_checkpoint(build_teacher(config), config)
+            load_checkpoint(build_teacher(config, spec), config)
             _fitting.add(case)
 
 
@@ -85,12 +86,12 @@ def load_checkpoint(network: Network, config: RunConfig) -> list[str]:
     return remarks
 
 
-def weights_metadata(model: ModelConfig, data: DataConfig) -> dict[str, Any]:
+def weights_metadata(model: ModelConfig, data: DataConfig, num_classes: int) -> dict[str, Any]:
     """Return what weights are valid for; it is stored beside them, and checked when they serve as a teacher."""
     return {
         "architecture": architecture_identity(model),
-        "number of classes": NUM_CLASSES,
-        "normalisation": {"mean": data.mean, "std": data.std},
+        "number of classes": num_classes,
+        "normalisation": {"mean": data.params.mean, "std": data.params.std},
     }
 
 
@@ -109,10 +110,10 @@ def load_verified(directory: RunDirectory, config: RunConfig, requires: Requires
     assert config.teacher is not None
     summary = directory.read_summary()
     remedy = f"delete {directory.path} to have this teacher trained again"
-    check_metadata(directory, config, remedy)
+    check_metadata(directory, config, dataset.spec.num_classes, remedy)
     check_hash(directory.weights, summary.weights_sha256, remedy)
     check_hash(directory.logits, summary.logits_sha256, remedy)
-    network = build_teacher(config, requires.teacher_stages)
+    network = build_teacher(config, dataset.spec, requires.teacher_stages)
     weights.load_into(network, weights.read(directory.weights), str(directory.weights))
     network = fuse_batch_norm(network, autocast_dtype(config.runtime))
     check_accuracy(network, directory, summary, config, dataset, remedy)
@@ -139,14 +140,14 @@ def check_hash(file: Path, recorded: str | None, remedy: str) -> None:
         )
 
 
-def check_metadata(directory: RunDirectory, config: RunConfig, remedy: str) -> None:
+def check_metadata(directory: RunDirectory, config: RunConfig, num_classes: int, remedy: str) -> None:
     """Check that the weights are of the teacher's architecture, classes and normalisation."""
     assert config.teacher is not None
     try:
         recorded = weights.read_metadata(directory.weights)
     except ConfigError as error:
         raise ConfigError(f"{error}; {remedy}", code=error.code, key="teacher") from None
-    for name, expected in weights_metadata(config.teacher.model, teacher_data(config)).items():
+    for name, expected in weights_metadata(config.teacher.model, teacher_data(config), num_classes).items():
         if recorded.get(name) != expected:
             raise ConfigError(
                 f"{directory.weights}: {name} is {recorded.get(name)} in the file and {expected} in this run; {remedy}",

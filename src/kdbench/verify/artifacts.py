@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdbench.config import RunConfig, RuntimeConfig
 from kdbench.data import Dataset, load
-from kdbench.data.dataset import NUM_CLASSES
+from kdbench.data.source import DataSpec
 from kdbench.errors import ConfigError
 from kdbench.models import Network, build, weights
 from kdbench.rundir.directory import RunDirectory
@@ -59,6 +59,15 @@ class Artifacts:
         return self.config.method.target is GivenWeights if self.config else self.summary.is_given
 
     @property
+    def num_classes(self) -> int:
+        return self.summary.classes_and_shape[0]
+
+    @property
+    def spec(self) -> DataSpec:
+        """Number of classes and shape of the images, as the summary says."""
+        return DataSpec(*self.summary.classes_and_shape)
+
+    @property
     def is_small(self) -> bool:
         """True if the run was kept in its small form (scripts/keep_results.py), without most of its files."""
         return not self.directory.config.is_file() and not self.directory.log.is_file()
@@ -75,7 +84,7 @@ class Artifacts:
             return ROUNDING
         # Rounding keeps the order, so it can change a prediction only where it makes the two largest logits equal.
         best, second = self.logits["test_logits"].topk(2).values.T
-        rarest = int(self.logits["test_labels"].long().bincount(minlength=NUM_CLASSES).clamp(min=1).min())
+        rarest = int(self.logits["test_labels"].long().bincount(minlength=self.num_classes).clamp(min=1).min())
         return HALF + int((best == second).sum()) / rarest
 
 
@@ -89,7 +98,7 @@ def read_artifacts(run: Artifacts, options: Options, checks: Checks) -> None:
     if files.weights.is_file():
         with checks.checking("weights"):
             state = weights.read(files.weights)
-            network = build(needed(run.config, "config.yaml").student, NUM_CLASSES, trained=False)
+            network = build(needed(run.config, "config.yaml").student, run.spec, trained=False)
             weights.load_into(network, state, files.weights.name)
             run.network = network
             checks.passed("weights", "finite, and of the config's architecture")
@@ -130,9 +139,12 @@ def load_data(config: RunConfig, device: str, data_root: Path | None) -> Dataset
     Raises:
         NotChecked: they are not here.
     """
-    data = dataclasses.replace(config.data, download=False)
-    if data_root and not Path(data.root).expanduser().exists():
-        data.root = str(data_root)
+    keys, changes = config.data.params, {}
+    if hasattr(keys, "download"):
+        changes["download"] = False
+    if data_root and hasattr(keys, "root") and not Path(keys.root).expanduser().exists():
+        changes["root"] = str(data_root)
+    data = dataclasses.replace(config.data, params=dataclasses.replace(keys, **changes))
     try:
         return load(data, device)
     except ConfigError as error:
@@ -149,21 +161,21 @@ def check_shapes(tensors: Mapping[str, Tensor], summary: RunSummary) -> None:
     Raises:
         ConfigError: they are not.
     """
-    sizes = {"val": summary.num_val, "test": summary.num_test}
+    sizes, classes = {"val": summary.num_val, "test": summary.num_test}, summary.classes_and_shape[0]
     for split in ("val", "test") if "val_logits" in tensors else ("test",):
         missing = [name for name in (f"{split}_logits", f"{split}_labels") if name not in tensors]
         if missing:
             raise damaged(f"logits.safetensors holds no {' and no '.join(missing)}")
         logits, labels, images = tensors[f"{split}_logits"], tensors[f"{split}_labels"], sizes[split]
-        if list(logits.shape) != [images, NUM_CLASSES] or list(labels.shape) != [images]:
+        if list(logits.shape) != [images, classes] or list(labels.shape) != [images]:
             raise damaged(
                 f"{split}_logits are {list(logits.shape)} and {split}_labels {list(labels.shape)}; "
-                f"for {images} images they must be [{images}, {NUM_CLASSES}] and [{images}]"
+                f"for {images} images they must be [{images}, {classes}] and [{images}]"
             )
         if not logits.is_floating_point() or not bool(logits.isfinite().all()):
             raise damaged(f"{split}_logits are not all finite numbers")
-        if labels.is_floating_point() or not bool(((labels >= 0) & (labels < NUM_CLASSES)).all()):
-            raise damaged(f"{split}_labels are not all classes from 0 to {NUM_CLASSES - 1}")
+        if labels.is_floating_point() or not bool(((labels >= 0) & (labels < classes)).all()):
+            raise damaged(f"{split}_labels are not all classes from 0 to {classes - 1}")
 
 
 def damaged(message: str) -> ConfigError:

@@ -5,7 +5,6 @@ import math
 import statistics
 
 from kdbench.config import RuntimeConfig
-from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
 from kdbench.methods.base import Method
 from kdbench.metrics import accuracy
 from kdbench.models import summarize
@@ -28,10 +27,10 @@ def check_model(run: Artifacts, checks: Checks) -> None:
     """Check the metadata of the weights, and the size of the model."""
     with checks.checking("metadata of the weights"):
         metadata, config = read_metadata(existing(run.directory.weights)), needed(run.config, "config.yaml")
-        for what, expected in weights_metadata(config.student, config.data).items():
+        for what, expected in weights_metadata(config.student, config.data, run.num_classes).items():
             checks.compare(f"{what} of the weights", expected, metadata.get(what), "in config.yaml")
     with checks.checking("size of the model"):
-        model = summarize(needed(run.config, "config.yaml").student, NUM_CLASSES, IMAGE_SHAPE, "student", trained=False)
+        model = summarize(needed(run.config, "config.yaml").student, run.spec, "student", trained=False)
         checks.same("of the model", num_params=model.num_params, macs=model.macs)
 
 
