@@ -29,6 +29,12 @@ class TeacherOutput(NamedTuple):
         return TeacherOutput(self.logits if requires.teacher_logits else None, features)
 
 
+    def part(self, rows: slice) -> "TeacherOutput":
+        """Return the output for some of the images."""
+        features = {stage: values[rows] for stage, values in self.features.items()}
+        return TeacherOutput(None if self.logits is None else self.logits[rows], features)
+
+
 class Progress:
     """Position of a training, for weights that ramp up or down.
 
@@ -122,6 +128,9 @@ class Method(nn.Module, ABC):
     needs_teacher: ClassVar[bool]
     uses_stages: ClassVar[bool] = True
     """True if the nodes that stages name can change its numbers; if not, they are no part of a run's key."""
+    soft_labels: ClassVar[bool] = False
+    """True if its loss is defined for labels that are probabilities: it uses `batch.targets` in place of
+    `batch.labels`. If not, recipes that smooth or mix labels are refused."""
     capturable: bool = True
     """True if a training step may be captured as a CUDA graph. Declare False for a method that draws random numbers on
     the host, keeps state in attributes or reassigned buffers, or waits for the device in `forward`."""
@@ -147,7 +156,7 @@ class Method(nn.Module, ABC):
         Args:
             student: output of the student in train mode.
             teacher: what `requires` declares of the teacher, or None if it declares nothing.
-            batch: images, labels, sample indices and views.
+            batch: images, labels (as integers, and as targets of the cross-entropy), sample indices and views.
             peers: outputs of the other learners of the run.
             progress: current epoch and number of epochs.
         """

@@ -15,6 +15,7 @@ class CrossEntropy(Method):
 
     uses_stages = False
     role = "baseline"
+    soft_labels = True
     needs_teacher = False
     requires = Requires()
 
@@ -27,5 +28,5 @@ class CrossEntropy(Method):
         progress: Progress = START,
     ) -> dict[str, Tensor]:
         """Return the terms `total` and `ce`, which are the same."""
-        ce = F.cross_entropy(at_least_float32(student.logits), batch.labels)
+        ce = F.cross_entropy(at_least_float32(student.logits), batch.targets)
         return {"total": ce, "ce": ce}

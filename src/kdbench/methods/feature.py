@@ -81,6 +81,7 @@ class FeatureDistillation(Method):
         normalize: str = one_of("none", "teacher_std")
 
     role = "distilled"
+    soft_labels = True
     needs_teacher = True
 
     def __init__(self, config: Config, student_shapes: Shapes, teacher_shapes: Shapes | None) -> None:
@@ -103,7 +104,7 @@ class FeatureDistillation(Method):
         """Return the terms `total`, `ce` and `kd`; both losses before their weights."""
         assert teacher is not None
         ce_weight, kd_weight = self.config.resolved()
-        ce = F.cross_entropy(at_least_float32(student.logits), batch.labels)
+        ce = F.cross_entropy(at_least_float32(student.logits), batch.targets)
         projected = [project(student.features[stage]) for stage, project in self.projections.items()]
         targets = [teacher.features[stage] for stage in self.projections]
         kd = feature_kd(projected, targets, self.config.beta, self.config.normalize)

@@ -52,6 +52,7 @@ class LogitDistillation(Method):
 
     uses_stages = False
     role = "distilled"
+    soft_labels = True
     needs_teacher = True
     requires = Requires(teacher_logits=True)
 
@@ -67,6 +68,6 @@ class LogitDistillation(Method):
         assert teacher is not None
         assert teacher.logits is not None
         ce_weight, kd_weight = self.config.resolved()
-        ce = F.cross_entropy(at_least_float32(student.logits), batch.labels)
+        ce = F.cross_entropy(at_least_float32(student.logits), batch.targets)
         kd = logit_kd(student.logits, teacher.logits, self.config.temperature)
         return {"total": ce_weight * ce + kd_weight * kd, "ce": ce, "kd": kd}

@@ -226,7 +226,9 @@ def build_learner(config: RunConfig, parts: Parts, guard: Guard | None = None) -
         guard: context of the learner's code; None raises its exceptions.
     """
     seed = derived_seed(config.data_seed, "training")
-    return Learner(parts.student, parts.method, config.recipe, config.runtime, seed, guard, config.title)
+    return Learner(
+        parts.student, parts.method, config.recipe, config.runtime, seed, guard, config.title, len(parts.batches)
+    )
 
 
 def derived_seed(seed: int, purpose: str) -> int:

@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import torch
-from torch import Tensor
 
-from kdbench.data.batches import Batch, Batches
+from kdbench.data.batches import Batch, Batches, BatchPlan
 from kdbench.errors import first_line
 from kdbench.methods.base import Progress
 from kdbench.system.device import kind_of
@@ -160,8 +159,8 @@ class CapturedSteps:
     def __init__(self, batches: Batches, recorder: Recorder) -> None:
         self.eager = EagerSteps(batches)
         self.recorder = recorder
-        self.inputs: dict[Key, tuple[Tensor, Tensor]] = {}
-        """Rows and views that the captures read, per batch size and teachers."""
+        self.inputs: dict[Key, BatchPlan] = {}
+        """Plan whose tensors the captures read, per batch size and teachers."""
         self.prepared: dict[Key, CapturedStep[tuple[Batch, TeacherOutputs]]] = {}
         self.trained: dict[Learner, dict[Key, CapturedStep[None]]] = {}
         self.eager_learners: set[Learner] = set()
@@ -171,22 +170,24 @@ class CapturedSteps:
         self.key: Key = (0, ())
         """Batch size and teachers of the current step."""
 
-    def prepare_batch(self, rows: Tensor, views: Tensor, learners: Sequence[Learner]) -> tuple[Batch, TeacherOutputs]:
+    def prepare_batch(self, plan: BatchPlan, learners: Sequence[Learner]) -> tuple[Batch, TeacherOutputs]:
         """Return a batch and the teachers' outputs. Arguments: see `EagerSteps.prepare_batch`."""
-        key = self.key = (len(rows), tuple(dict.fromkeys(learner.teacher for learner in learners)))
+        key = self.key = (len(plan.rows), tuple(dict.fromkeys(learner.teacher for learner in learners)))
         if key not in self.inputs:
-            self.inputs[key] = torch.empty_like(rows), torch.empty_like(views)
+            self.inputs[key] = BatchPlan(*(None if values is None else torch.empty_like(values) for values in plan))  # type: ignore[arg-type]
             self.prepared[key] = CapturedStep(self.recorder, "the batch with its teachers' outputs")
-        for kept, new in zip(self.inputs[key], (rows, views), strict=True):
-            kept.copy_(new)
+        for kept, new in zip(self.inputs[key], plan, strict=True):
+            if kept is not None:
+                kept.copy_(new)
         capturable = all(part.capturable for part in self.prepared.values())  # what failed for one size is not retried
-        return self.prepared[key](lambda: self.eager.prepare_batch(*self.inputs[key], learners), capturable)
+        return self.prepared[key](lambda: self.eager.prepare_batch(self.inputs[key], learners), capturable)
 
     def train_step(self, learner: Learner, batch: Batch, teacher_outputs: TeacherOutputs) -> None:
         """Train one learner on a batch. An exception concerns this learner only."""
         part = self.part_of(learner)
         # A capture reads the tensors that the capture of the batch writes.
         ready = self.prepared[self.key].replay is not None and learner not in self.eager_learners
+        learner.begin_step()
         with learner.rng_scope():
             part(lambda: learner.train_step(batch, teacher_outputs[learner.teacher]), ready)
         if not part.capturable:

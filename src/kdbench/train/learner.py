@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -26,9 +26,11 @@ from kdbench.system.random import (
     seeded_host_state,
     set_host_state,
 )
+from kdbench.train.average import AveragedWeights
 from kdbench.train.compiled import compiled
 from kdbench.train.evaluate import check_finite, predict
-from kdbench.train.optim import build_optimizer, clip_gradients, learning_rate
+from kdbench.train.optim import build_optimizer, clip_gradients, load_optimizer
+from kdbench.train.schedule import Schedule
 from kdbench.train.sums import GRAD_NORM, EpochSums
 
 COLUMNS = {
@@ -75,6 +77,7 @@ class Learner:
         seed: seed of what student and method draw while they train, independent of other learners.
         guard: context of this learner's code; an exception in it ends this learner only.
         title: short description, for people.
+        steps_per_epoch: number of batches of an epoch, for schedules per step.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Learner:
         seed: int = 0,
         guard: Guard | None = None,
         title: str = "",
+        steps_per_epoch: int = 1,
     ) -> None:
         self.student = student
         self.forward = compiled(student) if runtime.compile else student
@@ -103,7 +107,9 @@ class Learner:
         self.lr = torch.tensor(
             recipe.lr, dtype=torch.float64 if runtime.device == "cpu" else torch.float32, device=runtime.device
         )
+        self.schedule = Schedule(recipe, steps_per_epoch)
         self.optimizer = build_optimizer(recipe, self.lr, own, projections)
+        self.average = AveragedWeights([student, method], recipe.ema) if recipe.ema else None
         self.clipped = own + projections if recipe.clip_projections else own
         self.scaler = torch.amp.GradScaler(torch.device(runtime.device).type, enabled=runtime.precision == "fp16")
         self.buffers = [*student.buffers(), *method.buffers()]
@@ -153,12 +159,17 @@ class Learner:
         if not self.resumed:  # a network may count its epochs here, and has counted this one
             self.student.train()
         self.method.train()
-        self.lr.fill_(learning_rate(self.recipe, self.epoch))
+        self.lr.fill_(self.schedule.at(self.epoch))
         self.progress = Progress(self.epoch, self.recipe.epochs)
         if not self.resumed:
             self.sums.begin(self.skipped)
             self.step_of_epoch, self.seconds = 0, 0.0
         self.resumed = False
+
+    def begin_step(self) -> None:
+        """Set the learning rate of the next step, where it changes with each."""
+        if self.schedule.per_step:
+            self.lr.fill_(self.schedule.at(self.epoch, self.step_of_epoch))
 
     @contextmanager
     def rng_scope(self) -> Iterator[None]:
@@ -184,13 +195,12 @@ class Learner:
         """
         buffers = [buffer.clone() for buffer in self.buffers] if self.skips_bad_steps else []
         required = teacher_output.select(self.method.requires) if teacher_output else None
-        with autocast(self.runtime):
-            output = self.forward(batch.images)
-            terms = self.method(output, required, batch, progress=self.progress)
-        check_terms(terms, self.method)
-        self.sums.add_predictions(self.method.predict(output), batch.labels)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(self.masked_loss(terms)).backward()
+        if self.recipe.accumulate == 1:
+            terms, logits = self.backward(batch, required)
+        else:
+            terms, logits = self.backward_in_parts(batch, required)
+        self.sums.add_predictions(logits, batch.labels)
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.clipped, self.recipe.clip_norm)
         failed = self.sums.add_terms(terms, grad_norm, self.epoch + 1)
@@ -202,6 +212,47 @@ class Learner:
         elif kind_of(self.runtime.device) != "mps" or not bool(failed):  # its fused step may not read found_inf
             self.optimizer.found_inf = failed  # type: ignore[attr-defined]  # read by the fused step
             self.optimizer.step()
+        if self.average:
+            self.average.update(torch.where(grad_norm.isfinite(), failed, 1.0))
+
+    def backward(
+        self, batch: Batch, teacher_output: TeacherOutput | None, share: float = 1.0
+    ) -> tuple[Mapping[str, Tensor], Tensor]:
+        """Compute losses and add their gradients to those of the parameters; return the terms and the logits.
+
+        Args:
+            batch: images and labels.
+            teacher_output: what the method requires of its teacher.
+            share: factor of the gradients.
+        """
+        with autocast(self.runtime):
+            output = self.forward(batch.images)
+            terms = self.method(output, teacher_output, batch, progress=self.progress)
+        check_terms(terms, self.method)
+        loss = self.masked_loss(terms)
+        self.scaler.scale(loss if share == 1 else share * loss).backward()
+        return terms, self.method.predict(output).detach()
+
+    def backward_in_parts(
+        self, batch: Batch, teacher_output: TeacherOutput | None
+    ) -> tuple[Mapping[str, Tensor], Tensor]:
+        """Compute losses and gradients of a batch part by part, so that less memory is needed; see `backward`.
+
+        The terms are means over the whole batch, as are the gradients. Batch norm uses the statistics of each part.
+        """
+        images, sums, logits = len(batch.labels), {}, []
+        for rows in part_slices(images, self.recipe.accumulate):
+            share = (rows.stop - rows.start) / images
+            part_output = teacher_output.part(rows) if teacher_output else None
+            terms, part_logits = self.backward(batch.part(rows), part_output, share)
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0) + share * value.detach()
+            logits.append(part_logits)
+        return sums, torch.cat(logits)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Have student and method hold the moving average of their weights, if the recipe has one, in the block."""
+        return self.average.in_place() if self.average else nullcontext()
 
     def masked_loss(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Return the total loss, made NaN under gradient scaling where the optimiser must not take the step.
@@ -225,13 +276,14 @@ class Learner:
         """Validate, keep the best weights, and return this epoch's row of metrics.csv, which is added to `rows`."""
         started = time.perf_counter()
         means = self.sums.means(self.epoch + 1)
-        val_logits = predict(self.student, dataset, dataset.val, self.runtime, self.method)
+        with self.averaged():
+            val_logits = predict(self.student, dataset, dataset.val, self.runtime, self.method)
         check_finite(val_logits, self.epoch + 1)
         labels = dataset.val.labels.cpu().numpy()
         train_loss, train_acc, grad_norm = means.pop("total"), means.pop("train_acc"), means.pop(GRAD_NORM)
         row = {
             "epoch": self.epoch + 1,
-            "lr": learning_rate(self.recipe, self.epoch),
+            "lr": self.schedule.at(self.epoch),
             "train_loss": train_loss,
             **means,
             "train_acc": train_acc,
@@ -241,13 +293,14 @@ class Learner:
             "images_per_second": len(dataset.train) / self.seconds,
         }
         if self.best is None or row["val_acc"] > self.best["val_acc"]:
-            self.best = {
-                "epoch": self.epoch + 1,
-                "val_acc": row["val_acc"],
-                "weights": copy.deepcopy(self.student.body.state_dict()),
-                "method": copy.deepcopy(self.method.state_dict()),
-                "val_logits": val_logits,
-            }
+            with self.averaged():
+                self.best = {
+                    "epoch": self.epoch + 1,
+                    "val_acc": row["val_acc"],
+                    "weights": copy.deepcopy(self.student.body.state_dict()),
+                    "method": copy.deepcopy(self.method.state_dict()),
+                    "val_logits": val_logits,
+                }
         row["seconds"] = self.seconds + time.perf_counter() - started
         self.rows.append(row)
         self.epoch += 1
@@ -262,6 +315,7 @@ class Learner:
             "student": self.student.state_dict(),
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "step": self.step_of_epoch,
@@ -280,12 +334,9 @@ class Learner:
         """Restore the state of another process."""
         self.student.load_state_dict(state["student"])
         self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
-        for parameter, kept in self.optimizer.state.items():
-            # The fused step walks memory, so the buffers must be laid out as the weights are here.
-            kept["momentum_buffer"] = torch.zeros_like(parameter).copy_(kept["momentum_buffer"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step_of_epoch, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.skipped, self.overflows = state["skipped"], state["overflows"]
@@ -318,6 +369,13 @@ def set_random_state(state: Mapping[str, Tensor], device: str) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
     elif kind_of(device) == "mps" and "mps" in state:
         torch.mps.set_rng_state(state["mps"])
+
+
+def part_slices(images: int, parts: int) -> list[slice]:
+    """Return slices that divide a batch into parts of about the same size, fewer for a batch of few images."""
+    parts = min(parts, max(1, images // 2))  # batch norm needs two images
+    ends = [images * n // parts for n in range(parts + 1)]
+    return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
 
 
 def check_terms(terms: Any, method: Method) -> None:

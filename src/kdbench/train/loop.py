@@ -2,9 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from torch import Tensor
-
-from kdbench.data.batches import Batches
+from kdbench.data.batches import Batches, BatchPlan
 from kdbench.system.device import synchronize
 from kdbench.system.signals import raise_if_requested
 from kdbench.train.graphs import steps_for
@@ -46,7 +44,7 @@ def fit(learners: Sequence[Learner], batches: Batches, epochs: int, steps: Steps
 def train_epoch(
     learners: Sequence[Learner],
     steps: Steps,
-    plan: Iterable[tuple[Tensor, Tensor]],
+    plans: Iterable[BatchPlan],
     epoch: int,
     start: int = 0,
     progress: TrainingProgress | None = None,
@@ -56,7 +54,7 @@ def train_epoch(
     Args:
         learners: none of them stands before the first step.
         steps: how a step is executed: eagerly or captured.
-        plan: rows and views of the batches.
+        plans: plans of the batches.
         epoch: the epoch, counted from 0.
         start: the first step.
         progress: display of the images trained.
@@ -64,17 +62,17 @@ def train_epoch(
     clock = Clock()
     steps.enter_stream()
     try:
-        for step, (rows, views) in enumerate(plan, start):
+        for step, plan in enumerate(plans, start):
             current = learners_at(learners, epoch, step)
             if not current:  # all failed, or a resume has brought them further
                 continue
-            batch, teacher_outputs = steps.prepare_batch(rows, views, current)
+            batch, teacher_outputs = steps.prepare_batch(plan, current)
             for learner in current:
                 with learner.guard:
                     steps.train_step(learner, batch, teacher_outputs)
                     learner.checkpointer.maybe_save()
             if progress:
-                progress.add(len(rows))
+                progress.add(len(plan.rows))
             clock.charge(current)
             raise_if_requested()
     finally:

@@ -3,9 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from torch import Tensor
-
-from kdbench.data.batches import Batch, Batches
+from kdbench.data.batches import Batch, Batches, BatchPlan
 from kdbench.methods.base import TeacherOutput
 from kdbench.train.learner import Learner, TeacherSource
 
@@ -16,9 +14,7 @@ TeacherOutputs = Mapping[TeacherSource, TeacherOutput | None]
 class Steps(Protocol):
     """Execution of steps. Every implementation computes the same."""
 
-    def prepare_batch(
-        self, rows: Tensor, views: Tensor, learners: Sequence[Learner]
-    ) -> tuple[Batch, TeacherOutputs]: ...
+    def prepare_batch(self, plan: BatchPlan, learners: Sequence[Learner]) -> tuple[Batch, TeacherOutputs]: ...
 
     def train_step(self, learner: Learner, batch: Batch, teacher_outputs: TeacherOutputs) -> None: ...
 
@@ -37,19 +33,19 @@ class EagerSteps:
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
 
-    def prepare_batch(self, rows: Tensor, views: Tensor, learners: Sequence[Learner]) -> tuple[Batch, TeacherOutputs]:
+    def prepare_batch(self, plan: BatchPlan, learners: Sequence[Learner]) -> tuple[Batch, TeacherOutputs]:
         """Return a batch, and the output of each distinct teacher of the learners, computed once.
 
         Args:
-            rows: [B] int64, rows of the training images.
-            views: [B] int64, view of each.
+            plan: plan of the batch.
             learners: learners that take the step.
         """
-        batch = self.batches.batch(rows, views)
+        batch = self.batches.batch(plan)
         return batch, {teacher: teacher(batch) for teacher in dict.fromkeys(learner.teacher for learner in learners)}
 
     def train_step(self, learner: Learner, batch: Batch, teacher_outputs: TeacherOutputs) -> None:
         """Train one learner on a batch. An exception concerns this learner only."""
+        learner.begin_step()
         with learner.rng_scope():
             learner.train_step(batch, teacher_outputs[learner.teacher])
         learner.step_of_epoch += 1

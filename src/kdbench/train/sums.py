@@ -84,7 +84,7 @@ class EpochSums:
     def add_predictions(self, logits: Tensor, labels: Tensor) -> None:
         """Count the correct predictions of a batch. `add_terms` of the same step adds them."""
         self.batch_size = len(labels)
-        self.batch_correct = (logits.detach().argmax(dim=1) == labels).sum()
+        self.batch_correct = (logits.argmax(dim=1) == labels).sum()
 
     def add_terms(self, terms: Mapping[str, Tensor], grad_norm: Tensor, epoch: int) -> Tensor:
         """Add the loss terms (means over the batch) and the gradient norm of a step.
