@@ -1,8 +1,11 @@
-"""`shapes`: ten classes of 32x32 colour images drawn by code, for a first run without any data set on disk.
+"""`shapes`: 10 or 100 classes of 32x32 colour images drawn by code, for a first run without any data set on disk.
 
-A sample is one figure on a textured ground, with distracting marks behind it, occluding marks in front of it and noise
-over everything. Eight classes differ in their outline and two in the pattern that fills a patch; position, size,
-rotation, squeeze and colours have the same distribution for all ten classes.
+A sample of 10 classes is one figure on a textured ground, with distracting marks behind it, occluding marks in front of
+it and noise over everything. Eight figures differ in their outline and two in the pattern that fills a patch; position,
+size, rotation, squeeze and colours have the same distribution for all ten figures.
+
+A sample of 100 classes has two smaller figures, and its class is their ordered pair: the first lies in the upper left
+quarter, the second in the lower right. A horizontal flip keeps the order readable, as the first stays the upper one.
 
 The same seed gives the same bytes on every machine. Random numbers come from `RandomState`, whose streams are frozen,
 and pass through correctly rounded operations only (+ - * / sqrt abs floor min max sort), one ufunc each: no sin, no sum
@@ -13,13 +16,15 @@ inner loops are long, with colours in fractions of 255; only finished images are
 """
 
 from collections.abc import Callable
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
 SIDE = 32  # pixels
-BLOCK = 100  # samples drawn at once from one random stream, a multiple of ten; another block size is other data
+BLOCK = 100  # samples drawn at once from one random stream, a multiple of 100; another block size is other data
 
 Field = NDArray[np.floating]  # always float32; numpy's stubs lose the width where a Python float takes part
 
@@ -109,46 +114,82 @@ FIGURES: tuple[Callable[[Field, Field], Field], ...] = (
     stripes,
     checkers,
 )
-CLASSES: tuple[str, ...] = tuple(figure.__name__ for figure in FIGURES)
 
 
-def draw_shapes(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Draw the first `count` samples of the endless sequence of a seed.
+class Layout(NamedTuple):
+    """Places and sizes of what an image shows, in pixels; each figure lies in a square of its own."""
 
-    A shorter draw is a prefix of a longer one, and every ten consecutive samples from the start hold each class once.
-    Training and test sets need different seeds, not different parts of one sequence.
+    middles: tuple[float, ...]  # x and y of the middle of each square, in the order in which figures make up a class
+    half: float  # half the side of the squares
+    figure_radius: tuple[float, float]  # least and greatest
+    mark_radius: tuple[float, float]  # of the marks in front; at about 2/5 of a figure's radius they hide few figures
+
+
+LAYOUTS = {  # by number of classes
+    10: Layout(middles=(15.5,), half=16.0, figure_radius=(7.0, 12.0), mark_radius=(2.0, 5.0)),
+    100: Layout(middles=(7.5, 23.5), half=8.0, figure_radius=(6.0, 8.5), mark_radius=(1.4, 3.5)),
+}
+
+
+def class_names(num_classes: int) -> tuple[str, ...]:
+    """Return the names of the classes in the order of the labels: "disk", ... for 10, "disk-disk", ... for 100.
+
+    Raises:
+        ValueError: `num_classes` is neither 10 nor 100.
+    """
+    _check_num_classes(num_classes)
+    figures = [figure.__name__ for figure in FIGURES]
+    return tuple("-".join(names) for names in product(figures, repeat=len(LAYOUTS[num_classes].middles)))
+
+
+def draw_shapes(count: int, seed: int, num_classes: int = 10) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Draw the first `count` samples of the endless sequence of a seed and a number of classes.
+
+    A shorter draw is a prefix of a longer one, and every `num_classes` consecutive samples from the start hold each
+    class once. Training and test sets need different seeds, not different parts of one sequence.
 
     Args:
         count: number of samples, at least 1.
         seed: seed in 0..2**32-1.
+        num_classes: 10, or 100 for pairs of figures with label 10 * first + second.
 
     Returns:
-        Images [count, 32, 32, 3] uint8 (height, width, RGB) and labels [count] int64 in 0..9, indices into CLASSES.
+        Images [count, 32, 32, 3] uint8 (height, width, RGB) and labels [count] int64, indices into `class_names`.
 
     Raises:
-        ValueError: `count` or `seed` is out of range.
+        ValueError: `count`, `seed` or `num_classes` is out of range.
     """
     if count < 1:
         raise ValueError(f"count is {count}; it must be any whole number from 1")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}; it must be any whole number from 0 to {2**32 - 1}")
-    blocks = [_draw_block(RandomState([seed, block])) for block in range(-(-count // BLOCK))]
+    _check_num_classes(num_classes)
+    blocks = [_draw_block(RandomState([seed, block]), num_classes) for block in range(-(-count // BLOCK))]
     images, labels = (np.concatenate(parts)[:count] for parts in zip(*blocks, strict=True))
     return images, labels
 
 
-def _draw_block(random: RandomState) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _check_num_classes(num_classes: int) -> None:
+    if num_classes not in LAYOUTS:
+        raise ValueError(f"num_classes is {num_classes}; it must be 10 or 100")
+
+
+def _draw_block(random: RandomState, num_classes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Draw images and labels of one block."""
-    labels = np.argsort(random.random_sample((BLOCK // 10, 10)), axis=1, kind="stable").reshape(BLOCK)
+    order = random.random_sample((BLOCK // num_classes, num_classes))
+    labels = np.argsort(order, axis=1, kind="stable").reshape(BLOCK)
     ground = _uniform(random, 0.0, 0.5, BLOCK, 3, 1, 1)
     ink = ground + _uniform(random, 0.15, 0.6, BLOCK, 3, 1, 1)
 
     canvas = ground + _texture(random)
     for _ in range(2):
         _paint_mark(random, canvas, ink, radius=(1.5, 4.0))
-    _paint_figure(random, canvas, ink, labels)
+    layout = LAYOUTS[num_classes]
+    figures = np.unravel_index(labels, (len(FIGURES),) * len(layout.middles))
+    for middle, indices in zip(layout.middles, figures, strict=True):
+        _paint_figure(random, canvas, ink, indices, layout, middle)
     for _ in range(2):
-        _paint_mark(random, canvas, ground, radius=(2.0, 5.0))
+        _paint_mark(random, canvas, ground, layout.mark_radius)
     canvas += _uniform(random, -0.12, 0.12, BLOCK, 3, SIDE, SIDE)
 
     is_negative = _uniform(random, 0.0, 1.0, BLOCK, 1, 1, 1) < 0.5  # so that the figure is not always the lighter part
@@ -167,12 +208,14 @@ def _texture(random: RandomState) -> Field:
     return texture
 
 
-def _paint_figure(random: RandomState, canvas: Field, colour: Field, labels: NDArray[np.int64]) -> None:
-    """Paint each image's figure, by its label."""
-    x, y, radius = _place(random, radius=(7.0, 12.0))
+def _paint_figure(
+    random: RandomState, canvas: Field, colour: Field, indices: NDArray[np.int64], layout: Layout, middle: float
+) -> None:
+    """Paint one figure per image around the middle, by its index into FIGURES."""
+    x, y, radius = _place(random, layout.figure_radius, middle, layout.half)
     distance = np.empty_like(x)
-    for label, figure in enumerate(FIGURES):
-        chosen = labels == label
+    for index, figure in enumerate(FIGURES):
+        chosen = indices == index
         distance[chosen] = figure(x[chosen], y[chosen])
     _paint(canvas, distance * radius, colour)
 
@@ -192,14 +235,16 @@ def _paint(canvas: Field, distance: Field, colour: Field) -> None:
     canvas += cover * (colour - canvas)
 
 
-def _place(random: RandomState, radius: tuple[float, float]) -> tuple[Field, Field, Field]:
+def _place(
+    random: RandomState, radius: tuple[float, float], middle: float = (SIDE - 1) / 2, half: float = SIDE / 2
+) -> tuple[Field, Field, Field]:
     """Return pixel coordinates x, y [N, H, W] relative to a random place, rotation and squeeze, and a random radius.
 
     Coordinates are in units of the radius [N, 1, 1], which is in pixels. The centre is at least 3/4 of the radius away
-    from the border.
+    from the border of the square that `middle` and `half` describe, as in Layout.
     """
     size = _uniform(random, *radius, BLOCK, 1, 1)
-    centre = (SIDE - 1) / 2 + _uniform(random, -1.0, 1.0, 2, BLOCK, 1, 1) * (SIDE / 2 - 0.75 * size)
+    centre = middle + _uniform(random, -1.0, 1.0, 2, BLOCK, 1, 1) * (half - 0.75 * size)
     pixel = np.arange(SIDE, dtype=np.float32)
     right, down = (pixel - centre[0]) / size, (pixel[:, None] - centre[1]) / size
     # A direction without sin and cos; drawn from a square, whose corners make diagonals a little more likely.
