@@ -49,9 +49,10 @@ def prepare(case: Case) -> Prepared:
     config = compose([*data, *case.overrides])
     config = dataclasses.replace(config, runtime=resolve_runtime(config.runtime))
     config = dataclasses.replace(config, data=resolve_data(config.data, config.runtime.device))
-    if config.data.params.num_train < config.recipe.batch_size:
+    images = config.data.params.num_train
+    if images < config.recipe.batch_size:
         raise ConfigError(
-            f"recipe.batch_size is {config.recipe.batch_size}, more than data.num_train={config.data.params.num_train}; "
+            f"recipe.batch_size is {config.recipe.batch_size}, more than data.num_train={images}; "
             "only whole batches are measured",
             code="out_of_range",
             key="recipe.batch_size",

@@ -35,9 +35,7 @@ class Bench:
         self.config = config
         self.dataset, self.student, method = check_parts(config)
         self.requires = method.requires
-        self.loader = PilBatches(
-            self.dataset, config.recipe.batch_size, config.runtime.device, workers
-        )
+        self.loader = PilBatches(self.dataset, config.recipe.batch_size, config.runtime.device, workers)
         self.teacher = untrained_teacher(config, self.requires, self.dataset) if config.teacher else None
 
     def close(self) -> None:
@@ -50,9 +48,7 @@ class Bench:
         These are the student's forward pass, twice that backward, and the forward pass of a live teacher.
         """
         teacher = self.config.teacher if arm.teacher != "cache" else None
-        teacher_macs = (
-            summarize(teacher.model, self.dataset.spec, "teacher", trained=False).macs if teacher else 0
-        )
+        teacher_macs = summarize(teacher.model, self.dataset.spec, "teacher", trained=False).macs if teacher else 0
         return 6 * self.student.macs + 2 * teacher_macs
 
     def teacher_for(self, arm: Arm, config: RunConfig) -> TeacherSource:

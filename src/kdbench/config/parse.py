@@ -319,7 +319,7 @@ def import_class(target: Any, group: str, base: str, fault_of: Callable[[Any], s
     key = f"{group}._target_"
     if target is None:
         raise ConfigError(
-            f"{key} is missing; the {group}'s file must name a subclass of {base}, for example _target_: my_code.MyClass",
+            f"{key} is missing; the file of {group} must name a subclass of {base}, such as _target_: my_code.MyClass",
             code="missing_value",
             key=key,
         )
@@ -343,7 +343,7 @@ def fault_of_data(cls: Any) -> str:
         return "it must be a subclass of kdbench.data.ImageData"
     if inspect.isabstract(cls):
         return f"the class must define {' and '.join(sorted(cls.__abstractmethods__))}"
-    if not (dataclasses.is_dataclass(cls.Config) and issubclass(cls.Config, DataKeys)):
+    if not (isinstance(cls.Config, type) and dataclasses.is_dataclass(cls.Config) and issubclass(cls.Config, DataKeys)):
         return "its Config must be a dataclass that extends ImageData.Config"
     return ""
 

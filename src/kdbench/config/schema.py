@@ -68,7 +68,7 @@ def optional(inner: Any, absent: Any = MISSING) -> Any:
 
 
 def added(inner: Any, neutral: Any) -> Any:
-    """Declare a field that configs recorded by earlier versions lack: there, and where it is neutral, it changes nothing.
+    """Declare a field that configs of earlier versions lack: there, and where it is neutral, it changes nothing.
 
     Args:
         inner: field with the range.

@@ -1,6 +1,5 @@
 """The batches of an epoch, computed on the device."""
 
-import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -35,7 +34,7 @@ class Batch(NamedTuple):
 
     @property
     def targets(self) -> Tensor:
-        """What the cross-entropy compares with: labels [B], or probabilities [B, C] where they are smoothed or mixed."""
+        """Targets of the cross-entropy: labels [B], or probabilities [B, C] where they are smoothed or mixed."""
         return self.labels if self.soft_targets is None else self.soft_targets
 
     def part(self, rows: slice) -> "Batch":
@@ -58,6 +57,26 @@ class BatchPlan(NamedTuple):
     """[4] float32: shares of mixed images and labels."""
     box: Tensor | None = None
     """[1, 4] int64: rectangle of CutMix."""
+
+
+class EpochDraws(NamedTuple):
+    """Everything random of an epoch."""
+
+    order: Tensor
+    """[N] int64: rows of the training images, on the device."""
+    views: Tensor
+    """[N] int64: view of each, on the device."""
+    rows_of_images: Tensor
+    """The same as `order` where the images lie."""
+    views_of_images: Tensor
+    operations: Tensor | None
+    """[N, K] int64 on the CPU: operations of the policy."""
+    erased: Tensor | None
+    """[N, 4] int64: erased rectangles."""
+    shares: Tensor | None
+    """[steps, 4] float32: shares of mixed images and labels."""
+    boxes: Tensor | None
+    """[steps, 1, 4] int64: rectangles of CutMix."""
 
 
 class Batches:
@@ -87,41 +106,43 @@ class Batches:
         """Steps in an epoch."""
         return -(-len(self.dataset.train) // self.batch_size)
 
+    def draw(self, epoch: int) -> "EpochDraws":
+        """Return everything random of an epoch, counted from 0."""
+        recipe, images, device = self.recipe, len(self.dataset.train), self.dataset.device
+        order, views = epoch_plan(images, self.dataset.views, self.data_seed, epoch)
+        operations = erased = shares = boxes = None
+        if self.policy:
+            generator = torch.Generator().manual_seed(epoch_seed(self.data_seed, epoch, POLICY))
+            operations = self.policy.draw(images, generator)
+        if recipe.erasing:
+            random = RandomState(epoch_seed(self.data_seed, epoch, ERASING) % 2**32)
+            erased = draw_erasing(images, self.height, self.width, recipe.erasing, random).to(device)
+        if recipe.mixes:
+            random = RandomState(epoch_seed(self.data_seed, epoch, MIXING) % 2**32)
+            shares, boxes = draw_mixing(len(self), self.height, self.width, recipe.mixup, recipe.cutmix, random)
+            shares, boxes = shares.to(device), boxes.to(device)
+        place = "cpu" if self.dataset.on_host else device
+        return EpochDraws(order.to(device), views.to(device), order.to(place), views.to(place),
+                          operations, erased, shares, boxes)  # fmt: skip
+
     def plan(self, epoch: int, start: int = 0) -> Iterator[BatchPlan]:
         """Yield the plans of the batches of an epoch, counted from 0, without the first `start`."""
-        dataset, device, size = self.dataset, self.dataset.device, self.batch_size
-        images, steps = len(dataset.train), len(self)
-        order, views = epoch_plan(images, dataset.views, self.data_seed, epoch)
-
-        def random(purpose: int) -> RandomState:
-            return RandomState(epoch_seed(self.data_seed, epoch, purpose) % 2**32)
-
-        operations = itertools.repeat(None) if self.policy is None else self.policy.draw(
-            images, torch.Generator().manual_seed(epoch_seed(self.data_seed, epoch, POLICY))
-        ).split(size)  # fmt: skip
-        erased = itertools.repeat(None)
-        if self.recipe.erasing:
-            boxes = draw_erasing(images, self.height, self.width, self.recipe.erasing, random(ERASING))
-            erased = boxes.to(device).split(size)
-        shares = box = itertools.repeat(None)
-        if self.recipe.mixes:
-            shares, box = draw_mixing(
-                steps, self.height, self.width, self.recipe.mixup, self.recipe.cutmix, random(MIXING)
+        draws = self.draw(epoch)
+        for step in range(start, len(self)):
+            part = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            images = None
+            if draws.operations is not None or self.dataset.on_host:
+                images = self.crops(draws.rows_of_images[part], draws.views_of_images[part])
+            if self.policy and images is not None and draws.operations is not None:
+                images = self.policy.apply(images, draws.operations[part])
+            yield BatchPlan(
+                draws.order[part],
+                draws.views[part],
+                images,
+                None if draws.erased is None else draws.erased[part],
+                None if draws.shares is None else draws.shares[step],
+                None if draws.boxes is None else draws.boxes[step],
             )
-            shares, box = shares.to(device), box.to(device)
-        parts = zip(
-            order.split(size), order.to(device).split(size), views.split(size), views.to(device).split(size),
-            operations, erased, shares, box, strict=False,
-        )  # fmt: skip
-        for host_rows, rows, host_views, some_views, operation, rectangle, share, mixed in itertools.islice(
-            parts, start, None
-        ):
-            augmented = None
-            if self.dataset.on_host or operation is not None:
-                augmented = self.crops(host_rows, host_views) if self.dataset.on_host else self.crops(rows, some_views)
-                if operation is not None:
-                    augmented = self.policy.apply(augmented, operation)
-            yield BatchPlan(rows, some_views, augmented, rectangle, share, mixed)
 
     def crops(self, rows: Tensor, views: Tensor) -> Tensor:
         """Return views of training images [B, C, H, W] uint8 on the device; rows and views lie where the images are."""

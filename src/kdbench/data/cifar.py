@@ -1,19 +1,14 @@
 """CIFAR-10 and CIFAR-100 from the official python batches (Krizhevsky 2009)."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torchvision.datasets import CIFAR10 as TorchvisionCIFAR10
-from torchvision.datasets import CIFAR100 as TorchvisionCIFAR100
-from torchvision.datasets.utils import check_integrity
 
-from kdbench.config.schema import added, one_of
 from kdbench.config.sections import FileKeys
 from kdbench.data.base import ImageData
 from kdbench.data.source import Source, Split
-from kdbench.errors import ConfigError
 
 NUM_VAL = 5000
 """Validation images: a fixed part of the 50,000 training images."""

@@ -78,7 +78,7 @@ def load(config: DataConfig, device: str) -> Dataset:
 
 
 def spec_of(config: DataConfig, device: str) -> DataSpec:
-    """Return the properties of a data set, which is loaded if this process has not loaded it yet. Errors: see `load`."""
+    """Return the properties of a data set, loaded if this process has not loaded it yet. Errors: see `load`."""
     case = repr((config.path, id(config.target), config.params, device))
     if case not in _specs:
         _specs[case] = load(config, device).spec
@@ -109,7 +109,9 @@ def resolve_data(config: DataConfig, device: str) -> DataConfig:
 
 def hash_of_splits(dataset: Dataset) -> str:
     """Return the hash of all images, labels and indices of a data set."""
-    return hashlib.sha256("".join(split.sha256 for split in (dataset.train, dataset.val, dataset.test)).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(split.sha256 for split in (dataset.train, dataset.val, dataset.test)).encode()
+    ).hexdigest()
 
 
 def load_from_files(config: DataConfig, device: str) -> Dataset:
@@ -140,8 +142,17 @@ def load_from_files(config: DataConfig, device: str) -> Dataset:
         )
     names = tuple(map(str, source.class_names))
     spec = DataSpec(len(names), (channels, height, width), names, tuple(mean), tuple(std))
-    splits = (split.to(device, "cpu" if on_host else device) for split in (train, val, test))
-    return Dataset(config.name, spec, *splits, views, device, on_host)
+    images_on = "cpu" if on_host else device
+    return Dataset(
+        config.name,
+        spec,
+        train.to(device, images_on),
+        val.to(device, images_on),
+        test.to(device, images_on),
+        views,
+        device,
+        on_host,
+    )
 
 
 def read_source(data: ImageData, config: DataConfig) -> Source:
@@ -186,7 +197,7 @@ def read_source(data: ImageData, config: DataConfig) -> Source:
                 f"{len(source.class_names) - 1}"
             )
     missing = torch.bincount(source.train.labels, minlength=len(source.class_names)) == 0
-    if bool(missing.any()):
+    if bool(missing.any()) and not config.target.fixed:
         raise refuse(f"class {source.class_names[int(missing.nonzero()[0])]!r} has no training images")
     return source
 

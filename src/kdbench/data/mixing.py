@@ -35,7 +35,8 @@ def draw_erasing(count: int, height: int, width: int, probability: float, random
     """
     chosen = random.random_sample(count) < probability
     area = height * width * random.uniform(*ERASED_AREA, (count, ATTEMPTS))
-    ratio = np.exp(random.uniform(*np.log(ERASED_RATIO), (count, ATTEMPTS)))
+    low, high = map(math.log, ERASED_RATIO)
+    ratio = np.exp(random.uniform(low, high, (count, ATTEMPTS)))
     heights, widths = np.rint(np.sqrt(area * ratio)).astype(int), np.rint(np.sqrt(area / ratio)).astype(int)
     places = random.random_sample((2, count, ATTEMPTS))
     tops = (places[0] * (height - heights + 1)).astype(int)

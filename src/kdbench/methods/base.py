@@ -28,7 +28,6 @@ class TeacherOutput(NamedTuple):
         features = {stage: self.features[stage] for stage in requires.teacher_stages}
         return TeacherOutput(self.logits if requires.teacher_logits else None, features)
 
-
     def part(self, rows: slice) -> "TeacherOutput":
         """Return the output for some of the images."""
         features = {stage: values[rows] for stage, values in self.features.items()}

@@ -38,7 +38,17 @@ def build(
         build_body(config, spec.num_classes, spec.input_shape, key),
         wanted,
         summary.logits,
-        repr((config.target, summary.builder, config.arguments, spec.num_classes, spec.input_shape, summary.logits, wanted)),
+        repr(
+            (
+                config.target,
+                summary.builder,
+                config.arguments,
+                spec.num_classes,
+                spec.input_shape,
+                summary.logits,
+                wanted,
+            )
+        ),
         summary.fusable,
         summary.host_random,
         summary.changing,

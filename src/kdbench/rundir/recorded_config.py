@@ -125,9 +125,7 @@ def checked_data(node: Any, trusted: Sequence[str]) -> Any:
         found = resolve(node["_target_"], "data._target_", (DATA, *trusted))
         fault = fault_of_data(found) if inspect.isclass(found) else "it must be a subclass of kdbench.data.ImageData"
         if fault:
-            raise ConfigError(
-                f"data._target_ is {node['_target_']!r}; {fault}", code="no_data", key="data._target_"
-            )
+            raise ConfigError(f"data._target_ is {node['_target_']!r}; {fault}", code="no_data", key="data._target_")
     return node
 
 

@@ -88,7 +88,9 @@ class Speed:
         if measured:
             per_image = statistics.median(measured)
         elif self.per_mac:
-            macs = 3 * macs_of(config.student, config) + (macs_of(config.teacher.model, config) if config.teacher else 0)
+            macs = 3 * macs_of(config.student, config) + (
+                macs_of(config.teacher.model, config) if config.teacher else 0
+            )
             per_image = statistics.median(self.per_mac) * macs
         else:
             return None

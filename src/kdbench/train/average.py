@@ -14,7 +14,7 @@ class AveragedWeights:
         average <- d * average + (1 - d) * weights,    d = min(decay, (1 + t) / (10 + t))
 
     after step t, counted from 1: in the first steps the average follows the weights closely, since it begins at the
-    random ones. Only steps that the optimiser takes are counted. The average itself has no weight decay and no gradient.
+    random ones. Only steps that the optimiser takes are counted. The average has no weight decay and no gradient.
 
     Args:
         modules: student and method.

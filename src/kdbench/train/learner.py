@@ -1,6 +1,7 @@
 """A learner: a student with its method, optimiser, schedule and records."""
 
 import copy
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -240,13 +241,13 @@ class Learner:
 
         The terms are means over the whole batch, as are the gradients. Batch norm uses the statistics of each part.
         """
-        images, sums, logits = len(batch.labels), {}, []
+        images, sums, logits = len(batch.labels), dict[str, Tensor](), []
         for rows in part_slices(images, self.recipe.accumulate):
             share = (rows.stop - rows.start) / images
             part_output = teacher_output.part(rows) if teacher_output else None
             terms, part_logits = self.backward(batch.part(rows), part_output, share)
             for name, value in terms.items():
-                sums[name] = sums.get(name, 0) + share * value.detach()
+                sums[name] = sums.get(name, torch.zeros_like(value)) + share * value.detach()
             logits.append(part_logits)
         return sums, torch.cat(logits)
 
@@ -375,7 +376,7 @@ def part_slices(images: int, parts: int) -> list[slice]:
     """Return slices that divide a batch into parts of about the same size, fewer for a batch of few images."""
     parts = min(parts, max(1, images // 2))  # batch norm needs two images
     ends = [images * n // parts for n in range(parts + 1)]
-    return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
+    return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
 
 def check_terms(terms: Any, method: Method) -> None:
