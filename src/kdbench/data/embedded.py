@@ -35,7 +35,8 @@ class Shapes(ImageData):
         Raises:
             ConfigError: more images than the limit.
         """
-        return Source(*(self.draw(name) for name in SEEDS), class_names(self.config.num_classes))
+        train, val, test = map(self.draw, SEEDS)
+        return Source(train, val, test, class_names(self.config.num_classes))
 
     def draw(self, name: str) -> Split:
         """Return the images of a split: the first of its endless sequence."""

@@ -51,7 +51,7 @@ def check_bytes(needed: int, images: int, device: str, config: DataConfig, image
     free = free_memory(device)
     if device == "cpu":
         free += images_there
-    if free is None or needed <= SHARE * free:
+    if needed <= SHARE * free:
         return
     fitting = math.floor(images * SHARE * free / needed)
     host = ", or use data.memory=host" if device != "cpu" else ""

@@ -356,7 +356,11 @@ def check_run(config: RunConfig) -> Path | None:
         return None
     _, _, method = check_parts(config)
     if config.teacher and config.teacher.cache == "auto" and not recorded_settings(directory).get("cache"):
-        return cache.cache_file(teacher_directory(config), config) if cache.can_answer(method.requires) else None
+        return (
+            cache.cache_file(teacher_directory(config), config)
+            if cache.can_answer(method.requires, config.recipe)
+            else None
+        )
     return None
 
 

@@ -177,7 +177,7 @@ class CapturedSteps:
             self.inputs[key] = BatchPlan(*(None if values is None else torch.empty_like(values) for values in plan))  # type: ignore[arg-type]
             self.prepared[key] = CapturedStep(self.recorder, "the batch with its teachers' outputs")
         for kept, new in zip(self.inputs[key], plan, strict=True):
-            if kept is not None:
+            if kept is not None and new is not None:
                 kept.copy_(new)
         capturable = all(part.capturable for part in self.prepared.values())  # what failed for one size is not retried
         return self.prepared[key](lambda: self.eager.prepare_batch(self.inputs[key], learners), capturable)

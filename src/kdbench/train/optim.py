@@ -35,9 +35,9 @@ def build_optimizer(recipe: RecipeConfig, lr: Tensor, *groups: Sequence[Paramete
         kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
         beta1, beta2 = recipe.betas
         capturable = kind_of(str(lr.device)) == "cuda"
-        optimizer = kind(param_groups, lr=lr, betas=(beta1, beta2), eps=recipe.eps, fused=True, capturable=capturable)
-        optimizer._warned_capturable_if_run_uncaptured = True  # the first steps of a batch size are eager
-        return optimizer
+        adam = kind(param_groups, lr=lr, betas=(beta1, beta2), eps=recipe.eps, fused=True, capturable=capturable)
+        vars(adam)["_warned_capturable_if_run_uncaptured"] = True  # the first steps of a batch size are eager
+        return adam
     optimizer = torch.optim.SGD(param_groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
     if recipe.momentum:
         # The fused step would allocate them at its first call, and leave them unfilled if it is stopped from stepping.

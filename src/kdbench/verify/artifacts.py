@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
@@ -139,7 +140,7 @@ def load_data(config: RunConfig, device: str, data_root: Path | None) -> Dataset
     Raises:
         NotChecked: they are not here.
     """
-    keys, changes = config.data.params, {}
+    keys, changes = config.data.params, dict[str, Any]()
     if hasattr(keys, "download"):
         changes["download"] = False
     if data_root and hasattr(keys, "root") and not Path(keys.root).expanduser().exists():
