@@ -76,6 +76,7 @@ def forward(rounds: int) -> dict[str, list[float]]:
     """Return the images per second of a forward pass over 128 images, by network, fusing and size of the parts."""
     import torch
 
+    from kdbench.data import DataSpec
     from kdbench.models import build, fuse_batch_norm
     from kdbench.system.device import autocast, autocast_dtype, place, torch_settings
 
@@ -83,7 +84,7 @@ def forward(rounds: int) -> dict[str, list[float]]:
     for name in ("resnet50", "resnet20"):
         config = config_of(name)
         with torch_settings(config.runtime), torch.no_grad(), autocast(config.runtime):
-            plain = place(build(config.student, 10), config.runtime).eval()
+            plain = place(build(config.student, DataSpec(10, (3, 32, 32))), config.runtime).eval()
             networks = {"plain": plain, "fused": fuse_batch_norm(plain, autocast_dtype(config.runtime))}
             images = torch.randn(128, 3, 32, 32).contiguous(memory_format=torch.channels_last)
             for repetition in range(rounds + 1):

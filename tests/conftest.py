@@ -31,6 +31,7 @@ from kdbench.rundir.directory import RunDirectory
 from kdbench.runner.policy import run_with_retries
 from kdbench.system import signals
 from kdbench.teachers import cache, store
+from tests.networks import SPEC
 
 SMALL = (
     "student=resnet8", "teacher=resnet20", "data=shapes", "data.num_train=64", "data.num_val=50", "data.num_test=60",
@@ -190,7 +191,7 @@ def times_slower() -> float:
 
     That one trains resnet8 in float32 with batches of 128 at 1,800 images/s on two cores.
     """
-    student = build(composed_once(*SMALL, "method=ce").student, 10, ()).to(memory_format=torch.channels_last)
+    student = build(composed_once(*SMALL, "method=ce").student, SPEC, ()).to(memory_format=torch.channels_last)
     images = torch.randn(128, 3, 32, 32).contiguous(memory_format=torch.channels_last)
 
     def step() -> None:

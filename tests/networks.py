@@ -7,6 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from kdbench.data import DataSpec
+
+SPEC = DataSpec(num_classes=10, input_shape=(3, 32, 32))
+"""Classes and images of the data sets that most tests use."""
 STAGES = {"layer1": "layer1", "layer2": "layer2", "layer3": "layer3", "pooled": "flatten"}
 """Stages of `Plain` and of what derives from it."""
 

@@ -54,7 +54,7 @@ from kdbench.train.evaluate import check_finite
 from kdbench.verify.command import verify_runs
 from tests.conftest import NARROW, SMALL, composed_once
 from tests.errors import recorded_errors
-from tests.networks import Plain
+from tests.networks import SPEC, Plain
 from tests.rundir.test_lock import FOREIGN
 
 SOURCE = Path(kdbench.__file__).parents[1]
@@ -325,7 +325,7 @@ def held_by_this_process() -> None:
 
 
 def load_weights(change: Callable[[dict[str, Any]], Any]) -> None:
-    own = build(composed_once(*SMALL).student, 10)
+    own = build(composed_once(*SMALL).student, SPEC)
     content = dict(own.body.state_dict())
     change(content)
     weights.load_into(own, content, "given.pth")
@@ -389,7 +389,7 @@ def brought(model: ModelConfig, *overrides: str, group: str = "student") -> None
 
 
 def without_stage() -> None:
-    found = build(network("Plain", {"layer2": "layer2"}), 10, ("layer2",))
+    found = build(network("Plain", {"layer2": "layer2"}), SPEC, ("layer2",))
     found.body.forward = lambda images: found.body.fc(images.flatten(1)[:, :32])
     found(torch.zeros(1, 3, 32, 32))
 

@@ -72,8 +72,8 @@ def test_every_arm_trains_into_the_next_epoch(bench_of, arm):
 
 def test_batches_are_whole_without_end(bench_of):
     bench = bench_of("method=ce", "data.num_train=36", "recipe.batch_size=8")
-    plans = whole_batches(Batches(bench.dataset, 8, data_seed=0, augment=True, channels_last=False))
-    assert [len(next(plans)[0]) for _ in range(9)] == [8] * 9
+    plans = whole_batches(Batches(bench.dataset, bench.config.recipe, data_seed=0, channels_last=False))
+    assert [len(next(plans).rows) for _ in range(9)] == [8] * 9
     batches = bench.loader.batches(channels_last=False)
     assert [len(next(batches).labels) for _ in range(9)] == [8] * 9
 
@@ -110,7 +110,7 @@ def test_batches_made_while_other_arms_were_measured_are_discarded():
 @pytest.mark.parametrize("augment", ["true", "false"])
 def test_reference_augments_as_the_run_does(bench_of, augment):
     bench = bench_of("method=logit", f"data.augment={augment}")
-    images = PilImages(bench.dataset, bench.config.data.augment)
+    images = PilImages(bench.dataset)
     plain = bench.dataset.normalise(bench.dataset.train.images[:20].permute(0, 3, 1, 2))
     seen = torch.stack([images[row][0] for row in range(20)])
     assert torch.equal(seen, plain) == (augment == "false")

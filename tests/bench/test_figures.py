@@ -8,6 +8,7 @@ from kdbench.bench.measure import Timing, figures, peak_flops, spread
 from kdbench.bench.trainee import Bench
 from kdbench.models import summarize
 from kdbench.runner.run import resolve_run
+from tests.networks import SPEC
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def test_ratios_compare_arms_of_the_same_round(bench_of):
 
 def test_flops_include_a_live_teacher_and_no_cached_one(bench_of):
     bench = bench_of("method=logit")
-    teacher = summarize(bench.config.teacher.model, 10, (3, 32, 32), "teacher")
+    teacher = summarize(bench.config.teacher.model, SPEC, "teacher")
     assert bench.flops_per_image(KDBENCH) - bench.flops_per_image(KDBENCH_CACHE) == 2 * teacher.macs
 
 

@@ -8,11 +8,11 @@ from hydra import initialize_config_dir
 
 import kdbench
 from kdbench.config import CONF_DIR
-from kdbench.data.dataset import IMAGE_SHAPE
 from kdbench.errors import ConfigError
 from kdbench.models import summarize
 from kdbench.sweep.overrides import value_of
 from tests.conftest import NARROW, SMALL, composed_once, rest_slow
+from tests.networks import SPEC
 
 MOBILE = "_target_: torchvision.models.mobilenet_v3_small\nstages: {layer1: features.1, pooled: flatten}\n"
 
@@ -29,7 +29,7 @@ def test_models_of_a_config_folder_serve_both_roles_whatever_its_name(tmp_path, 
     add_model(tmp_path / name, "mobile", MOBILE)
     config = kdbench.compose(["student=mobile", "teacher=mobile"], config_dir=tmp_path / name)
     assert config.student.name == config.teacher.model.name == "mobile"
-    assert summarize(config.student, 10, IMAGE_SHAPE, "student").shapes["pooled"] == (576,)
+    assert summarize(config.student, SPEC, "student").shapes["pooled"] == (576,)
 
 
 @pytest.mark.slow

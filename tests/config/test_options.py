@@ -3,9 +3,9 @@
 import pytest
 
 from kdbench.config import CONF_DIR, compose, parse
-from kdbench.data.dataset import IMAGE_SHAPE, NUM_CLASSES
 from kdbench.models import summarize
 from tests.conftest import composed_once, every_model, rest_slow
+from tests.networks import SPEC
 
 
 def options(group):
@@ -20,8 +20,12 @@ def test_default_run_is_the_reference_study():
     recipe = config.recipe
     assert (recipe.lr, recipe.min_lr, recipe.momentum, recipe.weight_decay) == (0.1, 1e-4, 0.9, 5e-4)
     assert (recipe.batch_size, recipe.nesterov, recipe.clip_norm, recipe.clip_projections) == (128, True, 1.0, True)
-    assert (config.data.num_train, config.data.num_val, config.data.num_test) == (45_000, 5_000, 10_000)
-    assert (config.data.mean, config.data.std) == ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])
+    assert (config.data.params.num_train, config.data.params.num_val, config.data.params.num_test) == (
+        45_000,
+        5_000,
+        10_000,
+    )
+    assert (config.data.params.mean, config.data.params.std) == ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])
 
 
 @pytest.mark.parametrize("name", every_model())
@@ -29,7 +33,7 @@ def test_every_model_serves_as_student_and_as_teacher(name):
     config = composed_once(f"student={name}", f"teacher={name}")
     assert config.student == config.teacher.model
     assert config.student.name == name.replace("/", "-")
-    shapes = summarize(config.student, NUM_CLASSES, IMAGE_SHAPE, "student").shapes
+    shapes = summarize(config.student, SPEC, "student").shapes
     assert {"layer1", "layer2", "layer3", "pooled"} <= set(shapes)
 
 

@@ -2,11 +2,14 @@ import torch
 
 from kdbench.data import Batches, load
 from kdbench.data.batches import plain_batches
-from kdbench.data.views import crop, pad
+from kdbench.data.views import Views
+
+VIEWS = Views(padding=4, flip=True)
 
 
 def batches_of(small, batch_size=30, seed=0, channels_last=True):
-    return Batches(load(small().data, "cpu"), batch_size, seed, augment=True, channels_last=channels_last)
+    config = small(f"recipe.batch_size={batch_size}")
+    return Batches(load(config.data, "cpu"), config.recipe, seed, channels_last)
 
 
 def test_an_epoch_shows_every_training_image_once(small):
@@ -23,7 +26,7 @@ def test_images_are_the_views_that_the_batch_names(small):
     train = batches.dataset.train
     for batch in batches.epoch(5):
         rows = torch.tensor([int((train.indices == index).nonzero()) for index in batch.indices])
-        expected = batches.dataset.normalise(crop(pad(train.images), rows, batch.views))
+        expected = batches.dataset.normalise(VIEWS.crop(VIEWS.pad(train.images), rows, batch.views))
         assert torch.equal(batch.images, expected)
         assert torch.equal(batch.labels, train.labels[rows])
 
@@ -40,7 +43,7 @@ def test_an_epoch_can_be_continued_at_any_step(small):
     whole, rest = list(batches.epoch(2)), list(batches.epoch(2, start=1))
     assert len(rest) == len(whole) - 1
     for expected, batch in zip(whole[1:], rest, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(expected, batch, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(expected, batch, strict=True) if a is not None)
 
 
 def test_evaluation_batches_are_in_order_and_not_augmented(small):

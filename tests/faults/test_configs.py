@@ -41,6 +41,7 @@ from kdbench.rundir.summary import read_summary
 from kdbench.system import signals
 from kdbench.teachers import cache, store
 from tests.conftest import SMALL, composed_once
+from tests.networks import SPEC
 
 NUM_EXAMPLES = int(os.environ.get("KDBENCH_CONFIGS", "60"))
 SEED = int(os.environ.get("KDBENCH_FAULTS_SEED", "0"))
@@ -290,8 +291,8 @@ def unreachable(*arguments: Any, **named: Any) -> None:
 def make_weights(folder: Path) -> None:
     """Write files that a user could give as a teacher; one of them fits resnet8."""
     folder.mkdir()
-    fits = build(composed_once(*SMALL).student, 10).body.state_dict()
-    other = build(composed_once(*SMALL, "student=resnet14").student, 10).body.state_dict()
+    fits = build(composed_once(*SMALL).student, SPEC).body.state_dict()
+    other = build(composed_once(*SMALL, "student=resnet14").student, SPEC).body.state_dict()
     contents = {
         "fits.pth": fits, "other.pth": other, "foreign.pth": {"a": 1},
         "nan.pth": {name: tensor * math.nan if tensor.is_floating_point() else tensor for name, tensor in fits.items()},

@@ -14,7 +14,7 @@ from torchvision.transforms import functional as TF
 from kdbench.bench.trainee import random_cache, untrained_teacher
 from kdbench.config import RunConfig
 from kdbench.data import Batches
-from kdbench.data.views import NUM_VIEWS, crop, pad
+from kdbench.data.views import Views
 from kdbench.errors import RunError
 from kdbench.models import fuse_batch_norm, weights
 from kdbench.rundir.directory import RunDirectory
@@ -173,14 +173,14 @@ def test_no_step_waits_for_the_host(
     )
     steps = steps_for([learner], batches)
     train(learner, steps, batches.plan(0))  # libraries may wait when they start, and a capture does
-    plan = list(batches.plan(1))  # copied to the device once, before the first batch
+    plans = list(batches.plan(1))  # copied to the device once, before the first batch
     torch.cuda.set_sync_debug_mode("error")
     try:
         learner.begin_epoch()
         steps.enter_stream()
         try:
-            for rows, views in plan:
-                batch, teacher_outputs = steps.prepare_batch(rows, views, [learner])
+            for plan in plans:
+                batch, teacher_outputs = steps.prepare_batch(plan, [learner])
                 steps.train_step(learner, batch, teacher_outputs)
         finally:
             steps.leave_stream()
@@ -267,13 +267,14 @@ def test_compiled_student_trains_and_is_close_to_the_plain_one(learner_of: MakeL
 def test_views_equal_torchvisions() -> None:
     random = torch.Generator().manual_seed(0)
     images = torch.randint(256, (4, 32, 32, 3), generator=random, dtype=torch.uint8)
-    padded = pad(images.to(DEVICE))
-    for view in range(NUM_VIEWS):
+    views = Views(padding=4, flip=True)
+    padded = views.pad(images.to(DEVICE))
+    for view in range(views.number):
         row, column, flip = view // 18, view // 2 % 9, view % 2
         expected = TF.crop(TF.pad(images.permute(0, 3, 1, 2), [4]), row, column, 32, 32)
         expected = TF.hflip(expected) if flip else expected
         rows = torch.arange(4, device=DEVICE)
-        assert torch.equal(crop(padded, rows, torch.full_like(rows, view)).cpu(), expected)
+        assert torch.equal(views.crop(padded, rows, torch.full_like(rows, view)).cpu(), expected)
 
 
 # Teachers
@@ -303,7 +304,7 @@ def test_a_fused_teacher_computes_what_the_plain_one_does(
     trained: Callable[[str], tuple[RunConfig, Parts, Teacher]], precision: str
 ) -> None:
     config, parts, teacher = trained(precision)
-    whole = build_teacher(config)
+    whole = build_teacher(config, parts.dataset.spec)
     weights.load_into(whole, weights.read(teacher.directory.weights), "the teacher")
     with torch_settings(config.runtime):
         expected = predict(whole, parts.dataset, parts.dataset.test, config.runtime)
@@ -319,7 +320,7 @@ def test_the_logit_cache_holds_the_logits_of_the_live_teacher(
     with torch_settings(config.runtime):
         logits = cache.obtain(cache.Choice(use=True, reason="", build=True), config, teacher, parts.batches)
         assert not isinstance(logits, str)
-        cached = CachedTeacher(logits.to(DEVICE), parts.dataset.train, cache.views_of(config))
+        cached = CachedTeacher(logits.to(DEVICE), parts.dataset.train)
         live = LiveTeacher(teacher.network, parts.method.requires, config.runtime)
         for batch in parts.batches.epoch(3):
             found, expected = cached(batch).logits, live(batch).logits

@@ -20,6 +20,7 @@ from kdbench.train.evaluate import predict
 from kdbench.train.learner import no_teacher
 from kdbench.train.loop import fit
 from tests.conftest import rest_slow
+from tests.networks import SPEC
 
 CLASSES = {file.stem: get_class(OmegaConf.load(file)._target_) for file in sorted((CONF_DIR / "method").glob("*.yaml"))}
 EVERY_DAY = ("ce", "feature")
@@ -44,7 +45,7 @@ class Training:
         self.teacher = no_teacher
         if config.teacher:
             torch.manual_seed(99)
-            network = build(config.teacher.model, 10, self.method.requires.teacher_stages)
+            network = build(config.teacher.model, SPEC, self.method.requires.teacher_stages)
             self.teacher = LiveTeacher(place(network, config.runtime), self.method.requires, config.runtime)
         self.learner.teacher = self.teacher
 

@@ -10,6 +10,7 @@ from kdbench.config.sections import ModelConfig
 from kdbench.errors import ConfigError, RunError
 from kdbench.models import build, fuse_batch_norm, summarize, weights
 from tests import networks
+from tests.networks import SPEC
 
 IMAGE = (3, 32, 32)
 N = 4
@@ -21,7 +22,7 @@ def model(name, stages=None, logits=None, target=None, **arguments):
 
 
 def describe(config, **options):
-    return summarize(config, 10, IMAGE, "student", **options)
+    return summarize(config, SPEC, "student", **options)
 
 
 def refusal(config, **options):
@@ -37,7 +38,7 @@ def images(count=N):
 def outputs(config, stages=(), train=True):
     """Return a network, and its output in a mode."""
     torch.manual_seed(0)
-    network = build(config, 10, stages).train(train)
+    network = build(config, SPEC, stages).train(train)
     return network, network(images())
 
 
@@ -112,7 +113,7 @@ def test_logits_that_are_not_float_n_by_classes_are_refused(config, words, train
 
 def test_as_many_images_as_classes_do_not_hide_transposed_logits():
     with pytest.raises(ConfigError) as error:
-        summarize(model("OfOther", change="transposed"), 2, IMAGE, "teacher")
+        summarize(model("OfOther", change="transposed"), SPEC._replace(num_classes=2), "teacher")
     assert error.value.code == "wrong_logits"
 
 
@@ -133,9 +134,9 @@ def test_networks_that_cannot_be_traced_or_built_without_memory_are_described(na
 
 def test_arguments_that_are_objects_are_built_first():
     config = model("Plain", act={"_target_": "torch.nn.GELU", "approximate": "tanh"})
-    assert build(config, 10).body.act.approximate == "tanh"
+    assert build(config, SPEC).body.act.approximate == "tanh"
     norm = {"_target_": "torch.nn.GroupNorm", "_partial_": True, "num_groups": 4}
-    blocks = build(model("Plain", norm=norm | {"_target_": "tests.networks.group_norm"}), 10).body
+    blocks = build(model("Plain", norm=norm | {"_target_": "tests.networks.group_norm"}), SPEC).body
     assert isinstance(blocks.layer1[1], torch.nn.GroupNorm)
     error = refusal(model("Plain", act={"_target_": "torch.nn.Nothing"}))
     assert error.code == "not_buildable"
@@ -152,9 +153,9 @@ def test_a_builder_that_fails_is_one_line():
 def test_lazy_and_scripted_networks_are_described():
     assert describe(model("Lazy", {"layer1": "layer1"})).shapes["layer1"] == (8, 15, 15)
     torch.manual_seed(0)
-    first = build(model("Lazy", {}), 10).body.fc.weight
+    first = build(model("Lazy", {}), SPEC).body.fc.weight
     torch.manual_seed(0)
-    assert torch.equal(build(model("Lazy", {}), 10).body.fc.weight, first)
+    assert torch.equal(build(model("Lazy", {}), SPEC).body.fc.weight, first)
     summary = describe(model("scripted"))
     assert "compiled by TorchScript" in summary.refused["layer1"]
     assert outputs(model("scripted"))[1].logits.shape == (N, 10)
@@ -192,7 +193,7 @@ def test_a_list_of_modules_is_no_stage_and_its_last_module_is_named():
     refused = describe(model("WithList", {"layer1": "blocks"})).refused["layer1"]
     assert refused.endswith("its last part is blocks.1")
     with pytest.raises(ConfigError) as error:
-        build(model("WithList", {"layer1": "blocks"}), 10, ("layer1",))
+        build(model("WithList", {"layer1": "blocks"}), SPEC, ("layer1",))
     assert (error.value.code, error.value.key) == ("unusable_stage", "student.stages.layer1")
 
 
@@ -230,8 +231,8 @@ def test_noise_is_drawn_anew_at_each_pass():
     assert not describe(model("TorchNoise")).host_random
     assert describe(model("NumpyNoise")).host_random
     assert describe(model("StochasticDepth")).host_random
-    assert not build(model("StochasticDepth"), 10).capturable
-    assert build(model("TorchNoise"), 10).capturable
+    assert not build(model("StochasticDepth"), SPEC).capturable
+    assert build(model("TorchNoise"), SPEC).capturable
 
 
 def test_what_forward_changes_outside_of_the_state_dict_is_kept():
@@ -240,7 +241,7 @@ def test_what_forward_changes_outside_of_the_state_dict_is_kept():
     assert not network.capturable
     state = network.unsaved_state()
     assert (state["steps"], float(state["seen"])) == (1, N)
-    other = build(model("Schedule"), 10).train()
+    other = build(model("Schedule"), SPEC).train()
     other.load_state_dict(network.state_dict())
     other.load_unsaved_state(state)
     assert torch.equal(other(images()).logits, network(images()).logits)
@@ -385,8 +386,8 @@ def test_objects_with_logits_and_builders_with_other_names_work():
     assert describe(model("with_other_name")).shapes["pooled"] == (32,)
     assert describe(model("CountsEpochs")).changing == ("epoch",)
     assert describe(model("Versioned")).num_params
-    other = build(model("Versioned"), 10)
-    weights.load_into(other, build(model("Versioned"), 10).body.state_dict(), "x")
+    other = build(model("Versioned"), SPEC)
+    weights.load_into(other, build(model("Versioned"), SPEC).body.state_dict(), "x")
 
 
 def test_hooks_keep_nothing_outside_of_a_pass():

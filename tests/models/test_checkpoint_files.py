@@ -16,12 +16,13 @@ from kdbench.models import build
 from kdbench.models.checkpoint_files import read_checkpoint
 from kdbench.models.cifar_resnet import CifarResNet
 from tests.conftest import composed_once
+from tests.networks import SPEC
 
 
 @pytest.fixture(scope="module")
 def expected():
     """The state dict of a CIFAR ResNet with values that differ from one tensor to the next."""
-    return trained(build(composed_once("student=resnet8", "method=ce").student, 10).body)
+    return trained(build(composed_once("student=resnet8", "method=ce").student, SPEC).body)
 
 
 def trained(network):

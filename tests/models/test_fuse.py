@@ -7,13 +7,14 @@ from torch import nn
 from kdbench.models import Network, build, fuse_batch_norm
 from kdbench.system.device import autocast, place
 from tests.conftest import composed_once, every_model
+from tests.networks import SPEC
 
 
 def network_with_statistics(name, *overrides):
     """Return a network in which no batch norm is the identity, and its config."""
     config = composed_once(f"student={name}", "method=ce", "runtime.device=cpu", *overrides)
     torch.manual_seed(0)
-    network = place(build(config.student, 10, tuple(config.student.stages)), config.runtime)
+    network = place(build(config.student, SPEC, tuple(config.student.stages)), config.runtime)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -104,7 +105,7 @@ class Odd(nn.Module):
 def test_batch_norms_that_cannot_be_fused_are_kept():
     config = copy.deepcopy(composed_once("student=resnet8", "method=ce").student)
     config.target, config.arguments, config.stages = f"{__name__}.Odd", {}, {}
-    network: Network = build(config, 10).eval()
+    network: Network = build(config, SPEC).eval()
     fused = fuse_batch_norm(network)
     assert sum(isinstance(module, nn.BatchNorm2d) for module in fused.modules()) == 3
     torch.testing.assert_close(fused(images()).logits, network(images()).logits)
@@ -114,7 +115,7 @@ def test_batch_norms_that_cannot_be_fused_are_kept():
 def test_a_stage_before_its_batch_norm_keeps_its_values():
     config = copy.deepcopy(composed_once("student=resnet8", "method=ce").student)
     config.stages = {"raw": "layer1.0.conv1", "normed": "layer1.0.bn1"}
-    network = build(config, 10, ("raw", "normed")).eval()
+    network = build(config, SPEC, ("raw", "normed")).eval()
     fused = fuse_batch_norm(network)
     assert sum(isinstance(module, nn.BatchNorm2d) for module in fused.modules()) == 1
     for stage in ("raw", "normed"):
@@ -128,6 +129,6 @@ def test_fusing_does_not_depend_on_the_stages_that_are_computed():
     logits = []
     for stages in (("raw", "pooled"), ("pooled",)):
         torch.manual_seed(0)
-        network = build(config, 10, stages).eval()
+        network = build(config, SPEC, stages).eval()
         logits.append(fuse_batch_norm(network)(images()).logits)
     assert torch.equal(*logits)

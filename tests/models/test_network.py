@@ -9,6 +9,7 @@ from kdbench.config.sections import ModelConfig
 from kdbench.errors import ConfigError
 from kdbench.models import build, summarize
 from tests.conftest import composed_once
+from tests.networks import SPEC
 
 IMAGE = (3, 32, 32)
 
@@ -26,7 +27,7 @@ def model(name, *overrides):
 
 @functools.cache
 def summary_of(name, *overrides):
-    return summarize(model(name, *overrides), 10, IMAGE, "student")
+    return summarize(model(name, *overrides), SPEC, "student")
 
 
 def published(figures):
@@ -54,7 +55,7 @@ def test_stages_have_the_shapes_of_the_architecture():
 
 
 def test_state_dict_names_are_torchvisions_own():
-    network = build(model("resnet34", "student.stem=imagenet"), 10, ("layer2", "pooled"))
+    network = build(model("resnet34", "student.stem=imagenet"), SPEC, ("layer2", "pooled"))
     reference = torchvision.models.resnet34(num_classes=10)
     assert set(network.body.state_dict()) == set(reference.state_dict())
     reference.load_state_dict(network.body.state_dict())
@@ -63,7 +64,7 @@ def test_state_dict_names_are_torchvisions_own():
 
 
 def test_features_are_the_outputs_of_the_named_modules():
-    network = build(model("resnet8"), 10, ("layer1", "layer3", "pooled")).eval()
+    network = build(model("resnet8"), SPEC, ("layer1", "layer3", "pooled")).eval()
     images = torch.randn(4, *IMAGE)
     output = network(images)
     body = network.body
@@ -75,12 +76,12 @@ def test_features_are_the_outputs_of_the_named_modules():
 
 
 def test_only_the_requested_stages_are_returned():
-    assert set(build(model("resnet8"), 10, ("layer2",))(torch.randn(2, *IMAGE)).features) == {"layer2"}
-    assert not build(model("resnet8"), 10)(torch.randn(2, *IMAGE)).features
+    assert set(build(model("resnet8"), SPEC, ("layer2",))(torch.randn(2, *IMAGE)).features) == {"layer2"}
+    assert not build(model("resnet8"), SPEC)(torch.randn(2, *IMAGE)).features
 
 
 def test_batch_norm_follows_the_mode_of_the_network():
-    network = build(model("resnet8"), 10).train()
+    network = build(model("resnet8"), SPEC).train()
     before = network.body.bn1.running_mean.clone()
     network(torch.randn(8, *IMAGE))
     assert not torch.equal(before, network.body.bn1.running_mean)
@@ -93,14 +94,14 @@ def test_any_architecture_of_torchvision_can_be_built_by_its_import_path():
     config = ModelConfig(
         "mobilenet", "torchvision.models.mobilenet_v3_small", {"layer1": "features.1", "pooled": "flatten"}, {}
     )
-    summary = summarize(config, 10, IMAGE, "student")
+    summary = summarize(config, SPEC, "student")
     assert summary.shapes["pooled"] == (576,)
-    assert build(config, 10, ("layer1",))(torch.randn(2, *IMAGE)).logits.shape == (2, 10)
+    assert build(config, SPEC, ("layer1",))(torch.randn(2, *IMAGE)).logits.shape == (2, 10)
 
 
 def test_initial_weights_follow_he_initialisation():
     torch.manual_seed(0)
-    weight = build(model("resnet18"), 10).body.conv1.weight
+    weight = build(model("resnet18"), SPEC).body.conv1.weight
     assert weight.shape == (64, 3, 3, 3)
     assert float(weight.detach().std()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)
 
@@ -128,14 +129,14 @@ def test_a_wrong_argument_of_an_architecture_is_an_error_with_its_key(name, over
 def test_a_builder_that_fails_is_an_error_of_its_place_in_the_config():
     config = ModelConfig("any", "torchvision.models.resnet18", {}, {"no_such_argument": 1})
     with pytest.raises(ConfigError) as error:
-        build(config, 10, key="teacher")
+        build(config, SPEC, key="teacher")
     assert (error.value.code, error.value.key) == ("not_buildable", "teacher")
 
 
 def test_images_that_an_architecture_cannot_process_are_an_error():
     config = ModelConfig("any", "torchvision.models.alexnet", {}, {})
     with pytest.raises(ConfigError) as error:
-        summarize(config, 10, IMAGE, "student")
+        summarize(config, SPEC, "student")
     assert (error.value.code, error.value.key) == ("mismatch", "student")
 
 
@@ -151,7 +152,7 @@ def test_images_that_an_architecture_cannot_process_are_an_error():
 def test_a_stage_before_an_in_place_operation_is_not_overwritten(name, node):
     config = ModelConfig("any", f"torchvision.models.{name}", {"layer1": node, "again": node}, {})
     torch.manual_seed(0)
-    network = build(config, 10, ("layer1", "again"))
+    network = build(config, SPEC, ("layer1", "again"))
     outputs = []
     dict(network.body.named_modules())[node].register_forward_hook(lambda *parts: outputs.append(parts[2].clone()))
     for train in (True, False):
@@ -163,7 +164,7 @@ def test_a_stage_before_an_in_place_operation_is_not_overwritten(name, node):
 
 
 def test_activations_that_follow_no_stage_stay_in_place():
-    body = build(model("resnet18"), 10, ("layer1", "layer2", "layer3", "layer4", "pooled")).body
+    body = build(model("resnet18"), SPEC, ("layer1", "layer2", "layer3", "layer4", "pooled")).body
     assert all(module.inplace for module in body.modules() if isinstance(module, torch.nn.ReLU))
 
 

@@ -12,11 +12,12 @@ from torch import nn
 from kdbench.errors import ConfigError
 from kdbench.models import build, weights
 from tests.conftest import composed_once
+from tests.networks import SPEC
 
 
 @pytest.fixture(scope="module")
 def network():
-    return build(composed_once("student=resnet8", "method=ce").student, 10)
+    return build(composed_once("student=resnet8", "method=ce").student, SPEC)
 
 
 @pytest.fixture(scope="module")

@@ -216,7 +216,7 @@ def test_a_teacher_has_its_own_normalisation(small: Small, foreign: tuple[Path, 
         expected = network((images - mean) / std)
     torch.testing.assert_close(load_file(stored / "logits.safetensors")["test_logits"], expected, atol=1e-4, rtol=1e-4)
     trained = teacher_config(with_teacher(small(), brought("Plain"), **own))
-    assert (trained.data.mean, trained.data.std) == (own["mean"], own["std"])
+    assert (trained.data.params.mean, trained.data.params.std) == (own["mean"], own["std"])
     assert summary.teacher_key != complete(with_teacher(config, brought("Plain"), mean=None, std=None)).key
 
 

@@ -22,6 +22,7 @@ from kdbench.train.evaluate import predict
 from kdbench.train.learner import Learner
 from kdbench.train.loop import fit
 from tests.conftest import NARROW, SMALL, complete, composed_once
+from tests.networks import SPEC
 
 CONTRACT = {"config.yaml", "metrics.csv", "summary.json", "logits.safetensors", "best.safetensors", "train.log"}
 
@@ -127,7 +128,7 @@ def test_metrics_have_a_row_per_epoch_and_lead_to_the_best(run: RunDirectory, su
 
 def test_saved_weights_give_the_saved_logits(run: RunDirectory) -> None:
     recorded = parse(OmegaConf.load(run.config))
-    network = build(recorded.student, 10)
+    network = build(recorded.student, SPEC)
     network.body.load_state_dict(load_file(run.weights))
     dataset = load(recorded.data, "cpu")
     logits = predict(network.to(memory_format=torch.channels_last), dataset, dataset.test, recorded.runtime)

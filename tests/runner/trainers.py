@@ -3,9 +3,8 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
-from kdbench.data.batches import Batch, Batches
+from kdbench.data.batches import Batch, Batches, BatchPlan
 from kdbench.methods.base import TeacherOutput
 from kdbench.runner.run_all import Train
 from kdbench.train.learner import Checkpoints, Learner, TeacherSource, no_teacher
@@ -120,10 +119,10 @@ class ScarceMemory(EagerSteps):
         super().__init__(batches)
         self.most = most
 
-    def prepare_batch(self, rows: Tensor, views: Tensor, learners: Sequence[Learner]) -> tuple[Batch, TeacherOutputs]:
+    def prepare_batch(self, plan: BatchPlan, learners: Sequence[Learner]) -> tuple[Batch, TeacherOutputs]:
         if len(learners) > self.most and learners[0].position == (1, 1):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return super().prepare_batch(rows, views, learners)
+        return super().prepare_batch(plan, learners)
 
 
 def with_memory_for(most: int) -> Train:

@@ -92,7 +92,7 @@ class Trainer:
             recipe={"lr": config.recipe.lr},
             seed=config.seed,
             epochs=config.recipe.epochs,
-            num_train=config.data.num_train,
+            num_train=config.data.params.num_train,
             num_val=1000,
             macs=1_000_000,
             train_seconds=60.0,

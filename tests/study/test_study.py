@@ -335,8 +335,8 @@ def test_dry_run_shows_the_groups_and_the_time_that_they_save(tiny: Tiny, traine
     study.execute()
     # The teacher's run gives the time of a multiply-accumulate: 60 s for three times its own, over all its images.
     teacher, selecting = study.plan.runs_of("teachers")[0].config, study.plan.runs_of("selection")[0].config
-    images = selecting.recipe.epochs * selecting.data.num_train
-    per_mac = 60 / (teacher.recipe.epochs * teacher.data.num_train) / (3 * 1_000_000)
+    images = selecting.recipe.epochs * selecting.data.params.num_train
+    per_mac = 60 / (teacher.recipe.epochs * teacher.data.params.num_train) / (3 * 1_000_000)
     assert f", up to {duration(per_mac * macs['resnet20'] * images)} less in lockstep" in overview(study.plan)
 
 

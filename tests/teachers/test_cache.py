@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 from kdbench.config import RunConfig
-from kdbench.data.views import NUM_VIEWS
 from kdbench.methods.base import Requires
 from kdbench.models.weights import read_metadata, save
 from kdbench.rundir.directory import RunDirectory
@@ -78,15 +77,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, RunDirec
 
 def test_cache_holds_float32_logits_of_every_view_of_every_training_image(whole: Any) -> None:
     values = np.load(cache_of(whole[1]), mmap_mode="r")
-    assert (values.shape, values.dtype) == ((BATCH, NUM_VIEWS, 10), np.float32)
+    assert (values.shape, values.dtype) == ((BATCH, 162, 10), np.float32)
     assert np.isfinite(values).all()
-    assert len(np.unique(values[:, :, 0])) > 0.9 * BATCH * NUM_VIEWS  # every view is another image
+    assert len(np.unique(values[:, :, 0])) > 0.9 * BATCH * 162  # every view is another image
 
 
 def test_cache_returns_what_the_live_teacher_computes(whole: Any) -> None:
     with opened(whole[0]) as o:
         live = LiveTeacher(o.teacher.network, Requires(teacher_logits=True), o.config.runtime)
-        cached = CachedTeacher(o.cache.read(), o.parts.dataset.train, cache.views_of(o.config))
+        cached = CachedTeacher(o.cache.read(), o.parts.dataset.train)
         for epoch in (0, 7):
             for batch in o.parts.batches.epoch(epoch):
                 assert torch.equal(logits_of(cached(batch)), logits_of(live(batch)))
@@ -273,7 +272,7 @@ def test_a_disk_that_fills_up_leaves_nothing_of_the_cache_and_the_teacher_is_liv
 
 
 BLOCK = BATCHES_PER_BLOCK * BATCH
-TOTAL = 64 * NUM_VIEWS
+TOTAL = 64 * 162
 ENTRY = 40
 """Bytes of ten float32 logits."""
 

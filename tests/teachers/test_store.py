@@ -20,6 +20,7 @@ from kdbench.rundir.files import sha256
 from kdbench.rundir.summary import read_summary
 from kdbench.teachers.store import forget_verified
 from tests.conftest import complete
+from tests.networks import SPEC
 
 Small = Callable[..., RunConfig]
 
@@ -162,7 +163,7 @@ def test_missing_weights_are_named(small: Small, teacher: RunDirectory) -> None:
 def checkpoint(small: Small, tmp_path: Path) -> Path:
     """A foreign file as the reference study writes it."""
     torch.manual_seed(3)
-    body = build(small("method=ce", "student=resnet20").student, 10).body
+    body = build(small("method=ce", "student=resnet20").student, SPEC).body
     file = tmp_path / "teacher.pth"
     torch.save({"model_state_dict": {f"model.{name}": t for name, t in body.state_dict().items()}}, file)
     return file

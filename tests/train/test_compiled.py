@@ -14,6 +14,7 @@ from kdbench.errors import RunError
 from kdbench.models import build
 from kdbench.train import compiled
 from tests.conftest import complete
+from tests.networks import SPEC
 
 Small = Callable[..., RunConfig]
 Backend = Callable[[Any, Any], Any]
@@ -60,7 +61,7 @@ def test_each_of_many_architectures_is_compiled(small: Small, graphs: list[Any])
     torch.manual_seed(0)
     images = torch.randn(4, 3, 32, 32)
     for width in range(8, 20):
-        student = build(small("method=ce", f"student.widths=[8,8,9,{width}]").student, 10, ()).train()
+        student = build(small("method=ce", f"student.widths=[8,8,9,{width}]").student, SPEC, ()).train()
         forward = compiled.compiled(student)
         forward(images)
         forward(images[:2])

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from kdbench.config import ModelConfig, RunConfig
 from kdbench.data import dataset as datasets
+from kdbench.data.embedded import Shapes
 from kdbench.models import build, weights
 from kdbench.rundir.files import sha256
 from kdbench.rundir.summary import RunSummary, checksum_of, read_unverified
@@ -20,6 +21,7 @@ from kdbench.verify.artifacts import Options
 from kdbench.verify.checks import FAIL
 from kdbench.verify.verify import verify
 from tests.conftest import NARROW, SMALL, complete, composed_once
+from tests.networks import SPEC
 
 UNCHECKABLE = "peak_memory_bytes, skipped_steps, overflowed_steps, lockstep, environment"
 
@@ -100,7 +102,7 @@ def replace_weights(path: Path, model: ModelConfig) -> None:
     """Give a run weights of the same architecture, from another initialisation."""
     torch.manual_seed(7)
     file = path / "best.safetensors"
-    weights.save(build(model, 10).body.state_dict(), file, weights.read_metadata(file))
+    weights.save(build(model, SPEC).body.state_dict(), file, weights.read_metadata(file))
 
 
 @pytest.fixture
@@ -112,5 +114,5 @@ def replace_loader(small: Callable[..., RunConfig]) -> Iterator[Callable[[Any], 
     other = small("method=ce", "data.num_val=10").data
     with pytest.MonkeyPatch.context() as patch:
         datasets.load(other, "cpu")
-        yield lambda loader: patch.setitem(datasets.LOADERS, "shapes", loader)
+        yield lambda load: patch.setattr(Shapes, "load", load)
     datasets.load(other, "cpu")

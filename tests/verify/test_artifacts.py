@@ -3,13 +3,15 @@
 import random
 import runpy
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdbench.data.embedded import load_shapes
+from kdbench.config.schema import added, setting
+from kdbench.data.embedded import Shapes
 from kdbench.errors import ConfigError
 from kdbench.models import weights
 from kdbench.verify.checks import FAIL, NOT_CHECKED, PASS
@@ -65,13 +67,21 @@ def test_weights_that_are_not_finite_or_of_another_architecture_are_found(studen
     assert {"weights", "architecture of the weights"} <= checked(student).keys()
 
 
-def test_missing_data_are_not_checked_and_are_found_elsewhere(student, replace_loader, tmp_path):
-    def from_disk(config):
-        if config.root != str(tmp_path):
-            raise ConfigError(f"there is no folder {config.root}", code="not_found", key="data.root")
-        return load_shapes(config)
+@dataclass
+class KeysOfFiles(Shapes.Config):
+    root: str = added(setting(identity=False), "")
+
+
+def test_missing_data_are_not_checked_and_are_found_elsewhere(student, replace_loader, tmp_path, monkeypatch):
+    drawn = Shapes.load
+
+    def from_disk(self):
+        if self.config.root != str(tmp_path):
+            raise ConfigError(f"there is no folder {self.config.root}", code="not_found", key="data.root")
+        return drawn(self)
 
     replace_loader(from_disk)
+    monkeypatch.setattr(Shapes, "Config", KeysOfFiles)
     edit_config(student, "data", root="/nowhere/at/all")
     unchecked = checked(student, NOT_CHECKED, quick=False)
     assert "--data-root" in unchecked["data"]

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdbench import metrics
-from kdbench.data.embedded import load_shapes
+from kdbench.data.embedded import Shapes
 from kdbench.methods.logit import LogitDistillation
 from kdbench.rundir.files import sha256
 from kdbench.verify.checks import NOT_CHECKED, PASS
@@ -78,8 +78,10 @@ def test_labels_that_differ_from_the_datas_are_found(student):
 
 
 def test_changed_data_are_found(student, replace_loader):
-    def with_other_test_images(config):
-        source = load_shapes(config)
+    drawn = Shapes.load
+
+    def with_other_test_images(self):
+        source = drawn(self)
         return source._replace(test=source.train)
 
     replace_loader(with_other_test_images)

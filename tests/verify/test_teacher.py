@@ -13,6 +13,7 @@ from kdbench.verify.command import verify_runs
 from kdbench.verify.teacher import TEACHER
 from tests.conftest import complete
 from tests.verify.conftest import (
+from tests.networks import SPEC
     checked,
     edit_config,
     edit_logits,
@@ -52,7 +53,7 @@ def test_missing_teacher_is_not_checked(student, teacher):
 def test_given_teacher_and_its_student_pass_without_the_file(small, tmp_path, capsys):
     torch.manual_seed(3)
     file = tmp_path / "teacher.safetensors"
-    save_file(build(small("method=ce", "student=resnet20").student, 10).body.state_dict(), file)
+    save_file(build(small("method=ce", "student=resnet20").student, SPEC).body.state_dict(), file)
     student = complete(small(f"teacher.checkpoint={file}")).path
     file.unlink()
     assert verify_runs([str(student.parent)]) == 0, capsys.readouterr().out

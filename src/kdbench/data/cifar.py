@@ -29,7 +29,6 @@ class CIFAR10(ImageData):
             ConfigError: a file is missing or damaged, and `data.download` is false or failed.
         """
         root = Path(self.config.root).expanduser()
-        provide(root, self.official, self.name, self.config.download)
         official_train, test = (self.split_of(self.official(root, train=train)) for train in (True, False))
         train, val = self.divide(official_train, NUM_VAL)
         return Source(train, val, test, self.class_names(self.official(root)))
