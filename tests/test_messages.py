@@ -342,7 +342,7 @@ def ended_by(error: Exception) -> None:
 def full_disk() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1_000_000))
-        check_disk_space(small_run()[1], [torch.nn.Linear(1000, 1000)], 100)
+        check_disk_space(small_run()[1], [torch.nn.Linear(1000, 1000)], 100, num_classes=10, copies=3)
 
 
 def changed_settings(**changes: Any) -> None:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdbench.config import RunConfig
+from kdbench.data.batches import BatchPlan
 from kdbench.methods.base import Requires
 from kdbench.models.weights import read_metadata, save
 from kdbench.rundir.directory import RunDirectory
@@ -90,7 +91,7 @@ def test_cache_returns_what_the_live_teacher_computes(whole: Any) -> None:
             for batch in o.parts.batches.epoch(epoch):
                 assert torch.equal(logits_of(cached(batch)), logits_of(live(batch)))
         for size in (5, 30):  # other kernels may serve other sizes
-            batch = o.parts.batches.batch(torch.arange(size), torch.arange(size))
+            batch = o.parts.batches.batch(BatchPlan(torch.arange(size), torch.arange(size)))
             there, here = logits_of(cached(batch)), logits_of(live(batch))
             torch.testing.assert_close(there, here, rtol=1e-5, atol=1e-5)
             assert torch.equal(there.argmax(1), here.argmax(1))

@@ -12,8 +12,8 @@ from kdbench.verify.checks import NOT_CHECKED, PASS
 from kdbench.verify.command import verify_runs
 from kdbench.verify.teacher import TEACHER
 from tests.conftest import complete
-from tests.verify.conftest import (
 from tests.networks import SPEC
+from tests.verify.conftest import (
     checked,
     edit_config,
     edit_logits,

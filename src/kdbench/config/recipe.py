@@ -114,18 +114,13 @@ def check_recipe(recipe: RecipeConfig, path: str) -> None:
 
     def refuse(key: str, text: str) -> ConfigError:
         value = getattr(recipe, key)
-        return ConfigError(f"{path}.{key} is {as_yaml(value)}; {text}", code="out_of_range", key=f"{path}.{key}")
+        said = f"{value:g}" if isinstance(value, float) else as_yaml(value)
+        return ConfigError(f"{path}.{key} is {said}; {text}", code="out_of_range", key=f"{path}.{key}")
 
     if recipe.min_lr > recipe.lr and "min_lr" not in recipe.unused():
         raise refuse("min_lr", f"it must be at most {path}.lr, {recipe.lr:g}")
     if recipe.optimizer == "sgd" and recipe.nesterov and recipe.momentum == 0:
         raise refuse("momentum", f"{path}.nesterov=true does not allow it; use nesterov=false")
-    if recipe.lr * recipe.weight_decay >= 1:
-        ema = f"; the decay of averaged weights is {path}.ema" if recipe.weight_decay < 1 else ""
-        raise refuse(
-            "weight_decay",
-            f"with {path}.lr={recipe.lr:g} a step would remove every weight: their product must be below 1{ema}",
-        )
     if recipe.ema is not None and recipe.weight_decay >= 0.5:
         raise refuse(
             "weight_decay",

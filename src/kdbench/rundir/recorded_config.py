@@ -57,7 +57,8 @@ def read_config(file: Path, trusted: Sequence[str] = ()) -> RunConfig:
             )
     for group in ("student", "teacher"):
         check_model(tree.get(group), group, trusted)
-    tree["data"] = checked_data(tree.get("data"), trusted)
+    if "data" in tree:
+        tree["data"] = checked_data(tree["data"], trusted)
     method = tree.get("method")
     if not isinstance(method, dict) or method.get("_target_") != GIVEN_WEIGHTS:
         check_method(method, trusted)

@@ -126,7 +126,6 @@ class RunSummary:
     logit_cache: bool | None = key(is_switch, "true or false")
     """True if the teacher's logits came from the logit cache; null without a teacher."""
     teacher_seed: int | None = whole()
-    num_classes: int | None = whole()
     class_names: list[str] | None = key(is_texts, "a list of texts")
     input_shape: list[int] | None = key(is_shape, "three whole numbers")
     """C, H, W of an image."""
@@ -179,7 +178,7 @@ class RunSummary:
     def classes_and_shape(self) -> tuple[int, tuple[int, int, int]]:
         """Number of classes, and C, H, W of an image. Before they were recorded, all data had 10 and 3 x 32 x 32."""
         channels, height, width = self.input_shape or (3, 32, 32)
-        return self.num_classes or 10, (channels, height, width)
+        return len(self.class_names or range(10)), (channels, height, width)
 
     @property
     def is_given(self) -> bool:

@@ -62,7 +62,6 @@ def write_result(
     content = {
         **restated(config),
         **names(
-            num_classes=dataset.spec.num_classes,
             class_names=list(dataset.spec.class_names),
             input_shape=list(dataset.spec.input_shape),
         ),

@@ -293,6 +293,7 @@ def fingerprint(config: RunConfig, teacher: Teacher, batches: Batches) -> dict[s
         "architecture": architecture_identity(config.teacher.model),
         "data_sha256": batches.dataset.train.sha256,
         "images": len(batches.dataset.train),
+        "views": num_views(config),
         **asdict(batches.dataset.views),
         "normalisation": {"mean": config.data.params.mean, "std": config.data.params.std},
         "precision": config.runtime.precision,
