@@ -18,7 +18,17 @@ from kdbench.sweep.overrides import escape_interpolations, is_sweep, key_of, par
 
 SETTINGS = ("selection_seeds", "final_seeds", "teacher_seeds", "select_baseline")
 """Keys of a study that the command line may set; all others there are keys of its runs."""
-NOT_RESULTS = ("data.root", "data.download", "output_root", "on_busy", "overwrite", "report", "teacher.cache")
+NOT_RESULTS = (
+    "data.root",
+    "data.cache",
+    "data.memory",
+    "data.download",
+    "output_root",
+    "on_busy",
+    "overwrite",
+    "report",
+    "teacher.cache",
+)
 SECTIONS_NOT_RESULTS = ("runtime", "checkpoint", "hydra")
 """Keys and sections that change no result, and so not the name of a study's folder; `RESULTS` are the exceptions."""
 RESULTS = ("runtime", "runtime.precision")
