@@ -172,6 +172,8 @@ def test_a_name_that_torchvision_does_not_have_is_an_error_with_the_nearest(tmp_
     found = error(tmp_path, "FashionMnist")
     assert (found.code, found.key) == ("unknown_option", "data.dataset")
     assert "did you mean FashionMNIST" in str(found)
+    assert "did you mean MNIST" in str(error(tmp_path, "mnst"))
+    assert "valid: CIFAR10, CIFAR100, CLEVRClassification" in str(error(tmp_path, "?"))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Any image classification of torchvision.datasets."""
 
+import difflib
 import inspect
 import logging
 import math
@@ -350,11 +351,18 @@ def classification(name: str, option: str) -> Any:
     if name not in valid:
         raise ConfigError(
             f"{option}: data.dataset is {name!r}, and torchvision.datasets has no such image classification; "
-            f"{nearest(name, valid)}",
+            f"{nearest_class(name, valid)}",
             code="unknown_option",
             key="data.dataset",
         )
     return classes[name]
+
+
+def nearest_class(name: str, valid: Sequence[str]) -> str:
+    """Return a hint for a mistyped name of a class, whatever the case of its letters."""
+    spelled = {n.lower(): n for n in valid}
+    close = [spelled[n] for n in difflib.get_close_matches(name.lower(), spelled, n=3, cutoff=0.6)]
+    return f"did you mean {' or '.join(close)}?" if close else f"valid: {', '.join(sorted(valid))}"
 
 
 def parameters_of(cls: Any) -> dict[str, inspect.Parameter]:
