@@ -26,12 +26,14 @@ import torch
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from PIL import Image
 
 import kdbench
 from kdbench import cli
 from kdbench.bench.command import bench
 from kdbench.config import ModelConfig, compose, parse
-from kdbench.data import ImageData, Split
+from kdbench.data import ImageData, Split, memory
+from kdbench.data import load as read_data
 from kdbench.data.embedded import Shapes
 from kdbench.errors import KdbenchError
 from kdbench.methods import CrossEntropy, Method
@@ -79,6 +81,7 @@ def edited(override: str, *base: str) -> None:
     check_run(parse(config))
 
 
+ALL_IMAGES = ("data.num_train=null", "data.num_val=null", "data.num_test=null")
 OF_DATA = (
     "FailingData", "ReturnsATuple", "FloatImages", "OneClass", "EmptySplit", "OtherSize", "LargeLabel", "MissingClass"
 )  # fmt: skip
@@ -91,11 +94,13 @@ VALUES = {
         "teacher.recipe.epochs=0", "teacher.seed=-1", "teacher.cache=maybe", "teacher.checkpoint=nowhere.pth",
         "teacher.checkpoint=damaged.pth", "teacher.checkpoint=wrong.pth", f"teacher.checkpoint={'x' * 300}",
         "data.augment=2", "data.num_val=0", "data.num_train=200000", "data.std=[1,1]", "data.mean=[a]",
-        "data.mean=null", "data.padding=-1", "data.flip=1", "data.memory=disk", "data.name='a b'", "data.num_classes=20",
+        "data.mean=null", "data.padding=-1", "data.flip=1", "data.memory=disk", "data.name='a b'",
+        "data.num_classes=20",
         "data._target_=null", "data._target_=no.such.Data", "data._target_=collections.Counter",
         "data._target_=tests.test_messages.WithoutLoad", "data._target_=tests.test_messages.WithoutKeys",
         *(f"data._target_=tests.test_messages.{name}" for name in OF_DATA),
-        "recipe.optimizer=lion", "recipe.betas=[0.9]", "recipe.eps=0", "recipe.schedule=step", "recipe.schedule_per=day",
+        "recipe.optimizer=lion", "recipe.betas=[0.9]", "recipe.eps=0", "recipe.schedule=step",
+        "recipe.schedule_per=day",
         "recipe.schedule=multistep", "recipe.schedule=one_cycle", "recipe.milestones=[3,2]", "recipe.gamma=0",
         "recipe.warmup_epochs=1", "recipe.warmup_epochs=0.5", "recipe.accumulate=99", "recipe.ema=5e-4",
         "recipe.label_smoothing=1", "recipe.mixup=-1", "recipe.policy=auto_augment", "recipe.policy_ops=0",
@@ -122,6 +127,16 @@ VALUES = {
     ("recipe.epochs=9", "recipe.warmup_epochs=2"): ["recipe.warmup_lr=0.2"],
     ("recipe.ema=0.999",): ["recipe.weight_decay=0.9"],
     ("recipe.mixup=0.2",): ["method._target_=tests.test_messages.IntegerLabels"],
+    ("data=image_folder", "data.root=photos", *ALL_IMAGES): [
+        "data.root=nowhere", "data.root=empty", "data.root=one_class", "data.root=one_empty", "data.root=corrupt",
+        "data.root=differing", "data.test_fraction=0.95", "data.size=0", "data.num_train=500", "data.mean=[0.5]",
+    ],
+    ("data=torchvision", "data.dataset=FakeData", "+data.arguments.size=60", *ALL_IMAGES): [
+        "data.dataset=mnst", "data.dataset=VOCSegmentation", "data.dataset=ImageFolder", "data.dataset=MNIST",
+        "data.arguments.colour=1", "data.size=-1",
+    ],
+    ("data=cifar100",): ["data.labels=medium", "data.root=nowhere"],
+    ("data=svhn",): ["data.root=nowhere"],
     ("data=cifar10",): ["data.root=nowhere", "data.root=incomplete", "data.download=true"],
 }  # fmt: skip
 """Values that cannot run, by the options that their key needs."""
@@ -139,7 +154,7 @@ class FailingData(Shapes):
     fixed = False
 
     def load(self):
-        return open("nowhere/images.npz")  # noqa: SIM115, PTH123
+        return open("nowhere/images.npz")  # noqa: PTH123
 
 
 class ReturnsATuple(FailingData):
@@ -294,6 +309,18 @@ def prepare(folder: Path) -> None:
     with zipfile.ZipFile(folder / "script.pt", "w") as archive:
         archive.writestr("net/constants.pkl", "x")
     (folder / "link").symlink_to(folder / "elsewhere")
+    image = Image.new("RGB", (12, 10), (90, 120, 30))
+    for place in ("photos/cat", "photos/dog", "one_class/cat", "one_empty/cat", "corrupt/cat", "corrupt/dog"):
+        (folder / place).mkdir(parents=True)
+        for number in range(4):
+            image.putpixel((number, 0), (255, 0, number))
+            image.save(folder / place / f"{number}.png")
+    (folder / "one_empty" / "dog").mkdir()
+    for number, content in enumerate((b"", b"no image", (folder / "photos/cat/0.png").read_bytes()[:60])):
+        (folder / "corrupt" / "dog" / f"bad{number}.png").write_bytes(content)
+    shutil.copytree(folder / "photos", folder / "differing" / "train")
+    shutil.copytree(folder / "photos", folder / "differing" / "test")
+    (folder / "differing" / "test" / "dog").rename(folder / "differing" / "test" / "fox")
     (folder / "incomplete" / "cifar-10-batches-py").mkdir(parents=True)
     for name, content in {"broken": "{a: [", "list": "- a\n"}.items():
         for group in ("model", "study"):
@@ -425,6 +452,14 @@ def full_disk() -> None:
         check_disk_space(small_run()[1], [torch.nn.Linear(1000, 1000)], 100, num_classes=10, copies=3)
 
 
+def full_memory(**changes: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "free_memory", lambda device: 100_000)
+        config = composed_once(*SMALL).data
+        params = dataclasses.replace(config.params, num_train=640, **changes)
+        read_data(dataclasses.replace(config, params=params), "cpu")
+
+
 def changed_settings(**changes: Any) -> None:
     settings = NumericSettings(2, True, "fast", False, None, "ab", "cd")
     directory = small_run()[1]
@@ -553,7 +588,8 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: read_checkpoint(Path("script.pt"), Plain().state_dict(), None),
     ],
     "runs": [
-        full_disk, lambda: ended_by(OSError(28, "No space left on device", "outputs/runs/last.ckpt")),
+        full_disk, full_memory, lambda: full_memory(memory="host"),
+        lambda: ended_by(OSError(28, "No space left on device", "outputs/runs/last.ckpt")),
         lambda: ended_by(OSError(5, "Input/output error", "outputs/runs/last.ckpt")),
         lambda: ended_by(OSError(13, "Permission denied", "outputs/runs/last.ckpt")),
         lambda: ended_by(OSError(2, "No such file or directory", "outputs/runs/last.ckpt")),
@@ -594,6 +630,7 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
     ],
     "kdbench-bench": [
         *(lambda arguments=arguments: bench(arguments) for arguments in (
+            ["student=resnet8", "method=ce", "recipe=vit"],
             ["--rounds", "0"], ["--arms", "nothing", *SMALL], ["--arms", "logit cache", *SMALL, "method=ce"],
             ["--lockstep", *SMALL], [*SMALL, "recipe.batch_size=128"],
             ["--out", "file/x.json", *SMALL, "method=ce"],

@@ -49,6 +49,18 @@ def prepare(case: Case) -> Prepared:
     config = compose([*data, *case.overrides])
     config = dataclasses.replace(config, runtime=resolve_runtime(config.runtime))
     config = dataclasses.replace(config, data=resolve_data(config.data, config.runtime.device))
+    recipe, extra = config.recipe, config.recipe.augmentation()
+    if recipe.accumulate > 1:
+        extra = f"recipe.accumulate={recipe.accumulate}"
+    if recipe.optimizer != "sgd":
+        extra = f"recipe.optimizer={recipe.optimizer}"
+    if extra:
+        raise ConfigError(
+            f"{extra}: kdbench-bench compares with a reference trainer that has SGD, crop and flip alone; use a recipe "
+            "such as recipe=paper",
+            code="mismatch",
+            key="recipe",
+        )
     images = config.data.params.num_train
     if images < config.recipe.batch_size:
         raise ConfigError(

@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdbench.config.parse import check_used, option_as_key, parse, takes_argument
+from kdbench.config.parse import option_as_key, parse, takes_argument
 from kdbench.config.paths import CONF_DIR, is_folder
 from kdbench.config.sections import RunConfig
 from kdbench.errors import ConfigError, first_line, nearest
@@ -108,9 +108,7 @@ def parse_composed(config: DictConfig, number: int | None = None) -> RunConfig:
         config.hydra.job.num, config.hydra.job.id = number, str(number)
     instance.set_config(config)
     try:
-        run = parse(without_hydra(config), config.hydra.runtime.choices)
-        check_used(run, config.hydra.overrides.task)
-        return run
+        return parse(without_hydra(config), config.hydra.runtime.choices)
     finally:
         instance.cfg = surrounding
 

@@ -119,6 +119,8 @@ def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | Non
     }
     run = RunConfig(**{f.name: getattr(document, f.name) for f in dataclasses.fields(Document)} | open_sections)
     check_together(run)
+    if names and HydraConfig.initialized():
+        check_used(run, HydraConfig.get().overrides.task)
     return run
 
 
@@ -276,7 +278,7 @@ def parse_method(node: Mapping[str, Any]) -> MethodConfig:
     params = dict(node)
     name, target = params.pop("name", None), params.pop("_target_", None)
     check_name(name, "method")
-    cls = import_class(target, "method", "kdbench.methods.Method", fault_of_method)
+    cls = import_class(target, "method", "kdbench.methods.Method", fault_of_method, code="no_method")
     if getattr(cls, "role", None) not in ROLES:
         raise ConfigError(
             f"method._target_ is {target!r}, whose role is {getattr(cls, 'role', None)!r}; the class must declare "
@@ -292,7 +294,7 @@ def parse_data(node: Mapping[str, Any]) -> DataConfig:
     params = dict(node)
     name, target, content = (params.pop(key, None) for key in ("name", "_target_", "content"))
     check_name(name, "data")
-    cls = import_class(target, "data", "kdbench.data.ImageData", fault_of_data)
+    cls = import_class(target, "data", "kdbench.data.ImageData", fault_of_data, code="no_data")
     keys = typed(cls.Config, params, "data")
     if (keys.mean is None) != (keys.std is None) or (keys.mean and len(keys.mean) != len(keys.std)):
         raise ConfigError(
@@ -304,7 +306,7 @@ def parse_data(node: Mapping[str, Any]) -> DataConfig:
     return DataConfig(name, cls, keys, content)
 
 
-def import_class(target: Any, group: str, base: str, fault_of: Callable[[Any], str]) -> Any:
+def import_class(target: Any, group: str, base: str, fault_of: Callable[[Any], str], code: str) -> Any:
     """Return the class that a section names.
 
     Args:
@@ -312,6 +314,7 @@ def import_class(target: Any, group: str, base: str, fault_of: Callable[[Any], s
         group: the section: method or data.
         base: class that it must extend.
         fault_of: returns what a class lacks, or an empty text.
+        code: code of the error for a class that lacks something.
 
     Raises:
         ConfigError: there is no such class, or it lacks something.
@@ -332,7 +335,7 @@ def import_class(target: Any, group: str, base: str, fault_of: Callable[[Any], s
             key=key,
         ) from None
     if fault := fault_of(cls):
-        raise ConfigError(f"{key} is {target!r}; {fault}", code=f"no_{group}", key=key)
+        raise ConfigError(f"{key} is {target!r}; {fault}", code=code, key=key)
     return cls
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,9 @@ class Dataset:
 
 _latest: tuple[object, Dataset] | None = None
 _specs: dict[str, DataSpec] = {}
-"""By config and device, what networks need to know of data sets that this process has loaded."""
+"""Properties of the data sets that this process has loaded, by `case_of`."""
+_resolved: dict[str, DataConfig] = {}
+"""Resolved configs, by `case_of`."""
 
 
 def load(config: DataConfig, device: str) -> Dataset:
@@ -70,7 +73,7 @@ def load(config: DataConfig, device: str) -> Dataset:
         ConfigError: its files are missing or damaged, a subset does not fit, or it does not fit into memory.
     """
     global _latest
-    wanted = (config.target, dataclasses.asdict(config.params), device)
+    wanted = wanted_of(config, device)
     if _latest is None or _latest[0] != wanted:
         _latest = None  # freed before the next one is loaded
         _latest = (wanted, load_from_files(config, device))
@@ -79,9 +82,9 @@ def load(config: DataConfig, device: str) -> Dataset:
 
 def spec_of(config: DataConfig, device: str) -> DataSpec:
     """Return the properties of a data set, loaded if this process has not loaded it yet. Errors: see `load`."""
-    case = repr((config.path, id(config.target), config.params, device))
+    case = case_of(config, device)
     if case not in _specs:
-        _specs[case] = load(config, device).spec
+        _specs[case] = load(resolve_data(config, device), device).spec
     return _specs[case]
 
 
@@ -91,9 +94,12 @@ def resolve_data(config: DataConfig, device: str) -> DataConfig:
     Raises:
         ConfigError: see `load`.
     """
-    keys = config.params
-    if config.target.fixed:
+    global _latest
+    keys, case = config.params, case_of(config, device)
+    if config.target.fixed and None not in (keys.num_train, keys.num_val, keys.num_test, keys.mean):
         return config
+    if case in _resolved:
+        return _resolved[case]
     dataset = load(config, device)
     sizes = {"num_train": len(dataset.train), "num_val": len(dataset.val), "num_test": len(dataset.test)}
     normalisation = {"mean": list(dataset.spec.mean), "std": list(dataset.spec.std)}
@@ -102,16 +108,25 @@ def resolve_data(config: DataConfig, device: str) -> DataConfig:
         params=dataclasses.replace(keys, **sizes, **normalisation),
         content=None if config.target.fixed else hash_of_splits(dataset),
     )
-    global _latest
-    _latest = ((resolved.target, dataclasses.asdict(resolved.params), device), dataset)
+    _latest = (wanted_of(resolved, device), dataset)  # the same images: not to be loaded again
+    _resolved[case] = _resolved[case_of(resolved, device)] = resolved
     return resolved
+
+
+def wanted_of(config: DataConfig, device: str) -> tuple[Any, ...]:
+    """Return what is equal for configs of the same data set on the same device."""
+    return config.target, dataclasses.asdict(config.params), device
+
+
+def case_of(config: DataConfig, device: str) -> str:
+    """Return the same as a text. A class that was imported anew is another one."""
+    return repr((config.path, id(config.target), config.params, device))
 
 
 def hash_of_splits(dataset: Dataset) -> str:
     """Return the hash of all images, labels and indices of a data set."""
-    return hashlib.sha256(
-        "".join(split.sha256 for split in (dataset.train, dataset.val, dataset.test)).encode()
-    ).hexdigest()
+    hashes = [split.sha256 for split in (dataset.train, dataset.val, dataset.test)]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def load_from_files(config: DataConfig, device: str) -> Dataset:

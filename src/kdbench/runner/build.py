@@ -139,7 +139,7 @@ _fitting: set[str] = set()
 def check_batches(
     model: ModelSummary, config: RunConfig, dataset: Dataset, recipe: RecipeConfig | None, prefix: str
 ) -> None:
-    """Check that a network can process every batch, where one image is left alone in the last one.
+    """Check that a network can process every batch, also where one image is left alone, and the policy every image.
 
     Args:
         model: summary of the network.
@@ -158,6 +158,13 @@ def check_batches(
             "of the two",
             code="single_image_batch",
             key=f"{prefix}recipe.batch_size",
+        )
+    if recipe and recipe.policy and dataset.spec.input_shape[0] != 3:
+        raise ConfigError(
+            f"{prefix}recipe.policy is {recipe.policy}, which needs images of 3 channels, and those of "
+            f"data={dataset.name} have {dataset.spec.input_shape[0]}; use {prefix}recipe.policy=null",
+            code="mismatch",
+            key=f"{prefix}recipe.policy",
         )
     size = EVALUATION_BATCH[torch.device(config.runtime.device).type]
     for name, split in (("num_val", dataset.val), ("num_test", dataset.test)):
