@@ -97,6 +97,26 @@ CHECKS = (
     ),
     Check("batched views equal torchvision's, bit for bit", ("test_views_equal_torchvisions",)),
     Check(
+        "no step of a recipe with AdamW, averaged weights, mixed images or a policy waits for the host",
+        ("test_no_step_of_any_recipe_waits_for_the_host",),
+    ),
+    Check(
+        "runs with these recipes, killed in the middle of an epoch, resume to the same bits",
+        ("test_every_recipe_resumes_to_the_same_numbers",),
+    ),
+    Check(
+        "batches of these recipes are those of the CPU, up to rounding",
+        ("test_batches_of_every_recipe_are_those_of_the_cpu",),
+    ),
+    Check(
+        "images in the memory of the host give the batches of images on the device",
+        ("test_images_in_the_memory_of_the_host_give_the_same_batches",),
+    ),
+    Check(
+        "every operation of RandAugment and TrivialAugment gives the bytes of the CPU, without waiting for the host",
+        ("test_a_cuda_device_gives_the_results_of_the_cpu_and_is_not_waited_for",),
+    ),
+    Check(
         "a teacher with fused batch norm computes what the plain one does, in every precision",
         ("test_a_fused_teacher_computes_what_the_plain_one_does",),
     ),

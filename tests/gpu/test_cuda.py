@@ -13,7 +13,8 @@ from torchvision.transforms import functional as TF
 
 from kdbench.bench.trainee import random_cache, untrained_teacher
 from kdbench.config import RunConfig
-from kdbench.data import Batches
+from kdbench.data import Batches, load
+from kdbench.data.batches import BatchPlan
 from kdbench.data.views import Views
 from kdbench.errors import RunError
 from kdbench.models import fuse_batch_norm, weights
@@ -46,6 +47,17 @@ SMALL_ON_CUDA = (
 """A run of two epochs of ten steps."""
 SOURCES = [("ce", "off"), ("logit", "off"), ("logit", "on"), ("feature", "off")]
 """Methods, and whether their teacher's logits come from the logit cache."""
+RECIPES: dict[str, tuple[str, ...]] = {
+    "adamw, warm-up per step": (
+        "recipe.optimizer=adamw", "recipe.lr=1e-3", "recipe.schedule_per=step", "recipe.warmup_epochs=0.5",
+        "recipe.decay_all=false",
+    ),
+    "average, parts": ("recipe.ema=0.99", "recipe.accumulate=2"),
+    "mixed": ("recipe.mixup=0.4", "recipe.cutmix=1.0", "recipe.label_smoothing=0.1", "recipe.erasing=0.5"),
+    "rand_augment": ("recipe.policy=rand_augment", "recipe.policy_magnitude=12"),
+    "trivial_augment": ("recipe.policy=trivial_augment",),
+}  # fmt: skip
+"""Settings beyond the reference study's recipe."""
 ROUNDING = {"fp32": 1e-3, "bf16": 0.03, "fp16": 0.005}
 """How far a logit may be from the one expected, as a share of the largest, per precision. Kernels round differently;
 the logits of another view are off by several times as much."""
@@ -109,7 +121,7 @@ def learner_of(tmp_path: Path) -> MakeLearner:
         parts = build_parts(config)
         learner = build_learner(config, parts)
         if config.teacher and config.teacher.cache == "on":
-            learner.teacher = random_cache(config, parts.dataset)
+            learner.teacher = random_cache(parts.dataset)
         elif config.teacher:
             network = untrained_teacher(config, parts.method.requires, parts.dataset)
             fused = fuse_batch_norm(network, autocast_dtype(config.runtime))
@@ -119,10 +131,10 @@ def learner_of(tmp_path: Path) -> MakeLearner:
     return make
 
 
-def train(learner: Learner, steps: Steps, plan: Iterable[tuple[Tensor, Tensor]]) -> None:
+def train(learner: Learner, steps: Steps, plans: Iterable[BatchPlan]) -> None:
     """Train a learner on the batches of its next epoch, which is not ended."""
     learner.begin_epoch()
-    train_epoch([learner], steps, plan, learner.epoch)
+    train_epoch([learner], steps, plans, learner.epoch)
 
 
 def means_of_epochs(learner: Learner, steps: Steps, batches: Batches, epochs: int) -> tuple[Tensor, Tensor]:
@@ -188,14 +200,71 @@ def test_no_step_waits_for_the_host(
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("graphs", ["true", "false"])
+def test_no_step_of_any_recipe_waits_for_the_host(
+    learner_of: MakeLearner, recipe: tuple[str, ...], graphs: str
+) -> None:
+    """The plans of the batches too: the images of a policy are computed there."""
+    learner, batches = learner_of("method=logit", f"runtime.graphs={graphs}", *recipe)
+    steps = steps_for([learner], batches)
+    train(learner, steps, batches.plan(0))
+    plans = batches.plan(1)
+    first = next(plans)  # everything random of the epoch is copied to the device before it
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        learner.begin_epoch()
+        steps.enter_stream()
+        try:
+            for plan in (first, *plans):
+                batch, teacher_outputs = steps.prepare_batch(plan, [learner])
+                steps.train_step(learner, batch, teacher_outputs)
+        finally:
+            steps.leave_stream()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_every_recipe_resumes_to_the_same_numbers(tmp_path: Path, recipe: tuple[str, ...]) -> None:
+    settings = (*SMALL_ON_CUDA, "method=logit", "runtime.profile=repro", "checkpoint.every_minutes=0", *recipe)
+    expected = complete(composed_once(*settings, f"output_root={tmp_path / 'whole'}"))
+    config = composed_once(*settings, f"output_root={tmp_path / 'killed'}")
+    with killed_after(1, 4):
+        complete(config)
+    assert complete(config).weights.read_bytes() == expected.weights.read_bytes()
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_batches_of_every_recipe_are_those_of_the_cpu(learner_of: MakeLearner, recipe: tuple[str, ...]) -> None:
+    _, batches = learner_of("method=ce", *recipe)
+    config = composed_once(*SMALL_ON_CUDA, "method=ce", *recipe)
+    on_cpu = Batches(load(config.data, "cpu"), config.recipe, batches.data_seed, batches.channels_last)
+    for batch, expected in zip(batches.epoch(1), on_cpu.epoch(1), strict=True):
+        assert torch.equal(batch.labels.cpu(), expected.labels)
+        torch.testing.assert_close(batch.images.cpu(), expected.images, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(batch.targets.cpu(), expected.targets)
+
+
+def test_images_in_the_memory_of_the_host_give_the_same_batches(learner_of: MakeLearner) -> None:
+    (_, on_device), (_, on_host) = (learner_of("method=ce", f"data.memory={place}") for place in ("device", "host"))
+    assert on_host.dataset.train.images.is_pinned()
+    for batch, expected in zip(on_host.epoch(1), on_device.epoch(1), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(batch, expected, strict=True) if a is not None)
+
+
+@pytest.mark.parametrize(
+    ("source", "recipe"),
+    [*((source, ()) for source in SOURCES), *((("logit", "off"), recipe) for recipe in RECIPES.values())],
+)
 def test_captured_steps_compute_what_eager_ones_do(
-    learner_of: MakeLearner, source: tuple[str, str], caplog: pytest.LogCaptureFixture
+    learner_of: MakeLearner, source: tuple[str, str], recipe: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The means of 50 steps in float32, a smaller batch in each epoch, within 1e-5."""
     caplog.set_level(logging.INFO, "kdbench")
     method, cached = source
     settings = (f"method={method}", f"teacher.cache={cached}", "runtime.precision=fp32", "runtime.profile=repro")
+    settings += recipe
     results = []
     for captured in (False, True):
         learner, batches = learner_of(*settings, "recipe.epochs=5", "data.num_train=610")
