@@ -15,6 +15,7 @@ from kdbench.bench.trainee import random_cache, untrained_teacher
 from kdbench.config import RunConfig
 from kdbench.data import Batches, load
 from kdbench.data.batches import BatchPlan
+from kdbench.data.policies import Policy
 from kdbench.data.views import Views
 from kdbench.errors import RunError
 from kdbench.models import fuse_batch_norm, weights
@@ -34,6 +35,7 @@ from kdbench.train.learner import Learner
 from kdbench.train.loop import fit, train_epoch
 from kdbench.train.steps import EagerSteps, Steps
 from tests.conftest import complete, composed_once, killed_after
+from tests.data.test_policies import SIZES, sample_images, single_draws
 from tests.loss_terms import multiply_terms, nan_at
 from tests.runner.trainers import at, with_learners
 
@@ -344,6 +346,21 @@ def test_views_equal_torchvisions() -> None:
         expected = TF.hflip(expected) if flip else expected
         rows = torch.arange(4, device=DEVICE)
         assert torch.equal(views.crop(padded, rows, torch.full_like(rows, view)).cpu(), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_a_cuda_device_gives_the_results_of_the_cpu_and_is_not_waited_for(height: int, width: int) -> None:
+    policies = [Policy("trivial_augment", height, width, device) for device in ("cpu", "cuda")]
+    draws = single_draws(policies[0], torch.arange(len(policies[0].operations)))
+    for image in sample_images(height: int, width: int) -> None:
+        images = image.repeat(len(draws), 1, 1, 1)
+        on_device = images.cuda()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            results = policies[1].apply(on_device, draws)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.equal(results.cpu(), policies[0].apply(images, draws))
 
 
 # Teachers
