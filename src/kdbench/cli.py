@@ -34,7 +34,7 @@ from kdbench.config.composition import (
     register_models_once,
     with_networks_of_pair,
 )
-from kdbench.config.parse import parse
+from kdbench.config.parse import check_used, parse
 from kdbench.config.paths import CONF_DIR
 from kdbench.errors import ConfigError, KdbenchError, printable, report_error
 from kdbench.sweep.overrides import defer_keys, starts_sweep
@@ -83,6 +83,7 @@ def run_job(config: DictConfig) -> Any:
     if single:
         try:
             run = parse(config, hydra_config.runtime.choices)
+            check_used(run, hydra_config.overrides.task)
             if run.report is not None:
                 check_writable(Path(run.report), "report")
             (result,) = run_with_retries([run])
