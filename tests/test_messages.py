@@ -31,6 +31,8 @@ import kdbench
 from kdbench import cli
 from kdbench.bench.command import bench
 from kdbench.config import ModelConfig, compose, parse
+from kdbench.data import ImageData, Split
+from kdbench.data.embedded import Shapes
 from kdbench.errors import KdbenchError
 from kdbench.methods import CrossEntropy, Method
 from kdbench.methods.logit import LogitDistillation
@@ -77,6 +79,9 @@ def edited(override: str, *base: str) -> None:
     check_run(parse(config))
 
 
+OF_DATA = (
+    "FailingData", "ReturnsATuple", "FloatImages", "OneClass", "EmptySplit", "OtherSize", "LargeLabel", "MissingClass"
+)  # fmt: skip
 OF_A_METHOD = ("Config", "Teacher", "Forward", "Requires", "Arguments")
 VALUES = {
     (): [
@@ -86,7 +91,16 @@ VALUES = {
         "teacher.recipe.epochs=0", "teacher.seed=-1", "teacher.cache=maybe", "teacher.checkpoint=nowhere.pth",
         "teacher.checkpoint=damaged.pth", "teacher.checkpoint=wrong.pth", f"teacher.checkpoint={'x' * 300}",
         "data.augment=2", "data.num_val=0", "data.num_train=200000", "data.std=[1,1]", "data.mean=[a]",
-        "data.name=shape", "runtime.device=gpu", "runtime.device=cuda:99",
+        "data.mean=null", "data.padding=-1", "data.flip=1", "data.memory=disk", "data.name='a b'", "data.num_classes=20",
+        "data._target_=null", "data._target_=no.such.Data", "data._target_=collections.Counter",
+        "data._target_=tests.test_messages.WithoutLoad", "data._target_=tests.test_messages.WithoutKeys",
+        *(f"data._target_=tests.test_messages.{name}" for name in OF_DATA),
+        "recipe.optimizer=lion", "recipe.betas=[0.9]", "recipe.eps=0", "recipe.schedule=step", "recipe.schedule_per=day",
+        "recipe.schedule=multistep", "recipe.schedule=one_cycle", "recipe.milestones=[3,2]", "recipe.gamma=0",
+        "recipe.warmup_epochs=1", "recipe.warmup_epochs=0.5", "recipe.accumulate=99", "recipe.ema=5e-4",
+        "recipe.label_smoothing=1", "recipe.mixup=-1", "recipe.policy=auto_augment", "recipe.policy_ops=0",
+        "recipe.policy_magnitude=31", "recipe.erasing=2", "recipe.momentun=0.9",
+        "runtime.device=gpu", "runtime.device=cuda:99",
         "runtime.device=mps", "runtime.precision=fp16",
         "runtime.precision=fp8", "runtime.threads=0", "overwrite=yep", "on_busy=queue", "checkpoint.grace_seconds=0",
         "checkpoint.every_epochs=0", "output_root=null", "output_root=''", "output_root=file/runs",
@@ -102,9 +116,72 @@ VALUES = {
     ],
     ("method=feature",): ["method.stages=[layer9]", "method.stages=[]", "method.stages=layer1", "method.normalize=max"],
     ("student=resnet18",): ["student.stem=small", "student.arch=resnet19"],
+    ("recipe.epochs=9", "recipe.schedule=multistep", "recipe.milestones=[4,6]"): [
+        "recipe.epochs=6", "recipe.epochs=2", "recipe.warmup_epochs=5",
+    ],
+    ("recipe.epochs=9", "recipe.warmup_epochs=2"): ["recipe.warmup_lr=0.2"],
+    ("recipe.ema=0.999",): ["recipe.weight_decay=0.9"],
+    ("recipe.mixup=0.2",): ["method._target_=tests.test_messages.IntegerLabels"],
     ("data=cifar10",): ["data.root=nowhere", "data.root=incomplete", "data.download=true"],
 }  # fmt: skip
 """Values that cannot run, by the options that their key needs."""
+
+
+class WithoutLoad(ImageData):
+    pass
+
+
+class WithoutKeys(Shapes):
+    Config = dict
+
+
+class FailingData(Shapes):
+    fixed = False
+
+    def load(self):
+        return open("nowhere/images.npz")  # noqa: SIM115, PTH123
+
+
+class ReturnsATuple(FailingData):
+    def load(self):
+        return tuple(Shapes.load(self))
+
+
+class FloatImages(FailingData):
+    def load(self):
+        images = torch.rand(4, 8, 8, 3)
+        return Split.of(images, [0, 1, 0, 1])
+
+
+class OneClass(FailingData):
+    def load(self):
+        return Shapes.load(self)._replace(class_names=["all"])
+
+
+class EmptySplit(FailingData):
+    def load(self):
+        source = Shapes.load(self)
+        return source._replace(val=source.val.take(torch.arange(0)))
+
+
+class OtherSize(FailingData):
+    def load(self):
+        source = Shapes.load(self)
+        return source._replace(test=Split(source.test.images[:, :16], source.test.labels, source.test.indices))
+
+
+class LargeLabel(FailingData):
+    def load(self):
+        return Shapes.load(self)._replace(class_names=["a", "b"])
+
+
+class MissingClass(FailingData):
+    def load(self):
+        return Shapes.load(self)._replace(class_names=[*map(str, range(11))])
+
+
+class IntegerLabels(LogitDistillation):
+    soft_labels = False
 
 
 class WithoutRole(LogitDistillation):
@@ -169,6 +246,9 @@ COMMAND_LINES = [
     ["metod=ce"], ["method=lgit"], ["student=resnet19"], ["+recipe.epcohs=3"], ["+seed=1"], ["student={a:1}"],
     ["recipe=null"], ["recipe=5"], ["hydra.mode=nothing"], ["hydra.searchpath=[nothing]"], ["hydra.foo=1"],
     ["method=ce,logit"],
+    ["recipe.betas=[0.5,0.9]"], ["recipe.optimizer=adamw", "recipe.momentum=0.5"], ["recipe.warmup_lr=0.01"],
+    ["teacher.recipe.policy_ops=3"], ["recipe.ema.weight_decay=1e-4"], ["recipe.ema_decay=0.9"],
+    ["recipe.optimiser=adam"], ["data=cifar"], ["data=image_folder"],
     ["recipe.lr=0,1"], ["seed=0,1"], ["method=[ce,logit]"], ["recipe.lr=[1"],
     ["output_root=a=1,b=2"], ["recipe"], ["=1"], ["teacher=none"],
     ["recipe.lr='${nothing}'"], ["output_root=out/${hydra:job.num}"], ["-m", "report=a,b"],

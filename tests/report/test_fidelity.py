@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kdbench.report.build import build_report
+from kdbench.report.write import page_table
 from tests.report.conftest import report_of, write_logits, write_run
 
 N, C = 60, 4
@@ -224,3 +225,19 @@ def test_agreement_that_some_summaries_lack_is_the_mean_of_the_others(tmp_path):
     file = next(tmp_path.glob("logit_seed2*")) / "summary.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"agreement": None}))
     assert report_of(tmp_path).fidelity.groups.iloc[0]["agreement"] == pytest.approx(90.5)
+
+
+def test_classes_have_their_names_where_the_runs_record_them(tmp_path):
+    write_run(tmp_path, per_class_acc=[0.5, 1.0], class_names=["cat", "dog"])
+    row = report_of(tmp_path).fidelity.per_class.iloc[0]
+    assert (row["class_cat"], row["class_dog"]) == pytest.approx((50, 100))
+
+
+def test_many_classes_are_rows_of_the_page(tmp_path):
+    names = [f"kind {n}" for n in range(30)]
+    for seed in (0, 1):
+        write_run(tmp_path, seed=seed, per_class_acc=[n / 30 for n in range(30)], class_names=names)
+    table = page_table("per_class", report_of(tmp_path).fidelity.per_class)
+    assert [len(table.columns), len(table.rows)] == [2, 30]
+    assert [row[0].text for row in table.rows] == names
+    assert table.rows[15][1].text == "50.0"

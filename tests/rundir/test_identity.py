@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.config import CONF_DIR, DataConfig, RecipeConfig, compose, parse
+from kdbench.config import CONF_DIR, RecipeConfig, compose, parse
 from kdbench.config.schema import number, one_of, whole
+from kdbench.config.sections import FileKeys
 from kdbench.errors import ConfigError
 from kdbench.rundir.identity import (
     baseline_key,
@@ -327,7 +328,7 @@ def test_given_weights_are_known_by_their_content_and_not_by_their_name():
 def sections():
     """Return a filled instance of every section whose settings can be part of a key."""
     methods = [composed_once(f"method={name}").method.params for name in METHODS]
-    return [composed_once().recipe, composed_once().data, *methods]
+    return [composed_once().recipe, composed_once().data.params, *methods]
 
 
 @pytest.mark.parametrize("section", sections(), ids=lambda section: type(section).__qualname__)
@@ -352,10 +353,8 @@ def replaced(section, name, value):
 def test_some_settings_have_a_neutral_value():
     neutral = {f.name: f.metadata.get("neutral") for f in dataclasses.fields(RecipeConfig) if f.metadata}
     assert neutral["on_nonfinite"] == "stop"
-    assert not {f.name for f in dataclasses.fields(DataConfig) if not f.metadata.get("identity", True)} - {
-        "root",
-        "download",
-    }
+    outside = {f.name for f in dataclasses.fields(FileKeys) if not f.metadata.get("identity", True)}
+    assert outside == {"root", "download", "memory"}
 
 
 @dataclass

@@ -125,8 +125,8 @@ def test_record_holds_what_the_values_depend_on_and_where_they_were_computed(who
     record = json.loads(file.with_suffix(".json").read_text())
     assert record["sha256"] == sha256(file)
     assert set(record["fingerprint"]) == {
-        "weights_sha256", "architecture", "data_sha256", "images", "views", "padding", "flip", "normalisation", "precision",
-        "batch_norm", "batch_size", "device", "torch", "torchvision",
+        "weights_sha256", "architecture", "data_sha256", "images", "views", "padding", "flip", "normalisation",
+        "precision", "batch_norm", "batch_size", "device", "torch", "torchvision",
     }  # fmt: skip
     assert set(record["made"]) == {"device", "threads", "seconds", "views_per_second"}
 

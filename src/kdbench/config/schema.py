@@ -75,7 +75,9 @@ def added(inner: Any, neutral: Any) -> Any:
         neutral: value that changes nothing; a list is given as a tuple.
     """
     value = list(neutral) if isinstance(neutral, tuple) else neutral
-    metadata = {**inner.metadata, "neutral": value}
+    metadata = dict(inner.metadata)
+    if inner.metadata["identity"]:
+        metadata["neutral"] = value
     if isinstance(value, list):
         return field(default_factory=lambda: list(value), metadata=metadata)
     return field(default=value, metadata=metadata)

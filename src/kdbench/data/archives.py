@@ -2,7 +2,9 @@
 
 import logging
 import shutil
+import sys
 import tempfile
+import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -10,11 +12,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
-from torchvision.datasets.utils import check_integrity, download_url, extract_archive
+from torchvision.datasets.utils import check_integrity, extract_archive
+from tqdm import tqdm
 
 from kdbench.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
+
+CHUNK = 1 << 18
+"""Bytes that are read from the network at a time."""
+TIMEOUT = 60.0
+"""Seconds without an answer after which a download fails."""
 
 
 class Download(NamedTuple):
@@ -219,14 +227,32 @@ def fetch(root: Path, published: Download, wanted: FileSet) -> None:
     log.info("downloading %s into %s", published.url, root)
     try:
         with temporary_folder(root, published.filename) as folder:
-            download_url(published.url, str(folder), published.filename, published.md5)
-            (folder / published.filename).replace(root / published.filename)
+            file = folder / published.filename
+            transfer(published.url, file)
+            if not check_integrity(str(file), published.md5):
+                raise OSError(f"{published.url} sent {file.stat().st_size} bytes with another md5")
+            file.replace(root / published.filename)
     except Exception as error:  # of the network, the disk or a server
         raise ConfigError(
             f"data.download=true failed: {first_line(error)}; {wanted.instructions.format(root=root)}",
             code="download_failed",
             key="data.download",
         ) from None
+
+
+def transfer(url: str, file: Path) -> None:
+    """Write what an address sends into a file, with a bar on a terminal."""
+    # Torchvision's function has no time limit, and it shows its bar in log files too.
+    request = urllib.request.Request(url, headers={"User-Agent": "kdbench"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response, file.open("wb") as opened:
+        size = response.headers.get("Content-Length")
+        with tqdm(
+            desc=file.name, total=int(size) if size else None, unit="B", unit_scale=True, dynamic_ncols=True,
+            disable=not sys.stderr.isatty(), leave=False,
+        ) as bar:  # fmt: skip
+            while chunk := response.read(CHUNK):
+                opened.write(chunk)
+                bar.update(len(chunk))
 
 
 def unpack(root: Path, archive: Download, wanted: FileSet) -> None:

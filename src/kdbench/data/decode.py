@@ -388,7 +388,7 @@ def read_cache(file: Path) -> Decoded | None:
         images = np.memmap(file, np.uint8, "c", start, shape)
         if zlib.crc32(images.data) != header["crc32"]:
             raise ValueError("the checksum of its images is wrong")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("%s is damaged and is written anew: %s", file, first_line(error))

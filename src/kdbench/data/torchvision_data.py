@@ -1,5 +1,6 @@
 """Any image classification of torchvision.datasets."""
 
+import difflib
 import inspect
 import logging
 import math
@@ -53,7 +54,7 @@ OTHER_TASKS = {
     "widerface": "detection",
 }
 """Modules of torchvision.datasets without image classification."""
-OTHER_CLASSES = {"LFWPairs": "comparison of faces"}
+OTHER_CLASSES = {"LFWPairs": "comparison of faces", "LSUNClass": "a single class of LSUN"}
 GENERAL = ("DatasetFolder", "ImageFolder", "VisionDataset")
 SPLIT_NAMES = {
     "train": ("train", "train-standard", "trainval"),
@@ -180,7 +181,11 @@ class TorchvisionData(ImageData):
             item = dataset[0]
         except Exception:  # reported with the other images that cannot be read
             return False
-        return isinstance(item, tuple) and len(item) == 2 and item[1] is None
+        if not isinstance(item, tuple) or len(item) != 2:
+            return False
+        if isinstance(item[0], Image.Image):
+            item[0].close()
+        return item[1] is None
 
     def open_first(self, names: Sequence[str]) -> Any:
         """Return the split with the first of these names that the class knows, or None."""
@@ -243,14 +248,23 @@ class TorchvisionData(ImageData):
 
         Raises:
             UnknownSplitError: the class knows no such split.
-            ConfigError: the class refuses an argument.
+            ConfigError: the class refuses an argument, or needs a package that is missing.
             RuntimeError, OSError: files are missing.
         """
         own = {"root": str(root), "download": download, "loader": Image.open}
         given = {name: value for name, value in own.items() if name in self.parameters}
         try:
             return self.cls(**given, **split, **self.config.arguments)
+        except ImportError as error:
+            raise ConfigError(
+                f"{self.option}: data.dataset is {self.cls.__name__}, which needs a package: {first_line(error)}; "
+                "install it",
+                code="not_importable",
+                key="data.dataset",
+            ) from None
         except (TypeError, ValueError) as error:
+            if download:  # not of the arguments, which were accepted before
+                raise
             if "split" in split and "argument split" in str(error):
                 raise UnknownSplitError from None
             raise ConfigError(
@@ -337,11 +351,18 @@ def classification(name: str, option: str) -> Any:
     if name not in valid:
         raise ConfigError(
             f"{option}: data.dataset is {name!r}, and torchvision.datasets has no such image classification; "
-            f"{nearest(name, valid)}",
+            f"{nearest_class(name, valid)}",
             code="unknown_option",
             key="data.dataset",
         )
     return classes[name]
+
+
+def nearest_class(name: str, valid: Sequence[str]) -> str:
+    """Return a hint for a mistyped name of a class, whatever the case of its letters."""
+    spelled = {n.lower(): n for n in valid}
+    close = [spelled[n] for n in difflib.get_close_matches(name.lower(), spelled, n=3, cutoff=0.6)]
+    return f"did you mean {' or '.join(close)}?" if close else f"valid: {', '.join(sorted(valid))}"
 
 
 def parameters_of(cls: Any) -> dict[str, inspect.Parameter]:

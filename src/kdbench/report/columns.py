@@ -158,6 +158,10 @@ PUBLISHED = {
 """Columns of tables.tex, by table."""
 
 
+OF_CLASS = "class_"
+"""Beginning of the columns of the per-class table that hold accuracies."""
+
+
 def row(**values: Any) -> dict[str, Any]:
     """Return a table's row. A name that is no column is a bug."""
     assert values.keys() <= COLUMNS.keys(), values.keys() - COLUMNS.keys()
@@ -165,10 +169,11 @@ def row(**values: Any) -> dict[str, Any]:
 
 
 def column_of(name: str) -> Column:
-    """Return the description of a column; those of the per-class table are numbered."""
-    if name.startswith("class_"):
-        number = name.removeprefix("class_")
-        return Column(f"class {number}", "mean test accuracy of the images of this class, per cent", ".1f")
+    """Return the description of a column; those of the per-class table have the name or number of a class."""
+    if name.startswith(OF_CLASS):
+        own = name.removeprefix(OF_CLASS)
+        heading = f"class {own}" if own.isdigit() else own
+        return Column(heading, "mean test accuracy of the images of this class, per cent", ".1f")
     return COLUMNS[name]
 
 

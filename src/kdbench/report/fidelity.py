@@ -174,4 +174,7 @@ def per_class_row(group: RunGroup) -> dict[str, Any] | None:
         student=shared.student, teacher=shared.teacher, method=shared.method, role=shared.role, setting=group.setting,
         n=len(known),
     )  # fmt: skip
-    return cells | {f"class_{c}": float(value) for c, value in enumerate(table.mean(axis=0))}
+    names = shared.class_names
+    if not names or len(set(names)) != table.shape[1]:  # of an earlier version, or from elsewhere
+        names = range(table.shape[1])
+    return cells | {f"class_{name}": float(value) for name, value in zip(names, table.mean(axis=0), strict=True)}

@@ -4,7 +4,7 @@ import base64
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kdbench import __version__
 from kdbench.report.build import Report
-from kdbench.report.columns import ONLY_IN_CSV, PUBLISHED, column_of, format_value, is_missing
+from kdbench.report.columns import OF_CLASS, ONLY_IN_CSV, PUBLISHED, Column, column_of, format_value, is_missing
 from kdbench.report.figures import Picture, save_figures
 from kdbench.report.groups import columns_of
 from kdbench.rundir.summary import KEY
@@ -115,14 +115,34 @@ TITLES = {
 }
 
 
+MOST_CLASSES = 20
+"""Largest number of classes that the page shows as columns; more are rows."""
+
+
 def page_table(name: str, table: pd.DataFrame) -> PageTable:
     """Return a table as the page shows it: without columns that are empty throughout, or a role that all rows share."""
     title, note = TITLES[name]
+    classes = [c for c in table.columns if c.startswith(OF_CLASS)]
+    if len(classes) > MOST_CLASSES:
+        return classes_as_rows(title, note, table, classes)
     hidden = [*ONLY_IN_CSV.get(name, ()), *((KEY.role,) if table.role.nunique(dropna=False) == 1 else ())]
     shown = [c for c in table.columns if c not in hidden and not table[c].map(is_missing_or_blank).all()]
     forms = [column_of(c).form for c in shown]
     rows = [[make_cell(value, form) for value, form in zip(row, forms, strict=True)] for row in table[shown].values]
     return PageTable(name, title, note, [(c, column_of(c)) for c in shown], rows)
+
+
+def classes_as_rows(title: str, note: str, table: pd.DataFrame, classes: Sequence[str]) -> PageTable:
+    """Return the per-class table with a row per class and a column per row of the table."""
+    own = [KEY.student, KEY.teacher, KEY.method, "setting"]
+    headings = [" ".join(str(cell) for cell in cells if not is_missing_or_blank(cell)) for cells in table[own].values]
+    columns = [("class", Column("class", "name of the class", ""))]
+    columns += [(heading, replace(column_of(classes[0]), heading=heading)) for heading in headings]
+    rows = [
+        [make_cell(column_of(c).heading, ""), *(make_cell(value, column_of(c).form) for value in table[c])]
+        for c in classes
+    ]
+    return PageTable("per_class", title, note, columns, rows)
 
 
 def is_missing_or_blank(value: Any) -> bool:

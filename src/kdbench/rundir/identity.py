@@ -93,8 +93,11 @@ def data_identity(data: DataConfig) -> dict[str, Any]:
     """Return what a data set is, without the name that people gave it."""
     own = data.target.own_name if data.path.startswith("kdbench.") else ""
     target = {"name": own} if own else {"_target_": data.path, **source_identity(data.path)}
+    settings = section_identity(data.params)
+    if not data.params.augment:
+        settings = {name: value for name, value in settings.items() if name not in ("padding", "flip")}
     content = {"content": data.content} if data.content else {}
-    return {**target, **section_identity(data.params), **content}
+    return {**target, **settings, **content, **(files_identity(settings) if is_foreign(data.path) else {})}
 
 
 def model_identity(model: ModelConfig) -> dict[str, Any]:
