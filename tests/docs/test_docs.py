@@ -51,8 +51,11 @@ def command_lines(page: Path) -> Iterator[list[str]]:
 
 @pytest.fixture
 def files_of_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory with the files that the README and docs/networks.md show, typed in as written."""
-    for page in (README, CHECKOUT / "docs" / "networks.md"):
+    """An empty working directory with the files that the pages show, typed in as written."""
+    for page in (
+        README,
+        *(CHECKOUT / "docs" / f"{name}.md" for name in ("configuration", "networks", "data", "recipes")),
+    ):
         write_files(page, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

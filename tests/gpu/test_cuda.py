@@ -352,7 +352,7 @@ def test_views_equal_torchvisions() -> None:
 def test_a_cuda_device_gives_the_results_of_the_cpu_and_is_not_waited_for(height: int, width: int) -> None:
     policies = [Policy("trivial_augment", height, width, device) for device in ("cpu", "cuda")]
     draws = single_draws(policies[0], torch.arange(len(policies[0].operations)))
-    for image in sample_images(height: int, width: int) -> None:
+    for image in sample_images(height, width):
         images = image.repeat(len(draws), 1, 1, 1)
         on_device = images.cuda()
         torch.cuda.set_sync_debug_mode("error")

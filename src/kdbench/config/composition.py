@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdbench.config.parse import option_as_key, parse, takes_argument
+from kdbench.config.parse import has_key, option_as_key, parse, takes_argument
 from kdbench.config.paths import CONF_DIR, is_folder
 from kdbench.config.sections import RunConfig
 from kdbench.errors import ConfigError, first_line, nearest
@@ -374,6 +374,12 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
         return option_as_key(path, beside)
     else:
         return unknown_key(path, overrides, config_dir)
+    if name in valid and isinstance(beside, DictConfig) and isinstance(beside[name], DictConfig) and path:
+        return ConfigError(
+            f"{key} is a section; add or change its keys one by one: write +{key}.NAME=VALUE",
+            code="existing_key",
+            key=key,
+        )
     if name in valid:
         return ConfigError(
             f"{key} already exists and takes a single value; write {key}=VALUE",
@@ -386,6 +392,14 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
         return ConfigError(
             f"{key} is not a key of the file of {path}, whose builder accepts it as an argument: write "
             f"{shlex.quote(f'+{given}')}; {hint}",
+            code="unknown_key",
+            key=key,
+        )
+    if path in ("data", "method") and isinstance(beside, DictConfig) and has_key(str(beside.get("_target_")), name):
+        given = next((text for text in overrides if text.startswith(f"{key}=")), f"{key}=VALUE")
+        return ConfigError(
+            f"{key} is not in the file of {path}, and its class has such a key: add it to the file, or write "
+            f"{shlex.quote(f'+{given}')}",
             code="unknown_key",
             key=key,
         )

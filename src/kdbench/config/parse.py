@@ -232,6 +232,14 @@ def takes_argument(target: str, name: str) -> bool:
     return name != "num_classes" and (takes_any or name in {p.name for p in parameters})
 
 
+def has_key(target: str, name: str) -> bool:
+    """Return whether the class of a method or data set has a key of this name in its `Config`."""
+    try:
+        return name in {f.name for f in dataclasses.fields(hydra.utils.get_class(target).Config)}
+    except Exception:  # `import_class` reports it
+        return False
+
+
 def check_arguments(target: str, arguments: Mapping[str, Any], path: str) -> None:
     """Check the arguments of a network's builder against its signature, where that lists them."""
     try:
