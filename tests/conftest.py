@@ -256,3 +256,11 @@ def cifar_root() -> Path:
     if not (root / "cifar-10-batches-py").is_dir():
         pytest.skip(f"needs CIFAR-10: no cifar-10-batches-py in {root.absolute()} (set KDBENCH_DATA)")
     return root.absolute()
+
+
+@pytest.fixture(scope="session")
+def cifar100_root() -> Path:
+    root = Path(os.environ.get("KDBENCH_DATA", "data"))
+    if not (root / "cifar-100-python").is_dir():
+        pytest.skip(f"needs CIFAR-100: no cifar-100-python in {root.absolute()} (set KDBENCH_DATA)")
+    return root.absolute()

@@ -1,5 +1,4 @@
 import hashlib
-import os
 import pickle
 import shutil
 import tarfile
@@ -15,14 +14,6 @@ from kdbench.data.splits import train_val_split
 from tests.data.sets import data_set, error_of
 
 NAMES = [Path(path).name for path in file_set(datasets.CIFAR10).files]
-
-
-@pytest.fixture(scope="session")
-def cifar100_root():
-    root = Path(os.environ.get("KDBENCH_DATA100", os.environ.get("KDBENCH_DATA", "data")))
-    if not (root / "cifar-100-python").is_dir():
-        pytest.skip(f"needs CIFAR-100: no cifar-100-python in {root.absolute()} (set KDBENCH_DATA100)")
-    return root.absolute()
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,8 @@ class ModelSummary:
     """True if the network draws random numbers in evaluation mode too."""
     one_image: Mapping[str, str]
     """Mode (train or eval) to why a batch of one image cannot be processed in it."""
+    narrow_convolution: str
+    """Path of a 1x1 convolution with stride and under 16 channels, or an empty text: see `check_memory_format`."""
     builder: int
     """Number of the builder in this process: code that is edited and imported anew has another."""
     remarks: tuple[str, ...]
@@ -104,6 +106,16 @@ def summarize(config: ModelConfig, spec: DataSpec, key: str, trained: bool = Tru
         ) from error
     _summaries[case, trained] = summary, builder
     return summary
+
+
+def find_narrow_convolution(body: nn.Module) -> str:
+    """Return the path of the first 1x1 convolution with a stride and fewer than 16 input channels, or an empty text."""
+    for path, module in body.named_modules():
+        if not isinstance(module, nn.Conv2d) or module.groups > 1:
+            continue
+        if module.kernel_size == (1, 1) and max(module.stride) > 1 and module.in_channels < 16:
+            return path
+    return ""
 
 
 class Probe:
@@ -165,6 +177,7 @@ class Probe:
             own_code=not self.config.target.startswith("kdbench."),
             evaluation_random=self.draws_in_evaluation(),
             one_image=self.check_one_image(logits, trained),
+            narrow_convolution=find_narrow_convolution(self.body),
             builder=id(builder_of(self.config)),
             remarks=tuple(remarks),
         )

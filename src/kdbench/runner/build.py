@@ -70,6 +70,7 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
     check_checkpoint(config, dataset.spec)
     student = summarize(config.student, dataset.spec, "student")
     check_batches(student, config, dataset, config.recipe, "")
+    check_memory_format(student, config, dataset.spec)
     if config.student.weights:
         check_first_weights(config, dataset.spec)
     if config.runtime.compile and (student.host_random or student.changing):
@@ -175,6 +176,26 @@ def check_batches(
                 code="single_image_batch",
                 key=f"data.{name}",
             )
+
+
+def check_memory_format(student: ModelSummary, config: RunConfig, spec: DataSpec) -> None:
+    """Check that a student can be trained in channels-last memory on the CPU.
+
+    The gradient of a 1x1 convolution with a stride and few input channels writes beyond its memory there, in float32
+    and with images larger than 32 x 32 (oneDNN 3.12, issue 6035); the process may crash.
+
+    Raises:
+        ConfigError: it has such a convolution.
+    """
+    on_cpu = config.runtime.device == "cpu" and config.runtime.channels_last
+    if on_cpu and student.narrow_convolution and max(spec.input_shape[1:]) > 32:
+        raise ConfigError(
+            f"student={config.student.name} has a 1x1 convolution with a stride and under 16 channels, "
+            f"{student.narrow_convolution}, which the CPU's library trains wrongly with runtime.channels_last=true and "
+            "images of more than 32 pixels; use runtime.channels_last=false",
+            code="unsafe_convolution",
+            key="runtime.channels_last",
+        )
 
 
 def check_stages(model: ModelSummary, stages: Sequence[str], key: str) -> None:
