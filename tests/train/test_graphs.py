@@ -27,6 +27,7 @@ from kdbench.train.steps import EagerSteps
 from tests.conftest import killed_after, rest_slow
 from tests.every_method import every_method
 from tests.loss_terms import Factor, multiply_terms
+from tests.recipes import every_recipe, overrides
 from tests.train.tape import TapeRecorder
 
 EPOCHS = (
@@ -117,6 +118,15 @@ def test_captured_steps_compute_what_eager_ones_compute(small: Small, method: st
     recorder = TapeRecorder()
     run, _ = run_both(small(f"method={method}", *EPOCHS, "recipe.nesterov=true"), recorder)
     # All steps but the first of each batch size are replayed.
+    assert (recorder.captures, recorder.replays) == (PARTS, 2 * (STEPS - 2))
+    assert lines_about_graphs(run) == []
+
+
+@pytest.mark.parametrize("recipe", every_recipe())
+def test_captured_steps_of_a_recipe_compute_what_eager_ones_compute(small: Small, recipe: str) -> None:
+    recorder = TapeRecorder()
+    method = "logit" if recipe == "vit" else "ce"
+    run, _ = run_both(small(f"method={method}", *EPOCHS, *overrides(recipe)), recorder)
     assert (recorder.captures, recorder.replays) == (PARTS, 2 * (STEPS - 2))
     assert lines_about_graphs(run) == []
 
