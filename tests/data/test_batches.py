@@ -76,8 +76,8 @@ def test_splits_of_shapes_are_balanced_disjoint_and_prefixes_of_larger_ones(smal
 # Augmentation beyond crop and flip
 
 EVERYTHING = (
-    "recipe.policy=rand_augment", "recipe.erasing=0.5", "recipe.mixup=0.8", "recipe.cutmix=1", "recipe.label_smoothing=0.1",
-    "data.padding=2",
+    "recipe.policy=rand_augment", "recipe.erasing=0.5", "recipe.mixup=0.8", "recipe.cutmix=1",
+    "recipe.label_smoothing=0.1", "data.padding=2",
 )  # fmt: skip
 AUGMENTATIONS = {
     "everything": EVERYTHING,
@@ -109,13 +109,13 @@ def assert_equal_batches(first, second):
 def test_an_epoch_depends_on_data_seed_and_epoch_alone(small, augmentation):
     batches = batches_of(small, *augmentation)
     first = list(batches.epoch(3))
-    for seed in (random.seed, np.random.seed, torch.manual_seed):  # noqa: NPY002
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(123)
     list(batches.epoch(0))
-    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     assert_equal_batches(first, batches_of(small, *augmentation).epoch(3))
     assert random.getstate() == states[0]
-    assert np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
+    assert np.random.get_state()[1].tolist() == states[1]
     assert torch.equal(torch.get_rng_state(), states[2])
     others = [next(batches.epoch(4)), next(batches_of(small, *augmentation, seed=1).epoch(3))]
     assert not any(torch.equal(first[0].images, other.images) for other in others)

@@ -1,6 +1,7 @@
 """Learning rates of each schedule, against those of PyTorch's schedulers."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ Make = Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]
 def recipe(**keys: Any) -> RecipeConfig:
     """Return a recipe that the config allows."""
     base = composed_once("method=ce").recipe
-    given_keys = {"epochs": EPOCHS, "lr": LR, "min_lr": MIN_LR, "warmup_lr": WARMUP_LR} | keys
+    given_keys: dict[str, Any] = {"epochs": EPOCHS, "lr": LR, "min_lr": MIN_LR, "warmup_lr": WARMUP_LR} | keys
     made = dataclasses.replace(base, **given_keys)
     check_recipe(made, "recipe")
     return made
@@ -175,7 +176,7 @@ def recipes(draw: st.DrawFn) -> tuple[RecipeConfig, int]:
     lr = draw(st.floats(1e-4, 10))
     per = draw(st.sampled_from(PER))
     whole = st.integers(0, epochs - 1).map(float)
-    keys = {
+    keys: dict[str, Any] = {
         "epochs": epochs,
         "lr": lr,
         "min_lr": lr * draw(st.floats(0, 1)),
@@ -209,7 +210,7 @@ def test_the_rate_rises_to_its_highest_value_then_never_rises_and_stays_in_range
     assert lowest - tolerance <= min(own)
     assert max(own) <= config.lr + tolerance
     top = own.index(max(own))
-    assert all(b >= a - tolerance for a, b in zip(own[:top], own[1 : top + 1], strict=True))
-    assert all(b <= a + tolerance for a, b in zip(own[top:-1], own[top + 1 :], strict=True))
-    changes = sum(a != b for a, b in zip(own, own[1:], strict=False))
+    assert all(b >= a - tolerance for a, b in itertools.pairwise(own[: top + 1]))
+    assert all(b <= a + tolerance for a, b in itertools.pairwise(own[top:]))
+    changes = sum(a != b for a, b in itertools.pairwise(own))
     assert changes <= (config.epochs - 1 if config.schedule_per == "epoch" else len(own) - 1)
