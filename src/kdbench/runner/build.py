@@ -67,6 +67,9 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
         ConfigError: a part cannot be built.
     """
     dataset = load(config.data, config.runtime.device)
+    check_policy(config.recipe, config, dataset, "")
+    if config.teacher and config.teacher.checkpoint is None:
+        check_policy(config.teacher.recipe, config, dataset, "teacher.")
     check_checkpoint(config, dataset.spec)
     student = summarize(config.student, dataset.spec, "student")
     check_batches(student, config, dataset, config.recipe, "")
@@ -168,6 +171,28 @@ def check_batches(
                 code="single_image_batch",
                 key=f"data.{name}",
             )
+
+
+def check_policy(recipe: RecipeConfig, config: RunConfig, dataset: Dataset, prefix: str) -> None:
+    """Check that the policy of a recipe can be applied to the images.
+
+    Args:
+        recipe: recipe by which a network is trained.
+        config: resolved config.
+        dataset: its data.
+        prefix: text before the keys of the recipe.
+
+    Raises:
+        ConfigError: it is for images of three channels, and these have another number.
+    """
+    channels = dataset.spec.input_shape[0]
+    if recipe.policy and channels != 3:
+        raise ConfigError(
+            f"{prefix}recipe.policy is {recipe.policy!r}, which changes colours, and images of "
+            f"data={config.data.name} have {channels} channels in place of 3; use {prefix}recipe.policy=null",
+            code="mismatch",
+            key=f"{prefix}recipe.policy",
+        )
 
 
 def check_stages(model: ModelSummary, stages: Sequence[str], key: str) -> None:
