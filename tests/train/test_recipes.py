@@ -1,5 +1,6 @@
 """Runs of every kind of recipe: resumed, in lockstep and with batches in parts, they compute the same numbers."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +9,9 @@ import pandas as pd
 import pytest
 
 from kdbench.config import RunConfig
+from kdbench.data.embedded import Shapes
+from kdbench.data.source import Source
+from kdbench.errors import ConfigError
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.identity import teacher_config
 from kdbench.runner.policy import run_with_retries
@@ -100,3 +104,32 @@ def test_recipes_that_share_their_batches_compute_in_lockstep_what_they_compute_
         assert result.directory.read_summary().lockstep == len(configs)
         alone = complete(compose("alone", f"method={'ce' if n else 'logit'}", *given))
         assert numbers(result.directory) == numbers(alone)
+
+
+class OneChannel(Shapes):
+    """Images of one channel."""
+
+    fixed = False
+
+    def load(self) -> Source:
+        source = super().load()
+        splits = (dataclasses.replace(split, images=split.images[..., :1].contiguous()) for split in source[:3])
+        return Source(*splits, source.class_names)
+
+
+@pytest.mark.parametrize(
+    ("method", "key"),
+    [("ce", "recipe.policy"), pytest.param("logit", "teacher.recipe.policy", marks=pytest.mark.slow)],
+)
+def test_a_policy_for_images_without_three_channels_is_refused_before_training(
+    compose: Compose, method: str, key: str
+) -> None:
+    def one_channel(*more: str) -> RunConfig:
+        config = compose("run", f"method={method}", *more)
+        data = dataclasses.replace(config.data, target=OneChannel)
+        data.params.mean = data.params.std = None
+        return dataclasses.replace(config, data=data)
+
+    with pytest.raises(ConfigError) as error:
+        complete(one_channel(f"{key}=trivial_augment"))
+    assert (error.value.code, error.value.key) == ("mismatch", key)
