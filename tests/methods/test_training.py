@@ -257,6 +257,17 @@ def test_momentum_has_the_memory_format_of_the_weights_after_loading(training):
         assert parameter.stride() == state["momentum_buffer"].stride()
 
 
+@pytest.mark.parametrize("method", [name for name, target in CLASSES.items() if target.soft_labels])
+def test_a_method_of_soft_labels_has_the_cross_entropy_with_mixed_labels(training, method):
+    run = training(f"method={method}", "recipe.mixup=0.8", "recipe.label_smoothing=0.1")
+    batch = run.first_batch
+    run.student.eval()  # the same statistics for both passes
+    with torch.no_grad():
+        ce, logits = float(run.loss_terms(batch)["ce"]), run.student(batch.images).logits
+    assert ce == pytest.approx(float(F.cross_entropy(logits, batch.soft_targets)), rel=1e-5)
+    assert ce != pytest.approx(float(F.cross_entropy(logits, batch.labels)), rel=1e-5)
+
+
 # Batches in parts
 
 
