@@ -10,8 +10,8 @@ from kdbench.config.parse import check_together
 from kdbench.config.recipe import KEYS_OF_OPTIMIZER, KEYS_OF_SCHEDULE, check_recipe
 from kdbench.errors import ConfigError
 from kdbench.methods import CrossEntropy
-from tests.conftest import composed_once
-from tests.recipes import RECIPES, overrides
+from tests.conftest import composed_once, rest_slow
+from tests.recipes import RECIPES, every_recipe, overrides
 
 RUN = ("student=resnet8", "teacher=resnet20", "data=shapes", "runtime.device=cpu", "runtime.precision=fp32")
 
@@ -118,7 +118,7 @@ def test_a_value_out_of_its_range_is_refused(setting: str) -> None:
     assert (error.value.code, error.value.key) == ("out_of_range", f"recipe.{setting.partition('=')[0]}")
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", every_recipe())
 def test_the_recipes_of_the_tests_are_allowed_by_the_config(name: str) -> None:
     run = composed_once("method=ce", "recipe.epochs=2", *overrides(name))
     for setting in RECIPES[name]:
@@ -155,17 +155,20 @@ def test_a_key_of_another_choice_is_unused_and_not_among_the_settings(choice: tu
 
 @pytest.mark.parametrize(
     ("given", "unused"),
-    [
-        (("recipe.optimizer=adamw", "recipe.momentum=0.5"), "recipe.momentum"),
-        (("recipe.betas=[0.8,0.9]",), "recipe.betas"),
-        (("recipe.schedule=constant", "recipe.min_lr=0"), "recipe.min_lr"),
-        (("recipe.milestones=[1]",), "recipe.milestones"),
-        (("recipe.warmup_lr=1e-3",), "recipe.warmup_lr"),
-        (("recipe.policy_magnitude=3",), "recipe.policy_magnitude"),
-        (("recipe.policy=trivial_augment", "recipe.policy_ops=3"), "recipe.policy_ops"),
-        (("teacher.recipe.gamma=0.2",), "teacher.recipe.gamma"),
-        (("++recipe.gamma=0.2",), "recipe.gamma"),
-    ],
+    rest_slow(
+        [
+            (("recipe.optimizer=adamw", "recipe.momentum=0.5"), "recipe.momentum"),
+            (("teacher.recipe.gamma=0.2",), "teacher.recipe.gamma"),
+            (("recipe.betas=[0.8,0.9]",), "recipe.betas"),
+            (("recipe.schedule=constant", "recipe.min_lr=0"), "recipe.min_lr"),
+            (("recipe.milestones=[1]",), "recipe.milestones"),
+            (("recipe.warmup_lr=1e-3",), "recipe.warmup_lr"),
+            (("recipe.policy_magnitude=3",), "recipe.policy_magnitude"),
+            (("recipe.policy=trivial_augment", "recipe.policy_ops=3"), "recipe.policy_ops"),
+            (("++recipe.gamma=0.2",), "recipe.gamma"),
+        ],
+        every_day=3,
+    ),
 )
 def test_a_given_key_that_changes_nothing_is_an_error(given: tuple[str, ...], unused: str) -> None:
     with pytest.raises(ConfigError) as error:

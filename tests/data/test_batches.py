@@ -81,21 +81,22 @@ EVERYTHING = (
 )  # fmt: skip
 AUGMENTATIONS = {
     "everything": EVERYTHING,
-    "rand_augment": ("recipe.policy=rand_augment", "recipe.policy_ops=3"),
     "trivial_augment": ("recipe.policy=trivial_augment",),
-    "erasing": ("recipe.erasing=0.5",),
     "mixup": ("recipe.mixup=0.2",),
+    "no_flip": ("data.flip=false",),
+    "rand_augment": ("recipe.policy=rand_augment", "recipe.policy_ops=3"),
+    "erasing": ("recipe.erasing=0.5",),
     "cutmix": ("recipe.cutmix=1",),
     "mixup_and_cutmix": ("recipe.mixup=0.8", "recipe.cutmix=1"),
     "label_smoothing": ("recipe.label_smoothing=0.1",),
-    "no_flip": ("data.flip=false",),
     "no_padding": ("data.padding=0",),
     "no_augmentation": ("data.augment=false",),
 }
 
 
 def every_augmentation():
-    return pytest.mark.parametrize("augmentation", list(AUGMENTATIONS.values()), ids=list(AUGMENTATIONS))
+    """Parameters: every setting by name. All but the first ones are slow tests."""
+    return pytest.mark.parametrize("name", rest_slow(AUGMENTATIONS, every_day=4))
 
 
 def assert_equal_batches(first, second):
@@ -106,7 +107,8 @@ def assert_equal_batches(first, second):
 
 
 @every_augmentation()
-def test_an_epoch_depends_on_data_seed_and_epoch_alone(small, augmentation):
+def test_an_epoch_depends_on_data_seed_and_epoch_alone(small, name):
+    augmentation = AUGMENTATIONS[name]
     batches = batches_of(small, *augmentation)
     first = list(batches.epoch(3))
     for seed in (random.seed, np.random.seed, torch.manual_seed):
@@ -122,9 +124,9 @@ def test_an_epoch_depends_on_data_seed_and_epoch_alone(small, augmentation):
 
 
 @every_augmentation()
-@pytest.mark.parametrize("memory", ["device", "host"])
-def test_an_augmented_epoch_can_be_continued_at_any_step(small, augmentation, memory):
-    batches = batches_of(small, *augmentation, f"data.memory={memory}")
+@pytest.mark.parametrize("memory", rest_slow(["host", "device"]))
+def test_an_augmented_epoch_can_be_continued_at_any_step(small, name, memory):
+    batches = batches_of(small, *AUGMENTATIONS[name], f"data.memory={memory}")
     whole = list(batches.epoch(2))
     assert [len(batch.labels) for batch in whole] == [30, 30, 4]
     for start in range(len(whole) + 1):
@@ -132,7 +134,8 @@ def test_an_augmented_epoch_can_be_continued_at_any_step(small, augmentation, me
 
 
 @every_augmentation()
-def test_augmented_images_are_the_same_on_device_and_host_and_in_both_memory_formats(small, augmentation):
+def test_augmented_images_are_the_same_on_device_and_host_and_in_both_memory_formats(small, name):
+    augmentation = AUGMENTATIONS[name]
     first = list(batches_of(small, *augmentation).epoch(1))
     assert_equal_batches(first, batches_of(small, *augmentation, "data.memory=host").epoch(1))
     contiguous = list(batches_of(small, *augmentation, channels_last=False).epoch(1))

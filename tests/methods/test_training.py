@@ -307,7 +307,7 @@ def gradients_and_terms(run, batch):
 
 
 @pytest.mark.parametrize("method", methods())
-@pytest.mark.parametrize("accumulate", [2, 3, 7])
+@pytest.mark.parametrize("accumulate", rest_slow([3, 2, 7]))
 def test_gradients_and_terms_of_a_batch_in_parts_are_those_of_the_whole_batch(training, method, accumulate):
     keys = (f"method={method}", "recipe.batch_size=25", "recipe.mixup=0.8", "recipe.label_smoothing=0.1")
     whole = to_double(training(*keys))

@@ -69,7 +69,6 @@ SHARING: dict[str, tuple[tuple[str, ...], Sequence[tuple[str, ...]]]] = {
         ("mixup=0.8", "cutmix=1.0", "policy=rand_augment", "erasing=0.25", "label_smoothing=0.1"),
         (
             ("optimizer=adamw", "lr=1e-3", "schedule_per=step", "warmup_epochs=0.5", "ema=0.9"),
-            ("schedule=multistep", "milestones=[1]"),
             ("schedule=one_cycle", "schedule_per=step", "warmup_epochs=1", "accumulate=2"),
         ),
     ),
@@ -77,6 +76,7 @@ SHARING: dict[str, tuple[tuple[str, ...], Sequence[tuple[str, ...]]]] = {
         (),
         (
             ("schedule_per=step",),
+            ("schedule=multistep", "milestones=[1]"),
             ("schedule=constant", "optimizer=adam", "lr=1e-3", "decay_all=false"),
             ("ema=0.99", "accumulate=3"),
         ),
