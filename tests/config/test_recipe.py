@@ -7,7 +7,8 @@ import pytest
 
 from kdbench.config import RecipeConfig, RunConfig, compose
 from kdbench.config.parse import check_together
-from kdbench.config.recipe import KEYS_OF_OPTIMIZER, KEYS_OF_SCHEDULE, check_recipe
+from kdbench.config.recipe import KEYS_OF_OPTIMIZER, KEYS_OF_SCHEDULE, check_recipe, is_added
+from kdbench.config.schema import typed
 from kdbench.errors import ConfigError
 from kdbench.methods import CrossEntropy
 from tests.conftest import composed_once, rest_slow
@@ -191,6 +192,14 @@ def test_a_recipe_of_the_reference_study_has_no_settings_that_were_added_later()
         "epochs", "batch_size", "lr", "min_lr", "momentum", "nesterov", "weight_decay", "clip_norm",
         "clip_projections", "on_nonfinite", "nonfinite_limit",
     }  # fmt: skip
+
+
+def test_a_recipe_of_an_earlier_version_is_read_with_neutral_values() -> None:
+    whole = composed_once(*RUN).recipe
+    earlier = {f.name: getattr(whole, f.name) for f in dataclasses.fields(whole) if not is_added(f)}
+    read = typed(RecipeConfig, earlier, "recipe")
+    assert read == whole
+    assert not read.unused().keys() & earlier.keys()
 
 
 # Soft labels

@@ -2,11 +2,13 @@
 
 import dataclasses
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from kdbench.config import RunConfig
 from kdbench.data.embedded import Shapes
@@ -15,8 +17,11 @@ from kdbench.errors import ConfigError
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.identity import teacher_config
 from kdbench.runner.policy import run_with_retries
-from tests.conftest import SMALL, complete, composed_once, killed_after
+from kdbench.system.signals import Interrupted, handled
+from kdbench.train.learner import Learner
+from tests.conftest import SMALL, complete, composed_once, killed_after, rest_slow
 from tests.recipes import every_recipe, overrides
+from tests.runner.trainers import with_learners
 
 SIZE = (
     "data.num_train=56", "recipe.batch_size=16", "recipe.epochs=2", "teacher.recipe.batch_size=16",
@@ -62,6 +67,33 @@ def test_a_run_that_was_killed_in_an_epoch_resumes_to_the_same_numbers(compose: 
     resumed = complete(config)
     assert "resuming from last.ckpt after 1 of 2 epochs and 2 steps" in resumed.log.read_text()
     assert numbers(resumed) == numbers(complete(whole))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("position", [(0, 1), (0, 3), (1, 0), (1, 3), (2, 0)])
+def test_a_run_killed_at_any_step_resumes_to_the_same_numbers(compose: Compose, position: tuple[int, int]) -> None:
+    config, whole = (compose(folder, "method=ce", *overrides("vit")) for folder in ("killed", "whole"))
+    with killed_after(*position, epochs=2):
+        complete(config)
+    assert numbers(complete(config)) == numbers(complete(whole))
+
+
+@pytest.mark.parametrize("kept", rest_slow(["average", "weights"], every_day=0))
+def test_a_run_that_a_signal_stops_in_validation_resumes_to_the_same_numbers(compose: Compose, kept: str) -> None:
+    keys = ("recipe.ema=0.9",) if kept == "average" else ()
+    config, whole = (compose(folder, "method=ce", "data.num_val=200", *keys) for folder in ("stopped", "whole"))
+
+    def send(student: torch.nn.Module, *_: object) -> None:
+        if not student.training:
+            signal.raise_signal(signal.SIGUSR1)
+
+    def signal_in_validation(learners: Sequence[Learner]) -> None:
+        for learner in learners:
+            learner.student.register_forward_hook(send)
+
+    with pytest.raises(Interrupted), handled():
+        run_with_retries([config], train=with_learners(signal_in_validation))
+    assert numbers(complete(config)) == numbers(complete(whole))
 
 
 SHARING: dict[str, tuple[tuple[str, ...], Sequence[tuple[str, ...]]]] = {
