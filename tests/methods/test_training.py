@@ -246,15 +246,21 @@ def test_the_weights_of_the_first_of_equally_good_epochs_are_kept(small):
     assert equal(run.learner.best["weights"], weights[1])
 
 
-def test_momentum_has_the_memory_format_of_the_weights_after_loading(training):
-    first = training("method=ce")
+@pytest.mark.parametrize(("optimizer", "kept"), [("sgd", 1), ("adam", 2), ("adamw", 2)])
+def test_state_of_the_optimiser_has_the_memory_format_of_the_weights_after_loading(training, optimizer, kept):
+    keys = ("method=ce", f"recipe.optimizer={optimizer}", "recipe.ema=0.9")
+    first = training(*keys)
     first.train_epoch()
     state = copy.deepcopy(first.learner.state_dict())
-    other = training("method=ce", "runtime.channels_last=false")
+    other = training(*keys, "runtime.channels_last=false")
     other.learner.load_state_dict(state)
     assert other.learner.optimizer.state
     for parameter, state in other.learner.optimizer.state.items():
-        assert parameter.stride() == state["momentum_buffer"].stride()
+        values = [value for value in state.values() if value.shape == parameter.shape]
+        assert len(values) == kept
+        assert all(value.stride() == parameter.stride() for value in values)
+    average = other.learner.average
+    assert all(a.stride() == w.stride() for a, w in zip(average.averages, average.weights, strict=True))
 
 
 @pytest.mark.parametrize("method", [name for name, target in CLASSES.items() if target.soft_labels])
