@@ -138,5 +138,5 @@ def smoothed(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
 
     Source: Szegedy et al. 2016 (arXiv 1512.00567), section 7.
     """
-    classes = torch.arange(num_classes, device=labels.device)  # one_hot reads values on the host, except on CUDA
+    classes = torch.arange(num_classes, device=labels.device)  # one_hot reads values on the host on some devices
     return (labels[:, None] == classes).float().mul_(1 - smoothing).add_(smoothing / num_classes)
