@@ -17,7 +17,7 @@ from kdbench.runner.build import build_learner, build_parts
 from kdbench.system.device import autocast, place, resolve_runtime
 from kdbench.teachers.live import LiveTeacher
 from kdbench.train.evaluate import predict
-from kdbench.train.learner import no_teacher
+from kdbench.train.learner import no_teacher, part_slices
 from kdbench.train.loop import fit
 from tests.conftest import rest_slow
 from tests.networks import SPEC
@@ -246,12 +246,113 @@ def test_the_weights_of_the_first_of_equally_good_epochs_are_kept(small):
     assert equal(run.learner.best["weights"], weights[1])
 
 
-def test_momentum_has_the_memory_format_of_the_weights_after_loading(training):
-    first = training("method=ce")
+@pytest.mark.parametrize(("optimizer", "kept"), [("sgd", 1), ("adam", 2), ("adamw", 2)])
+def test_state_of_the_optimiser_has_the_memory_format_of_the_weights_after_loading(training, optimizer, kept):
+    keys = ("method=ce", f"recipe.optimizer={optimizer}", "recipe.ema=0.9")
+    first = training(*keys)
     first.train_epoch()
     state = copy.deepcopy(first.learner.state_dict())
-    other = training("method=ce", "runtime.channels_last=false")
+    other = training(*keys, "runtime.channels_last=false")
     other.learner.load_state_dict(state)
     assert other.learner.optimizer.state
     for parameter, state in other.learner.optimizer.state.items():
-        assert parameter.stride() == state["momentum_buffer"].stride()
+        values = [value for value in state.values() if value.shape == parameter.shape]
+        assert len(values) == kept
+        assert all(value.stride() == parameter.stride() for value in values)
+    average = other.learner.average
+    assert all(a.stride() == w.stride() for a, w in zip(average.averages, average.weights, strict=True))
+
+
+@pytest.mark.parametrize("method", [name for name, target in CLASSES.items() if target.soft_labels])
+def test_a_method_of_soft_labels_has_the_cross_entropy_with_mixed_labels(training, method):
+    run = training(f"method={method}", "recipe.mixup=0.8", "recipe.label_smoothing=0.1")
+    batch = run.first_batch
+    run.student.eval()  # the same statistics for both passes
+    with torch.no_grad():
+        ce, logits = float(run.loss_terms(batch)["ce"]), run.student(batch.images).logits
+    assert ce == pytest.approx(float(F.cross_entropy(logits, batch.soft_targets)), rel=1e-5)
+    assert ce != pytest.approx(float(F.cross_entropy(logits, batch.labels)), rel=1e-5)
+
+
+# Batches in parts
+
+
+def to_double(run):
+    """Compute in float64, with the running statistics of batch norm, so that images do not depend on each other."""
+    run.learner.begin_epoch()
+    for module in (run.student, run.method):
+        module.double().eval()
+    for kept in run.learner.optimizer.state.values():
+        kept.update({name: value.double() for name, value in kept.items()})
+
+    def teacher(batch):
+        output = run.live(batch._replace(images=batch.images.float()))
+        if output is None:
+            return None
+        features = {stage: values.double() for stage, values in output.features.items()}
+        return output._replace(logits=None if output.logits is None else output.logits.double(), features=features)
+
+    run.live, run.teacher = run.teacher, teacher
+    return run
+
+
+def doubled(batch):
+    targets = None if batch.soft_targets is None else batch.soft_targets.double()
+    return batch._replace(images=batch.images.double(), soft_targets=targets)
+
+
+def gradients_and_terms(run, batch):
+    """Return gradients, terms and logits of a batch by the learner's own way, in parts or as a whole."""
+    run.learner.optimizer.zero_grad()
+    output = run.teacher(batch)
+    output = output and output.select(run.method.requires)
+    backward = run.learner.backward if run.learner.recipe.accumulate == 1 else run.learner.backward_in_parts
+    terms, logits = backward(batch, output)
+    gradients = [p.grad for p in (*run.student.parameters(), *run.method.parameters())]
+    return [*gradients, *(terms[name].detach() for name in sorted(terms)), logits]
+
+
+@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("accumulate", rest_slow([3, 2, 7]))
+def test_gradients_and_terms_of_a_batch_in_parts_are_those_of_the_whole_batch(training, method, accumulate):
+    keys = (f"method={method}", "recipe.batch_size=25", "recipe.mixup=0.8", "recipe.label_smoothing=0.1")
+    whole = to_double(training(*keys))
+    parts = to_double(training(*keys, f"recipe.accumulate={accumulate}"))
+    batches = [doubled(batch) for batch in whole.batches.epoch(0)]
+    assert [len(batch.labels) for batch in batches] == [25, 25, 14]
+    for batch in (batches[0], batches[-1]):
+        for own, expected in zip(gradients_and_terms(parts, batch), gradients_and_terms(whole, batch), strict=True):
+            assert own.shape == expected.shape
+            assert torch.allclose(own, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", methods())
+def test_recorded_terms_of_batches_in_parts_are_means_over_the_whole_batch(training, method):
+    found = []
+    for accumulate in (1, 3):
+        run = to_double(training(f"method={method}", "recipe.batch_size=25", f"recipe.accumulate={accumulate}"))
+        for batch in run.batches.epoch(0):
+            run.train_step(doubled(batch))
+        found.append(run.learner.sums.means(1))
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+
+
+def test_no_part_of_a_batch_has_a_single_image(training):
+    sizes = []
+    run = training("method=ce", "recipe.batch_size=30", "recipe.accumulate=4")
+    run.student.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    run.learner.begin_epoch()
+    for batch in run.batches.epoch(0):
+        run.train_step(batch)
+    assert sizes == [7, 8, 7, 8, 7, 8, 7, 8, 2, 2]
+
+
+def test_parts_of_a_batch_cover_it_once_in_order():
+    for images in range(1, 40):
+        for parts in range(1, 12):
+            slices = part_slices(images, parts)
+            assert [n for s in slices for n in range(images)[s]] == list(range(images))
+            sizes = [s.stop - s.start for s in slices]
+            assert len(sizes) <= parts
+            assert min(sizes) >= min(2, images)
+            assert max(sizes) - min(sizes) <= 1

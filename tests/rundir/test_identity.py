@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kdbench.config import CONF_DIR, RecipeConfig, compose, parse
+from kdbench.config.recipe import is_added
 from kdbench.config.schema import number, one_of, whole
 from kdbench.config.sections import FileKeys
 from kdbench.errors import ConfigError
@@ -355,6 +356,78 @@ def test_some_settings_have_a_neutral_value():
     assert neutral["on_nonfinite"] == "stop"
     outside = {f.name for f in dataclasses.fields(FileKeys) if not f.metadata.get("identity", True)}
     assert outside == {"root", "download", "memory"}
+
+
+NEUTRAL = {
+    "optimizer": ("sgd", "adamw", ()),
+    "betas": ("[0.9,0.999]", "[0.8,0.999]", ("recipe.optimizer=adam",)),
+    "eps": ("1e-8", "1e-6", ("recipe.optimizer=adamw",)),
+    "decay_all": ("true", "false", ()),
+    "schedule": ("cosine", "constant", ()),
+    "schedule_per": ("epoch", "step", ()),
+    "milestones": ("[2]", "[3]", ("recipe.schedule=multistep",)),
+    "gamma": ("0.1", "0.2", ("recipe.schedule=multistep", "recipe.milestones=[2]")),
+    "warmup_epochs": ("0", "2", ()),
+    "warmup_lr": ("1e-6", "1e-5", ("recipe.warmup_epochs=1",)),
+    "accumulate": ("1", "2", ()),
+    "ema": ("null", "0.99", ()),
+    "label_smoothing": ("0", "0.1", ()),
+    "mixup": ("0", "0.2", ()),
+    "cutmix": ("0", "1", ()),
+    "policy": ("null", "trivial_augment", ()),
+    "policy_ops": ("2", "3", ("recipe.policy=rand_augment",)),
+    "policy_magnitude": ("9", "5", ("recipe.policy=rand_augment",)),
+    "erasing": ("0", "0.25", ()),
+}
+"""Keys that were added to recipes: a neutral value, another one, and the keys with which they are used."""
+
+
+def test_each_added_key_of_a_recipe_has_a_neutral_value():
+    added = {f.name for f in dataclasses.fields(RecipeConfig) if is_added(f)}
+    assert added == NEUTRAL.keys()
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_an_added_key_of_a_recipe_changes_the_run_key_unless_it_is_neutral(name):
+    neutral, other, beside = NEUTRAL[name]
+    given = (f"recipe.{name}={neutral}",) if name == "milestones" else ()
+    assert key_of(*beside, f"recipe.{name}={neutral}") == key_of(*beside, *given)
+    assert key_of(*beside, f"recipe.{name}={other}") != key_of(*beside, *given)
+
+
+@pytest.mark.parametrize(
+    ("choice", "unused"),
+    [
+        ("optimizer=sgd", ("betas=[0.5,0.6]", "eps=1e-3")),
+        ("optimizer=adam", ("momentum=0.5", "nesterov=false")),
+        ("optimizer=adamw", ("momentum=0.5", "nesterov=false")),
+        ("schedule=cosine", ("milestones=[1,2]", "gamma=0.5")),
+        ("schedule=constant", ("min_lr=0.5", "milestones=[1,2]", "gamma=0.5")),
+        ("warmup_epochs=0", ("warmup_lr=0.01",)),
+        ("policy=null", ("policy_ops=3", "policy_magnitude=1")),
+        ("policy=trivial_augment", ("policy_ops=3", "policy_magnitude=1")),
+    ],
+)
+def test_a_key_of_another_choice_changes_no_run_key(choice, unused):
+    key = key_of(f"recipe.{choice}")
+    for setting in unused:
+        assert key_of(f"recipe.{choice}", f"recipe.{setting}") == key, setting
+
+
+def test_a_key_of_another_schedule_changes_no_run_key_of_steps_and_one_cycle():
+    steps = ("recipe.schedule=multistep", "recipe.milestones=[2]")
+    assert key_of(*steps, "recipe.min_lr=0.5") == key_of(*steps)
+    cycle = ("recipe.schedule=one_cycle", "recipe.warmup_epochs=1")
+    assert key_of(*cycle, "recipe.gamma=0.5") == key_of(*cycle)
+    assert key_of(*cycle, "recipe.min_lr=0") != key_of(*cycle)
+
+
+@pytest.mark.parametrize(
+    ("setting", "changes"),
+    [("padding=4", False), ("flip=true", False), ("memory=host", False), ("padding=2", True), ("flip=false", True)],
+)
+def test_views_of_the_data_are_part_of_the_key_and_their_place_in_memory_is_not(setting, changes):
+    assert (key_of(f"data.{setting}") != key_of()) == changes
 
 
 @dataclass

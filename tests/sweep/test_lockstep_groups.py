@@ -30,7 +30,9 @@ def changed(config: RunConfig, key: str, value: Any) -> RunConfig:
         ("data_seed", 1), ("recipe.batch_size", 16), ("recipe.epochs", 2), ("data.augment", False),
         ("data.num_train", 40), ("runtime.threads", 3), ("runtime.precision", "bf16"), ("runtime.profile", "repro"),
         ("runtime.compile", True), ("teacher.seed", 1), ("teacher.recipe.lr", 0.2), ("output_root", "elsewhere"),
-        ("teacher.model.stages", {"layer1": "layer1.0.conv1"}),
+        ("teacher.model.stages", {"layer1": "layer1.0.conv1"}), ("recipe.label_smoothing", 0.1), ("recipe.mixup", 0.2),
+        ("recipe.cutmix", 1.0), ("recipe.policy", "trivial_augment"), ("recipe.erasing", 0.25), ("data.padding", 2),
+        ("data.flip", False),
     ],
 )  # fmt: skip
 def test_runs_that_cannot_share_are_grouped_apart(small: Callable[..., RunConfig], key: str, value: Any) -> None:
@@ -42,7 +44,9 @@ def test_runs_that_cannot_share_are_grouped_apart(small: Callable[..., RunConfig
     ("key", "value"),
     [
         ("init_seed", 1), ("recipe.lr", 0.01), ("student.arguments", {"depth": 14}), ("method.params.temperature", 2.0),
-        ("recipe.on_nonfinite", "skip"), ("recipe.clip_norm", None),
+        ("recipe.on_nonfinite", "skip"), ("recipe.clip_norm", None), ("recipe.optimizer", "adamw"),
+        ("recipe.schedule", "constant"), ("recipe.schedule_per", "step"), ("recipe.warmup_epochs", 0.5),
+        ("recipe.ema", 0.99), ("recipe.accumulate", 2), ("recipe.decay_all", False),
     ],
 )  # fmt: skip
 def test_runs_that_differ_in_their_own_settings_share(small: Callable[..., RunConfig], key: str, value: Any) -> None:

@@ -27,6 +27,7 @@ from kdbench.train.steps import EagerSteps
 from tests.conftest import killed_after, rest_slow
 from tests.every_method import every_method
 from tests.loss_terms import Factor, multiply_terms
+from tests.recipes import every_recipe, overrides
 from tests.train.tape import TapeRecorder
 
 EPOCHS = (
@@ -119,6 +120,40 @@ def test_captured_steps_compute_what_eager_ones_compute(small: Small, method: st
     # All steps but the first of each batch size are replayed.
     assert (recorder.captures, recorder.replays) == (PARTS, 2 * (STEPS - 2))
     assert lines_about_graphs(run) == []
+
+
+@pytest.mark.parametrize("recipe", every_recipe())
+def test_captured_steps_of_a_recipe_compute_what_eager_ones_compute(small: Small, recipe: str) -> None:
+    recorder = TapeRecorder()
+    method = "logit" if recipe == "vit" else "ce"
+    run, _ = run_both(small(f"method={method}", *EPOCHS, *overrides(recipe)), recorder)
+    assert (recorder.captures, recorder.replays) == (PARTS, 2 * (STEPS - 2))
+    assert lines_about_graphs(run) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["vit", "label_smoothing"])
+def test_captured_steps_compute_the_same_with_images_in_the_memory_of_the_host(small: Small, recipe: str) -> None:
+    recorder = TapeRecorder()
+    run_both(small("method=logit", *EPOCHS, *overrides(recipe), "data.memory=host"), recorder)
+    assert recorder.captures == PARTS
+
+
+@pytest.mark.slow
+def test_learners_with_schedules_of_their_own_are_captured_in_one_group(small: Small) -> None:
+    shared = ("recipe.mixup=0.8", "recipe.policy=trivial_augment")
+    own = (
+        ("recipe.schedule_per=step", "recipe.optimizer=adamw", "recipe.lr=1e-3"),
+        ("recipe.schedule=one_cycle", "recipe.warmup_epochs=1", "recipe.ema=0.9", "recipe.accumulate=2"),
+    )
+    recorder = TapeRecorder()
+    configs = [small("method=ce", *EPOCHS, *shared, *keys) for keys in own]
+    results = run_with_retries([in_folder(config, "captured") for config in configs], train=captured(recorder))
+    for config, result in zip(configs, results, strict=True):
+        assert result.directory, result.error
+        assert result.directory.read_summary().lockstep == 2
+        assert_same_numbers(result.directory, completed(in_folder(config, "eager"), with_factor(None)))
+    assert recorder.captures == 6  # the batch and two steps, for two sizes of batches
 
 
 @pytest.mark.slow

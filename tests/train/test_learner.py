@@ -11,6 +11,8 @@ from kdbench.data import Batches
 from kdbench.runner.build import build_learner, build_parts
 from kdbench.runner.run import resolve_run
 from kdbench.train.learner import Learner
+from kdbench.train.loop import fit
+from kdbench.train.schedule import Schedule
 
 Make = Callable[..., tuple[Learner, Batches]]
 
@@ -69,6 +71,28 @@ def test_gradient_scaling_takes_no_bad_step_though_its_gradients_are_finite(make
     assert not weights_moved()
     learner.train_step(second, None)
     assert weights_moved() == skip
+
+
+SCHEDULES = (
+    ("recipe.schedule_per=step", "recipe.warmup_epochs=0.5"),
+    ("recipe.schedule=multistep", "recipe.milestones=[1]", "recipe.optimizer=adam"),
+    ("recipe.schedule=one_cycle", "recipe.schedule_per=step", "recipe.warmup_epochs=1", "recipe.optimizer=adamw"),
+)
+
+
+@pytest.mark.parametrize("overrides", SCHEDULES)
+def test_each_step_takes_the_learning_rate_of_its_epoch_and_step(make: Make, overrides: tuple[str, ...]) -> None:
+    learner, batches = make("recipe.epochs=2", "recipe.batch_size=30", *overrides)
+    taken: list[list[float]] = []
+    learner.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: taken.append([float(group["lr"]) for group in optimizer.param_groups])
+    )
+    fit([learner], batches, 2)
+    schedule = Schedule(learner.recipe, 3)
+    expected = [schedule.at(epoch, step) for epoch in range(2) for step in range(3)]
+    assert taken == [[rate] for rate in expected]
+    assert len(set(expected)) == (2 if learner.recipe.schedule_per == "epoch" else 6)
+    assert [row["lr"] for row in learner.rows] == expected[::3]
 
 
 def test_each_learner_draws_its_own_random_numbers_also_after_a_resume(small: Callable[..., RunConfig]) -> None:

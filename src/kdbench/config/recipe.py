@@ -131,8 +131,8 @@ def check_recipe(recipe: RecipeConfig, path: str) -> None:
         raise refuse("milestones", f"{path}.schedule=multistep needs at least one epoch, such as [150,180,210]")
     if recipe.schedule == "multistep" and recipe.milestones[-1] >= recipe.epochs:
         scale = recipe.epochs / (recipe.milestones[-1] * 8 / 7)
-        fitting = sorted({max(1, round(epoch * scale)) for epoch in recipe.milestones})
-        remedy = f", such as {path}.milestones=[{','.join(map(str, fitting))}]" if fitting[-1] < recipe.epochs else ""
+        fitting = sorted({min(max(1, round(epoch * scale)), recipe.epochs - 1) for epoch in recipe.milestones})
+        remedy = f", such as {path}.milestones=[{','.join(map(str, fitting))}]" if recipe.epochs > 1 else ""
         remedy = remedy or f", or use {path}.schedule=constant"
         raise refuse(
             "milestones", f"the schedule is longer than {path}.epochs={recipe.epochs}: give epochs below{remedy}"

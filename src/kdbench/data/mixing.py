@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.random import RandomState
 from torch import Tensor
-from torch.nn import functional as F
 
 ERASED_AREA = (0.02, 0.33)
 """Smallest and largest share of an image that is erased (Zhong et al. 2017, arXiv 1708.04896)."""
@@ -139,4 +138,5 @@ def smoothed(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
 
     Source: Szegedy et al. 2016 (arXiv 1512.00567), section 7.
     """
-    return F.one_hot(labels, num_classes).float().mul_(1 - smoothing).add_(smoothing / num_classes)
+    classes = torch.arange(num_classes, device=labels.device)  # one_hot reads values on the host on some devices
+    return (labels[:, None] == classes).float().mul_(1 - smoothing).add_(smoothing / num_classes)

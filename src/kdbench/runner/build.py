@@ -67,6 +67,9 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
         ConfigError: a part cannot be built.
     """
     dataset = load(config.data, config.runtime.device)
+    check_policy(config.recipe, config, dataset, "")
+    if config.teacher and config.teacher.checkpoint is None:
+        check_policy(config.teacher.recipe, config, dataset, "teacher.")
     check_checkpoint(config, dataset.spec)
     student = summarize(config.student, dataset.spec, "student")
     check_batches(student, config, dataset, config.recipe, "")
@@ -140,7 +143,7 @@ _fitting: set[str] = set()
 def check_batches(
     model: ModelSummary, config: RunConfig, dataset: Dataset, recipe: RecipeConfig | None, prefix: str
 ) -> None:
-    """Check that a network can process every batch, also where one image is left alone, and the policy every image.
+    """Check that a network can process every batch, where one image is left alone in the last one.
 
     Args:
         model: summary of the network.
@@ -159,13 +162,6 @@ def check_batches(
             "of the two",
             code="single_image_batch",
             key=f"{prefix}recipe.batch_size",
-        )
-    if recipe and recipe.policy and dataset.spec.input_shape[0] != 3:
-        raise ConfigError(
-            f"{prefix}recipe.policy is {recipe.policy}, which needs images of 3 channels, and those of "
-            f"data={dataset.name} have {dataset.spec.input_shape[0]}; use {prefix}recipe.policy=null",
-            code="mismatch",
-            key=f"{prefix}recipe.policy",
         )
     size = EVALUATION_BATCH[torch.device(config.runtime.device).type]
     for name, split in (("num_val", dataset.val), ("num_test", dataset.test)):
@@ -195,6 +191,28 @@ def check_memory_format(student: ModelSummary, config: RunConfig, spec: DataSpec
             "images of more than 32 pixels; use runtime.channels_last=false",
             code="unsafe_convolution",
             key="runtime.channels_last",
+        )
+
+
+def check_policy(recipe: RecipeConfig, config: RunConfig, dataset: Dataset, prefix: str) -> None:
+    """Check that the policy of a recipe can be applied to the images.
+
+    Args:
+        recipe: recipe by which a network is trained.
+        config: resolved config.
+        dataset: its data.
+        prefix: text before the keys of the recipe.
+
+    Raises:
+        ConfigError: it is for images of three channels, and these have another number.
+    """
+    channels = dataset.spec.input_shape[0]
+    if recipe.policy and channels != 3:
+        raise ConfigError(
+            f"{prefix}recipe.policy is {recipe.policy!r}, which changes colours, and images of "
+            f"data={config.data.name} have {channels} channels in place of 3; use {prefix}recipe.policy=null",
+            code="mismatch",
+            key=f"{prefix}recipe.policy",
         )
 
 
