@@ -233,7 +233,8 @@ def takes_argument(target: str, name: str) -> bool:
 def has_key(target: str, name: str) -> bool:
     """Return whether the class of a method or data set has a key of this name in its `Config`."""
     try:
-        return name in {f.name for f in dataclasses.fields(hydra.utils.get_class(target).Config)}
+        cls: Any = hydra.utils.get_class(target)
+        return name in {f.name for f in dataclasses.fields(cls.Config)}
     except Exception:  # `import_class` reports it
         return False
 
