@@ -133,3 +133,9 @@ def test_an_option_that_hydra_reads_as_another_is_an_error_with_the_way_to_write
         result = kdbench(*arguments)
     assert (result.code, reported(made, result.err)) == (2, [(code, key)])
     assert words in result.err
+
+
+def test_a_key_of_another_optimiser_is_refused(kdbench):
+    with recorded_errors() as made:
+        result = kdbench(*TINY, "recipe.optimizer=adamw", "recipe.momentum=0.5")
+    assert (result.code, reported(made, result.err)) == (2, [("unused_key", "recipe.momentum")])

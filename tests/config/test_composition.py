@@ -138,3 +138,24 @@ def test_an_argument_of_a_builder_that_its_file_does_not_list_is_shown_in_the_fo
     with pytest.raises(ConfigError) as error:
         kdbench.compose(["student=resnet8", "student.widht=5"])
     assert "+" not in str(error.value)
+
+
+def test_a_key_of_a_data_set_that_its_file_does_not_list_is_shown_in_the_form_that_adds_it(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("_target_: kdbench.data.embedded.Shapes\naugment: true\n")
+    chosen = ["student=resnet8", "teacher=resnet8", "data=mine"]
+    with pytest.raises(ConfigError) as error:
+        kdbench.compose([*chosen, "data.num_train=100"], config_dir=tmp_path)
+    assert (error.value.code, error.value.key) == ("unknown_key", "data.num_train")
+    assert str(error.value).endswith("write +data.num_train=100")
+    assert kdbench.compose([*chosen, "+data.num_train=100"], config_dir=tmp_path).data.params.num_train == 100
+
+
+def test_keys_of_an_open_section_are_added_one_by_one():
+    chosen = ["student=resnet8", "teacher=resnet8", "data=torchvision", "data.dataset=EMNIST"]
+    with pytest.raises(ConfigError) as error:
+        kdbench.compose([*chosen, "data.arguments={split: letters}"])
+    assert (error.value.code, error.value.key) == ("existing_key", "data.arguments")
+    assert "write +data.arguments.NAME=VALUE" in str(error.value)
+    config = kdbench.compose([*chosen, "+data.arguments.split=letters"])
+    assert config.data.params.arguments == {"split": "letters"}

@@ -16,14 +16,12 @@ QUICK = (0, 6, 8)
 
 
 def sizes_of(command: str) -> list[str]:
-    """Return fewer epochs than those of a command, and narrower or shorter networks."""
+    """Return fewer epochs than those of a command, and narrower networks."""
     sizes = ["data.num_train=32"]
     if "data=" not in command:
         sizes.append("data=shapes")
     if "x4" in command:
         sizes += ["student.widths=[8,8,16,32]", "teacher.widths=[8,8,16,32]"]
-    if "student=vit" in command:
-        sizes.append("student.num_layers=6")
     if "milestones" in command:
         return sizes
     if "recipe=crd" in command:
