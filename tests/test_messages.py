@@ -130,6 +130,7 @@ VALUES = {
     ("data=image_folder", "data.root=photos", *ALL_IMAGES): [
         "data.root=nowhere", "data.root=empty", "data.root=one_class", "data.root=one_empty", "data.root=corrupt",
         "data.root=differing", "data.test_fraction=0.95", "data.size=0", "data.num_train=500", "data.mean=[0.5]",
+        "student.widths=[8,8,16,32]",
     ],
     ("data=torchvision", "data.dataset=FakeData", "+data.arguments.size=60", *ALL_IMAGES): [
         "data.dataset=mnst", "data.dataset=VOCSegmentation", "data.dataset=ImageFolder", "data.dataset=MNIST",

@@ -109,7 +109,7 @@ def test_a_convolution_that_the_cpu_cannot_train_is_refused_with_its_path(
     photos: Path, of_folder: Callable[..., RunConfig]
 ) -> None:
     """Eight channels and a stride: half as wide as the usual network."""
-    with pytest.raises(ConfigError, match=r"layer2\.0\.downsample\.0.*use runtime\.channels_last=false") as error:
+    with pytest.raises(ConfigError, match=r"layer2\.0\.shortcut\.0.*use runtime\.channels_last=false") as error:
         check_run(of_folder(photos, "method=ce", "runtime.channels_last=true"))
     assert (error.value.code, error.value.key) == ("unsafe_convolution", "runtime.channels_last")
     check_run(of_folder(photos, "method=ce", "runtime.channels_last=true", "student.widths=[16,16,32,64]"))
