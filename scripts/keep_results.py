@@ -2,12 +2,14 @@
 
     python scripts/keep_results.py outputs/runs --out results/lab/runs
 
-Every table of a report can be made from it, at about 0.2 MB a run. Teachers of these runs keep their weights and
-logits as they are, so that students can be trained with the same teachers.
+Every table of a report can be made from it, at about 0.2 MB a run of ten classes. Teachers of these runs keep their
+weights and logits as they are, so that students can be trained with the same teachers. With many classes logits are
+large: --without-logits keeps metrics and summaries alone, from which a report has no flips and no agreement of baselines.
 """
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,32 +23,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--without-logits", action="store_true", help="keep metrics and summaries alone")
     options = parser.parse_args()
     runs = read_runs(options.paths).runs
     is_teacher = runs.run_key.isin(runs.teacher_key)
     for run, whole in zip(runs.path, is_teacher, strict=True):
-        keep(run, options.out / run.name, whole)
+        if options.without_logits:
+            keep(run, options.out / run.name, (METRICS, SUMMARY_FILE))
+        elif whole:
+            keep(run, options.out / run.name, (METRICS, SUMMARY_FILE, LOGITS, "best.safetensors"))
+        else:
+            keep(run, options.out / run.name, (METRICS, SUMMARY_FILE))
+            keep_small_logits(run, options.out / run.name)
     size = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file())
     print(f"{len(runs)} runs in {options.out}, {size / 1e6:.1f} MB")
 
 
-def keep(run: Path, folder: Path, whole: bool) -> None:
-    """Copy a run directory.
-
-    Args:
-        run: run directory.
-        folder: folder to write to.
-        whole: keep weights, and logits in full precision.
-    """
+def keep(run: Path, folder: Path, names: Sequence[str]) -> None:
+    """Copy some files of a run directory, as far as they are there."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (METRICS, SUMMARY_FILE, *((LOGITS, "best.safetensors") if whole else ())):
+    for name in names:
         if (run / name).is_file():
             shutil.copyfile(run / name, folder / name)
-    if not whole and (run / LOGITS).is_file():
+
+
+def keep_small_logits(run: Path, folder: Path) -> None:
+    """Write the test logits of a run in half precision, with their labels."""
+    if (run / LOGITS).is_file():
         tensors = load_file(run / LOGITS)
+        labels = tensors["test_labels"]
         small = {
             "test_logits": tensors["test_logits"].astype(np.float16),
-            "test_labels": tensors["test_labels"].astype(np.uint8),
+            "test_labels": labels.astype(np.uint8 if labels.max() < 256 else np.int32),
         }
         save_file(small, folder / LOGITS)
 

@@ -13,12 +13,17 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "keep_results.py"
 
 
 @pytest.mark.slow
-def test_a_report_of_small_results_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [(), ("--without-logits",)])
+def test_a_report_of_small_results_says_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
     write_group(tmp_path / "runs", (90.0, 90.2, 90.1))
     write_group(tmp_path / "runs", (90.5, 90.4, 90.6), teacher="resnet20", method="logit")
-    monkeypatch.setattr(sys, "argv", ["keep_results.py", str(tmp_path / "runs"), "--out", str(tmp_path / "small")])
+    arguments = [str(tmp_path / "runs"), "--out", str(tmp_path / "small"), *options]
+    monkeypatch.setattr(sys, "argv", ["keep_results.py", *arguments])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     assert report([str(tmp_path / "small"), "--out", str(tmp_path / "b"), "--no-figures"]) == 0
     assert report([str(tmp_path / "runs"), "--out", str(tmp_path / "a"), "--no-figures"]) == 0
     for name in ("gains", "groups", "interactions"):
         assert (tmp_path / "a" / f"{name}.csv").read_text() == (tmp_path / "b" / f"{name}.csv").read_text()
+    assert list((tmp_path / "small").glob("*/logits.safetensors") if options else ()) == []
