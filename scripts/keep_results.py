@@ -4,7 +4,7 @@
 
 Every table of a report can be made from it, at about 0.2 MB a run of ten classes. Teachers of these runs keep their
 weights and logits as they are, so that students can be trained with the same teachers. With many classes logits are
-large: --without-logits keeps metrics and summaries alone, from which a report has no flips and no agreement of baselines.
+large: --without-logits keeps metrics and summaries alone; a report then has no flips and no agreement of baselines.
 """
 
 import argparse
