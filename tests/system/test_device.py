@@ -6,10 +6,10 @@ import torch
 from kdbench.config import compose
 from kdbench.errors import ConfigError
 from kdbench.system.device import device_name, resolve_device, resolve_runtime, synchronize, widest_float
+from kdbench.system.random import random_state, set_random_state
 from kdbench.train import sums
 from kdbench.train.evaluate import EVALUATION_BATCH
 from kdbench.train.graphs import steps_for
-from kdbench.train.learner import random_state, set_random_state
 from kdbench.train.steps import EagerSteps
 from tests.conftest import composed_once
 

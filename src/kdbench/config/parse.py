@@ -4,11 +4,9 @@ A config that passes has only known keys, right types, values in range, and sect
 """
 
 import dataclasses
-import importlib.util
 import inspect
 import re
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +21,6 @@ from kdbench.config.sections import (
     FOLDER,
     CheckpointConfig,
     DataConfig,
-    DataKeys,
     MethodConfig,
     ModelConfig,
     RunConfig,
@@ -33,6 +30,7 @@ from kdbench.config.sections import (
     channel_means,
     is_path,
 )
+from kdbench.config.targets import check_name, fault_of_data, fault_of_method, import_class, import_hint
 from kdbench.errors import ConfigError, first_line, nearest
 
 ROLES = ("baseline", "distilled", "control")
@@ -232,15 +230,6 @@ def takes_argument(target: str, name: str) -> bool:
     return name != "num_classes" and (takes_any or name in {p.name for p in parameters})
 
 
-def has_key(target: str, name: str) -> bool:
-    """Return whether the class of a method or data set has a key of this name in its `Config`."""
-    try:
-        cls: Any = hydra.utils.get_class(target)
-        return name in {f.name for f in dataclasses.fields(cls.Config)}
-    except Exception:  # `import_class` reports it
-        return False
-
-
 def check_arguments(target: str, arguments: Mapping[str, Any], path: str) -> None:
     """Check the arguments of a network's builder against its signature, where that lists them."""
     try:
@@ -260,26 +249,6 @@ def check_arguments(target: str, arguments: Mapping[str, Any], path: str) -> Non
         if name not in valid:
             key = f"{path}.{name}"
             raise ConfigError(f"{key} is not a known key; {nearest(name, valid)}", code="unknown_key", key=key)
-
-
-def check_name(name: Any, path: str) -> None:
-    """Check that a name can be part of a run directory's name."""
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
-        raise ConfigError(
-            f"{path}.name is {name!r}; it may contain letters, digits, dots, dashes and underscores, at most 64",
-            code="out_of_range",
-            key=f"{path}.name",
-        )
-
-
-def import_hint(target: str) -> str:
-    """Return a remedy if the module that an import path begins with is not found, else an empty text."""
-    module = target.partition(".")[0]
-    if not module.isidentifier() or module in sys.modules or importlib.util.find_spec(module):
-        return ""
-    if module == "timm":
-        return "; install it: pip install 'kdbench[timm]'"
-    return f"; put the folder that holds the module {module} on PYTHONPATH"
 
 
 def parse_method(node: Mapping[str, Any]) -> MethodConfig:
@@ -313,65 +282,6 @@ def parse_data(node: Mapping[str, Any]) -> DataConfig:
             key="data.mean",
         )
     return DataConfig(name, cls, keys, content)
-
-
-def import_class(target: Any, group: str, base: str, fault_of: Callable[[Any], str], code: str) -> Any:
-    """Return the class that a section names.
-
-    Args:
-        target: import path.
-        group: the section: method or data.
-        base: class that it must extend.
-        fault_of: returns what a class lacks, or an empty text.
-        code: code of the error for a class that lacks something.
-
-    Raises:
-        ConfigError: there is no such class, or it lacks something.
-    """
-    key = f"{group}._target_"
-    if target is None:
-        raise ConfigError(
-            f"{key} is missing; the file of {group} must name a subclass of {base}, such as _target_: my_code.MyClass",
-            code="missing_value",
-            key=key,
-        )
-    try:
-        cls: Any = hydra.utils.get_class(str(target))
-    except Exception as error:
-        raise ConfigError(
-            f"{key} is {target!r}, which cannot be imported: {first_line(error)}{import_hint(str(target))}",
-            code="not_importable",
-            key=key,
-        ) from None
-    if fault := fault_of(cls):
-        raise ConfigError(f"{key} is {target!r}; {fault}", code=code, key=key)
-    return cls
-
-
-def fault_of_data(cls: Any) -> str:
-    """Return what a class lacks to be a data set, or an empty text. Its base is not imported: that imports torch."""
-    bases = [f"{base.__module__}.{base.__qualname__}" for base in inspect.getmro(cls)]
-    if "kdbench.data.base.ImageData" not in bases:
-        return "it must be a subclass of kdbench.data.ImageData"
-    if inspect.isabstract(cls):
-        return f"the class must define {' and '.join(sorted(cls.__abstractmethods__))}"
-    if not (isinstance(cls.Config, type) and dataclasses.is_dataclass(cls.Config) and issubclass(cls.Config, DataKeys)):
-        return "its Config must be a dataclass that extends ImageData.Config"
-    return ""
-
-
-def fault_of_method(cls: Any) -> str:
-    """Return what a class lacks to be a method, or an empty text. Its base is not imported: that imports torch."""
-    bases = [f"{base.__module__}.{base.__qualname__}" for base in inspect.getmro(cls)]
-    if "kdbench.methods.base.Method" not in bases:
-        return "it must be a subclass of kdbench.methods.Method"
-    if inspect.isabstract(cls):
-        return f"the class must define {' and '.join(sorted(cls.__abstractmethods__))}"
-    if not dataclasses.is_dataclass(getattr(cls, "Config", None)):
-        return "the class must have a dataclass Config with the method's keys"
-    if not isinstance(getattr(cls, "needs_teacher", None), bool):
-        return "the class must declare needs_teacher, True or False"
-    return ""
 
 
 def parse_teacher(node: Mapping[str, Any], method: MethodConfig) -> TeacherConfig | None:

@@ -19,18 +19,23 @@ from kdbench.errors import ConfigError, first_line, nearest
 
 
 def setting(
-    allowed: Callable[[Any], bool] | None = None, description: str = "", neutral: Any = MISSING, identity: bool = True
+    allowed: Callable[[Any], bool] | None = None,
+    description: str = "",
+    neutral: Any = MISSING,
+    identity: bool = True,
+    absent: Any = MISSING,
 ) -> Any:
-    """Declare a field without default (defaults live in YAML).
+    """Declare a field without default (defaults live in YAML), or with a value for files that lack it.
 
     Args:
         allowed: whether a value is in range; None allows all values of the field's type.
         description: the range in words, after "it must be".
         neutral: value that changes nothing, left out of a run's identity.
         identity: whether the field can change a run's numbers at all.
+        absent: value in files without the field: recorded by earlier versions, or written by users.
     """
     metadata = {"allowed": allowed, "description": description, "neutral": neutral, "identity": identity}
-    return field(default=MISSING, metadata=metadata)
+    return field(default=absent, metadata=metadata)
 
 
 def one_of(*options: str, **kwargs: Any) -> Any:
@@ -62,9 +67,7 @@ def optional(inner: Any, absent: Any = MISSING) -> Any:
     """Declare a field with the range of `inner`, or null; `absent` is its value in configs recorded without it."""
     allowed, description = inner.metadata["allowed"], f"{inner.metadata['description']}, or null"
     others = {name: inner.metadata[name] for name in ("neutral", "identity")}
-    declared = setting(lambda value: value is None or allowed(value), description, **others)
-    declared.default = absent
-    return declared
+    return setting(lambda value: value is None or allowed(value), description, **others, absent=absent)
 
 
 def added(inner: Any, neutral: Any) -> Any:

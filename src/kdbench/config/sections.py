@@ -45,7 +45,7 @@ class DataKeys:
     """Number of training images; None: all."""
     num_val: int | None = optional(whole(1), absent=None)
     num_test: int | None = optional(whole(1), absent=None)
-    augment: bool = MISSING
+    augment: bool = setting(absent=True)
     mean: list[float] | None = optional(channel_means(), absent=None)
     """Mean of each channel; None: that of the training images."""
     std: list[float] | None = optional(channel_deviations(), absent=None)

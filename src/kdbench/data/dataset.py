@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +18,8 @@ from kdbench.data.splits import balanced_subset
 from kdbench.data.views import Views, views_of
 from kdbench.errors import ConfigError, RunError, first_line
 from kdbench.system.memory import is_out_of_memory
+
+log = logging.getLogger(__name__)
 
 DECIMALS = 4
 """Decimals of a mean and standard deviation that are measured."""
@@ -108,6 +111,11 @@ def resolve_data(config: DataConfig, device: str) -> DataConfig:
         params=dataclasses.replace(keys, **sizes, **normalisation),
         content=None if config.target.fixed else hash_of_splits(dataset),
     )
+    height, width = dataset.spec.input_shape[1:]
+    log.info(
+        "data=%s: %d training, %d validation and %d test images of %d x %d, %d classes",
+        config.name, *sizes.values(), width, height, dataset.spec.num_classes,
+    )  # fmt: skip
     _latest = (wanted_of(resolved, device), dataset)  # the same images: not to be loaded again
     _resolved[case] = _resolved[case_of(resolved, device)] = resolved
     return resolved

@@ -16,8 +16,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from kdbench.config import MethodConfig, RunConfig, parse
-from kdbench.config.parse import fault_of_data, fault_of_method
 from kdbench.config.schema import typed
+from kdbench.config.targets import fault_of_data, fault_of_method
 from kdbench.errors import ConfigError, first_line
 from kdbench.rundir.identity import BASELINE, GivenWeights
 from kdbench.rundir.summary import GIVEN

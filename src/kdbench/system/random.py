@@ -1,12 +1,15 @@
-"""Random numbers of the host: Python's and NumPy's global generators, beside torch's."""
+"""Random numbers: the global generators of Python, NumPy and torch."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from kdbench.system.device import kind_of
 
 HostState = tuple[Any, Any]
 """State of Python's generator and state of NumPy's, as both take them back."""
@@ -67,3 +70,22 @@ def seeded(seed: int) -> Iterator[None]:
             yield
     finally:
         torch.set_rng_state(before)
+
+
+def random_state(device: str) -> dict[str, Tensor]:
+    """Return the state of torch's generators: the CPU's, and the GPU's where there is one. Waits for neither."""
+    state = {"cpu": torch.get_rng_state()}
+    if kind_of(device) == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif kind_of(device) == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, Tensor], device: str) -> None:
+    """Set torch's generators to a state."""
+    torch.set_rng_state(state["cpu"])
+    if kind_of(device) == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif kind_of(device) == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])

@@ -23,9 +23,11 @@ from kdbench.system.random import (
     HostState,
     host_state,
     plain_host_state,
+    random_state,
     read_host_state,
     seeded_host_state,
     set_host_state,
+    set_random_state,
 )
 from kdbench.train.average import AveragedWeights
 from kdbench.train.compiled import compiled
@@ -351,25 +353,6 @@ class Learner:
             self.sums.load_state_dict(state["sums"])
         self.rows = state["rows"]
         self.best = state["best"]
-
-
-def random_state(device: str) -> dict[str, Tensor]:
-    """Return the state of torch's generators: the CPU's, and the GPU's where there is one. Waits for neither."""
-    state = {"cpu": torch.get_rng_state()}
-    if kind_of(device) == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    elif kind_of(device) == "mps":
-        state["mps"] = torch.mps.get_rng_state()
-    return state
-
-
-def set_random_state(state: Mapping[str, Tensor], device: str) -> None:
-    """Set torch's generators to a state."""
-    torch.set_rng_state(state["cpu"])
-    if kind_of(device) == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-    elif kind_of(device) == "mps" and "mps" in state:
-        torch.mps.set_rng_state(state["mps"])
 
 
 def part_slices(images: int, parts: int) -> list[slice]:

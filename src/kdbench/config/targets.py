@@ -1,0 +1,102 @@
+"""Classes and functions that a config names by their import paths: import, and what they lack."""
+
+import dataclasses
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import hydra.utils
+
+from kdbench.config.sections import DataKeys
+from kdbench.errors import ConfigError, first_line
+
+
+def check_name(name: Any, path: str) -> None:
+    """Check that a name can be part of a run directory's name."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
+        raise ConfigError(
+            f"{path}.name is {name!r}; it may contain letters, digits, dots, dashes and underscores, at most 64",
+            code="out_of_range",
+            key=f"{path}.name",
+        )
+
+
+def import_hint(target: str) -> str:
+    """Return a remedy if the module that an import path begins with is not found, else an empty text."""
+    module = target.partition(".")[0]
+    if not module.isidentifier() or module in sys.modules or importlib.util.find_spec(module):
+        return ""
+    if module == "timm":
+        return "; install it: pip install 'kdbench[timm]'"
+    return f"; put the folder that holds the module {module} on PYTHONPATH"
+
+
+def import_class(target: Any, group: str, base: str, fault_of: Callable[[Any], str], code: str) -> Any:
+    """Return the class that a section names.
+
+    Args:
+        target: import path.
+        group: the section: method or data.
+        base: class that it must extend.
+        fault_of: returns what a class lacks, or an empty text.
+        code: code of the error for a class that lacks something.
+
+    Raises:
+        ConfigError: there is no such class, or it lacks something.
+    """
+    key = f"{group}._target_"
+    if target is None:
+        raise ConfigError(
+            f"{key} is missing; the file of {group} must name a subclass of {base}, such as _target_: my_code.MyClass",
+            code="missing_value",
+            key=key,
+        )
+    try:
+        cls: Any = hydra.utils.get_class(str(target))
+    except Exception as error:
+        raise ConfigError(
+            f"{key} is {target!r}, which cannot be imported: {first_line(error)}{import_hint(str(target))}",
+            code="not_importable",
+            key=key,
+        ) from None
+    if fault := fault_of(cls):
+        raise ConfigError(f"{key} is {target!r}; {fault}", code=code, key=key)
+    return cls
+
+
+def fault_of_data(cls: Any) -> str:
+    """Return what a class lacks to be a data set, or an empty text. Its base is not imported: that imports torch."""
+    bases = [f"{base.__module__}.{base.__qualname__}" for base in inspect.getmro(cls)]
+    if "kdbench.data.base.ImageData" not in bases:
+        return "it must be a subclass of kdbench.data.ImageData"
+    if inspect.isabstract(cls):
+        return f"the class must define {' and '.join(sorted(cls.__abstractmethods__))}"
+    if not (isinstance(cls.Config, type) and dataclasses.is_dataclass(cls.Config) and issubclass(cls.Config, DataKeys)):
+        return "its Config must be a dataclass that extends ImageData.Config"
+    return ""
+
+
+def fault_of_method(cls: Any) -> str:
+    """Return what a class lacks to be a method, or an empty text. Its base is not imported: that imports torch."""
+    bases = [f"{base.__module__}.{base.__qualname__}" for base in inspect.getmro(cls)]
+    if "kdbench.methods.base.Method" not in bases:
+        return "it must be a subclass of kdbench.methods.Method"
+    if inspect.isabstract(cls):
+        return f"the class must define {' and '.join(sorted(cls.__abstractmethods__))}"
+    if not dataclasses.is_dataclass(getattr(cls, "Config", None)):
+        return "the class must have a dataclass Config with the method's keys"
+    if not isinstance(getattr(cls, "needs_teacher", None), bool):
+        return "the class must declare needs_teacher, True or False"
+    return ""
+
+
+def has_key(target: str, name: str) -> bool:
+    """Return whether the class of a method or data set has a key of this name in its `Config`."""
+    try:
+        cls: Any = hydra.utils.get_class(target)
+        return name in {f.name for f in dataclasses.fields(cls.Config)}
+    except Exception:  # `import_class` reports it
+        return False
