@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from kdbench.report.groups import BASELINE, STUDENT, RunGroup, columns_of
+from kdbench.report.groups import BASELINE, STUDENT, TEST_IMAGES, RunGroup, columns_of
 from kdbench.rundir.summary import KEY
 
 CLIP_PROJECTIONS = "recipe.clip_projections"
@@ -38,6 +38,9 @@ def is_baseline(other: RunGroup, group: RunGroup) -> bool:
         common = [run for run in other.rows if run.baseline_key and run.seeds in known]
         if common:
             return all(run.baseline_key == known[run.seeds] for run in common)
+    images = {shared.get(TEST_IMAGES) for shared in (group.shared, other.shared)} - {None}
+    if len(images) > 1:
+        return False
     ours, theirs = settings_of(group, STUDENT), settings_of(other, STUDENT)
     return all(ours[column] == theirs[column] for column in ours if column != CLIP_PROJECTIONS)
 

@@ -21,6 +21,8 @@ COMPARED = (DISTILLED, CONTROL)
 
 PROTOCOL = (KEY.dataset, KEY.num_train, KEY.num_val, KEY.num_test, KEY.schema_version)
 """Keys that all runs of one report share: numbers of different data sets or splits cannot be compared."""
+TEST_IMAGES = f"{KEY.data_sha256}.test"
+"""Column with the hash of the test images: folders of the same numbers of images may hold different ones."""
 STUDENT = (*PROTOCOL, KEY.student, KEY.stem, KEY.recipe, KEY.epochs, KEY.precision, KEY.num_params)
 """Keys that a run shares with its baseline."""
 METHOD = (KEY.role, KEY.method, KEY.method_params, KEY.teacher)
@@ -119,6 +121,9 @@ def differing_keys(runs: pd.DataFrame) -> dict[str, str]:
         values = {plain(value): value for value in runs[key] if value is not None}
         if len(values) > 1:
             found[key] = " and ".join(str(value) for _, value in sorted(values.items()))
+    hashes = sorted({str(value)[:12] for value in runs.get(TEST_IMAGES, ()) if value is not None})
+    if len(hashes) > 1 and not found:
+        found[KEY.data_sha256] = " and ".join(hashes) + " (test images)"
     return found
 
 
