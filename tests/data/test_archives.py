@@ -198,7 +198,7 @@ def test_an_interrupted_unpacking_leaves_whole_files_only(tmp_path, published, m
     root = tmp_path / "data"
     root.mkdir()
     (root / "set.tar.gz").write_bytes(archive_of(tmp_path))
-    place, placed = archives.place, []
+    place, placed = archives.move_into_place, []
 
     def second_fails(source, destination):
         if placed:
@@ -207,7 +207,7 @@ def test_an_interrupted_unpacking_leaves_whole_files_only(tmp_path, published, m
         place(source, destination)
 
     with monkeypatch.context() as patched:
-        patched.setattr(archives, "place", second_fails)
+        patched.setattr(archives, "move_into_place", second_fails)
         with pytest.raises((ConfigError, KeyboardInterrupt)) as error:
             provide(root, published, "small", download=False)
     if isinstance(interruption, OSError):
@@ -225,13 +225,13 @@ from kdbench.data import archives
 from tests.data.test_archives import publish
 server, root, mode = sys.argv[1:]
 if mode == "stop":
-    place = archives.place
+    place = archives.move_into_place
     def place_first(source, destination):
         if (Path(root) / "set" / "one").exists():
             print("second", flush=True)
             time.sleep(60)
         place(source, destination)
-    archives.place = place_first
+    archives.move_into_place = place_first
 if mode == "count":
     download = archives.transfer
     def counted(*arguments):

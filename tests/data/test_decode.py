@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
 
 from kdbench.data import decode
-from kdbench.data.decode import Decoded, Reader, as_rgb, decode_cached, fit, read_cache, write_cache
+from kdbench.data.decode import Decoded, Reader, as_rgb, decode_cached, read_cache, resized, write_cache
 from kdbench.errors import ConfigError
 
 RNG = np.random.default_rng(0)
@@ -105,18 +105,18 @@ def test_more_than_sixteen_bits_are_refused(tmp_path):
 
 def test_an_image_of_the_size_keeps_its_very_bytes():
     image = Image.fromarray(pixels(16, 16, 3))
-    assert fit(image, 16) is image
+    assert resized(image, 16) is image
 
 
 @pytest.mark.parametrize("shape", [(20, 33), (40, 17), (8, 9), (16, 50)])
 def test_others_are_resized_and_cropped_as_torchvision_does(shape):
     image = Image.fromarray(pixels(*shape, 3))
     expected = Compose([Resize(16), CenterCrop(16)])(image)
-    assert np.array_equal(np.asarray(fit(image, 16)), np.asarray(expected))
+    assert np.array_equal(np.asarray(resized(image, 16)), np.asarray(expected))
 
 
 def test_a_line_of_pixels_takes_little_memory():
-    assert fit(Image.new("RGB", (1, 60_000)), 224).size == (224, 224)
+    assert resized(Image.new("RGB", (1, 60_000)), 224).size == (224, 224)
 
 
 def test_the_result_does_not_depend_on_the_number_of_threads(monkeypatch):
@@ -151,7 +151,8 @@ def test_images_that_do_not_fit_into_memory_are_refused_with_a_size_that_fits(mo
         decode.decode(reader, 32, copies=2)
 
 
-def test_progress_is_logged_at_every_tenth(caplog):
+def test_progress_of_long_decoding_is_logged_at_every_tenth(caplog, monkeypatch):
+    monkeypatch.setattr(decode, "LONG", 0)
     caplog.set_level("INFO", "kdbench")
     decode.decode(reader_of([lambda: Image.new("RGB", (2, 2))] * 1000), 2)
     lines = [record.getMessage() for record in caplog.records]

@@ -156,7 +156,7 @@ def test_folders_that_cannot_be_used_are_errors_that_name_them(tmp_path):
     assert (found.code, found.key) == ("invalid_data", "data.root")
     assert f"{root} has no class folders" in str(found)
     fill(root / "cat", 3)
-    assert "one class folder, cat; at least two" in str(error(root))
+    assert "one class folder, 'cat'; at least two" in str(error(root))
     (root / "dog").mkdir()
     (root / "dog" / "notes.txt").write_text("no image")
     assert f"{root / 'dog'} has no images" in str(error(root))

@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision import datasets
 
 from kdbench.data import decode, torchvision_data
-from kdbench.data.torchvision_data import GENERAL, OTHER_CLASSES, OTHER_TASKS
+from kdbench.data.torchvision_classes import GENERAL, OTHER_CLASSES, OTHER_TASKS
 from tests.data.sets import data_set, error_of
 
 REFUSED = {"unsupported_dataset", "not_found", "missing_value", "not_importable"}
@@ -118,7 +118,7 @@ def test_a_class_with_an_argument_split_has_the_splits_that_it_knows(stl10):
     assert lengths(source) == (30, 10, 20)
     assert source.class_names == [f"class {n}" for n in range(10)]
     image = Image.fromarray(datasets.STL10(stl10, "test").data[3].transpose(1, 2, 0))
-    assert np.array_equal(source.test.images[3], np.asarray(decode.fit(image, 24)))
+    assert np.array_equal(source.test.images[3], np.asarray(decode.resized(image, 24)))
 
 
 def test_a_split_that_is_given_is_divided_alone(stl10):

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from torchvision.datasets.utils import check_integrity, extract_archive
 from tqdm import tqdm
 
+from kdbench.data.access import may_write
 from kdbench.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def provide(root: Path, wanted: FileSet, name: str, download: bool) -> None:
     damage = find_damage(root, wanted)
     if damage is None:
         return
-    if not download and not archives_there(root, wanted):
+    if not may_write() or (not download and not archives_there(root, wanted)):
         raise damage_error(root, wanted, name, damage)
     with writable(root), locked(root, wanted.downloads[0].filename, name):
         damage = find_damage(root, wanted)  # another process may have provided them meanwhile
@@ -109,7 +110,7 @@ def find_damage(root: Path, wanted: FileSet) -> tuple[str, str] | None:
 
 
 def archives_there(root: Path, wanted: FileSet) -> bool:
-    """Return whether every archive of the files lies in the root, intact. Files that are published alone are none."""
+    """Return whether every archive of the files lies in the root, intact; False where they are published without."""
     return all(d.filename not in wanted.files and is_intact(root, d) for d in wanted.downloads)
 
 
@@ -202,7 +203,7 @@ def locked(root: Path, filename: str, name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # While it is held: whoever waits for the removed file notices, and makes a new one.
+        # While it is held: filelock makes a new file where a waiting process finds this one removed.
         with suppress(OSError):
             Path(lock.lock_file).unlink()
         lock.release()
@@ -273,7 +274,7 @@ def unpack(root: Path, archive: Download, wanted: FileSet) -> None:
                 if not check_integrity(str(folder / path), md5):
                     raise OSError(f"{path} in the archive is missing or damaged")
                 (root / path).parent.mkdir(parents=True, exist_ok=True)
-                place(folder / path, root / path)
+                move_into_place(folder / path, root / path)
     except Exception as error:  # a full disk, or what tarfile raises
         raise ConfigError(
             f"{root / archive.filename} cannot be unpacked: {first_line(error)}; make space or make {root} writable, "
@@ -283,7 +284,7 @@ def unpack(root: Path, archive: Download, wanted: FileSet) -> None:
         ) from None
 
 
-def place(source: Path, destination: Path) -> None:
+def move_into_place(source: Path, destination: Path) -> None:
     """Move a complete file to its final name; a damaged file of that name is kept beside it."""
     if destination.exists():
         aside = destination.with_name(f"{destination.name}.damaged")

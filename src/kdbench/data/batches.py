@@ -1,5 +1,6 @@
 """The batches of an epoch, computed on the device."""
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,6 +17,10 @@ from kdbench.data.views import epoch_plan, epoch_seed
 
 POLICY, ERASING, MIXING = 1, 2, 3
 """Purposes of an epoch's random numbers beside order and views."""
+
+
+policy_of = functools.lru_cache(maxsize=2)(Policy)
+"""Policies are large and have no state: the runs of a group share one."""
 
 
 class Batch(NamedTuple):
@@ -98,7 +103,7 @@ class Batches:
         self.height, self.width = dataset.spec.input_shape[1:]
         self.policy: Policy | None = None
         if recipe.policy:
-            self.policy = Policy(
+            self.policy = policy_of(
                 recipe.policy, self.height, self.width, dataset.device, recipe.policy_ops, recipe.policy_magnitude
             )
 
@@ -157,7 +162,7 @@ class Batches:
             yield self.batch(plan)
 
     def batch(self, plan: BatchPlan) -> Batch:
-        """Return the batch of a plan. Waits for no device, and so can be captured."""
+        """Return the batch of a plan. Unless images lie on the host and the plan has none, it can be captured."""
         train, recipe = self.dataset.train, self.recipe
         crops = plan.images
         if crops is None:

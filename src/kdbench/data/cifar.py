@@ -26,7 +26,7 @@ class CIFAR10(ImageData):
     own_name: ClassVar[str] = "cifar10"
     fixed = True
     official: ClassVar[Any] = datasets.CIFAR10
-    """Torchvision's class, which knows names, addresses and md5s of the files."""
+    """Torchvision's class, with names, addresses and md5s of the files."""
     labels_key: str = "labels"
     names_key: str = "label_names"
 
@@ -63,6 +63,7 @@ class CIFAR100(CIFAR10):
         labels: str = added(one_of("fine", "coarse"), "fine")
 
     own_name: ClassVar[str] = "cifar100"
+    fixed = True
     official = datasets.CIFAR100
 
     def __init__(self, config: Any, name: str) -> None:

@@ -3,13 +3,16 @@
 import dataclasses
 import hashlib
 import logging
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from kdbench.config.paths import PACKAGE
 from kdbench.config.sections import DataConfig, DataKeys
 from kdbench.data.base import ImageData
 from kdbench.data.memory import check_memory
@@ -62,7 +65,7 @@ class Dataset:
         return values.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
 
 
-_latest: tuple[object, Dataset] | None = None
+_latest: tuple[str, Dataset] | None = None
 _specs: dict[str, DataSpec] = {}
 """Properties of the data sets that this process has loaded, by `case_of`."""
 _resolved: dict[str, DataConfig] = {}
@@ -73,14 +76,23 @@ def load(config: DataConfig, device: str) -> Dataset:
     """Return the data set on a device. The latest one is kept, so that a sweep in one process loads it once.
 
     Raises:
-        ConfigError: its files are missing or damaged, a subset does not fit, or it does not fit into memory.
+        ConfigError: its files are missing or damaged, a subset does not fit, it does not fit into memory, or the images
+            are not those of the config's content.
     """
     global _latest
-    wanted = wanted_of(config, device)
-    if _latest is None or _latest[0] != wanted:
+    case = case_of(config, device)
+    if _latest is None or _latest[0] != case:
         _latest = None  # freed before the next one is loaded
-        _latest = (wanted, load_from_files(config, device))
-    return _latest[1]
+        _latest = (case, load_from_files(config, device))
+    dataset = _latest[1]
+    if config.content is not None and hash_of_splits(dataset) != config.content:
+        raise ConfigError(
+            f"data={config.name}: the images or labels are others than those of the run ({config.content[:12]}...); "
+            "restore them, or start the run again",
+            code="data_changed",
+            key="data",
+        )
+    return dataset
 
 
 def spec_of(config: DataConfig, device: str) -> DataSpec:
@@ -99,36 +111,40 @@ def resolve_data(config: DataConfig, device: str) -> DataConfig:
     """
     global _latest
     keys, case = config.params, case_of(config, device)
-    if config.target.fixed and None not in (keys.num_train, keys.num_val, keys.num_test, keys.mean):
+    fixed = is_fixed(config)
+    if fixed and None not in (keys.num_train, keys.num_val, keys.num_test, keys.mean):
         return config
     if case in _resolved:
         return _resolved[case]
-    dataset = load(config, device)
+    dataset = load(dataclasses.replace(config, content=None), device)
     sizes = {"num_train": len(dataset.train), "num_val": len(dataset.val), "num_test": len(dataset.test)}
     normalisation = {"mean": list(dataset.spec.mean), "std": list(dataset.spec.std)}
     resolved = dataclasses.replace(
         config,
         params=dataclasses.replace(keys, **sizes, **normalisation),
-        content=None if config.target.fixed else hash_of_splits(dataset),
+        content=None if fixed else hash_of_splits(dataset),
     )
     height, width = dataset.spec.input_shape[1:]
     log.info(
         "data=%s: %d training, %d validation and %d test images of %d x %d, %d classes",
         config.name, *sizes.values(), width, height, dataset.spec.num_classes,
     )  # fmt: skip
-    _latest = (wanted_of(resolved, device), dataset)  # the same images: not to be loaded again
+    _latest = (case_of(resolved, device), dataset)  # the same images: not to be loaded again
     _resolved[case] = _resolved[case_of(resolved, device)] = resolved
     return resolved
 
 
-def wanted_of(config: DataConfig, device: str) -> tuple[Any, ...]:
-    """Return what is equal for configs of the same data set on the same device."""
-    return config.target, dataclasses.asdict(config.params), device
+def is_fixed(config: DataConfig) -> bool:
+    """Return whether a data set's class itself declares that the keys determine every image; subclasses inherit no such
+    declaration, since they may change the images."""
+    return bool(vars(config.target).get("fixed", False))
 
 
 def case_of(config: DataConfig, device: str) -> str:
-    """Return the same as a text. A class that was imported anew is another one."""
-    return repr((config.path, id(config.target), config.params, device))
+    """Return a text that is equal for configs of the same data set, with the same state of its files, on a device."""
+    return repr(
+        (config.path, id(config.target), config.params, config.target(config.params, config.name).state(), device)
+    )
 
 
 def hash_of_splits(dataset: Dataset) -> str:
@@ -144,12 +160,19 @@ def load_from_files(config: DataConfig, device: str) -> Dataset:
     on_host = keys.memory == "host"
 
     def subset(split: Split, size: int | None, key: str) -> Split:
-        return split if size is None else split.take(balanced_subset(split.labels, size, key))
+        return split if size in (None, len(split)) else split.take(balanced_subset(split.labels, size, key))
 
     train, val, test = (
         subset(split, getattr(keys, f"num_{name}"), f"data.num_{name}")
         for name, split in (("train", source.train), ("val", source.val), ("test", source.test))
     )
+    if len(train) < len(source.class_names):
+        raise ConfigError(
+            f"data.num_train is {keys.num_train}, and data={config.name} has {len(source.class_names)} classes; give "
+            "one image for each, or more",
+            code="out_of_range",
+            key="data.num_train",
+        )
     views = views_of(keys)
     check_memory([train, val, test], views, config, device)
     height, width, channels = train.images.shape[1:]
@@ -170,8 +193,8 @@ def load_from_files(config: DataConfig, device: str) -> Dataset:
         config.name,
         spec,
         train.to(device, images_on),
-        val.to(device, images_on),
-        test.to(device, images_on),
+        val.to(device, images_on, pinned=True),
+        test.to(device, images_on, pinned=True),
         views,
         device,
         on_host,
@@ -192,8 +215,13 @@ def read_source(data: ImageData, config: DataConfig) -> Source:
     except Exception as error:  # of a user's own code
         if is_out_of_memory(error):
             raise
+        frames = traceback.extract_tb(error.__traceback__)
+        last = [frame for frame in frames if not Path(frame.filename).is_relative_to(PACKAGE)] or frames
         raise ConfigError(
-            f"{option}: {config.target.__name__}.load failed: {first_line(error)}", code="data_failed", key="data"
+            f"{option}: {config.target.__name__}.load failed with {type(error).__name__}: {first_line(error)} "
+            f"({Path(last[-1].filename).name}, line {last[-1].lineno})",
+            code="data_failed",
+            key="data",
         ) from error
 
     def refuse(text: str) -> ConfigError:
@@ -219,10 +247,28 @@ def read_source(data: ImageData, config: DataConfig) -> Source:
                 f"labels of {name} are {low} to {high}; with {len(source.class_names)} class names they must be 0 to "
                 f"{len(source.class_names) - 1}"
             )
+    for name in ("train", "val", "test"):
+        check_split(getattr(source, name), name, refuse)
     missing = torch.bincount(source.train.labels, minlength=len(source.class_names)) == 0
-    if bool(missing.any()) and not config.target.fixed:
+    if bool(missing.any()) and not is_fixed(config):
         raise refuse(f"class {source.class_names[int(missing.nonzero()[0])]!r} has no training images")
     return source
+
+
+def check_split(split: Split, name: str, refuse: Callable[[str], ConfigError]) -> None:
+    """Check that a split has a label and an index of its own for each image."""
+    images = len(split.images)
+    if split.labels.shape != (images,) or split.indices.shape != (images,):
+        raise refuse(
+            f"split {name} has {images} images, labels {list(split.labels.shape)} and indices "
+            f"{list(split.indices.shape)}; there must be one of each per image"
+        )
+    if split.labels.dtype != torch.int64 or split.indices.dtype != torch.int64:
+        raise refuse(
+            f"labels and indices of split {name} are {split.labels.dtype} and {split.indices.dtype}, not int64"
+        )
+    if int(split.indices.min()) < 0 or len(split.indices.unique()) < images:
+        raise refuse(f"split {name} has the same index for several images; indices must be distinct and at least 0")
 
 
 def measured_normalisation(images_NHWC: Tensor, config: DataConfig) -> tuple[list[float], list[float]]:

@@ -27,6 +27,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 from tqdm import tqdm
 
+from kdbench.data.access import may_write
 from kdbench.data.memory import SHARE, free_memory
 from kdbench.errors import ConfigError, first_line
 from kdbench.system.cpu import available_cores
@@ -49,6 +50,8 @@ CHUNK = 32
 """Images that a thread decodes at a time."""
 LONGEST = 8
 """Sides of an image in proportion to each other, beyond which it is cropped before it is resized, to save memory."""
+LONG = 2.0
+"""Seconds after which lines show the progress where there is no terminal."""
 CACHE_VERSION = 1
 
 
@@ -83,7 +86,7 @@ class Reader:
 
 
 class NotAnImageError(TypeError):
-    """An item of a data set that is no image with one label; the whole data set is refused."""
+    """An item of a data set that is not an image with one label."""
 
 
 def as_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
@@ -106,6 +109,8 @@ def as_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
         values = np.asarray(image)
         if values.min() < 0 or values.max() >= 2**16:
             raise ValueError(f"values from {values.min()} to {values.max()}; only 8 and 16 bits are supported")
+        if mode == "I" and values.max() < 256:
+            raise ValueError(f"32-bit values up to {values.max()}, of 8 or of 16 bits; save it with 8 or 16 bits")
         kinds.append("16-bit (divided by 256)")
         image = Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
     elif mode == "F":
@@ -123,7 +128,7 @@ def as_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     return image, kinds
 
 
-def fit(image: Image.Image, size: int) -> Image.Image:
+def resized(image: Image.Image, size: int) -> Image.Image:
     """Return an image resized so that its shorter side is `size`, antialiased, and cropped to its central square.
 
     An image of exactly that size is returned as it is.
@@ -188,7 +193,7 @@ def decode(reader: Reader, size: int | None, copies: int = 1) -> Decoded:
                 with opened:
                     image, kinds = as_rgb(opened)
                     if size:
-                        image = fit(image, size)
+                        image = resized(image, size)
             except (MemoryError, NotAnImageError):
                 raise
             except Exception as error:  # Pillow's decoders raise many kinds
@@ -200,6 +205,7 @@ def decode(reader: Reader, size: int | None, copies: int = 1) -> Decoded:
             counts.update(kinds)
         return len(rows), counts, damaged
 
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # it guards servers against files from strangers
     chunks = [range(start, min(start + CHUNK, reader.count)) for start in range(0, reader.count, CHUNK)]
     with warnings.catch_warnings(), DecodingProgress(reader) as progress:
         warnings.filterwarnings("ignore", module="PIL")  # remarks on the files' metadata
@@ -211,8 +217,9 @@ def decode(reader: Reader, size: int | None, copies: int = 1) -> Decoded:
                 progress.add(done)
         finally:
             pool.shutdown(cancel_futures=True)
+            Image.MAX_IMAGE_PIXELS = limit
     if faults:
-        raise damage_error(reader, faults)
+        raise decoding_error(reader, faults)
     return Decoded(torch.from_numpy(images), torch.from_numpy(labels), dict(sorted(conversions.items())))
 
 
@@ -224,7 +231,7 @@ def shape_of_first(reader: Reader) -> tuple[int, int]:
     except (MemoryError, NotAnImageError):
         raise
     except Exception as error:
-        raise damage_error(reader, [(0, first_line(error))]) from None
+        raise decoding_error(reader, [(0, first_line(error))]) from None
     return image.height, image.width
 
 
@@ -238,7 +245,7 @@ def size_error(reader: Reader, row: int, image: Image.Image, shape: tuple[int, i
     )
 
 
-def damage_error(reader: Reader, faults: list[tuple[int, str]]) -> ConfigError:
+def decoding_error(reader: Reader, faults: list[tuple[int, str]]) -> ConfigError:
     """Return the error for images that cannot be decoded, given as numbers and reasons."""
     row, reason = min(faults)
     several = f"{len(faults)} of {reader.count} images" if len(faults) > 1 else "an image"
@@ -278,7 +285,8 @@ class DecodingProgress:
         tenth = 10 * self.done // self.total
         self.done += images
         self.bar.update(images)
-        if self.bar.disable and 10 * self.done // self.total > tenth and self.done < self.total:
+        is_long = time.monotonic() - self.started > LONG
+        if self.bar.disable and is_long and 10 * self.done // self.total > tenth and self.done < self.total:
             log.info("%s: decoded %d%% of %d images", self.option, 100 * self.done // self.total, self.total)
 
     def __enter__(self) -> "DecodingProgress":
@@ -290,8 +298,8 @@ class DecodingProgress:
             log.info("%s: decoded %d images in %.1f s", self.option, self.total, time.monotonic() - self.started)
 
 
-def fingerprint(files: Iterable[tuple[str, int, int]], **settings: Any) -> str:
-    """Return 16 hexadecimal digits for files, given as (path, bytes, nanoseconds of mtime), and further settings."""
+def fingerprint(files: Iterable[tuple[str, int, int, int]], **settings: Any) -> str:
+    """Return 16 hexadecimal digits for files, given as (path, bytes, mtime and ctime in nanoseconds), and settings."""
     digest = hashlib.sha256(repr((CACHE_VERSION, PIL.__version__, sorted(settings.items()))).encode())
     for file in files:
         digest.update(repr(file).encode())
@@ -315,6 +323,8 @@ def decode_cached(file: Path, reader: Reader, size: int | None, copies: int = 1)
     """
     if (cached := read_cache(file)) is not None:
         return cached
+    if not may_write():
+        return decode(reader, size, copies)
     lock = FileLock(file.with_name(f".{file.name}.lock"))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,31 +11,18 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from PIL import Image
 
-from kdbench.config.schema import optional, setting
-from kdbench.config.sections import FOLDER, DataKeys, is_path
 from kdbench.data.base import ImageData
 from kdbench.data.decode import Reader, decode_cached, fingerprint, report_conversions
-from kdbench.data.fractions import divide_off
+from kdbench.data.decoded import DecodedKeys, cache_folder, divided, pixels
 from kdbench.data.source import Source, Split
 from kdbench.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 EXTENSIONS = frozenset(
-    ".png .jpg .jpeg .jpe .bmp .dib .webp .tif .tiff .gif .ppm .pgm .pbm .pnm".split(),
+    ".png .jpg .jpeg .jpe .bmp .dib .webp .tif .tiff .gif .ppm .pgm .pbm .pnm .avif .jp2 .j2k .tga".split(),
 )
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-MAX_SIZE = 4096
-
-
-def pixels() -> Any:
-    """Declare a field with the height and width of images."""
-    return setting(lambda value: 1 <= value <= MAX_SIZE, f"a whole number of pixels from 1 to {MAX_SIZE}")
-
-
-def share() -> Any:
-    """Declare a field with a share of the training images."""
-    return setting(lambda value: 0 < value < 1, "a number above 0 and below 1")
 
 
 class ImageFile(NamedTuple):
@@ -44,6 +32,7 @@ class ImageFile(NamedTuple):
     """Path under the root."""
     num_bytes: int
     mtime_ns: int
+    ctime_ns: int
 
 
 class ImageFolder(ImageData):
@@ -54,14 +43,10 @@ class ImageFolder(ImageData):
     """
 
     @dataclass
-    class Config(DataKeys):
+    class Config(DecodedKeys):
         """Keys of the data set's YAML file."""
 
-        root: str = setting(is_path, FOLDER, identity=False)
         size: int = pixels()
-        val_fraction: float = share()
-        test_fraction: float = share()
-        cache: str | None = optional(setting(is_path, FOLDER, identity=False), absent=None)
 
     own_name: ClassVar[str] = "image_folder"
 
@@ -69,6 +54,10 @@ class ImageFolder(ImageData):
         super().__init__(config, name)
         self.option = f"data={name}"
         self.root = Path(config.root).expanduser()
+        self.ignored: list[str] = []
+        """Folders beside train that are no splits."""
+        self.others: Counter[str] = Counter()
+        """Number of files in folders of classes that are no images, by extension."""
 
     def load(self) -> Source:
         """Return all images, decoded.
@@ -84,6 +73,11 @@ class ImageFolder(ImageData):
                 code="not_readable",
                 key="data.root",
             ) from None
+        if self.ignored:
+            log.info("%s: ignored beside train: %s", self.option, ", ".join(self.ignored))
+        if self.others:
+            counts = ", ".join(f"{count} {suffix or 'without one'}" for suffix, count in sorted(self.others.items()))
+            log.info("%s: ignored files by extension: %s", self.option, counts)
         classes = list(files["train"])
         listed = [
             (split, file, label) for split in files for label, name in enumerate(classes) for file in files[split][name]
@@ -97,7 +91,7 @@ class ImageFolder(ImageData):
             return Image.open(self.root / file.path), label
 
         reader = Reader(len(listed), read, lambda row: listed[row][1].path, str(self.root), self.option)
-        cache = Path(self.config.cache).expanduser() if self.config.cache else self.root / ".kdbench"
+        cache = cache_folder(self.config)
         # The labels are cached with the images, so the layout counts.
         key = fingerprint((file for _, file, _ in listed), size=self.config.size, splits=sorted(files))
         decoded = decode_cached(
@@ -110,9 +104,15 @@ class ImageFolder(ImageData):
             splits[name] = Split.of(
                 decoded.images[rows[0] : rows[-1] + 1], torch.tensor([listed[row][2] for row in rows])
             )
-        fractions = {"val": self.config.val_fraction, "test": self.config.test_fraction}
-        splits |= divide_off(splits["train"], missing, fractions, self.option)
-        return Source(splits["train"], splits["val"], splits["test"], classes)
+        return divided(splits, classes, self.config, self.option)
+
+    def state(self) -> object:
+        """Return the fingerprint of the files, or None where they cannot be listed, which `load` reports."""
+        try:
+            listed = [file for files in self.find_files().values() for found in files.values() for file in found]
+        except (ConfigError, OSError):
+            return None
+        return fingerprint(listed)
 
     def find_files(self) -> dict[str, dict[str, list[ImageFile]]]:
         """Return the image files of each split that is there, by class.
@@ -128,6 +128,7 @@ class ImageFolder(ImageData):
                 code="not_found",
                 key="data.root",
             )
+        self.others.clear()
         folders = self.split_folders()
         files = {split: self.class_files(folder) for split, folder in folders.items()}
         train = list(files["train"])
@@ -145,7 +146,7 @@ class ImageFolder(ImageData):
                     f"{folder} must have the class folders of {folders['train']}: {', and '.join(differences)}"
                 )
         if len(train) < 2:
-            raise self.refuse(f"{folders['train']} has one class folder, {train[0]}; at least two are needed")
+            raise self.refuse(f"{folders['train']} has one class folder, {train[0]!r}; at least two are needed")
         return files
 
     def split_folders(self) -> dict[str, Path]:
@@ -161,13 +162,13 @@ class ImageFolder(ImageData):
             if len(folders) > 1:
                 raise self.refuse(f"{self.root} has several folders for {split}: keep one of "
                                   f"{' and '.join(folder.name for folder in folders)}")  # fmt: skip
-        if others:
-            log.info("%s: ignored beside train: %s", self.option, ", ".join(others))
+        self.ignored = others
         return {split: folders[0] for split, folders in found.items() if folders}
 
     def class_files(self, folder: Path) -> dict[str, list[ImageFile]]:
         """Return the image files of each class folder in a folder; both in the order of their names."""
-        classes = {sub.name: sorted(image_files(sub, self.root)) for sub in subfolders(folder)}
+        above = frozenset((stat.st_dev, stat.st_ino) for stat in (self.root.stat(), folder.stat()))
+        classes = {sub.name: sorted(image_files(sub, self.root, self.others, above)) for sub in subfolders(folder)}
         if not classes:
             raise self.refuse(
                 f"{folder} has no class folders; it must hold a folder of images per class"
@@ -193,8 +194,17 @@ def subfolders(folder: Path) -> list[Path]:
     )
 
 
-def image_files(folder: Path, root: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[ImageFile]:
-    """Yield the image files at any depth of a folder; links are followed, but not in a circle."""
+def image_files(
+    folder: Path, root: Path, others: Counter[str], above: frozenset[tuple[int, int]]
+) -> Iterator[ImageFile]:
+    """Yield the image files at any depth of a folder; links are followed, but not in a circle.
+
+    Args:
+        folder: the folder.
+        root: folder to which the paths are relative.
+        others: counts the other files by extension.
+        above: device and inode of the folders above it.
+    """
     stat = folder.stat()
     if (stat.st_dev, stat.st_ino) in above:
         return
@@ -202,10 +212,13 @@ def image_files(folder: Path, root: Path, above: frozenset[tuple[int, int]] = fr
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from image_files(Path(entry.path), root, above | {(stat.st_dev, stat.st_ino)})
+            yield from image_files(Path(entry.path), root, others, above | {(stat.st_dev, stat.st_ino)})
         elif Path(entry.name).suffix.lower() in EXTENSIONS:
             try:
-                size, mtime = (found := entry.stat()).st_size, found.st_mtime_ns
+                found = entry.stat()
+                state = (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
             except FileNotFoundError:  # a link to nowhere: reported when it is decoded
-                size, mtime = 1, 0
-            yield ImageFile(Path(entry.path).relative_to(root).as_posix(), size, mtime)
+                state = (1, 0, 0)
+            yield ImageFile(Path(entry.path).relative_to(root).as_posix(), *state)
+        else:
+            others[Path(entry.name).suffix.lower()] += 1

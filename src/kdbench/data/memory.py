@@ -66,7 +66,8 @@ def check_bytes(needed: int, images: int, device: str, config: DataConfig, image
 def free_memory(device: str) -> float:
     """Return the free memory of a device in bytes; infinite where the system does not say."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # for tensors of this process
+        return torch.cuda.mem_get_info(device)[0] + kept
     if torch.device(device).type == "cpu":
         try:
             lines = Path("/proc/meminfo").read_text().splitlines()

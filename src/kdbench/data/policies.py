@@ -19,7 +19,7 @@ from torchvision.transforms import functional as tv
 from torchvision.transforms.v2 import functional as tv2
 
 NUM_MAGNITUDES = 31
-MAX_PIXELS = 2**24
+MAX_PIXELS = 512 * 512
 """float32 holds every integer up to this one, so images of pixel numbers go through torchvision unrounded."""
 
 
@@ -146,8 +146,8 @@ class Policy:
             raise ValueError(f"num_ops is {num_ops}; it must be at least 1")
         if not 0 <= magnitude < NUM_MAGNITUDES:
             raise ValueError(f"magnitude is {magnitude}; it must be in [0, {NUM_MAGNITUDES - 1}]")
-        if not 0 < height * width < MAX_PIXELS:
-            raise ValueError(f"images are {height} x {width}; they must have 1 to {MAX_PIXELS - 1} pixels")
+        if not 0 < height * width <= MAX_PIXELS:
+            raise ValueError(f"images are {height} x {width}; they must have 1 to {MAX_PIXELS} pixels")
         self.height = height
         self.width = width
         self.device = torch.device(device)

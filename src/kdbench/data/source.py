@@ -52,6 +52,8 @@ class Split:
             raise ValueError(f"images are {images.dtype}; they must be uint8 in [0, 255]")
         if images.ndim == 3:
             images = images[..., None]
+        if not len(images):
+            raise ValueError("there are no images")
         if images.ndim != 4 or images.shape[3] not in (1, 3) or not images.numel():
             raise ValueError(f"images are {list(images.shape)}; they must be [N, H, W, 3], [N, H, W, 1] or [N, H, W]")
         if images.shape[3] == 1:
@@ -82,10 +84,10 @@ class Split:
         """Return some rows."""
         return Split(*(values[rows] for values in (self.images, self.labels, self.indices)))
 
-    def to(self, device: str, images_on: str) -> "Split":
-        """Return the split on a device, with its images there or, pinned where that device is a GPU, on the host."""
+    def to(self, device: str, images_on: str, pinned: bool = False) -> "Split":
+        """Return the split on a device, with its images there or on the host, in pinned memory on request."""
         images = self.images.to(images_on)
-        if images_on == "cpu" and torch.device(device).type == "cuda":
+        if pinned and images_on == "cpu" and torch.device(device).type == "cuda":
             images = images.pin_memory()
         return Split(images, self.labels.to(device), self.indices.to(device))
 

@@ -1,6 +1,5 @@
 """Any image classification of torchvision.datasets."""
 
-import difflib
 import inspect
 import logging
 import math
@@ -17,7 +16,6 @@ from PIL import Image
 from torchvision import datasets
 
 from kdbench.config.schema import optional, setting
-from kdbench.config.sections import FOLDER, FileKeys, is_path
 from kdbench.data.archives import locked, temporary_folder, writable
 from kdbench.data.base import ImageData
 from kdbench.data.decode import (
@@ -29,39 +27,19 @@ from kdbench.data.decode import (
     fingerprint,
     report_conversions,
 )
-from kdbench.data.fractions import divide_off
-from kdbench.data.image_folder import pixels, share
+from kdbench.data.decoded import DecodedKeys, cache_folder, divided, pixels
 from kdbench.data.source import Source, Split
+from kdbench.data.torchvision_classes import classification, parameters_of
 from kdbench.errors import ConfigError, first_line, nearest
 
 log = logging.getLogger(__name__)
 
-OTHER_TASKS = {
-    "_optical_flow": "optical flow",
-    "_stereo_matching": "stereo matching",
-    "cityscapes": "segmentation",
-    "coco": "detection and captions",
-    "flickr": "captions",
-    "hmdb51": "video",
-    "kinetics": "video",
-    "kitti": "detection",
-    "moving_mnist": "video",
-    "phototour": "matching of patches",
-    "sbd": "segmentation",
-    "sbu": "captions",
-    "ucf101": "video",
-    "voc": "detection and segmentation",
-    "widerface": "detection",
-}
-"""Modules of torchvision.datasets without image classification."""
-OTHER_CLASSES = {"LFWPairs": "comparison of faces", "LSUNClass": "a single class of LSUN"}
-GENERAL = ("DatasetFolder", "ImageFolder", "VisionDataset")
 SPLIT_NAMES = {
     "train": ("train", "train-standard", "trainval"),
     "val": ("val", "valid", "validation"),
     "test": ("test",),
 }
-"""Names that classes with an argument `split` give to a split; the first that a class knows is taken."""
+"""Names that classes with an argument `split` give to a split; the first that a class has is taken."""
 OWN_ARGUMENTS = ("root", "train", "download", "loader", "transform", "target_transform", "transforms")
 """Arguments that are not the user's."""
 FOLDER_ATTRIBUTES = ("_base_folder", "_data_path", "_size_root", "_data_dir", "root")
@@ -75,21 +53,24 @@ class TorchvisionData(ImageData):
     """
 
     @dataclass
-    class Config(FileKeys):
+    class Config(DecodedKeys):
         """Keys of the data set's YAML file."""
 
         dataset: str = setting()
         arguments: dict[str, Any] = setting()
+        download: bool = setting(identity=False)
         size: int | None = optional(pixels())
-        val_fraction: float = share()
-        test_fraction: float = share()
-        cache: str | None = optional(setting(is_path, FOLDER, identity=False), absent=None)
 
     own_name: ClassVar[str] = "torchvision"
 
+    @classmethod
+    def title(cls, config: Any, name: str) -> str:
+        """Return the name of the class."""
+        return str(config.dataset)
+
     def __init__(self, config: Any, name: str) -> None:
         super().__init__(config, name)
-        self.option = f"data={name}"
+        self.option = "data=torchvision"
         self.root = Path(config.root).expanduser()
 
     def load(self) -> Source:
@@ -112,9 +93,7 @@ class TorchvisionData(ImageData):
             end = start + len(dataset)
             splits[name] = Split.of(decoded.images[start:end], labels[start:end])
             start = end
-        fractions = {"val": self.config.val_fraction, "test": self.config.test_fraction}
-        splits |= divide_off(splits["train"], missing, fractions, self.option)
-        return Source(splits["train"], splits["val"], splits["test"], names)
+        return divided(splits, names, self.config, self.option)
 
     def check_arguments(self) -> None:
         """Check the user's arguments against the signature of the class.
@@ -188,7 +167,7 @@ class TorchvisionData(ImageData):
         return item[1] is None
 
     def open_first(self, names: Sequence[str]) -> Any:
-        """Return the split with the first of these names that the class knows, or None."""
+        """Return the split with the first of these names that the class has, or None."""
         for name in names:
             try:
                 return self.open(split=name)
@@ -200,7 +179,7 @@ class TorchvisionData(ImageData):
         """Return a split, downloaded if it is not there and `data.download` is true.
 
         Raises:
-            UnknownSplitError: the class knows no such split.
+            UnknownSplitError: the class has no such split.
             ConfigError: its files are missing or cannot be downloaded.
         """
         try:
@@ -247,7 +226,7 @@ class TorchvisionData(ImageData):
         """Return an instance of the class.
 
         Raises:
-            UnknownSplitError: the class knows no such split.
+            UnknownSplitError: the class has no such split.
             ConfigError: the class refuses an argument, or needs a package that is missing.
             RuntimeError, OSError: files are missing.
         """
@@ -312,7 +291,7 @@ class TorchvisionData(ImageData):
                 lengths=[len(part) for part in parts],
                 torchvision=torchvision.__version__,
             )
-            cache = Path(self.config.cache).expanduser() if self.config.cache else self.root / ".kdbench"
+            cache = cache_folder(self.config)
             return decode_cached(cache / f"{self.cls.__name__}-{size or 'own'}-{key}.bin", reader, size, copies)
         except NotAnImageError as error:
             raise ConfigError(
@@ -323,63 +302,7 @@ class TorchvisionData(ImageData):
 
 
 class UnknownSplitError(Exception):
-    """A class does not know a split of that name."""
-
-
-def classification(name: str, option: str) -> Any:
-    """Return the class of torchvision.datasets with a name.
-
-    Raises:
-        ConfigError: there is none, or it is no image classification.
-    """
-    classes = {n: cls for n in datasets.__all__ if isinstance(cls := getattr(datasets, n), type)}
-    tasks = {n: OTHER_TASKS.get(cls.__module__.rpartition(".")[2]) for n, cls in classes.items()} | OTHER_CLASSES
-    if name in GENERAL:
-        raise ConfigError(
-            f"{option}: data.dataset is {name}, which is a class for folders; use data=image_folder",
-            code="unsupported_dataset",
-            key="data.dataset",
-        )
-    if tasks.get(name):
-        raise ConfigError(
-            f"{option}: data.dataset is {name}, which is no image classification but {tasks[name]}; "
-            "give another data set",
-            code="unsupported_dataset",
-            key="data.dataset",
-        )
-    valid = [n for n in classes if not tasks[n] and n not in GENERAL]
-    if name not in valid:
-        raise ConfigError(
-            f"{option}: data.dataset is {name!r}, and torchvision.datasets has no such image classification; "
-            f"{nearest_class(name, valid)}",
-            code="unknown_option",
-            key="data.dataset",
-        )
-    return classes[name]
-
-
-def nearest_class(name: str, valid: Sequence[str]) -> str:
-    """Return a hint for a mistyped name of a class, whatever the case of its letters."""
-    spelled = {n.lower(): n for n in valid}
-    close = [spelled[n] for n in difflib.get_close_matches(name.lower(), spelled, n=3, cutoff=0.6)]
-    return f"did you mean {' or '.join(close)}?" if close else f"valid: {', '.join(sorted(valid))}"
-
-
-def parameters_of(cls: Any) -> dict[str, inspect.Parameter]:
-    """Return the named parameters of a class, with those of its bases where it passes `**kwargs` on."""
-    parameters: dict[str, inspect.Parameter] = {}
-    for base in inspect.getmro(cls):
-        if "__init__" not in vars(base):
-            continue
-        own = dict(inspect.signature(vars(base)["__init__"]).parameters)
-        own.pop("self", None)
-        passed_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in own.values())
-        for name, parameter in own.items():
-            if parameter.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
-                parameters.setdefault(name, parameter)
-        if not passed_on:
-            break
-    return parameters
+    """A class has no split of that name."""
 
 
 def as_image_and_label(item: Any, name: str) -> tuple[Image.Image, int]:
@@ -404,7 +327,7 @@ def named_labels(labels: torch.Tensor, dataset: Any) -> tuple[torch.Tensor, list
 
     Args:
         labels: [N], labels of all splits.
-        dataset: the training split, which knows names of classes, or not.
+        dataset: the training split, which may have names of classes.
     """
     names = getattr(dataset, "classes", None) or getattr(dataset, "categories", None) or []
     count = int(labels.max()) + 1
@@ -428,13 +351,13 @@ def folder_of(dataset: Any) -> Path | None:
     return None
 
 
-def states_of(folder: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield path, size and mtime of each file at any depth of a folder, without hidden ones."""
+def states_of(folder: Path) -> Iterator[tuple[str, int, int, int]]:
+    """Yield path, size, mtime and ctime of each file at any depth of a folder, without hidden ones."""
     for path in folder.rglob("*"):
         relative = path.relative_to(folder)
         if not any(part.startswith(".") for part in relative.parts) and path.is_file():
             stat = path.stat()
-            yield relative.as_posix(), stat.st_size, stat.st_mtime_ns
+            yield relative.as_posix(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def sort_files(dataset: Any) -> None:

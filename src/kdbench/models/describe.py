@@ -189,12 +189,14 @@ class Probe:
         body.train(train)
         version = images._version  # an in-place operation raises it
         mode = "training" if train else "evaluation"
+        size_key = next((key for key in ("image_size", "img_size") if key in self.config.arguments), "")
+        hint = f"; {self.key}.{size_key} is the size that it is built for" if size_key else ""
         try:
             with seeded(0), torch.no_grad():
                 returned = body(images)
         except Exception as error:
             raise ConfigError(
-                f"{self.name} cannot process images of {self.image_shape} in {mode} mode: {first_line(error)}",
+                f"{self.name} cannot process images of {self.image_shape} in {mode} mode: {first_line(error)}{hint}",
                 code="mismatch",
                 key=self.key,
             ) from error

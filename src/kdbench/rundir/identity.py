@@ -211,8 +211,9 @@ def sha256_of_folder(folder: Path, text: str) -> str:
         files += [Path(place, name) for name in sorted(names) if not name.startswith(".") and not name.endswith(".pyc")]
         if len(files) > MAX_FILES:
             raise ConfigError(
-                f"an argument of a network or method names the folder {text}, which has more than {MAX_FILES} files; "
-                "what it reads is part of the run key, so name a smaller folder or a file",
+                f"an argument of a network, method or data set names the folder {text}, which has more than "
+                f"{MAX_FILES} files; what it reads is part of the run key, so name a smaller folder or a file, or "
+                "declare the key of a data set with identity=False",
                 code="out_of_range",
                 key=text,
             )

@@ -33,7 +33,7 @@ def read_config(file: Path, trusted: Sequence[str] = ()) -> RunConfig:
 
     Args:
         file: written by `RunDirectory.write_config`, or by anyone else.
-        trusted: modules whose own classes and functions may be named in it, beside kdbench's models and methods.
+        trusted: modules whose own classes and functions may be named in it, beside those of kdbench.
 
     Raises:
         ConfigError: it cannot be read, is no config of a run, or names code that is not trusted.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdbench.config import RunConfig, RuntimeConfig
 from kdbench.data import Dataset, load
+from kdbench.data.access import read_only
 from kdbench.data.source import DataSpec
 from kdbench.errors import ConfigError
 from kdbench.models import Network, build, weights
@@ -145,9 +146,11 @@ def load_data(config: RunConfig, device: str, data_root: Path | None) -> Dataset
         changes["download"] = False
     if data_root and hasattr(keys, "root") and not Path(keys.root).expanduser().exists():
         changes["root"] = str(data_root)
-    data = dataclasses.replace(config.data, params=dataclasses.replace(keys, **changes))
+    # Without the recorded content: other images are a failed check of their hashes, not missing data.
+    data = dataclasses.replace(config.data, params=dataclasses.replace(keys, **changes), content=None)
     try:
-        return load(data, device)
+        with read_only():
+            return load(data, device)
     except ConfigError as error:
         raise NotChecked(f"{error}" + ("" if data_root else "; --data-root DIR names another folder")) from None
 

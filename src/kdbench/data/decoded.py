@@ -1,11 +1,63 @@
-"""Division of training images by fractions, class by class."""
+"""Data sets of decoded images: their keys, and their division into splits by fractions, class by class."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdbench.data.source import Split
+from kdbench.config.schema import optional, setting
+from kdbench.config.sections import FOLDER, DataKeys, is_path
+from kdbench.data.source import Source, Split
 from kdbench.data.splits import SPLIT_SEED
 from kdbench.errors import ConfigError
+
+MAX_SIZE = 4096
+
+
+def pixels() -> Any:
+    """Declare a field with the height and width of images."""
+    return setting(lambda value: 1 <= value <= MAX_SIZE, f"a whole number of pixels from 1 to {MAX_SIZE}")
+
+
+def share() -> Any:
+    """Declare a field with a share of the training images."""
+    return setting(lambda value: 0 < value < 1, "a number above 0 and below 1")
+
+
+@dataclass
+class DecodedKeys(DataKeys):
+    """The keys of a data set of image files."""
+
+    root: str = setting(is_path, FOLDER, identity=False)
+    val_fraction: float = share()
+    test_fraction: float = share()
+    cache: str | None = optional(setting(is_path, FOLDER, identity=False), absent=None)
+
+
+def cache_folder(keys: DecodedKeys) -> Path:
+    """Return the folder for decoded images."""
+    return Path(keys.cache).expanduser() if keys.cache else Path(keys.root).expanduser() / ".kdbench"
+
+
+def divided(splits: Mapping[str, Split], class_names: Sequence[str], keys: DecodedKeys, option: str) -> Source:
+    """Return the splits that are there, with the missing ones divided off the training images.
+
+    Args:
+        splits: train, and val and test where they are there.
+        class_names: names of the classes.
+        keys: keys of the data set.
+        option: the option of the data set as the user writes it.
+
+    Raises:
+        ConfigError: see `divide_off`.
+    """
+    missing = tuple(name for name in ("val", "test") if name not in splits)
+    fractions = {"val": keys.val_fraction, "test": keys.test_fraction}
+    every = {**splits, **divide_off(splits["train"], missing, fractions, option)}
+    return Source(every["train"], every["val"], every["test"], class_names)
 
 
 def divide_off(train: Split, missing: tuple[str, ...], fractions: dict[str, float], option: str) -> dict[str, Split]:
