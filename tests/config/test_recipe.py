@@ -25,7 +25,7 @@ def recipe(**keys: Any) -> RecipeConfig:
 STEPS = {"schedule": "multistep", "milestones": [4, 8]}
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"lr": 0.1, "min_lr": 0.2}, "min_lr"),
-    ({"lr": 0.1, "min_lr": 0.2, "schedule": "one_cycle", "warmup_epochs": 1.0}, "min_lr"),
+    ({"lr": 0.1, "min_lr": 0.2, "schedule": "one_cycle", "warmup_epochs": 2.0}, "min_lr"),
     ({"momentum": 0.0, "nesterov": True}, "momentum"),
     ({"ema": 0.999, "weight_decay": 0.5}, "weight_decay"),
     ({"schedule": "multistep"}, "milestones"),
@@ -36,6 +36,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"warmup_epochs": 0.5}, "warmup_epochs"),
     ({"warmup_epochs": 1.0, "warmup_lr": 0.2, "lr": 0.1}, "warmup_lr"),
     ({"schedule": "one_cycle"}, "warmup_epochs"),
+    ({"schedule": "one_cycle", "warmup_epochs": 1.0}, "warmup_epochs"),
     ({**STEPS, "warmup_epochs": 5.0}, "warmup_epochs"),
     ({"accumulate": 5, "batch_size": 8}, "accumulate"),
 ]
@@ -52,7 +53,8 @@ ALLOWED: list[dict[str, Any]] = [
     {"warmup_epochs": 9.5, "schedule_per": "step"},
     {"warmup_epochs": 1.0, "warmup_lr": 0.1, "lr": 0.1},
     {"warmup_lr": 0.2, "lr": 0.1},
-    {"schedule": "one_cycle", "warmup_epochs": 1.0},
+    {"schedule": "one_cycle", "warmup_epochs": 2.0},
+    {"schedule": "one_cycle", "warmup_epochs": 0.5, "schedule_per": "step"},
     {**STEPS, "warmup_epochs": 4.0},
     {"accumulate": 4, "batch_size": 8},
     {"accumulate": 4, "batch_size": 9},
@@ -238,3 +240,31 @@ def test_augmentation_beyond_views_is_named(setting: str) -> None:
 def test_the_optimisers_and_schedules_of_the_config_have_keys_of_the_recipe() -> None:
     fields = {f.name for f in dataclasses.fields(RecipeConfig)}
     assert {name for own in (*KEYS_OF_OPTIMIZER.values(), *KEYS_OF_SCHEDULE.values()) for name in own} <= fields
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "text"),
+    [
+        (["data.augment=false", "data.padding=8"], "unused_key", "data.augment is false"),
+        (["data.mean=[125,122,113]", "data.std=[0.2,0.2,0.2]"], "out_of_range", "from 0 to 1"),
+        (["data.mean=[0.5,0.5,0.5]", "data.std=[63,62,66]"], "out_of_range", "at most 1"),
+    ],
+)
+def test_data_keys_without_effect_or_on_another_scale_are_refused(overrides, code, text):
+    with pytest.raises(ConfigError, match=text) as error:
+        compose(["student=resnet8", "method=ce", "data=shapes", *overrides])
+    assert error.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("epochs: 2\nlr: 0.1\n", "settings/all@recipe"),
+        ("defaults:\n  - settings/all\n  - _self_\nrecipe:\n  epochs: 2\n", "# @package _global_"),
+    ],
+)
+def test_the_usual_mistakes_of_a_recipe_file_are_named(tmp_path, content, text):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=text):
+        compose(["student=resnet8", "method=ce", "data=shapes", "recipe=mine"], config_dir=tmp_path)

@@ -417,7 +417,7 @@ def test_a_key_of_another_choice_changes_no_run_key(choice, unused):
 def test_a_key_of_another_schedule_changes_no_run_key_of_steps_and_one_cycle():
     steps = ("recipe.schedule=multistep", "recipe.milestones=[2]")
     assert key_of(*steps, "recipe.min_lr=0.5") == key_of(*steps)
-    cycle = ("recipe.schedule=one_cycle", "recipe.warmup_epochs=1")
+    cycle = ("recipe.schedule=one_cycle", "recipe.warmup_epochs=2")
     assert key_of(*cycle, "recipe.gamma=0.5") == key_of(*cycle)
     assert key_of(*cycle, "recipe.min_lr=0") != key_of(*cycle)
 

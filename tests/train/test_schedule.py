@@ -163,12 +163,6 @@ def test_a_warmup_shorter_than_half_a_step_is_none() -> None:
     assert own == list(rates(recipe(schedule="cosine", schedule_per="step")))
 
 
-def test_one_cycle_with_a_warmup_of_one_epoch_begins_at_the_highest_rate_per_epoch() -> None:
-    own = list(rates(recipe(schedule="one_cycle", warmup_epochs=1)))
-    assert own[0] == LR
-    assert own[-1] == pytest.approx(MIN_LR)
-
-
 @st.composite
 def recipes(draw: st.DrawFn) -> tuple[RecipeConfig, int]:
     """Draw a recipe that the config allows, and a number of steps per epoch."""

@@ -107,13 +107,30 @@ def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | Non
                     key=group,
                 )
             tree[group]["name"] = names[group]
-    document = typed(Document, tree)
+    if isinstance(tree.get("recipe"), dict) and tree["recipe"].keys() & {"recipe", "teacher"}:
+        raise ConfigError(
+            f"recipe={names and names.get('recipe')} sets keys of its own section; begin the file with the line "
+            "'# @package _global_', so that its keys are those of the run",
+            code="invalid_option_file",
+            key="recipe",
+        )
+    try:
+        document = typed(Document, tree)
+    except ConfigError as error:
+        if error.code == "missing_value" and re.match(r"(teacher\.)?recipe\.(?!epochs)", error.key):
+            raise ConfigError(
+                f"{error.key} has no value; a recipe's file begins with all keys by 'settings/all@recipe' and "
+                "'settings/all@teacher.recipe' in its defaults (docs/recipes.md)",
+                code=error.code,
+                key=error.key,
+            ) from None
+        raise
     method = parse_method(document.method)
     open_sections = {
         "student": parse_model(document.student, "student"),
         "teacher": parse_teacher(document.teacher, method),
         "method": method,
-        "data": parse_data(document.data),
+        "data": parse_data(document.data, recorded=not names),
     }
     run = RunConfig(**{f.name: getattr(document, f.name) for f in dataclasses.fields(Document)} | open_sections)
     check_together(run)
@@ -267,21 +284,50 @@ def parse_method(node: Mapping[str, Any]) -> MethodConfig:
     return MethodConfig(name, cls, typed(cls.Config, params, "method"))
 
 
-def parse_data(node: Mapping[str, Any]) -> DataConfig:
-    """Return a data set whose keys are those of its class's `Config`."""
+def parse_data(node: Mapping[str, Any], recorded: bool = False) -> DataConfig:
+    """Return a data set whose keys are those of its class's `Config`.
+
+    Args:
+        node: section of the config.
+        recorded: whether it may hold the hash of the images, as the config of a run directory does.
+    """
     params = dict(node)
-    name, target, content = (params.pop(key, None) for key in ("name", "_target_", "content"))
+    name, target = (params.pop(key, None) for key in ("name", "_target_"))
+    content = params.pop("content", None) if recorded else None
+    name = name.replace("/", "-") if isinstance(name, str) else name  # the file's folder
+    if content is not None and not (isinstance(content, str) and re.fullmatch("[0-9a-f]{64}", content)):
+        raise ConfigError(
+            f"data.content is {as_yaml(content)}; it must be a hash, as a run records it",
+            code="wrong_type",
+            key="data.content",
+        )
     check_name(name, "data")
     cls = import_class(target, "data", "kdbench.data.ImageData", fault_of_data, code="no_data")
     keys = typed(cls.Config, params, "data")
+    check_normalisation(keys, "data", "those of the training images")
+    name = cls.title(keys, name)
+    check_name(name, "data")
+    return DataConfig(name, cls, keys, content)
+
+
+def check_normalisation(keys: Any, path: str, absent: str) -> None:
+    """Check that mean and standard deviation of a section are given together, with as many numbers.
+
+    Args:
+        keys: the section.
+        path: where it stands in the config.
+        absent: what counts where both are null.
+
+    Raises:
+        ConfigError: they are not.
+    """
     if (keys.mean is None) != (keys.std is None) or (keys.mean and len(keys.mean) != len(keys.std)):
         raise ConfigError(
-            f"data.mean is {as_yaml(keys.mean)} and data.std is {as_yaml(keys.std)}; give both with a number per "
-            "channel, or null for both: those of the training images",
+            f"{path}.mean is {as_yaml(keys.mean)} and {path}.std is {as_yaml(keys.std)}; give both with a number per "
+            f"channel, or null for both: {absent}",
             code="mismatch",
-            key="data.mean",
+            key=f"{path}.mean",
         )
-    return DataConfig(name, cls, keys, content)
 
 
 def parse_teacher(node: Mapping[str, Any], method: MethodConfig) -> TeacherConfig | None:
@@ -302,13 +348,7 @@ def parse_teacher(node: Mapping[str, Any], method: MethodConfig) -> TeacherConfi
             code="no_teacher",
             key="teacher",
         )
-    if (keys.mean is None) != (keys.std is None):
-        raise ConfigError(
-            f"teacher.mean is {as_yaml(keys.mean)} and teacher.std is {as_yaml(keys.std)}; give both, or neither for "
-            "the normalisation of the data",
-            code="mismatch",
-            key="teacher.mean",
-        )
+    check_normalisation(keys, "teacher", "that of the data")
     if keys.checkpoint is not None and architecture.weights is not None:
         raise ConfigError(
             f"teacher.weights is {architecture.weights!r} and teacher.checkpoint is {keys.checkpoint!r}; the first are "
@@ -345,18 +385,19 @@ def check_together(run: RunConfig) -> None:
 
 
 def check_used(run: RunConfig, overrides: Iterable[str]) -> None:
-    """Check that each key of a recipe that the user gave changes something.
+    """Check that each key of a recipe, and of crop and flip, that the user gave changes something.
 
     Args:
         run: the checked run.
         overrides: as given on the command line.
 
     Raises:
-        ConfigError: one is a key of another optimiser or schedule than the chosen one.
+        ConfigError: one has no effect beside the others, such as a key of another optimiser than the chosen one.
     """
-    recipes = {"recipe": run.recipe} | ({"teacher.recipe": run.teacher.recipe} if run.teacher else {})
+    unused = {"recipe": run.recipe.unused(), "teacher.recipe": run.teacher.recipe.unused() if run.teacher else {}}
+    unused["data"] = {} if run.data.params.augment else dict.fromkeys(("padding", "flip"), "data.augment is false")
     for override in overrides:
         key = override.partition("=")[0].lstrip("+")
         path, _, name = key.rpartition(".")
-        if path in recipes and name in (unused := recipes[path].unused()):
-            raise ConfigError(f"{override}: {key} changes nothing: {unused[name]}", code="unused_key", key=key)
+        if name in unused.get(path, {}):
+            raise ConfigError(f"{override}: {key} changes nothing: {unused[path][name]}", code="unused_key", key=key)

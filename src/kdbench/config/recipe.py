@@ -71,6 +71,10 @@ class RecipeConfig:
                     reasons[name] = f"it is a key of {key}={users}, and {key} is {chosen}"
         if not self.warmup_epochs:
             reasons["warmup_lr"] = "warmup_epochs is 0"
+        if not self.warmup_epochs and self.schedule in ("constant", "multistep"):
+            reasons["schedule_per"] = f"schedule={self.schedule} changes the learning rate between epochs alone"
+        if not self.weight_decay:
+            reasons["decay_all"] = "weight_decay is 0"
         if self.policy != "rand_augment":
             text = f"it is a key of policy=rand_augment, and policy is {self.policy or 'null'}"
             reasons |= {"policy_ops": text, "policy_magnitude": text}
@@ -146,8 +150,10 @@ def check_recipe(recipe: RecipeConfig, path: str) -> None:
         )
     if recipe.warmup_epochs and recipe.warmup_lr > recipe.lr:
         raise refuse("warmup_lr", f"it must be at most {path}.lr, {recipe.lr:g}")
-    if recipe.schedule == "one_cycle" and not recipe.warmup_epochs:
-        raise refuse("warmup_epochs", f"{path}.schedule=one_cycle rises in these epochs, so it must be above 0")
+    least = 2 if recipe.schedule_per == "epoch" else 0
+    if recipe.schedule == "one_cycle" and (not recipe.warmup_epochs or recipe.warmup_epochs < least):
+        text = f"{path}.schedule=one_cycle rises in these epochs, so it must be "
+        raise refuse("warmup_epochs", text + (f"at least {least} with schedule_per=epoch" if least else "above 0"))
     if recipe.schedule == "multistep" and recipe.warmup_epochs > recipe.milestones[0]:
         raise refuse("warmup_epochs", f"it must be at most the first of {path}.milestones, {recipe.milestones[0]}")
     if recipe.accumulate > recipe.batch_size // 2:

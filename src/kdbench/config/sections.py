@@ -1,7 +1,6 @@
 """The sections of a run's config, typed, with the range of each key."""
 
 import dataclasses
-import math
 import os
 import re
 from dataclasses import dataclass
@@ -29,12 +28,12 @@ def is_path(value: str) -> bool:
 
 def channel_means() -> Any:
     """Declare a field with the mean of each channel."""
-    return setting(lambda v: v and all(map(math.isfinite, v)), "one finite number per channel")
+    return setting(lambda v: v and all(0 <= x <= 1 for x in v), "a number from 0 to 1 per channel")
 
 
 def channel_deviations() -> Any:
     """Declare a field with the standard deviation of each channel."""
-    return setting(lambda v: v and all(0 < x < math.inf for x in v), "one number above 0 per channel")
+    return setting(lambda v: v and all(0 < x <= 1 for x in v), "a number above 0 and at most 1 per channel")
 
 
 @dataclass

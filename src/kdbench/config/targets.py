@@ -76,6 +76,9 @@ def fault_of_data(cls: Any) -> str:
         return f"the class must define {' and '.join(sorted(cls.__abstractmethods__))}"
     if not (isinstance(cls.Config, type) and dataclasses.is_dataclass(cls.Config) and issubclass(cls.Config, DataKeys)):
         return "its Config must be a dataclass that extends ImageData.Config"
+    taken = {"name", "content", "_target_"} & {f.name for f in dataclasses.fields(cls.Config)}
+    if taken:
+        return f"its Config must have no field {min(taken)}, which is a key of every data set"
     return ""
 
 
