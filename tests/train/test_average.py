@@ -193,3 +193,13 @@ def test_a_step_that_is_left_out_changes_no_average(make: Make) -> None:
     learner.train_step(batch._replace(images=batch.images * torch.nan), None)
     assert all(torch.equal(a, b) for a, b in zip(learner.average.averages, before["averages"], strict=True))
     assert int(learner.average.steps) == int(before["steps"]) == 1
+
+
+def test_a_buffer_that_is_not_finite_stays_as_it_is() -> None:
+    module = torch.nn.Linear(2, 2)
+    module.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    average = AveragedWeights([module], 0.9)
+    average.update(torch.zeros(()))
+    with average.in_place():
+        assert torch.equal(module.mask, torch.tensor([0.0, -torch.inf]))
+        assert bool(module.weight.isfinite().all())

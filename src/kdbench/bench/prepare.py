@@ -52,6 +52,9 @@ def prepare(case: Case) -> Prepared:
     recipe, extra = config.recipe, config.recipe.augmentation()
     if recipe.accumulate > 1:
         extra = f"recipe.accumulate={recipe.accumulate}"
+    for key in ("ema", "label_smoothing"):
+        if getattr(recipe, key):
+            extra = f"recipe.{key}={getattr(recipe, key)}"
     if recipe.optimizer != "sgd":
         extra = f"recipe.optimizer={recipe.optimizer}"
     if extra:

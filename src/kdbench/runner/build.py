@@ -10,6 +10,7 @@ import torch
 
 from kdbench.config import RecipeConfig, RunConfig
 from kdbench.data import Batches, Dataset, load
+from kdbench.data.policies import MAX_PIXELS
 from kdbench.data.source import DataSpec
 from kdbench.errors import ConfigError
 from kdbench.methods.base import Method, Requires
@@ -19,7 +20,7 @@ from kdbench.system.device import place
 from kdbench.system.guard import Guard
 from kdbench.system.random import host_seeded, seeded
 from kdbench.teachers.store import check_checkpoint
-from kdbench.train.evaluate import EVALUATION_BATCH
+from kdbench.train.evaluate import evaluation_batch
 from kdbench.train.learner import Learner
 
 
@@ -73,7 +74,7 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
     check_checkpoint(config, dataset.spec)
     student = summarize(config.student, dataset.spec, "student")
     check_batches(student, config, dataset, config.recipe, "")
-    check_memory_format(student, config, dataset.spec)
+    check_memory_format(student, config, dataset.spec, "student", config.student.name)
     if config.student.weights:
         check_first_weights(config, dataset.spec)
     if config.runtime.compile and (student.host_random or student.changing):
@@ -88,6 +89,15 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
         trained = config.teacher.checkpoint is None
         teacher = summarize(config.teacher.model, dataset.spec, "teacher", trained)
         check_batches(teacher, config, dataset, config.teacher.recipe if trained else None, "teacher.")
+        if trained:
+            check_memory_format(teacher, config, dataset.spec, "teacher", config.teacher.model.name)
+        if config.teacher.mean is not None and len(config.teacher.mean) != dataset.spec.input_shape[0]:
+            raise ConfigError(
+                f"teacher.mean has {len(config.teacher.mean)} numbers, and images have {dataset.spec.input_shape[0]} "
+                "channels; give one number per channel",
+                code="mismatch",
+                key="teacher.mean",
+            )
         if teacher.evaluation_random:
             raise ConfigError(
                 f"teacher={config.teacher.model.name} draws random numbers in evaluation mode, so its outputs do not "
@@ -163,7 +173,7 @@ def check_batches(
             code="single_image_batch",
             key=f"{prefix}recipe.batch_size",
         )
-    size = EVALUATION_BATCH[torch.device(config.runtime.device).type]
+    size = evaluation_batch(config.runtime.device, dataset.spec.input_shape)
     for name, split in (("num_val", dataset.val), ("num_test", dataset.test)):
         if len(split) % size == 1 and "eval" in model.one_image:
             raise ConfigError(
@@ -174,20 +184,27 @@ def check_batches(
             )
 
 
-def check_memory_format(student: ModelSummary, config: RunConfig, spec: DataSpec) -> None:
-    """Check that a student can be trained in channels-last memory on the CPU.
+def check_memory_format(model: ModelSummary, config: RunConfig, spec: DataSpec, key: str, name: str) -> None:
+    """Check that a network can be trained in channels-last memory on the CPU.
 
     The gradient of a 1x1 convolution with a stride and few input channels writes beyond its memory there, in float32
     and with images larger than 32 x 32 (oneDNN 3.12, issue 6035); the process may crash.
+
+    Args:
+        model: summary of the network.
+        config: resolved config.
+        spec: shape of the images.
+        key: place of the network in the config.
+        name: name of its option.
 
     Raises:
         ConfigError: it has such a convolution.
     """
     on_cpu = config.runtime.device == "cpu" and config.runtime.channels_last
-    if on_cpu and student.narrow_convolution and max(spec.input_shape[1:]) > 32:
+    if on_cpu and model.narrow_convolution and max(spec.input_shape[1:]) > 32:
         raise ConfigError(
-            f"student={config.student.name} has a 1x1 convolution with a stride and under 16 channels, "
-            f"{student.narrow_convolution}, which the CPU's library trains wrongly with runtime.channels_last=true and "
+            f"{key}={name} has a 1x1 convolution with a stride and under 16 channels, "
+            f"{model.narrow_convolution}, which the CPU's library trains wrongly with runtime.channels_last=true and "
             "images of more than 32 pixels; use runtime.channels_last=false",
             code="unsafe_convolution",
             key="runtime.channels_last",
@@ -204,7 +221,7 @@ def check_policy(recipe: RecipeConfig, config: RunConfig, dataset: Dataset, pref
         prefix: text before the keys of the recipe.
 
     Raises:
-        ConfigError: it is for images of three channels, and these have another number.
+        ConfigError: it is for images of three channels and of at most `MAX_PIXELS`, and these are others.
     """
     channels = dataset.spec.input_shape[0]
     if recipe.policy and channels != 3:
@@ -212,6 +229,15 @@ def check_policy(recipe: RecipeConfig, config: RunConfig, dataset: Dataset, pref
             f"{prefix}recipe.policy is {recipe.policy!r}, which changes colours, and images of "
             f"data={config.data.name} have {channels} channels in place of 3; use {prefix}recipe.policy=null",
             code="mismatch",
+            key=f"{prefix}recipe.policy",
+        )
+    height, width = dataset.spec.input_shape[1:]
+    if recipe.policy and height * width > MAX_PIXELS:
+        raise ConfigError(
+            f"{prefix}recipe.policy is {recipe.policy!r}, whose tables for images of {height} x {width} would need too "
+            f"much memory; it takes up to {MAX_PIXELS} pixels, such as 512 x 512: use smaller images, or "
+            f"{prefix}recipe.policy=null",
+            code="out_of_range",
             key=f"{prefix}recipe.policy",
         )
 

@@ -40,7 +40,7 @@ def run_all(
     Nothing is written before everything that a user can get wrong has been checked.
 
     Args:
-        configs: configs as parsed; several have the same data, data seed, batch size, epochs and runtime, and no two
+        configs: configs as parsed; several have the same data, data seed, batches, epochs and runtime, and no two
             different teachers (`kdbench.sweep.lockstep` groups them).
         names: name of each run in the lines on the console; none for a single run.
         train: trains the learners.

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdbench.data import spec_of
 from kdbench.errors import ConfigError
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.summary import RunSummary, read_summary
 from kdbench.runner.run import resolve_run
 from kdbench.sweep.lockstep import macs_of, needs_live_teacher
 from kdbench.sweep.plan import PlannedRun
+from kdbench.system.device import resolve_runtime
 
 DONE, RESUMABLE, MISSING, REFUSED = "done", "resumable", "missing", "refused"
 
@@ -62,13 +64,14 @@ def num_train(run: PlannedRun) -> int:
 class Speed:
     """Training time of runs, estimated from those that are complete under the same root on the same kind of device.
 
-    A run with the student, teacher and method of a complete one takes as long per training image; any other one is
-    estimated by the multiply-accumulates of its student (three times, for forward and backward) and its teacher.
+    A run with the student, teacher, method and size of images of a complete one takes as long per training image; any
+    other one is estimated by the multiply-accumulates of its student (three times, for forward and backward) and its
+    teacher.
     """
 
     def __init__(self, summaries: Iterable[RunSummary], device: str) -> None:
         self.per_image: dict[tuple[Any, ...], list[float]] = {}
-        """Seconds per image of runs by student, teacher and method."""
+        """Seconds per image of runs by student, teacher, method and shape of the images."""
         self.per_mac: list[float] = []
         for s in summaries:
             images = (s.epochs or 0) * (s.num_train or 0)
@@ -76,7 +79,8 @@ class Speed:
                 continue
             seconds = s.train_seconds / images
             if s.lockstep in (None, 1):  # in a group the teacher's time is shared
-                self.per_image.setdefault((s.student, s.teacher, s.method), []).append(seconds)
+                case = (s.student, s.teacher, s.method, s.classes_and_shape[1])
+                self.per_image.setdefault(case, []).append(seconds)
             if not s.teacher and s.macs:
                 self.per_mac.append(seconds / (3 * s.macs))
 
@@ -84,7 +88,8 @@ class Speed:
         """Return the seconds that a run, not refused, still takes; None if nothing was measured yet."""
         config = run.config
         teacher = config.teacher.model.name if config.teacher else None
-        measured = self.per_image.get((config.student.name, teacher, config.method.name))
+        shape = spec_of(config.data, resolve_runtime(config.runtime).device).input_shape
+        measured = self.per_image.get((config.student.name, teacher, config.method.name, shape))
         if measured:
             per_image = statistics.median(measured)
         elif self.per_mac:

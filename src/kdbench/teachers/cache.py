@@ -34,7 +34,7 @@ from kdbench.rundir.identity import architecture_identity, hash_of
 from kdbench.system.device import device_name, kind_of
 from kdbench.teachers.live import LiveTeacher
 from kdbench.teachers.store import Teacher
-from kdbench.train.evaluate import EVALUATION_BATCH
+from kdbench.train.evaluate import evaluation_batch
 from kdbench.train.progress import CacheProgress
 
 log = logging.getLogger(__name__)
@@ -202,6 +202,7 @@ class LogitCache:
         self.teacher = LiveTeacher(teacher.network, Requires(teacher_logits=True), config.runtime)
         self.views = batches.dataset.views
         self.shape = (len(batches.dataset.train), self.views.number, batches.dataset.spec.num_classes)
+        self.batch_size = evaluation_batch(config.runtime.device, batches.dataset.spec.input_shape)
         self.file = cache_file(teacher.directory, config)
         self.record = self.file.with_suffix(".json")
         self.fingerprint = fingerprint(config, teacher, batches)
@@ -232,7 +233,7 @@ class LogitCache:
     def live_logits(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Return the live teacher's logits [B, C] float32, on the CPU, of views (columns) of images (rows)."""
         device, parts = self.batches.dataset.train.labels.device, []
-        size = EVALUATION_BATCH[kind_of(self.config.runtime.device)]
+        size = self.batch_size
         for some_rows, some_columns in zip(rows.split(size), columns.split(size), strict=True):
             batch = self.batches.batch(BatchPlan(some_rows.to(device), some_columns.to(device)))
             logits = self.teacher(batch).logits
@@ -255,7 +256,7 @@ class LogitCache:
         self.remove_outdated()
         images, views, _ = self.shape
         total = images * views
-        block = BATCHES_PER_BLOCK * EVALUATION_BATCH[kind_of(self.config.runtime.device)]
+        block = BATCHES_PER_BLOCK * self.batch_size
         self.partial.touch()
         with self.partial.open("r+b") as file:
             done = continue_file(file, self.shape, block)
@@ -298,7 +299,7 @@ def fingerprint(config: RunConfig, teacher: Teacher, batches: Batches) -> dict[s
         "normalisation": {"mean": config.data.params.mean, "std": config.data.params.std},
         "precision": config.runtime.precision,
         "batch_norm": "fused",
-        "batch_size": EVALUATION_BATCH[kind_of(config.runtime.device)],
+        "batch_size": evaluation_batch(config.runtime.device, batches.dataset.spec.input_shape),
         "device": kind_of(config.runtime.device),
         "torch": version("torch"),
         "torchvision": version("torchvision"),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class AveragedWeights:
-    """The moving average of the weights and of the floating-point buffers of modules.
+    """The moving average of the weights and of the finite floating-point buffers of modules.
 
         average <- d * average + (1 - d) * weights,    d = min(decay, (1 + t) / (10 + t))
 
@@ -26,7 +26,9 @@ class AveragedWeights:
     def __init__(self, modules: Sequence[nn.Module], decay: float) -> None:
         self.decay = decay
         tensors = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
-        self.weights = [tensor.detach() for tensor in tensors.values() if tensor.is_floating_point()]
+        # A buffer that is not finite, such as a mask of minus infinity, has no average.
+        averaged = (t.detach() for t in tensors.values() if t.is_floating_point() and bool(t.isfinite().all()))
+        self.weights = list(averaged)
         self.averages = [weight.clone() for weight in self.weights]
         self.steps = torch.zeros((), device=self.weights[0].device)
 
@@ -46,7 +48,7 @@ class AveragedWeights:
     @contextmanager
     @torch.no_grad()
     def in_place(self) -> Iterator[None]:
-        """Have the modules hold the average while the block runs."""
+        """Put the average into the modules while the block runs."""
         own = [weight.clone() for weight in self.weights]
         torch._foreach_copy_(self.weights, self.averages)
         try:

@@ -10,12 +10,26 @@ from kdbench.data.source import Split
 from kdbench.errors import RunError
 from kdbench.methods.base import Method
 from kdbench.models import Network
-from kdbench.system.device import autocast
+from kdbench.system.device import autocast, kind_of
 from kdbench.system.random import seeded
 from kdbench.system.signals import raise_if_requested
 
 EVALUATION_BATCH = {"cpu": 128, "cuda": 1000, "mps": 1000}
-"""Images of a forward pass per kind of device, as many as make it fast (docs/performance.md; for mps not measured)."""
+"""Images of 32 x 32 of a forward pass per kind of device, as many as make it fast (docs/performance.md; for mps not
+measured)."""
+FEWEST = 16
+"""Images of a forward pass, however large they are."""
+
+
+def evaluation_batch(device: str, image_shape: tuple[int, int, int]) -> int:
+    """Return the number of images of a forward pass: as many pixels as those of `EVALUATION_BATCH`, and no more images.
+
+    Args:
+        device: cpu, cuda:0, ...
+        image_shape: C, H, W of an image.
+    """
+    most = EVALUATION_BATCH[kind_of(device)]
+    return max(FEWEST, min(most, most * 32 * 32 // (image_shape[1] * image_shape[2])))
 
 
 @torch.no_grad()
@@ -38,7 +52,7 @@ def predict(
     were_training = [module.training for module in modules]
     for module in modules:
         module.eval()
-    parts, batch_size = [], EVALUATION_BATCH[split.labels.device.type]
+    parts, batch_size = [], evaluation_batch(dataset.device, dataset.spec.input_shape)
     with autocast(runtime), seeded(0):  # for networks that draw random numbers in evaluation mode too
         for images in plain_batches(dataset, split, batch_size, runtime.channels_last):
             raise_if_requested()

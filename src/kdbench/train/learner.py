@@ -216,7 +216,8 @@ class Learner:
             self.optimizer.found_inf = failed  # type: ignore[attr-defined]  # read by the fused step
             self.optimizer.step()
         if self.average:
-            self.average.update(torch.where(grad_norm.isfinite(), failed, 1.0))
+            skipped = failed if not self.scaler.is_enabled() else torch.where(self.all_finite(), failed, 1.0)
+            self.average.update(skipped)
 
     def backward(
         self, batch: Batch, teacher_output: TeacherOutput | None, share: float = 1.0
@@ -253,8 +254,13 @@ class Learner:
             logits.append(part_logits)
         return sums, torch.cat(logits)
 
+    def all_finite(self) -> Tensor:
+        """Return whether all gradients are finite (a scalar on the device); if not, gradient scaling skips the step."""
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients).isfinite()
+
     def averaged(self) -> AbstractContextManager[None]:
-        """Have student and method hold the moving average of their weights, if the recipe has one, in the block."""
+        """Put the moving average of the weights, if the recipe has one, into student and method in the block."""
         return self.average.in_place() if self.average else nullcontext()
 
     def masked_loss(self, terms: Mapping[str, Tensor]) -> Tensor:
