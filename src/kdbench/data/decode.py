@@ -45,7 +45,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns an image of each orientation upright."""
+"""Transposition that turns an image of each orientation upright."""
 CHUNK = 32
 """Images that a thread decodes at a time."""
 LONGEST = 8

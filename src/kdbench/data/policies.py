@@ -37,7 +37,7 @@ class Range(NamedTuple):
     magnitudes: Tensor
     """[31] for magnitudes 0 to 30, or [1] for an operation without magnitude."""
     signed: bool
-    """Whether the sign of the magnitude is drawn."""
+    """True if the sign of the magnitude is drawn."""
 
 
 def rand_augment_ranges(height: int, width: int) -> dict[str, Range]:

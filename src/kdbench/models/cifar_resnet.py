@@ -68,7 +68,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits [N, C] of images [N, 3, 32, 32]."""
+        """Return the logits [N, C] of images [N, 3, H, W]."""
         maps = F.relu(self.bn1(self.conv1(images)), inplace=True)
         maps = self.layer3(self.layer2(self.layer1(maps)))
         return self.fc(self.avgpool(maps).flatten(1))

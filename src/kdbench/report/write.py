@@ -134,8 +134,10 @@ def page_table(name: str, table: pd.DataFrame) -> PageTable:
 
 def classes_as_rows(title: str, note: str, table: pd.DataFrame, classes: Sequence[str]) -> PageTable:
     """Return the per-class table with a row per class and a column per row of the table."""
-    own = [KEY.student, KEY.teacher, KEY.method, "setting"]
-    headings = [" ".join(str(cell) for cell in cells if not is_missing_or_blank(cell)) for cells in table[own].values]
+    headings = []
+    for student, teacher, method, setting in table[[KEY.student, KEY.teacher, KEY.method, "setting"]].values:
+        source = "" if is_missing_or_blank(teacher) else f" from {teacher}"
+        headings.append(f"{student} {method}{source} {setting or ''}".strip())
     columns = [("class", Column("class", "name of the class", ""))]
     columns += [(heading, replace(column_of(classes[0]), heading=heading)) for heading in headings]
     rows = [
