@@ -129,6 +129,13 @@ def test_fewer_training_images_than_classes_are_refused(numbers):
     assert error.value.key == "data.num_train"
 
 
+def test_padding_that_makes_crops_without_image_is_refused(numbers):
+    with pytest.raises(ConfigError, match=r"padding is 2.* 2 x 2 pixels") as error:
+        load(config_of(numbers, augment=True, padding=2), "cpu")
+    assert error.value.key == "data.padding"
+    load(config_of(numbers, augment=True, padding=1), "cpu")
+
+
 def test_an_exception_of_ones_own_code_is_named_with_its_line(numbers):
     numbers.load = lambda self: {}["images"]
     with pytest.raises(ConfigError, match=r"KeyError: 'images' \(test_dataset\.py, line \d+\)"):

@@ -179,6 +179,13 @@ def load_from_files(config: DataConfig, device: str) -> Dataset:
     mean, std = keys.mean, keys.std
     if mean is None or std is None:
         mean, std = measured_normalisation(train.images, config)
+    if keys.augment and keys.padding >= min(height, width):
+        raise ConfigError(
+            f"data.padding is {keys.padding}, and images have {height} x {width} pixels; it must be below both, so that "
+            "every crop shows a part of the image",
+            code="out_of_range",
+            key="data.padding",
+        )
     if len(mean) != channels:
         raise ConfigError(
             f"data.mean and data.std have {len(mean)} numbers, and the images of data={config.name} have {channels} "
