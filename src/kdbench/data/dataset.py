@@ -181,8 +181,8 @@ def load_from_files(config: DataConfig, device: str) -> Dataset:
         mean, std = measured_normalisation(train.images, config)
     if keys.augment and keys.padding >= min(height, width):
         raise ConfigError(
-            f"data.padding is {keys.padding}, and images have {height} x {width} pixels; it must be below both, so that "
-            "every crop shows a part of the image",
+            f"data.padding is {keys.padding}, and images have {height} x {width} pixels; it must be below both: a crop "
+            "has to show a part of the image",
             code="out_of_range",
             key="data.padding",
         )
