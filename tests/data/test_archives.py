@@ -259,6 +259,7 @@ def go(process):
     process.stdin.flush()
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_unpacks_leaves_nothing_half_written_and_no_lock(tmp_path, published):
     root = tmp_path / "data"
     process = start(tmp_path / "server", root, "stop")
@@ -275,6 +276,7 @@ def test_a_process_killed_while_it_unpacks_leaves_nothing_half_written_and_no_lo
     assert all(folder.exists() for folder in left)  # not made by this process
 
 
+@pytest.mark.slow
 def test_of_two_processes_at_once_one_downloads(tmp_path, published):
     root = tmp_path / "data"
     processes = [start(tmp_path / "server", root, "count") for _ in range(2)]

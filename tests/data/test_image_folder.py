@@ -274,6 +274,7 @@ print(data_set("image_folder", sys.argv[1], size=8).load().train.sha256)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_write_one_whole_cache_file(root):
     command = [sys.executable, "-c", LOAD, str(root)]
     processes = [subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) for _ in range(2)]
