@@ -11,7 +11,7 @@ from tests.docs.test_docs import CHECKOUT, README, write_files
 
 PAGE = CHECKOUT / "docs" / "recipes.md"
 COMMANDS = commands_of(PAGE)
-QUICK = (0, 6, 8)
+QUICK = (0, 6)
 """Numbers of the commands that are executed every day."""
 
 
