@@ -24,7 +24,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "sgd_without_momentum": ("nesterov=false", "momentum=0", "decay_all=false"),
     "multistep_per_step": ("schedule=multistep", "milestones=[1]", "schedule_per=step", "warmup_epochs=0.75"),
     "constant": ("schedule=constant",),
-    "one_cycle_per_epoch": ("schedule=one_cycle", "warmup_epochs=1"),
+    "one_cycle": ("schedule=one_cycle", "schedule_per=step", "warmup_epochs=0.5"),
     "warmup_per_step": ("warmup_epochs=1.3", "schedule_per=step"),
     "label_smoothing": ("label_smoothing=0.1",),
     "mixup": ("mixup=0.2",),

@@ -62,6 +62,8 @@ def sizes_of(command: str) -> list[str]:
     sizes = ["recipe=smoke"]
     if "image_folder" in command:
         sizes += ["data.num_val=30", "data.num_test=30"]
+    if "shapes100" in command:
+        sizes += ["data.num_train=100"]
     if "x4" in command:
         sizes += ["student.widths=[8,8,16,32]", "teacher.widths=[8,8,16,32]"]
     return sizes

@@ -17,7 +17,7 @@ QUICK = (0, 6)
 
 def sizes_of(command: str) -> list[str]:
     """Return fewer epochs than those of a command, and narrower networks."""
-    sizes = ["data.num_train=32"]
+    sizes = ["data.num_train=100"] if "cifar100" in command else ["data.num_train=32"]
     if "data=" not in command:
         sizes.append("data=shapes")
     if "x4" in command:

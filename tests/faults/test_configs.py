@@ -85,7 +85,7 @@ MALFORMED = (
     "hydra.mode=nothing",
     "hydra.job.chdir=true", "hydra.verbose=true", "hydra.sweeper.params={a:1}", "hydra.searchpath=[nothing]",
     "hydra.job.num=x",
-    "study=lab", "model=resnet8", "schedule=sgd", "recipe/schedule=sgd", "_self_=1", "defaults=[]",
+    "study=lab", "model=resnet8", "settings=all", "recipe/settings=all", "_self_=1", "defaults=[]",
     "+defaults=[]", "student.stages=null",
     "student.stages.layer1=nothing", "student.stages.layer1=fc", "++student.stages.new=layer1",
     "++student.stages.layer1=layer1.0.conv1",
@@ -131,7 +131,8 @@ def keys() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for group in ("data", "recipe", "runtime", "method"):
         for option in options(group):
-            config = compose(["student=resnet8", "teacher=resnet8", f"{group}={option}"])
+            own = {"image_folder": ["data.root=photos"], "torchvision": ["data.dataset=MNIST"]}.get(option, [])
+            config = compose(["student=resnet8", "teacher=resnet8", f"{group}={option}", *own])
             found |= dict(flat(config.node()))
     return found
 

@@ -144,7 +144,7 @@ def test_learners_with_schedules_of_their_own_are_captured_in_one_group(small: S
     shared = ("recipe.mixup=0.8", "recipe.policy=trivial_augment")
     own = (
         ("recipe.schedule_per=step", "recipe.optimizer=adamw", "recipe.lr=1e-3"),
-        ("recipe.schedule=one_cycle", "recipe.warmup_epochs=1", "recipe.ema=0.9", "recipe.accumulate=2"),
+        ("recipe.schedule=one_cycle", "recipe.warmup_epochs=2", "recipe.ema=0.9", "recipe.accumulate=2"),
     )
     recorder = TapeRecorder()
     configs = [small("method=ce", *EPOCHS, *shared, *keys) for keys in own]
