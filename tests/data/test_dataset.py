@@ -142,6 +142,12 @@ def test_an_exception_of_ones_own_code_is_named_with_its_line(numbers):
         load(config_of(numbers), "cpu")
 
 
+def test_a_class_that_cannot_be_built_is_named(numbers):
+    numbers.__init__ = lambda self: None
+    with pytest.raises(ConfigError, match=r"OwnNumbers cannot be built .*must take \(config, name\)"):
+        load(config_of(numbers), "cpu")
+
+
 def test_files_that_are_no_images_are_counted_and_a_link_upwards_adds_no_images(tmp_path, caplog):
     caplog.set_level("INFO", "kdbench")
     for name in ("cat", "dog"):

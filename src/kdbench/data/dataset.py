@@ -142,9 +142,24 @@ def is_fixed(config: DataConfig) -> bool:
 
 def case_of(config: DataConfig, device: str) -> str:
     """Return a text that is equal for configs of the same data set, with the same state of its files, on a device."""
-    return repr(
-        (config.path, id(config.target), config.params, config.target(config.params, config.name).state(), device)
-    )
+    return repr((config.path, id(config.target), config.params, instance_of(config).state(), device))
+
+
+def instance_of(config: DataConfig) -> ImageData:
+    """Return the data set of a config.
+
+    Raises:
+        ConfigError: its class cannot be built from its keys and its name.
+    """
+    try:
+        return config.target(config.params, config.name)
+    except Exception as error:  # of a user's own code
+        raise ConfigError(
+            f"data={config.name}: {config.target.__name__} cannot be built "
+            f"({type(error).__name__}: {first_line(error)}); its __init__ must take (config, name)",
+            code="data_failed",
+            key="data",
+        ) from error
 
 
 def hash_of_splits(dataset: Dataset) -> str:
@@ -156,7 +171,7 @@ def hash_of_splits(dataset: Dataset) -> str:
 def load_from_files(config: DataConfig, device: str) -> Dataset:
     """Load the data set from its files."""
     keys: DataKeys = config.params
-    source = read_source(config.target(keys, config.name), config)
+    source = read_source(instance_of(config), config)
     on_host = keys.memory == "host"
 
     def subset(split: Split, size: int | None, key: str) -> Split:
