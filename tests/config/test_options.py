@@ -54,7 +54,7 @@ def test_every_method_composes_and_instantiates(name):
     ],
 )
 def test_every_other_option_composes(group, name):
-    # What only the user can know.
+    # Keys that only the user can give.
     own = {"image_folder": ["data.root=somewhere"], "torchvision": ["data.dataset=MNIST"]}.get(name, [])
     composed_once(f"{group}={name}", *own)
 

@@ -1,3 +1,4 @@
+import os
 import struct
 import warnings
 
@@ -8,7 +9,8 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
 
 from kdbench.data import decode
-from kdbench.data.decode import Decoded, Reader, as_rgb, decode_cached, read_cache, resized, write_cache
+from kdbench.data.decode import Decoded, Reader, as_rgb, resized
+from kdbench.data.decode_cache import decode_cached, read_cache, write_cache
 from kdbench.errors import ConfigError
 
 RNG = np.random.default_rng(0)
@@ -238,7 +240,7 @@ def test_a_full_disk_is_a_line_in_the_log(tmp_path, caplog, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(decode.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     reader = reader_of([lambda: Image.new("RGB", (4, 4))])
     assert len(decode_cached(tmp_path / "a.bin", reader, 4).labels) == 1
     assert "No space left on device" in caplog.text

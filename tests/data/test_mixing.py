@@ -130,7 +130,7 @@ def test_an_image_that_no_rectangle_fits_into_is_left_as_it_is() -> None:
 
 
 def given_draws(monkeypatch: pytest.MonkeyPatch, share: float, y: int = 0, x: int = 0) -> None:
-    """Have torchvision draw a share and the centre of a box."""
+    """Make torchvision draw a share and the centre of a box."""
     monkeypatch.setattr(torch.distributions.Beta, "sample", lambda *_: torch.tensor([share], dtype=torch.float64))
     centre = iter((x, y))
     monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.tensor([next(centre)]))

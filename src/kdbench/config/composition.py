@@ -24,10 +24,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdbench.config.parse import option_as_key, parse, takes_argument
+from kdbench.config.parse import option_as_key, parse
 from kdbench.config.paths import CONF_DIR, is_folder
 from kdbench.config.sections import RunConfig
-from kdbench.config.targets import has_key
+from kdbench.config.targets import has_key, takes_argument
 from kdbench.errors import ConfigError, first_line, nearest
 
 ONE_AT_A_TIME = threading.RLock()

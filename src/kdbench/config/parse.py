@@ -237,16 +237,6 @@ def check_stage(place: Any, path: str) -> None:
         )
 
 
-def takes_argument(target: str, name: str) -> bool:
-    """Return whether a network's builder can be called with an argument of this name by a config."""
-    try:
-        parameters = inspect.signature(hydra.utils.get_method(target)).parameters.values()
-    except Exception:  # `check_arguments` reports it
-        return False
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-    return name != "num_classes" and (takes_any or name in {p.name for p in parameters})
-
-
 def check_arguments(target: str, arguments: Mapping[str, Any], path: str) -> None:
     """Check the arguments of a network's builder against its signature, where that lists them."""
     try:

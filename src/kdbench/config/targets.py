@@ -103,3 +103,13 @@ def has_key(target: str, name: str) -> bool:
         return name in {f.name for f in dataclasses.fields(cls.Config)}
     except Exception:  # `import_class` reports it
         return False
+
+
+def takes_argument(target: str, name: str) -> bool:
+    """Return whether a network's builder can be called with an argument of this name by a config."""
+    try:
+        parameters = inspect.signature(hydra.utils.get_method(target)).parameters.values()
+    except Exception:  # `check_arguments` reports it
+        return False
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    return name != "num_classes" and (takes_any or name in {p.name for p in parameters})

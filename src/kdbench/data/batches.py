@@ -44,7 +44,7 @@ class Batch(NamedTuple):
 
     def part(self, rows: slice) -> "Batch":
         """Return some of the images."""
-        return Batch(*(None if values is None else values[rows] for values in self))  # type: ignore[arg-type]
+        return Batch._make(None if values is None else values[rows] for values in self)
 
 
 class BatchPlan(NamedTuple):

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from kdbench.data.base import ImageData
-from kdbench.data.decode import Reader, decode_cached, fingerprint, report_conversions
+from kdbench.data.decode import Reader, report_conversions
+from kdbench.data.decode_cache import decode_cached, fingerprint
 from kdbench.data.decoded import DecodedKeys, cache_folder, divided, pixels
 from kdbench.data.source import Source, Split
 from kdbench.errors import ConfigError

@@ -18,15 +18,8 @@ from torchvision import datasets
 from kdbench.config.schema import optional, setting
 from kdbench.data.archives import locked, temporary_folder, writable
 from kdbench.data.base import ImageData
-from kdbench.data.decode import (
-    Decoded,
-    NotAnImageError,
-    Reader,
-    decode,
-    decode_cached,
-    fingerprint,
-    report_conversions,
-)
+from kdbench.data.decode import Decoded, NotAnImageError, Reader, decode, report_conversions
+from kdbench.data.decode_cache import decode_cached, fingerprint
 from kdbench.data.decoded import DecodedKeys, cache_folder, divided, pixels
 from kdbench.data.source import Source, Split
 from kdbench.data.torchvision_classes import classification, parameters_of

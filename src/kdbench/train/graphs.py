@@ -174,7 +174,7 @@ class CapturedSteps:
         """Return a batch and the teachers' outputs. Arguments: see `EagerSteps.prepare_batch`."""
         key = self.key = (len(plan.rows), tuple(dict.fromkeys(learner.teacher for learner in learners)))
         if key not in self.inputs:
-            self.inputs[key] = BatchPlan(*(None if values is None else torch.empty_like(values) for values in plan))  # type: ignore[arg-type]
+            self.inputs[key] = BatchPlan._make(None if values is None else torch.empty_like(values) for values in plan)
             self.prepared[key] = CapturedStep(self.recorder, "the batch with its teachers' outputs")
         for kept, new in zip(self.inputs[key], plan, strict=True):
             if kept is not None and new is not None:
