@@ -664,6 +664,7 @@ def line_of(error: KdbenchError, folder: Path) -> str:
     text = text.replace(socket.gethostname(), "HOST").replace(f"process {os.getpid()}", "process PID")
     text = re.sub(r"\b(?=\d*[a-f])[0-9a-f]{12,64}\b", "HASH", text)
     text = re.sub(r"x{100,}", "x...x", text)
+    text = re.sub(r"\.py, line \d+", ".py, line N", text)
     return f"{error.code} | {error.key} | {text}"
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import logging
+import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdbench.config.paths import PACKAGE
 from kdbench.config.sections import DataConfig, DataKeys
 from kdbench.data.base import ImageData
 from kdbench.data.memory import check_memory
@@ -238,7 +238,9 @@ def read_source(data: ImageData, config: DataConfig) -> Source:
         if is_out_of_memory(error):
             raise
         frames = traceback.extract_tb(error.__traceback__)
-        last = [frame for frame in frames if not Path(frame.filename).is_relative_to(PACKAGE)] or frames
+        # The line to look at, not one of the libraries that it calls.
+        own = getattr(sys.modules.get(config.target.__module__), "__file__", None)
+        last = [frame for frame in frames if frame.filename == own] or frames
         raise ConfigError(
             f"{option}: {config.target.__name__}.load failed with {type(error).__name__}: {first_line(error)} "
             f"({Path(last[-1].filename).name}, line {last[-1].lineno})",
