@@ -16,7 +16,7 @@ from torchvision import transforms
 from kdbench.config import RecipeConfig, RuntimeConfig
 from kdbench.data.batches import Batch, in_memory_format
 from kdbench.data.dataset import Dataset
-from kdbench.methods.base import Method, TeacherOutput
+from kdbench.methods.base import Method, Progress, TeacherOutput
 from kdbench.models import Network
 from kdbench.system.device import autocast
 from kdbench.train.learner import TeacherSource
@@ -141,6 +141,7 @@ class ReferenceTrainer:
             self.parameters, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
         )  # fmt: skip
+        self.progress = Progress(torch.zeros((), device=runtime.device), recipe.epochs)
         self.sums: dict[str, float] = {}
 
     def train(self, batches: Iterable[Batch], teacher: TeacherSource) -> None:
@@ -153,7 +154,8 @@ class ReferenceTrainer:
         self.optimizer.zero_grad()
         with autocast(self.runtime):
             output = self.student(batch.images)
-            terms = self.method(output, teacher_output, batch)
+            teachers = [teacher_output.select(self.method.requires)] if teacher_output else []
+            terms, _ = self.method(output, teachers, batch, self.progress)
         terms["total"].backward()
         if self.recipe.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm)

@@ -1,20 +1,27 @@
 """The contract of a method: between a loss, the models and the training loop."""
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from kdbench.config.schema import number, optional
+from kdbench.config.schema import number, optional, whole
 from kdbench.data.batches import Batch
+from kdbench.data.source import DataSpec
 from kdbench.errors import ConfigError
-from kdbench.models import Output
+from kdbench.models import ModelSummary, Network, Output
 
-Shapes = Mapping[str, tuple[int, ...]]
-"""Shape of one image's output per stage: (C, H, W) for maps, (D,) for embeddings."""
+Arguments = ParamSpec("Arguments")
+
+Invariant = Literal["zero_for_identical", "batch_order", "logit_shift", "student_scale", "teacher_scale"]
+"""Property of a loss that its tests check: 0 where student and teacher are identical; the order of the images does not
+matter; a constant added to all logits of an image changes nothing; neither does a positive factor of all that the
+student, or the teacher, gives."""
 
 
 class TeacherOutput(NamedTuple):
@@ -22,6 +29,11 @@ class TeacherOutput(NamedTuple):
 
     logits: Tensor | None
     features: Mapping[str, Tensor]
+
+    def get_logits(self) -> Tensor:
+        """Return the logits [B, C] of a method that requires them."""
+        assert self.logits is not None, "the method does not declare Requires(teacher_logits=True)"
+        return self.logits
 
     def select(self, requires: "Requires") -> "TeacherOutput":
         """Return the part that one method requires; the teacher may serve others too."""
@@ -34,27 +46,23 @@ class TeacherOutput(NamedTuple):
         return TeacherOutput(None if self.logits is None else self.logits[rows], features)
 
 
-class Progress:
-    """Position of a training, for weights that ramp up or down.
+class Progress(NamedTuple):
+    """Position of a training, for weights that ramp up or down."""
 
-    Args:
-        epoch: current epoch, counted from 0.
-        epochs: number of epochs in total.
-    """
-
-    def __init__(self, epoch: int, epochs: int) -> None:
-        self._epoch = epoch
-        self.epochs = epochs
-        self.was_read = False
-        """True if the step depends on the epoch, so that a step captured in one epoch is not replayed in another."""
-
-    @property
-    def epoch(self) -> int:
-        self.was_read = True
-        return self._epoch
+    epoch: Tensor
+    """Scalar float32 on the device: current epoch, counted from 0. It is changed in place, so a captured step that
+    computes with it stays valid; reading its value on the host would wait for the device."""
+    epochs: int
+    """Number of epochs in total."""
 
 
-START = Progress(0, 1)
+class LossOutput(NamedTuple):
+    """Result of a method for one batch."""
+
+    terms: Mapping[str, Tensor]
+    """Scalar terms of the loss by name, means over the images; `total` is minimised."""
+    logits: Tensor
+    """[B, C]: predictions of this step, for the training accuracy."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,8 @@ class Requires:
     teacher_logits: bool = False
     teacher_stages: tuple[str, ...] = ()
     student_stages: tuple[str, ...] = ()
+    whole_batch: bool = False
+    """True if the loss compares images of a batch, so that a batch cannot be divided (`recipe.accumulate`)."""
 
     @classmethod
     def of_teacher(cls, several: Iterable["Requires"]) -> "Requires":
@@ -73,9 +83,57 @@ class Requires:
         return cls(any(requires.teacher_logits for requires in all_required), tuple(stages))
 
 
+@dataclass(frozen=True)
+class MethodContext:
+    """Everything about a run that a method may be built from."""
+
+    student: ModelSummary
+    """Summary of the student: shapes of its stages, number of parameters, ..."""
+    teachers: tuple[ModelSummary, ...]
+    """Summary of each teacher; empty for a method without one."""
+    data: DataSpec
+    labels: Tensor
+    """[N] int64 on the CPU: labels of the training images. Empty where a trained student is loaded."""
+    indices: Tensor
+    """[N] int64 on the CPU: their indices in the original set, the values of `Batch.indices`. Empty as `labels`."""
+    epochs: int
+    generator: torch.Generator
+    """Random numbers of the run's `init_seed`, for state that is drawn once. First weights are drawn from torch's
+    default generator, which is seeded by it too."""
+
+    @property
+    def teacher(self) -> ModelSummary:
+        """The only teacher."""
+        (only,) = self.teachers
+        return only
+
+
+@dataclass
+class LossWeights:
+    """Keys of methods whose loss is ce_weight * CE + kd_weight * KD."""
+
+    ce_weight: float = number(0)
+    kd_weight: float = number(0)
+
+    def __post_init__(self) -> None:
+        check_some_weight(self, "ce_weight", "kd_weight")
+
+    def resolved(self) -> tuple[float, float]:
+        """Return (ce_weight, kd_weight)."""
+        return self.ce_weight, self.kd_weight
+
+
+@dataclass
+class RampedWeights(LossWeights):
+    """Keys of methods whose KD term grows linearly: min(epoch / ramp_epochs, 1) of its weight, epochs from 1."""
+
+    ramp_epochs: int = whole(0)
+    """Number of epochs; 0: the whole weight from the beginning."""
+
+
 @dataclass
 class Weights:
-    """The keys of methods whose loss is ce_weight * CE + kd_weight * KD, configured by `alpha`.
+    """Keys of methods whose loss is ce_weight * CE + kd_weight * KD, configured by `alpha`.
 
     alpha is the weight of KD and 1 - alpha that of CE (other code bases use it the other way round). For weights that
     do not add up to 1, set alpha=null and both weights.
@@ -101,6 +159,8 @@ class Weights:
                 code="missing_value",
                 key="method.alpha",
             )
+        if self.alpha is None:
+            check_some_weight(self, "ce_weight", "kd_weight")
 
     def resolved(self) -> tuple[float, float]:
         """Return (ce_weight, kd_weight)."""
@@ -109,6 +169,21 @@ class Weights:
         assert self.ce_weight is not None
         assert self.kd_weight is not None
         return self.ce_weight, self.kd_weight
+
+
+def check_some_weight(config: Any, *names: str) -> None:
+    """Check that some of the weights of a method's keys is not 0.
+
+    Raises:
+        ConfigError: all are.
+    """
+    if not any(getattr(config, name) for name in names):
+        keys = [f"method.{name}" for name in names]
+        raise ConfigError(
+            f"{' and '.join(keys)} are 0, so that no loss is left; give one of them a value above 0",
+            code="no_loss",
+            key=keys[0],
+        )
 
 
 class Method(nn.Module, ABC):
@@ -130,41 +205,138 @@ class Method(nn.Module, ABC):
     soft_labels: ClassVar[bool] = False
     """True if its loss is defined for labels that are probabilities: it uses `batch.targets` in place of
     `batch.labels`. If not, recipes that smooth or mix labels are refused."""
+    invariants: ClassVar[tuple[Invariant, ...]] = ()
+    """Properties of its loss, which its tests check."""
     capturable: bool = True
     """True if a training step may be captured as a CUDA graph. Declare False for a method that draws random numbers on
     the host, keeps state in attributes or reassigned buffers, or waits for the device in `forward`."""
+    inference: tuple[str, ...] | None = None
+    """Names of the modules, parameters and buffers that `predict` uses: they are stored with the student. None: all,
+    if the class defines a `predict`, else nothing."""
+    deferred: tuple[str, ...] = ()
+    """Names of buffers that `finish_step` alone writes, such as memory banks: they are not copied at each step."""
+    remarks: tuple[str, ...] = ()
+    """Lines for the user, written to the log when the run starts."""
     requires: Requires
 
-    def __init__(self, config: Any, student_shapes: Shapes, teacher_shapes: Shapes | None) -> None:
+    def __init__(self, config: Any, context: MethodContext) -> None:
         super().__init__()
         self.config = config
+        ramp = getattr(config, "ramp_epochs", 0)
+        if isinstance(ramp, int) and ramp > context.epochs:
+            self.remarks = (
+                f"method.ramp_epochs is {ramp} and the run has {context.epochs} epochs: the KD term reaches "
+                f"{context.epochs}/{ramp} of its weight",
+            )
+
+    def bind_teachers(self, networks: Sequence[Network]) -> None:
+        """Take what the method keeps of its teachers' networks, such as a frozen copy of a module.
+
+        Called once, after the teachers were loaded and before the optimiser is built.
+
+        Args:
+            networks: networks on their device, in evaluation mode. Other runs share them: they must not be changed.
+        """
 
     @abstractmethod
     def forward(
-        self,
-        student: Output,
-        teacher: TeacherOutput | None,
-        batch: Batch,
-        peers: Sequence[Output] = (),
-        progress: Progress = START,
-    ) -> dict[str, Tensor]:
-        """Return the named scalar terms of the batch's loss, means over its images; `total` is minimised.
+        self, student: Output, teachers: Sequence[TeacherOutput], batch: Batch, progress: Progress
+    ) -> LossOutput:
+        """Return the terms of a batch's loss, and the predictions.
 
-        On a GPU a captured call is replayed. State that lasts from step to step is then a buffer, written in place.
+        Called under autocast where the run's precision is bf16 or fp16. On a GPU a captured call is replayed: state
+        that lasts from step to step is a buffer, written in place.
 
         Args:
             student: output of the student in train mode.
-            teacher: what `requires` declares of the teacher, or None if it declares nothing.
+            teachers: what `requires` declares, of each teacher; empty for a method without one.
             batch: images, labels (as integers, and as targets of the cross-entropy), sample indices and views.
-            peers: outputs of the other learners of the run.
             progress: current epoch and number of epochs.
+        """
+
+    def finish_step(self, skipped: Tensor) -> None:
+        """Write the `deferred` buffers in place, after the optimiser's step.
+
+        Args:
+            skipped: scalar float32 on the device: 1 if the optimiser did not take the step, else 0. State that a
+                skipped step would have written stays as it was.
         """
 
     def predict(self, output: Output) -> Tensor:
         """Return the logits [N, C] for inference: by default the student's own."""
         return output.logits
 
+    def inference_state(self) -> dict[str, Tensor]:
+        """Return the part of the state dict that `predict` uses; empty where it takes the student's logits."""
+        if type(self).predict is Method.predict:
+            return {}
+        state = self.state_dict()
+        if self.inference is None:
+            return state
+        return {
+            name: value
+            for name, value in state.items()
+            if any(name == part or name.startswith(f"{part}.") for part in self.inference)
+        }
+
+
+def ramp(progress: Progress, epochs: int) -> Tensor:
+    """Return min(epoch / epochs, 1), the current epoch counted from 1: a scalar in (0, 1]; 1 if epochs is 0."""
+    return ((progress.epoch + 1) / max(epochs, 1)).clamp(max=1.0)
+
+
+def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
+    """Return the mean cross-entropy of logits [B, C] with a batch's labels or label probabilities, in float32."""
+    return F.cross_entropy(at_least_float32(logits), batch.targets)
+
+
+def ce_plus_kd(
+    weights: LossWeights | Weights,
+    student: Output,
+    batch: Batch,
+    kd: Tensor,
+    factor: Tensor | float = 1.0,
+    **parts: Tensor,
+) -> LossOutput:
+    """Return the terms `total` = ce_weight * CE + kd_weight * factor * KD, `ce` and `kd`, before their weights.
+
+    Args:
+        weights: keys of the method.
+        student: output of the student.
+        batch: the labels.
+        kd: the KD term.
+        factor: further factor of the KD term, such as `ramp`.
+        parts: terms that are recorded too.
+    """
+    ce_weight, kd_weight = weights.resolved()
+    ce = cross_entropy(student.logits, batch)
+    return LossOutput({"total": ce_weight * ce + kd_weight * factor * kd, "ce": ce, "kd": kd, **parts}, student.logits)
+
 
 def at_least_float32(values: Tensor) -> Tensor:
     """Return values in float32 or wider, so that losses accumulate there where autocast made an output narrow."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def full_precision(function: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
+    """Decorate a loss: it is computed in float32 or wider, outside of autocast.
+
+    Tensors among its arguments, alone or in lists, are converted with `at_least_float32`.
+    """
+
+    @functools.wraps(function)
+    def widened(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
+        values = [*args, *kwargs.values()]
+        tensors = [t for value in values for t in (value if isinstance(value, list | tuple) else [value])]
+        device = next(t.device.type for t in tensors if isinstance(t, Tensor))
+        with torch.autocast(device, enabled=False):
+            return function(*map(widen, args), **{name: widen(value) for name, value in kwargs.items()})
+
+    return widened
+
+
+def widen(value: Any) -> Any:
+    """Return an argument with its tensors in float32 or wider."""
+    if isinstance(value, Tensor):
+        return at_least_float32(value)
+    return [widen(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -2,11 +2,8 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
-from torch.nn import functional as F
-
 from kdbench.data.batches import Batch
-from kdbench.methods.base import START, Method, Progress, Requires, TeacherOutput, at_least_float32
+from kdbench.methods.base import LossOutput, Method, Progress, Requires, TeacherOutput, cross_entropy
 from kdbench.models import Output
 
 
@@ -20,13 +17,8 @@ class CrossEntropy(Method):
     requires = Requires()
 
     def forward(
-        self,
-        student: Output,
-        teacher: TeacherOutput | None,
-        batch: Batch,
-        peers: Sequence[Output] = (),
-        progress: Progress = START,
-    ) -> dict[str, Tensor]:
+        self, student: Output, teachers: Sequence[TeacherOutput], batch: Batch, progress: Progress
+    ) -> LossOutput:
         """Return the terms `total` and `ce`, which are the same."""
-        ce = F.cross_entropy(at_least_float32(student.logits), batch.targets)
-        return {"total": ce, "ce": ce}
+        ce = cross_entropy(student.logits, batch)
+        return LossOutput({"total": ce, "ce": ce}, student.logits)

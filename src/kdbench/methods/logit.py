@@ -2,16 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdbench.config.schema import number
 from kdbench.data.batches import Batch
-from kdbench.methods.base import START, Method, Progress, Requires, TeacherOutput, Weights, at_least_float32
+from kdbench.methods.base import (
+    LossOutput,
+    LossWeights,
+    Method,
+    Progress,
+    Requires,
+    TeacherOutput,
+    Weights,
+    ce_plus_kd,
+    full_precision,
+)
 from kdbench.models import Output
 
 
+@full_precision
 def logit_kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float, standardize: bool = False) -> Tensor:
     """Return the KL divergence from student to teacher at a temperature, times the temperature squared.
 
@@ -28,7 +40,7 @@ def logit_kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float,
 
     Source: Hinton et al. 2015 (arXiv 1503.02531), section 2; `standardize`: Sun et al. 2024 (arXiv 2403.01427).
     """
-    student, teacher = at_least_float32(student_logits), at_least_float32(teacher_logits.detach())
+    student, teacher = student_logits, teacher_logits.detach()
     if standardize:
         student, teacher = z_score(student), z_score(teacher)
     log_p_student = F.log_softmax(student / temperature, dim=1)
@@ -54,20 +66,26 @@ class LogitDistillation(Method):
     role = "distilled"
     soft_labels = True
     needs_teacher = True
+    invariants = ("zero_for_identical", "batch_order", "logit_shift")
     requires = Requires(teacher_logits=True)
+    standardize: ClassVar[bool] = False
 
     def forward(
-        self,
-        student: Output,
-        teacher: TeacherOutput | None,
-        batch: Batch,
-        peers: Sequence[Output] = (),
-        progress: Progress = START,
-    ) -> dict[str, Tensor]:
+        self, student: Output, teachers: Sequence[TeacherOutput], batch: Batch, progress: Progress
+    ) -> LossOutput:
         """Return the terms `total`, `ce` and `kd`; both losses before their weights."""
-        assert teacher is not None
-        assert teacher.logits is not None
-        ce_weight, kd_weight = self.config.resolved()
-        ce = F.cross_entropy(at_least_float32(student.logits), batch.targets)
-        kd = logit_kd(student.logits, teacher.logits, self.config.temperature)
-        return {"total": ce_weight * ce + kd_weight * kd, "ce": ce, "kd": kd}
+        kd = logit_kd(student.logits, teachers[0].get_logits(), self.config.temperature, self.standardize)
+        return ce_plus_kd(self.config, student, batch, kd)
+
+
+class StandardizedLogitDistillation(LogitDistillation):
+    """Total = ce_weight * CE + kd_weight * `logit_kd` of z-scored logits."""
+
+    @dataclass
+    class Config(LossWeights):
+        """Keys of the method's YAML file."""
+
+        temperature: float = number(0, 1000, above=True)
+
+    invariants = ("zero_for_identical", "batch_order", "logit_shift", "student_scale", "teacher_scale")
+    standardize = True

@@ -1,7 +1,6 @@
 """Construction of a run's parts before it trains: data, batches, student and method, each with its own seed."""
 
 import inspect
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from kdbench.data import Batches, Dataset, load
 from kdbench.data.policies import MAX_PIXELS
 from kdbench.data.source import DataSpec
 from kdbench.errors import ConfigError
-from kdbench.methods.base import Method, Requires
+from kdbench.methods.base import Method, MethodContext, Requires
 from kdbench.models import ModelSummary, Network, build, load_pretrained, summarize
 from kdbench.rundir.identity import model_identity
 from kdbench.system.device import place
@@ -105,15 +104,9 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
                 code="not_repeatable",
                 key="teacher",
             )
-    if teacher and config.teacher and config.method.target.uses_stages:
-        common = [stage for stage in config.student.stages if stage in config.teacher.model.stages]
-        chosen = getattr(config.method.params, "stages", None)
-        wanted = [stage for stage in common if chosen is None and re.fullmatch(r"layer\d+", stage)]
-        wanted += [stage for stage in chosen or () if stage in common]
-        check_stages(student, wanted, "student")
-        check_stages(teacher, wanted, "teacher")
     torch.manual_seed(derived_seed(config.init_seed, "method"))
-    method = build_method(config, student, teacher)
+    method = build_method(config, context_of(config, dataset, student, teacher))
+    check_batch_parts(config, method)
     check_stages(student, method.requires.student_stages, "student")
     for stage in method.requires.student_stages:
         if stage in student.without_gradient:
@@ -262,18 +255,48 @@ def check_stages(model: ModelSummary, stages: Sequence[str], key: str) -> None:
             raise ConfigError(f"{path}: {problem}", code="unusable_stage", key=path)
 
 
-def build_method(config: RunConfig, student: ModelSummary, teacher: ModelSummary | None) -> Method:
+def context_of(
+    config: RunConfig, dataset: Dataset, student: ModelSummary, teacher: ModelSummary | None
+) -> MethodContext:
+    """Return what a run's method is built from."""
+    return MethodContext(
+        student=student,
+        teachers=(teacher,) if teacher else (),
+        data=dataset.spec,
+        labels=dataset.train.labels.cpu(),
+        indices=dataset.train.indices.cpu(),
+        epochs=config.recipe.epochs,
+        generator=torch.Generator().manual_seed(derived_seed(config.init_seed, "method state")),
+    )
+
+
+def check_batch_parts(config: RunConfig, method: Method) -> None:
+    """Check that a batch is not divided where the loss compares its images.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if config.recipe.accumulate > 1 and method.requires.whole_batch:
+        raise ConfigError(
+            f"recipe.accumulate is {config.recipe.accumulate}, which divides a batch, and the loss of "
+            f"method={config.method.name} compares the images of a whole batch; use recipe.accumulate=1",
+            code="whole_batch",
+            key="recipe.accumulate",
+        )
+
+
+def build_method(config: RunConfig, context: MethodContext) -> Method:
     """Return the method of a run.
 
     Raises:
         ConfigError: a class from elsewhere does not take what methods are given, or does not say what it requires.
     """
-    cls, given = config.method.target, (config.method.params, student.shapes, teacher.shapes if teacher else None)
+    cls, given = config.method.target, (config.method.params, context)
     try:
         inspect.signature(cls).bind(*given)
     except TypeError as error:
         raise ConfigError(
-            f"{config.method.path} cannot be built: its __init__ must take (config, student_shapes, teacher_shapes); "
+            f"{config.method.path} cannot be built: its __init__ must take (config, context); "
             f"{error}",
             code="no_method",
             key="method._target_",

@@ -13,7 +13,6 @@ import torch
 
 from kdbench.data.batches import Batch, Batches, BatchPlan
 from kdbench.errors import first_line
-from kdbench.methods.base import Progress
 from kdbench.system.device import kind_of
 from kdbench.train.learner import Learner, TeacherSource
 from kdbench.train.steps import EagerSteps, Steps, TeacherOutputs
@@ -165,8 +164,6 @@ class CapturedSteps:
         self.trained: dict[Learner, dict[Key, CapturedStep[None]]] = {}
         self.eager_learners: set[Learner] = set()
         """Learners whose step cannot be captured."""
-        self.progress: dict[Learner, Progress] = {}
-        """Progress object of the epoch in which a learner's captures were made."""
         self.key: Key = (0, ())
         """Batch size and teachers of the current step."""
 
@@ -206,11 +203,6 @@ class CapturedSteps:
                 self.eager_learners.add(learner)
                 log.info("CUDA graphs: %s stays eager: the student draws or counts on the host", name)
         parts = self.trained[learner]
-        previous = self.progress.get(learner)
-        if previous is not learner.progress:
-            if previous and previous.was_read:  # the captures hold values of the epoch before
-                parts.clear()
-            self.progress[learner] = learner.progress
         if self.key not in parts:
             parts[self.key] = CapturedStep(self.recorder, name)
         return parts[self.key]

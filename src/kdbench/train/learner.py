@@ -3,7 +3,7 @@
 import copy
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from kdbench.config import RecipeConfig, RuntimeConfig
 from kdbench.data.batches import Batch
 from kdbench.data.dataset import Dataset
 from kdbench.errors import RunError
-from kdbench.methods.base import START, Method, Progress, TeacherOutput
+from kdbench.methods.base import LossOutput, Method, Progress, TeacherOutput
 from kdbench.models import Network
 from kdbench.system.device import autocast, kind_of
 from kdbench.system.guard import Guard
@@ -105,7 +105,7 @@ class Learner:
         self.checkpointer: Checkpoints = NoCheckpoints()
         self.work = 1.0
         """Share of the group's work, in any unit."""
-        own, projections = list(student.parameters()), list(method.parameters())
+        own, projections = list(student.parameters()), [p for p in method.parameters() if p.requires_grad]
         # A tensor, so that a captured step follows the schedule; its type is what the fused kernels read.
         self.lr = torch.tensor(
             recipe.lr, dtype=torch.float64 if runtime.device == "cpu" else torch.float32, device=runtime.device
@@ -115,7 +115,8 @@ class Learner:
         self.average = AveragedWeights([student, method], recipe.ema) if recipe.ema else None
         self.clipped = own + projections if recipe.clip_projections else own
         self.scaler = torch.amp.GradScaler(torch.device(runtime.device).type, enabled=runtime.precision == "fp16")
-        self.buffers = [*student.buffers(), *method.buffers()]
+        deferred = {id(buffer) for name, buffer in method.named_buffers() if name in method.deferred}
+        self.buffers = [b for b in (*student.buffers(), *method.buffers()) if id(b) not in deferred]
         self.epoch = 0
         """Number of finished epochs."""
         self.step_of_epoch = 0
@@ -133,7 +134,7 @@ class Learner:
         """State of Python's and NumPy's generators after it, if student or method may draw from them."""
         if student.own_code or student.host_random or not method.capturable:
             self.host_random = seeded_host_state(seed)
-        self.progress = START
+        self.progress = Progress(torch.zeros((), device=runtime.device), recipe.epochs)
         self.skipped = 0
         """Number of steps skipped because their loss was not finite, in the finished epochs."""
         self.overflows = 0
@@ -163,7 +164,7 @@ class Learner:
             self.student.train()
         self.method.train()
         self.lr.fill_(self.schedule.at(self.epoch))
-        self.progress = Progress(self.epoch, self.recipe.epochs)
+        self.progress.epoch.fill_(self.epoch)
         if not self.resumed:
             self.sums.begin(self.skipped)
             self.step_of_epoch, self.seconds = 0, 0.0
@@ -197,17 +198,17 @@ class Learner:
             teacher_output: output of the learner's teacher, or None without a teacher.
         """
         buffers = [buffer.clone() for buffer in self.buffers] if self.skips_bad_steps else []
-        required = teacher_output.select(self.method.requires) if teacher_output else None
+        teachers = [teacher_output.select(self.method.requires)] if teacher_output else []
         self.optimizer.zero_grad(set_to_none=True)
         if self.recipe.accumulate == 1:
-            terms, logits = self.backward(batch, required)
+            terms, logits = self.backward(batch, teachers)
         else:
-            terms, logits = self.backward_in_parts(batch, required)
+            terms, logits = self.backward_in_parts(batch, teachers)
         self.sums.add_predictions(logits, batch.labels)
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.clipped, self.recipe.clip_norm)
         failed = self.sums.add_terms(terms, grad_norm, self.epoch + 1)
-        for buffer, before in zip(self.buffers, buffers, strict=False):  # running statistics, memory banks
+        for buffer, before in zip(self.buffers, buffers, strict=False):  # running statistics
             buffer.copy_(torch.where(failed > 0, before, buffer))
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
@@ -215,31 +216,28 @@ class Learner:
         elif kind_of(self.runtime.device) != "mps" or not bool(failed):  # its fused step may not read found_inf
             self.optimizer.found_inf = failed  # type: ignore[attr-defined]  # read by the fused step
             self.optimizer.step()
+        self.method.finish_step(failed)
         if self.average:
             skipped = failed if not self.scaler.is_enabled() else torch.where(self.all_finite(), failed, 1.0)
             self.average.update(skipped)
 
-    def backward(
-        self, batch: Batch, teacher_output: TeacherOutput | None, share: float = 1.0
-    ) -> tuple[Mapping[str, Tensor], Tensor]:
+    def backward(self, batch: Batch, teachers: Sequence[TeacherOutput], share: float = 1.0) -> LossOutput:
         """Compute losses and add their gradients to those of the parameters; return the terms and the logits.
 
         Args:
             batch: images and labels.
-            teacher_output: what the method requires of its teacher.
+            teachers: what the method requires of its teachers.
             share: factor of the gradients.
         """
         with autocast(self.runtime):
             output = self.forward(batch.images)
-            terms = self.method(output, teacher_output, batch, progress=self.progress)
-        check_terms(terms, self.method)
+            returned = self.method(output, teachers, batch, self.progress)
+        terms, logits = check_output(returned, self.method)
         loss = self.masked_loss(terms)
         self.scaler.scale(loss if share == 1 else share * loss).backward()
-        return terms, self.method.predict(output).detach()
+        return LossOutput(terms, logits.detach())
 
-    def backward_in_parts(
-        self, batch: Batch, teacher_output: TeacherOutput | None
-    ) -> tuple[Mapping[str, Tensor], Tensor]:
+    def backward_in_parts(self, batch: Batch, teachers: Sequence[TeacherOutput]) -> LossOutput:
         """Compute losses and gradients of a batch part by part, so that less memory is needed; see `backward`.
 
         The terms are means over the whole batch, as are the gradients. Batch norm uses the statistics of each part.
@@ -247,12 +245,11 @@ class Learner:
         images, sums, logits = len(batch.labels), dict[str, Tensor](), []
         for rows in part_slices(images, self.recipe.accumulate):
             share = (rows.stop - rows.start) / images
-            part_output = teacher_output.part(rows) if teacher_output else None
-            terms, part_logits = self.backward(batch.part(rows), part_output, share)
+            terms, part_logits = self.backward(batch.part(rows), [teacher.part(rows) for teacher in teachers], share)
             for name, value in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + share * value.detach()
             logits.append(part_logits)
-        return sums, torch.cat(logits)
+        return LossOutput(sums, torch.cat(logits))
 
     def all_finite(self) -> Tensor:
         """Return whether all gradients are finite (a scalar on the device); if not, gradient scaling skips the step."""
@@ -307,7 +304,7 @@ class Learner:
                     "epoch": self.epoch + 1,
                     "val_acc": row["val_acc"],
                     "weights": copy.deepcopy(self.student.body.state_dict()),
-                    "method": copy.deepcopy(self.method.state_dict()),
+                    "method": copy.deepcopy(self.method.inference_state()),
                     "val_logits": val_logits,
                 }
         row["seconds"] = self.seconds + time.perf_counter() - started
@@ -368,14 +365,20 @@ def part_slices(images: int, parts: int) -> list[slice]:
     return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
 
-def check_terms(terms: Any, method: Method) -> None:
-    """Check that a method returned what `Method.forward` promises.
+def check_output(returned: Any, method: Method) -> LossOutput:
+    """Return what a method returned, checked to be what `Method.forward` promises.
 
     Raises:
-        RunError: it is no mapping of tensors, lacks `total`, its total has no gradient, or a term's name is taken.
+        RunError: it is no `LossOutput`; its terms are no tensors, lack `total`, or have a name that is taken; or the
+            total has no gradient.
     """
-    if not isinstance(terms, Mapping):
-        found = f"a {type(terms).__name__}"
+    terms, logits = returned if isinstance(returned, LossOutput) else (None, None)
+    if not isinstance(returned, LossOutput):
+        found = f"a {type(returned).__name__}"
+    elif not isinstance(logits, Tensor):
+        found = f"logits of type {type(logits).__name__}"
+    elif not isinstance(terms, Mapping):
+        found = f"terms of type {type(terms).__name__}"
     elif others := [name for name, value in terms.items() if not isinstance(value, Tensor)]:
         found = f"{others[0]!r} as a {type(terms[others[0]]).__name__}"
     elif taken := COLUMNS & terms.keys():
@@ -387,10 +390,10 @@ def check_terms(terms: Any, method: Method) -> None:
     elif not terms["total"].requires_grad:
         found = "a total without a gradient (or no weight of the student is trained)"
     else:
-        return
+        return returned
     raise RunError(
-        f"{type(method).__name__}.forward returned {found}; it must return a dict of scalar tensors, among them "
-        "'total', which depends on the student",
+        f"{type(method).__name__}.forward returned {found}; it must return LossOutput(terms, logits), of "
+        "kdbench.methods: terms is a dict of scalar tensors, among them 'total', which depends on the student",
         code="invalid_terms",
         key="method",
     )

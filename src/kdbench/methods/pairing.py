@@ -1,0 +1,240 @@
+"""Pairs of a student's and a teacher's stages: which ones, and their outputs in one layout and size."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdbench.config.schema import optional, setting
+from kdbench.errors import ConfigError, nearest
+from kdbench.methods.base import MethodContext, TeacherOutput
+from kdbench.models import ModelSummary, Output
+
+Shape = tuple[int, ...]
+Kind = Literal["maps", "embeddings"]
+MAX_PREFIX = 5
+"""Largest number of tokens without a place in the image: a class token and four registers."""
+
+
+def stage_names(**kwargs: Any) -> Any:
+    """Declare the key `pairs`: stage of the student to stage of the teacher, or null for the method's own pairs.
+
+    Further arguments: see `setting`.
+    """
+    words = "pairs of a student's and a teacher's stage such as {layer2: layer3}"
+    return optional(setting(lambda value: len(value) > 0, words, **kwargs), **({"absent": None} if kwargs else {}))
+
+
+@dataclass(frozen=True)
+class StagePair:
+    """A stage of the student and the stage of the teacher that it learns from, both seen as maps."""
+
+    student: str
+    teacher: str
+    student_shape: tuple[int, int, int]
+    """(C, H, W) of one image. Tokens are laid out as the square grid of patches that they are, without the tokens
+    before it; tokens on both sides, as many, as a map of width 1; an embedding as a map of one position."""
+    teacher_shape: tuple[int, int, int]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width at which both are compared: the smaller of the two."""
+        (_, a, b), (_, c, d) = self.student_shape, self.teacher_shape
+        return min(a, c), min(b, d)
+
+
+class StagePairs(nn.Module):
+    """The pairs of stages that a method compares; trained projections bring the student's to the teacher's width.
+
+    Args:
+        pairs: stage of the student to stage of the teacher; None takes `default`.
+        context: summaries of student and teacher.
+        default: "common": every layerN that both have; "last": the last stage with positions of each; "pooled": the
+            stage `pooled` of each, else its last stage; any other text: the stage of this name in both.
+        kind: "maps": stages have positions; "embeddings": outputs are averaged over their positions.
+        projection: returns a module from a number of channels to another, built once per pair; None: no projection.
+            It acts on maps, or on embeddings, as `kind` says.
+
+    Raises:
+        ConfigError: a stage does not exist or cannot be used, or two cannot be paired.
+    """
+
+    def __init__(
+        self,
+        pairs: Mapping[str, str] | None,
+        context: MethodContext,
+        default: str,
+        kind: Kind = "maps",
+        projection: Callable[[int, int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        student, teacher = context.student, context.teacher
+        named = dict(pairs) if pairs is not None else default_pairs(default, student, teacher)
+        self.kind = kind
+        self.pairs = tuple(pair_of(a, b, student, teacher, kind) for a, b in named.items())
+        self.projections = nn.ModuleList(
+            projection(pair.student_shape[0], pair.teacher_shape[0]) if projection else nn.Identity()
+            for pair in self.pairs
+        )
+
+    @property
+    def student_stages(self) -> tuple[str, ...]:
+        """Stages that the student must compute, each once."""
+        return tuple(dict.fromkeys(pair.student for pair in self.pairs))
+
+    @property
+    def teacher_stages(self) -> tuple[str, ...]:
+        """Stages that the teacher must compute, each once."""
+        return tuple(dict.fromkeys(pair.teacher for pair in self.pairs))
+
+    def forward(
+        self, student: Output, teacher: TeacherOutput, pool: Literal["first", "last", "never"] = "first"
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the projected student's and the teacher's output of each pair.
+
+        Args:
+            student: output of the student.
+            teacher: output of the teacher.
+            pool: maps that differ in height and width: the larger is reduced by adaptive average pooling before the
+                projection (first), after it (last), or stays (never).
+
+        Returns:
+            Maps [B, C, H, W], or embeddings [B, D], in the order of the pairs.
+        """
+        own, others = [], []
+        for pair, project in zip(self.pairs, self.projections, strict=True):
+            a = as_map(student.features[pair.student], pair.student_shape)
+            b = as_map(teacher.features[pair.teacher], pair.teacher_shape)
+            if self.kind == "embeddings":
+                own.append(project(a.mean((2, 3))))
+                others.append(b.mean((2, 3)))
+                continue
+            a = project(pool_to(a, pair.size) if pool == "first" else a)
+            own.append(pool_to(a, pair.size) if pool == "last" else a)
+            others.append(b if pool == "never" else pool_to(b, pair.size))
+        return own, others
+
+
+def default_pairs(default: str, student: ModelSummary, teacher: ModelSummary) -> dict[str, str]:
+    """Return a method's own pairs; see `StagePairs`.
+
+    Raises:
+        ConfigError: the networks have no such stages.
+    """
+    common = [stage for stage in student.shapes if stage in teacher.shapes]
+    if default == "common":
+        found = {stage: stage for stage in common if re.fullmatch(r"layer\d+", stage)}
+        missing = "no stage layerN is in both networks"
+    elif default in ("last", "pooled"):
+        found = dict([(last_stage(student, default), last_stage(teacher, default))])
+        missing = "a network has no stage of this kind"
+        found = {a: b for a, b in found.items() if a and b}
+    else:
+        found = {default: default} if default in common else {}
+        missing = f"{default} is not in both networks"
+    if found:
+        return found
+    raise ConfigError(
+        f"method.pairs is null, and {missing}; pair stages, such as method.pairs={{{first(student)}: {first(teacher)}}}"
+        f": the student has {', '.join(student.shapes) or 'none'}, the teacher {', '.join(teacher.shapes) or 'none'}",
+        code="unknown_stage",
+        key="method.pairs",
+    )
+
+
+def first(model: ModelSummary) -> str:
+    """Return the name of a network's first stage, for an example."""
+    return next(iter(model.shapes), "STAGE")
+
+
+def last_stage(model: ModelSummary, kind: str) -> str:
+    """Return the last stage with positions ("last"), or `pooled`, else the last of all ("pooled"); "" for none."""
+    if kind == "pooled" and "pooled" in model.shapes:
+        return "pooled"
+    usable = [stage for stage, shape in model.shapes.items() if kind == "pooled" or len(shape) > 1]
+    return usable[-1] if usable else ""
+
+
+def pair_of(a: str, b: str, student: ModelSummary, teacher: ModelSummary, kind: Kind) -> StagePair:
+    """Return a checked pair of the student's stage `a` and the teacher's stage `b`.
+
+    Raises:
+        ConfigError: it cannot be one.
+    """
+    for stage, model, name in ((a, student, "student"), (b, teacher, "teacher")):
+        problem = model.refused.get(stage)
+        if problem is None and stage not in model.shapes:
+            problem = f"the {name} has no such stage; {nearest(stage, model.shapes)}"
+        if problem is None and name == "student":
+            problem = model.without_gradient.get(stage)
+        if problem is None and kind == "maps" and len(model.shapes[stage]) == 1:
+            problem = f"it is an embedding of {model.shapes[stage][0]} numbers, and this method compares positions"
+        if problem is not None:
+            raise ConfigError(f"method.pairs has the {name}'s {stage!r}: {problem}", code="unknown_stage", key="method.pairs")
+    own, other = student.shapes[a], teacher.shapes[b]
+    if kind == "maps" and len(own) == len(other) == 2 and own[0] == other[0]:
+        return StagePair(a, b, (own[1], own[0], 1), (other[1], other[0], 1))
+    shapes = []
+    for stage, shape, name in ((a, own, "student"), (b, other, "teacher")):
+        found = map_shape(shape) if kind == "maps" else flat_shape(shape)
+        if found is None:
+            raise ConfigError(
+                f"method.pairs pairs {a} of the student {list(own)} with {b} of the teacher {list(other)}: the "
+                f"{shape[0]} tokens of the {name}'s {stage} are no square grid after at most {MAX_PREFIX} others, so "
+                "they can only be compared with as many tokens",
+                code="mismatch",
+                key="method.pairs",
+            )
+        shapes.append(found)
+    return StagePair(a, b, shapes[0], shapes[1])
+
+
+def map_shape(shape: Shape) -> tuple[int, int, int] | None:
+    """Return the shape (C, H, W) of a stage as a map; None for tokens that are no square grid."""
+    if len(shape) == 3:
+        return shape[0], shape[1], shape[2]
+    if len(shape) == 1:
+        return shape[0], 1, 1
+    tokens, width = shape
+    side = int(tokens**0.5)
+    return (width, side, side) if tokens - side * side <= MAX_PREFIX else None
+
+
+def flat_shape(shape: Shape) -> tuple[int, int, int]:
+    """Return the shape of a stage whose positions are averaged: tokens [T, D] as a map of width 1."""
+    return (shape[0], shape[1], shape[2]) if len(shape) == 3 else (shape[-1], shape[0] if len(shape) == 2 else 1, 1)
+
+
+def as_map(values: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Return maps [B, C, H, W], tokens [B, T, D] or embeddings [B, D] as maps of a shape (C, H, W)."""
+    channels, height, width = shape
+    if values.ndim == 4:
+        return values
+    if values.ndim == 2:
+        return values[:, :, None, None]
+    tokens = values[:, values.shape[1] - height * width :]
+    return tokens.transpose(1, 2).reshape(len(values), channels, height, width)
+
+
+def match_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both maps at the smaller height and width of the two."""
+    size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
+    return pool_to(a, size), pool_to(b, size)
+
+
+def pool_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return maps averaged to a height and width."""
+    return maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, size)
+
+
+def check_pairs(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+    """Check that a loss over several stages got as many tensors of both sides.
+
+    Raises:
+        ValueError: it did not, or got none.
+    """
+    if not student or len(student) != len(teacher):
+        raise ValueError(f"got {len(student)} student maps and {len(teacher)} teacher maps; give one of each per stage")
