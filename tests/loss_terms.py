@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kdbench.data.batches import Batch
-from kdbench.methods.base import Progress
+from kdbench.methods import LossOutput, Progress
 from kdbench.train.learner import Learner
 
 Factor = Callable[[Batch, Progress], Tensor | float]
@@ -23,11 +23,12 @@ def multiply_terms(learner: Learner, factor: Factor, names: tuple[str, ...] = ()
         names: terms that are multiplied; all by default.
     """
 
-    def multiply(_: object, given: tuple[Any, ...], named: dict[str, Any], terms: dict[str, Tensor]) -> dict[str, Any]:
-        value = factor(given[2], named["progress"])
-        return {name: term * value if name in names or not names else term for name, term in terms.items()}
+    def multiply(_: object, given: tuple[Any, ...], returned: LossOutput) -> LossOutput:
+        value = factor(given[2], given[3])
+        terms = {name: term * value if name in names or not names else term for name, term in returned.terms.items()}
+        return LossOutput(terms, returned.logits)
 
-    learner.method.register_forward_hook(multiply, with_kwargs=True)
+    learner.method.register_forward_hook(multiply)
 
 
 def nan_at(*steps: int) -> Factor:

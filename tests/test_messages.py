@@ -36,10 +36,11 @@ from kdbench.data import ImageData, Split, memory
 from kdbench.data import load as read_data
 from kdbench.data.embedded import Shapes
 from kdbench.errors import KdbenchError
-from kdbench.methods import CrossEntropy, Method
+from kdbench.methods import CrossEntropy, LossOutput, Method
 from kdbench.methods.logit import LogitDistillation
 from kdbench.models import build, weights
 from kdbench.models.checkpoint_files import read_checkpoint
+from kdbench.models.weights import METHOD_PART, with_method
 from kdbench.report.command import report
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import check_no_links, check_writable
@@ -117,9 +118,16 @@ VALUES = {
         "method.alpha=null", "method.ce_weight=1", "method._target_=os.system", "method._target_=collections.Counter",
         "method._target_=tests.test_messages.WithoutRole", "method._target_=null",
         *(f"method._target_=tests.test_messages.Without{name}" for name in OF_A_METHOD),
-        "method.name=../../away", "nothing=1",
+        "method._target_=tests.test_messages.FailingMethod", "method.name=../../away", "nothing=1",
     ],
-    ("method=feature",): ["method.stages=[layer9]", "method.stages=[]", "method.stages=layer1", "method.normalize=max"],
+    ("method=feature",): [
+        "method.stages=[layer9]", "method.stages=[]", "method.stages=layer1", "method.normalize=max",
+        "method.pairs={layer1: layer9}", "method.pairs={layer9: layer1}", "method.pairs={pooled: layer1}",
+        "method.pairs={}", "method.pairs=layer1",
+    ],
+    ("method=feature", "method.stages=[layer1]"): ["method.pairs={layer1: layer2}"],
+    ("method=feature", "method.normalize=teacher_std"): ["recipe.accumulate=2"],
+    ("method=logit_std", "method.kd_weight=0"): ["method.ce_weight=0"],
     ("student=resnet18",): ["student.stem=small", "student.arch=resnet19"],
     ("recipe.epochs=9", "recipe.schedule=multistep", "recipe.milestones=[4,6]"): [
         "recipe.epochs=6", "recipe.epochs=2", "recipe.warmup_epochs=5",
@@ -228,34 +236,43 @@ class WithoutArguments(LogitDistillation):
 
 
 class TakenName(CrossEntropy):
-    def forward(self, *args, **kwargs):
-        terms = super().forward(*args, **kwargs)
-        return terms | {"lr": terms["ce"]}
+    def forward(self, *args):
+        terms, logits = super().forward(*args)
+        return LossOutput(terms | {"lr": terms["ce"]}, logits)
 
 
 class NotATensor(CrossEntropy):
-    def forward(self, *args, **kwargs):
-        return super().forward(*args, **kwargs) | {"weight": 0.5}
+    def forward(self, *args):
+        terms, logits = super().forward(*args)
+        return LossOutput(terms | {"weight": 0.5}, logits)
 
 
 class WithoutTotal(CrossEntropy):
-    def forward(self, *args, **kwargs):
-        return {"ce": super().forward(*args, **kwargs)["ce"]}
+    def forward(self, *args):
+        terms, logits = super().forward(*args)
+        return LossOutput({"ce": terms["ce"]}, logits)
 
 
 class WithoutTerms(CrossEntropy):
-    def forward(self, *args, **kwargs):
-        return super().forward(*args, **kwargs)["total"]
+    def forward(self, *args):
+        return super().forward(*args).terms["total"]
+
+
+class WithoutLogits(CrossEntropy):
+    def forward(self, *args):
+        return LossOutput(super().forward(*args).terms, None)
 
 
 class WithoutGradient(CrossEntropy):
-    def forward(self, *args, **kwargs):
-        return {"total": super().forward(*args, **kwargs)["total"].detach()}
+    def forward(self, *args):
+        terms, logits = super().forward(*args)
+        return LossOutput({"total": terms["total"].detach()}, logits)
 
 
-class Predicting(LogitDistillation):
-    def predict(self, output):
-        return 2 * output.logits
+class FailingMethod(LogitDistillation):
+    def __init__(self, config, context):
+        super().__init__(config, context)
+        self.width = context.student.shapes["layer9"][0]
 
 
 COMMAND_LINES = [
@@ -360,15 +377,13 @@ def prepare(folder: Path) -> None:
     for name, content in {"broken": "{", "array": "[]"}.items():
         (folder / "runs" / name).mkdir()
         (folder / "runs" / name / "summary.json").write_text(content)
-    shutil.copytree(folder / "runs" / "right", folder / "predicting")
-    method = {"name": "mine", "_target_": "tests.test_messages.Predicting"}
-    node = composed_once(*SMALL).node()
-    (folder / "predicting" / "config.yaml").write_text(yaml.safe_dump(node | {"method": node["method"] | method}))
-    (folder / "predicting" / "best.safetensors").touch()
+    weights.save(with_method(Plain().state_dict(), {"scale": torch.ones(1)}), folder / "of_a_method.safetensors",
+                 {METHOD_PART: "simkd"})  # fmt: skip
     (folder / "unfinished").mkdir()
     (folder / "unfinished" / "config.yaml").touch()
     shutil.copytree(RESULTS / "cifar10_resnet8_ce_seed0_10e8c82757fa64f7", folder / "damaged_run")
     (folder / "damaged_run" / "logits.safetensors").write_bytes(b"\xff")
+    node = composed_once(*SMALL).node()
     configs = {
         "text": "[1, 2]", "unreadable": "a: [",
         "interpolated": yaml.safe_dump(node | {"output_root": "${oc.env:HOME}"}),
@@ -539,7 +554,6 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: kdbench.load_run(None), lambda: kdbench.load_runs(["runs"]), lambda: kdbench.load_student(5),
         lambda: kdbench.load_student("runs/right", trusted="tests"),
         lambda: kdbench.load_student("runs/right"),
-        lambda: kdbench.load_student("predicting", trusted=["tests.test_messages"]),
         *(lambda name=name: read_summary(Path("runs") / name)
           for name in ("edited", "lacking", "wrong", "broken", "array", "nowhere")),
         *(lambda name=name: read_config(Path(f"{name}.yaml"))
@@ -587,6 +601,7 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: checkpoint([1]), lambda: checkpoint({"a": Plain().state_dict(), "b": Plain().state_dict()}),
         lambda: checkpoint(Plain(100).state_dict()), lambda: checkpoint(Plain(width=4).state_dict()),
         lambda: read_checkpoint(Path("script.pt"), Plain().state_dict(), None),
+        lambda: read_checkpoint(Path("of_a_method.safetensors"), Plain().state_dict(), None),
     ],
     "runs": [
         full_disk, full_memory, lambda: full_memory(memory="host"),
@@ -601,7 +616,7 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: trained("method=ce", "recipe.lr=1e30", "recipe.clip_norm=null"),
         lambda: trained("teacher.recipe.lr=1e30", "teacher.recipe.clip_norm=null"),
         *(lambda name=name: trained("method=ce", f"method._target_=tests.test_messages.{name}")
-          for name in ("WithoutTotal", "WithoutTerms", "WithoutGradient", "TakenName", "NotATensor")),
+          for name in ("WithoutTotal", "WithoutTerms", "WithoutLogits", "WithoutGradient", "TakenName", "NotATensor")),
         lambda: finished_sweep(Status.COMPLETE, Status.FAILED),
         lambda: finished_sweep(Status.COMPLETE, Status.SKIPPED),
     ],

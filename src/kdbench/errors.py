@@ -3,7 +3,9 @@
 import argparse
 import difflib
 import sys
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -83,3 +85,11 @@ def first_line(error: BaseException) -> str:
     """Return an exception's message in one line, or the name of its type if it has none."""
     first, *rest = str(error).splitlines() or [type(error).__name__]
     return f"{first} {rest[0]}" if first.endswith(":") and rest else first or type(error).__name__
+
+
+def described_at(error: BaseException, cls: type) -> str:
+    """Return type, first line and place of an error of a user's class: the line to look at, not one of a library."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    last = [frame for frame in frames if frame.filename == own] or frames
+    return f"{type(error).__name__}: {first_line(error)} ({Path(last[-1].filename).name}, line {last[-1].lineno})"

@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 from torch.nn import functional as F
 
 from kdbench.config import CONF_DIR
-from kdbench.errors import RunError
-from kdbench.methods import CrossEntropy
+from kdbench.errors import ConfigError, RunError
+from kdbench.methods import CrossEntropy, Method
+from kdbench.methods.base import Weights
 from kdbench.models import build
 from kdbench.runner.build import build_learner, build_parts
 from kdbench.system.device import autocast, place, resolve_runtime
@@ -40,13 +41,15 @@ class Training:
         self.config = config = dataclasses.replace(config, runtime=resolve_runtime(config.runtime))
         parts = build_parts(config)
         self.dataset, self.batches = parts.dataset, parts.batches
-        self.learner = build_learner(config, parts)
-        self.student, self.method = self.learner.student, self.learner.method
         self.teacher = no_teacher
         if config.teacher:
             torch.manual_seed(99)
-            network = build(config.teacher.model, SPEC, self.method.requires.teacher_stages)
-            self.teacher = LiveTeacher(place(network, config.runtime), self.method.requires, config.runtime)
+            requires = parts.method.requires
+            network = build(config.teacher.model, SPEC, requires.teacher_stages)
+            self.teacher = LiveTeacher(place(network, config.runtime), requires, config.runtime)
+            parts.method.bind_teachers([self.teacher.network])
+        self.learner = build_learner(config, parts)
+        self.student, self.method = self.learner.student, self.learner.method
         self.learner.teacher = self.teacher
 
     def train_epoch(self):
@@ -60,8 +63,14 @@ class Training:
 
     def loss_terms(self, batch):
         """Return the terms of the loss without taking a step."""
+        return self.forward(batch).terms
+
+    def forward(self, batch):
+        """Return what the method returns for a batch."""
+        teacher = self.teacher(batch)
+        teachers = [teacher.select(self.method.requires)] if teacher else []
         with autocast(self.config.runtime):
-            return self.method(self.student(batch.images), self.teacher(batch), batch)
+            return self.method(self.student(batch.images), teachers, batch, self.learner.progress)
 
     @property
     def first_batch(self):
@@ -93,10 +102,22 @@ def test_a_method_declares_its_role_and_what_it_requires(training, method):
 def test_two_steps_change_every_parameter(training, method):
     run = training(f"method={method}")
     parameters = [*run.student.parameters(), *run.method.parameters()]
-    before = copies(parameters)
+    run.learner.begin_epoch()
+    run.forward(run.first_batch).terms["total"].backward()
+    reached = [p for p in parameters if p.grad is not None and bool(p.grad.any())]
+    before = copies(reached)
     run.train_epoch()
-    assert run.learner.rows[0].keys() >= {"epoch", "train_loss", "ce", "train_acc", "val_acc", "grad_norm"}
-    assert not any(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+    assert run.learner.rows[0].keys() >= {"epoch", "train_loss", "train_acc", "val_acc", "grad_norm"}
+    assert not any(torch.equal(p, b) for p, b in zip(reached, before, strict=True))
+    # All are reached, except a classifier of the student's that does not predict and frozen modules of the teacher's.
+    others = [p for p in parameters if p.requires_grad and not any(p is q for q in reached)]
+    unused = [] if not predicts_itself(run.method) else list(run.student.body.fc.parameters())
+    assert all(any(p is q for q in unused) for p in others)
+
+
+def predicts_itself(method):
+    """Return whether a method, and not the student's classifier, predicts."""
+    return type(method).predict is not Method.predict
 
 
 @pytest.mark.parametrize("method", methods())
@@ -112,12 +133,24 @@ def test_students_start_from_the_same_weights_with_every_method(training, method
     assert equal(baseline, distilled)
 
 
-@pytest.mark.parametrize("method", methods(needs_teacher=True))
+def without_kd(method):
+    """Return overrides that leave the cross-entropy alone, or None for a method that has none."""
+    names = [f.name for f in dataclasses.fields(CLASSES[method].Config)]
+    if "ce_weight" not in names:
+        return None
+    others = ["kd_weight"] if "kd_weight" in names else [n for n in names if n.endswith("_weight") and n != "ce_weight"]
+    alpha = ["method.alpha=null"] if "kd_weight" in names and CLASSES[method].Config.__mro__[1] is Weights else []
+    return [*alpha, "method.ce_weight=1", *(f"method.{name}=0" for name in others)]
+
+
+WITH_CE = [name for name in CLASSES if without_kd(name)]
+
+
+@pytest.mark.parametrize("method", [p for p in methods(needs_teacher=True) if p.values[0] in WITH_CE])
 def test_without_kd_weight_the_weights_are_those_of_the_baseline(training, method):
     # Projections are part of the common gradient norm, so clipping is off.
-    no_kd = ("method.alpha=null", "method.ce_weight=1", "method.kd_weight=0")
     baseline = training("method=ce", "recipe.clip_norm=null").train_epoch()
-    assert equal(baseline, training(f"method={method}", "recipe.clip_norm=null", *no_kd).train_epoch())
+    assert equal(baseline, training(f"method={method}", "recipe.clip_norm=null", *without_kd(method)).train_epoch())
 
 
 def test_logit_without_kd_weight_equals_the_baseline_with_clipping_too(training):
@@ -263,7 +296,7 @@ def test_state_of_the_optimiser_has_the_memory_format_of_the_weights_after_loadi
     assert all(a.stride() == w.stride() for a, w in zip(average.averages, average.weights, strict=True))
 
 
-@pytest.mark.parametrize("method", [name for name, target in CLASSES.items() if target.soft_labels])
+@pytest.mark.parametrize("method", ["ce", *(name for name in WITH_CE if CLASSES[name].soft_labels)])
 def test_a_method_of_soft_labels_has_the_cross_entropy_with_mixed_labels(training, method):
     run = training(f"method={method}", "recipe.mixup=0.8", "recipe.label_smoothing=0.1")
     batch = run.first_batch
@@ -305,18 +338,32 @@ def gradients_and_terms(run, batch):
     """Return gradients, terms and logits of a batch by the learner's own way, in parts or as a whole."""
     run.learner.optimizer.zero_grad()
     output = run.teacher(batch)
-    output = output and output.select(run.method.requires)
+    teachers = [output.select(run.method.requires)] if output else []
     backward = run.learner.backward if run.learner.recipe.accumulate == 1 else run.learner.backward_in_parts
-    terms, logits = backward(batch, output)
-    gradients = [p.grad for p in (*run.student.parameters(), *run.method.parameters())]
+    terms, logits = backward(batch, teachers)
+    gradients = [p.grad for p in (*run.student.parameters(), *run.method.parameters()) if p.grad is not None]
     return [*gradients, *(terms[name].detach() for name in sorted(terms)), logits]
+
+
+def refuses_parts(training, *keys):
+    """Return whether a method refuses batches in parts."""
+    try:
+        training(*keys, "recipe.accumulate=2")
+    except ConfigError as error:
+        assert (error.code, error.key) == ("whole_batch", "recipe.accumulate")
+        return True
+    return False
 
 
 @pytest.mark.parametrize("method", methods())
 @pytest.mark.parametrize("accumulate", rest_slow([3, 2, 7]))
 def test_gradients_and_terms_of_a_batch_in_parts_are_those_of_the_whole_batch(training, method, accumulate):
-    keys = (f"method={method}", "recipe.batch_size=25", "recipe.mixup=0.8", "recipe.label_smoothing=0.1")
+    soft = ("recipe.mixup=0.8", "recipe.label_smoothing=0.1") if CLASSES[method].soft_labels else ()
+    keys = (f"method={method}", "recipe.batch_size=25", *soft)
     whole = to_double(training(*keys))
+    assert refuses_parts(training, *keys) == whole.method.requires.whole_batch
+    if whole.method.requires.whole_batch:
+        return
     parts = to_double(training(*keys, f"recipe.accumulate={accumulate}"))
     batches = [doubled(batch) for batch in whole.batches.epoch(0)]
     assert [len(batch.labels) for batch in batches] == [25, 25, 14]
@@ -329,12 +376,13 @@ def test_gradients_and_terms_of_a_batch_in_parts_are_those_of_the_whole_batch(tr
 @pytest.mark.parametrize("method", methods())
 def test_recorded_terms_of_batches_in_parts_are_means_over_the_whole_batch(training, method):
     found = []
-    for accumulate in (1, 3):
-        run = to_double(training(f"method={method}", "recipe.batch_size=25", f"recipe.accumulate={accumulate}"))
+    keys = (f"method={method}", "recipe.batch_size=25")
+    for accumulate in (1,) if refuses_parts(training, *keys) else (1, 3):
+        run = to_double(training(*keys, f"recipe.accumulate={accumulate}"))
         for batch in run.batches.epoch(0):
             run.train_step(doubled(batch))
         found.append(run.learner.sums.means(1))
-    assert found[1] == pytest.approx(found[0], rel=1e-6)
+    assert found[-1] == pytest.approx(found[0], rel=1e-6)
 
 
 def test_no_part_of_a_batch_has_a_single_image(training):

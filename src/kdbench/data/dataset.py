@@ -3,12 +3,9 @@
 import dataclasses
 import hashlib
 import logging
-import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,7 +16,7 @@ from kdbench.data.memory import check_memory
 from kdbench.data.source import DataSpec, Source, Split
 from kdbench.data.splits import balanced_subset
 from kdbench.data.views import Views, views_of
-from kdbench.errors import ConfigError, RunError, first_line
+from kdbench.errors import ConfigError, RunError, described_at, first_line
 from kdbench.system.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -237,13 +234,8 @@ def read_source(data: ImageData, config: DataConfig) -> Source:
     except Exception as error:  # of a user's own code
         if is_out_of_memory(error):
             raise
-        frames = traceback.extract_tb(error.__traceback__)
-        # The line to look at, not one of the libraries that it calls.
-        own = getattr(sys.modules.get(config.target.__module__), "__file__", None)
-        last = [frame for frame in frames if frame.filename == own] or frames
         raise ConfigError(
-            f"{option}: {config.target.__name__}.load failed with {type(error).__name__}: {first_line(error)} "
-            f"({Path(last[-1].filename).name}, line {last[-1].lineno})",
+            f"{option}: {config.target.__name__}.load failed with {described_at(error, config.target)}",
             code="data_failed",
             key="data",
         ) from error

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from omegaconf import MISSING
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -95,7 +94,8 @@ class FeatureDistillation(Method):
     def __init__(self, config: Config, context: MethodContext) -> None:
         super().__init__(config, context)
         pairs = config.pairs if config.stages is None else {stage: stage for stage in config.stages}
-        self.pairs = StagePairs(pairs, context, "common", projection=build_projection)
+        key = "method.pairs" if config.stages is None else "method.stages"
+        self.pairs = StagePairs(pairs, context, "common", projection=build_projection, key=key)
         self.requires = Requires(
             teacher_stages=self.pairs.teacher_stages,
             student_stages=self.pairs.student_stages,

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from kdbench.config.schema import number
 from kdbench.data.batches import Batch
 from kdbench.methods.base import (
+    Invariant,
     LossOutput,
     LossWeights,
     Method,
@@ -66,9 +67,10 @@ class LogitDistillation(Method):
     role = "distilled"
     soft_labels = True
     needs_teacher = True
-    invariants = ("zero_for_identical", "batch_order", "logit_shift")
+    invariants: ClassVar[tuple[Invariant, ...]] = ("zero_for_identical", "batch_order", "logit_shift")
     requires = Requires(teacher_logits=True)
     standardize: ClassVar[bool] = False
+    """True if logits are z-scored first."""
 
     def forward(
         self, student: Output, teachers: Sequence[TeacherOutput], batch: Batch, progress: Progress

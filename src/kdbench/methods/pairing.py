@@ -57,6 +57,7 @@ class StagePairs(nn.Module):
         kind: "maps": stages have positions; "embeddings": outputs are averaged over their positions.
         projection: returns a module from a number of channels to another, built once per pair; None: no projection.
             It acts on maps, or on embeddings, as `kind` says.
+        key: key of the config that names the pairs, for errors.
 
     Raises:
         ConfigError: a stage does not exist or cannot be used, or two cannot be paired.
@@ -69,12 +70,12 @@ class StagePairs(nn.Module):
         default: str,
         kind: Kind = "maps",
         projection: Callable[[int, int], nn.Module] | None = None,
+        key: str = "method.pairs",
     ) -> None:
         super().__init__()
-        student, teacher = context.student, context.teacher
-        named = dict(pairs) if pairs is not None else default_pairs(default, student, teacher)
+        named = dict(pairs) if pairs is not None else default_pairs(default, context)
         self.kind = kind
-        self.pairs = tuple(pair_of(a, b, student, teacher, kind) for a, b in named.items())
+        self.pairs = tuple(pair_of(a, b, context, kind, key) for a, b in named.items())
         self.projections = nn.ModuleList(
             projection(pair.student_shape[0], pair.teacher_shape[0]) if projection else nn.Identity()
             for pair in self.pairs
@@ -118,20 +119,21 @@ class StagePairs(nn.Module):
         return own, others
 
 
-def default_pairs(default: str, student: ModelSummary, teacher: ModelSummary) -> dict[str, str]:
+def default_pairs(default: str, context: MethodContext) -> dict[str, str]:
     """Return a method's own pairs; see `StagePairs`.
 
     Raises:
         ConfigError: the networks have no such stages.
     """
+    student, teacher = context.student, context.teacher
     common = [stage for stage in student.shapes if stage in teacher.shapes]
     if default == "common":
         found = {stage: stage for stage in common if re.fullmatch(r"layer\d+", stage)}
         missing = "no stage layerN is in both networks"
     elif default in ("last", "pooled"):
-        found = dict([(last_stage(student, default), last_stage(teacher, default))])
+        a, b = last_stage(student, default), last_stage(teacher, default)
+        found = {a: b} if a and b else {}
         missing = "a network has no stage of this kind"
-        found = {a: b for a, b in found.items() if a and b}
     else:
         found = {default: default} if default in common else {}
         missing = f"{default} is not in both networks"
@@ -158,12 +160,13 @@ def last_stage(model: ModelSummary, kind: str) -> str:
     return usable[-1] if usable else ""
 
 
-def pair_of(a: str, b: str, student: ModelSummary, teacher: ModelSummary, kind: Kind) -> StagePair:
+def pair_of(a: str, b: str, context: MethodContext, kind: Kind, key: str) -> StagePair:
     """Return a checked pair of the student's stage `a` and the teacher's stage `b`.
 
     Raises:
         ConfigError: it cannot be one.
     """
+    student, teacher = context.student, context.teacher
     for stage, model, name in ((a, student, "student"), (b, teacher, "teacher")):
         problem = model.refused.get(stage)
         if problem is None and stage not in model.shapes:
@@ -173,7 +176,7 @@ def pair_of(a: str, b: str, student: ModelSummary, teacher: ModelSummary, kind: 
         if problem is None and kind == "maps" and len(model.shapes[stage]) == 1:
             problem = f"it is an embedding of {model.shapes[stage][0]} numbers, and this method compares positions"
         if problem is not None:
-            raise ConfigError(f"method.pairs has the {name}'s {stage!r}: {problem}", code="unknown_stage", key="method.pairs")
+            raise ConfigError(f"{key} has {stage!r} of the {name}: {problem}", code="unknown_stage", key=key)
     own, other = student.shapes[a], teacher.shapes[b]
     if kind == "maps" and len(own) == len(other) == 2 and own[0] == other[0]:
         return StagePair(a, b, (own[1], own[0], 1), (other[1], other[0], 1))
@@ -182,11 +185,11 @@ def pair_of(a: str, b: str, student: ModelSummary, teacher: ModelSummary, kind: 
         found = map_shape(shape) if kind == "maps" else flat_shape(shape)
         if found is None:
             raise ConfigError(
-                f"method.pairs pairs {a} of the student {list(own)} with {b} of the teacher {list(other)}: the "
+                f"{key} pairs {a} of the student {list(own)} with {b} of the teacher {list(other)}: the "
                 f"{shape[0]} tokens of the {name}'s {stage} are no square grid after at most {MAX_PREFIX} others, so "
                 "they can only be compared with as many tokens",
                 code="mismatch",
-                key="method.pairs",
+                key=key,
             )
         shapes.append(found)
     return StagePair(a, b, shapes[0], shapes[1])

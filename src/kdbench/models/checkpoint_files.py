@@ -15,6 +15,7 @@ from torch import Tensor
 from kdbench.errors import ConfigError, nearest
 from kdbench.models.layer_names import Fits, Item, Name, Names, Shape
 from kdbench.models.weights import (
+    METHOD_PART,
     StateDict,
     checked,
     is_counter,
@@ -22,6 +23,7 @@ from kdbench.models.weights import (
     is_safetensors,
     names_differ,
     read_content,
+    read_metadata,
     shapes_differ,
 )
 
@@ -56,6 +58,12 @@ def read_checkpoint(
         return there == here or (head_of is not None and differ_in_outputs(there, here) and here[0] == head_of)
 
     only = "" if head_of is None else "; only the head may differ, in its number of classes"
+    if key is None and is_safetensors(path) and (method := read_metadata(path).get(METHOD_PART)):
+        raise ConfigError(
+            f"{path} holds a student of method={method}, which predicts with a part of its method; its network alone "
+            "gives other logits, so it cannot be used by itself",
+            code="no_student",
+        )
     search = Search(
         entries=flatten(read_content(path), expected, path),
         expected=tensors_of(expected),

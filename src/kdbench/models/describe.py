@@ -26,6 +26,7 @@ from kdbench.models.stages import (
     UnknownNodeError,
     UnusableStageError,
     describe_value,
+    find_classifiers,
     find_source,
     layout_problem,
     module_source,
@@ -64,6 +65,9 @@ class ModelSummary:
     """True if the network draws random numbers in evaluation mode too."""
     one_image: Mapping[str, str]
     """Mode (train or eval) to why a batch of one image cannot be processed in it."""
+    classifiers: Mapping[str, str]
+    """Stage name to the path of the linear layer that computes the logits from the mean over the stage's positions, or
+    from the embedding that the stage is; only for stages where one does."""
     narrow_convolution: str
     """Path of a 1x1 convolution with stride and under 16 channels, or an empty text: see `check_memory_format`."""
     builder: int
@@ -177,6 +181,12 @@ class Probe:
             own_code=not self.config.target.startswith("kdbench."),
             evaluation_random=self.draws_in_evaluation(),
             one_image=self.check_one_image(logits, trained),
+            classifiers=find_classifiers(
+                self.body,
+                evaluation,
+                self.take(logits, evaluation),
+                {stage: in_layout(tensor, sources[stage]) for stage, tensor in tensors.items()},
+            ),
             narrow_convolution=find_narrow_convolution(self.body),
             builder=id(builder_of(self.config)),
             remarks=tuple(remarks),

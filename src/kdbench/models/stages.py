@@ -38,6 +38,38 @@ class Pass:
         return tensors_of(call.inputs[0] if source.kind == "input" else call.output)[source.entry]
 
 
+def find_classifiers(body: nn.Module, evaluation: Pass, logits: Tensor, stages: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the path of the linear classifier for each stage that is all that it reads.
+
+    Args:
+        body: the network.
+        evaluation: its pass in evaluation mode.
+        logits: logits of this pass.
+        stages: tensors of this pass by stage: maps [N, C, H, W], tokens [N, T, D] or embeddings [N, D].
+    """
+    linear = next(
+        (
+            path
+            for path, calls in evaluation.record.calls.items()
+            if isinstance(body.get_submodule(path), nn.Linear) and len(calls) == 1 and calls[0].output is logits
+        ),
+        None,
+    )
+    if linear is None:
+        return {}
+    layer = body.get_submodule(linear)
+    found = {}
+    for stage, values in stages.items():
+        pooled = {2: lambda x: x, 3: lambda x: x.mean(1), 4: lambda x: x.mean((2, 3))}.get(values.ndim, torch.flatten)(
+            values
+        )
+        if pooled.shape[-1:] == (layer.in_features,) and pooled.ndim == 2:
+            with torch.no_grad():
+                if torch.allclose(layer(pooled), logits, rtol=1e-3, atol=1e-4 * float(logits.abs().max())):
+                    found[stage] = linear
+    return found
+
+
 def find_source(body: nn.Module, place: str | Mapping[str, Any], passes: Sequence[Pass]) -> StageSource:
     """Return the source of a stage: a module by its path first, then an entry of what is returned, then a function.
 

@@ -21,6 +21,8 @@ from kdbench.models.network import Network
 StateDict = dict[str, Tensor]
 
 METADATA = "kdbench"
+METHOD_PART = "method"
+"""Key of the metadata: name of the method that takes part in predictions."""
 
 
 def save(weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any]) -> None:
@@ -37,6 +39,34 @@ def save(weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any])
     # One entry: safetensors writes several in any order, and equal runs must give equal files.
     # Bytes, since safetensors would write by way of a file of its own, which a kill leaves behind.
     path.write_bytes(to_bytes(storable(weights), {METADATA: json.dumps(metadata)}))
+
+
+STUDENT, METHOD = "student.", "method."
+"""Prefixes of the names in a file that holds, beside a student, the part of its method that predicts with it."""
+
+
+def with_method(student: Mapping[str, Tensor], method: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what is stored of a trained student: its weights, and with prefixes those of its method if it has any."""
+    if not method:
+        return dict(student)
+    parts = ((STUDENT, student), (METHOD, method))
+    return {f"{prefix}{name}": value for prefix, part in parts for name, value in part.items()}
+
+
+def read_student(path: Path) -> tuple[StateDict, StateDict]:
+    """Return the weights of a student and of its method, which is empty where it takes no part in predictions.
+
+    Raises:
+        ConfigError: the file is missing or damaged, or holds something else.
+    """
+    state = read(path)
+    if not read_metadata(path).get(METHOD_PART):
+        return state, {}
+    student, method = (
+        {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        for prefix in (STUDENT, METHOD)
+    )
+    return student, method
 
 
 def storable(weights: Mapping[str, Any]) -> StateDict:

@@ -6,14 +6,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kdbench.config import RunConfig
 from kdbench.config.composition import ONE_AT_A_TIME
 from kdbench.data.source import DataSpec
 from kdbench.errors import ConfigError
-from kdbench.methods.base import Method
-from kdbench.models import Network, build, weights
+from kdbench.methods.base import Method, MethodContext
+from kdbench.models import Network, build, summarize, weights
 from kdbench.rundir.identity import architecture_identity
 from kdbench.rundir.load import check_unchanged, path_of, read_complete
 from kdbench.rundir.recorded_config import read_config
+from kdbench.system.random import seeded
 
 
 class Student(nn.Module):
@@ -23,14 +25,18 @@ class Student(nn.Module):
         network: the network.
         mean: mean of each channel, of values in [0, 1].
         std: standard deviation of each channel.
+        method: method that takes part in predictions; None: the network's own logits.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: Network, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, network: Network, mean: Sequence[float], std: Sequence[float], method: Method | None = None
+    ) -> None:
         super().__init__()
         self.network = network
+        self.method = method
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
         self.eval()
@@ -52,7 +58,8 @@ class Student(nn.Module):
         images_NCHW = images_NCHW.to(self.mean.dtype).div(scale)
         if not bool(images_NCHW.sub(0.5).abs().le(1).all()):
             raise ValueError("images hold floats outside of [0, 1]; divide them by 255, and do not normalise them")
-        return self.network(images_NCHW.sub(self.mean).div(self.std)).logits
+        output = self.network(images_NCHW.sub(self.mean).div(self.std))
+        return self.method.predict(output) if self.method else output.logits
 
 
 def load_student(path: str | Path, trusted: Sequence[str] = ()) -> Student:
@@ -82,12 +89,6 @@ def load_student(path: str | Path, trusted: Sequence[str] = ()) -> Student:
                 key="path",
             )
     config = read_config(folder / "config.yaml", trusted)
-    if getattr(config.method.target, "predict", Method.predict) is not Method.predict:
-        raise ConfigError(
-            f"{folder}: method={config.method.name} takes part in predictions, and its weights are not saved",
-            code="no_student",
-            key="method",
-        )
     check_unchanged(folder / "best.safetensors", summary.weights_sha256)
     recorded, now = (
         weights.read_metadata(folder / "best.safetensors").get("architecture"),
@@ -101,6 +102,51 @@ def load_student(path: str | Path, trusted: Sequence[str] = ()) -> Student:
             key="student",
         )
     with ONE_AT_A_TIME:
-        network = build(config.student, DataSpec(*summary.classes_and_shape), trained=False)
-    weights.load_into(network, weights.read(folder / "best.safetensors"), str(folder / "best.safetensors"))
-    return Student(network, config.data.params.mean, config.data.params.std)
+        network, method = build_trained(config, DataSpec(*summary.classes_and_shape), folder / "best.safetensors")
+    return Student(network, config.data.params.mean, config.data.params.std, method)
+
+
+def build_trained(config: RunConfig, spec: DataSpec, file: Path) -> tuple[Network, Method | None]:
+    """Return the network of a trained student, and its method if that takes part in predictions; both with weights.
+
+    Args:
+        config: recorded config of the run.
+        spec: number of classes and shape of the images.
+        file: best.safetensors of the run.
+
+    Raises:
+        ConfigError: the file cannot be read, or does not fit.
+    """
+    own, of_method = weights.read_student(file)
+    method = build_inference(config, spec)
+    network = build(config.student, spec, method.requires.student_stages if method else (), trained=False)
+    weights.load_into(network, own, str(file))
+    if method:
+        expected = method.inference_state()
+        method.load_state_dict(weights.checked(of_method, expected, f"{file}, {weights.METHOD}*"), strict=False)
+        method.eval()
+    return network, method
+
+
+def build_inference(config: RunConfig, spec: DataSpec) -> Method | None:
+    """Return the method of a run with random weights, if it takes part in predictions; else None."""
+    target, teacher = config.method.target, config.teacher
+    if getattr(target, "predict", Method.predict) is Method.predict:
+        return None
+    nothing = torch.zeros(0, dtype=torch.int64)
+    with seeded(0):
+        summaries = (summarize(teacher.model, spec, "teacher", trained=False),) if teacher else ()
+        context = MethodContext(
+            student=summarize(config.student, spec, "student", trained=False),
+            teachers=summaries,
+            data=spec,
+            labels=nothing,
+            indices=nothing,
+            epochs=config.recipe.epochs,
+            generator=torch.Generator(),
+        )
+        method: Method = target(config.method.params, context)
+        if teacher:
+            stages = method.requires.teacher_stages
+            method.bind_teachers([build(teacher.model, spec, stages, "teacher", trained=False)])
+    return method

@@ -11,12 +11,13 @@ from kdbench.config import RecipeConfig, RunConfig
 from kdbench.data import Batches, Dataset, load
 from kdbench.data.policies import MAX_PIXELS
 from kdbench.data.source import DataSpec
-from kdbench.errors import ConfigError
+from kdbench.errors import ConfigError, described_at
 from kdbench.methods.base import Method, MethodContext, Requires
 from kdbench.models import ModelSummary, Network, build, load_pretrained, summarize
 from kdbench.rundir.identity import model_identity
 from kdbench.system.device import place
 from kdbench.system.guard import Guard
+from kdbench.system.memory import is_out_of_memory
 from kdbench.system.random import host_seeded, seeded
 from kdbench.teachers.store import check_checkpoint
 from kdbench.train.evaluate import evaluation_batch
@@ -34,7 +35,7 @@ class Parts:
     """Summary of the student's architecture."""
     method: Method
     remarks: tuple[str, ...] = ()
-    """Lines for the user about the student."""
+    """Lines for the user about student and method."""
 
 
 def build_parts(config: RunConfig) -> Parts:
@@ -47,7 +48,7 @@ def build_parts(config: RunConfig) -> Parts:
         ConfigError: a part cannot be built.
     """
     dataset, model_summary, method = check_parts(config)
-    remarks = model_summary.remarks
+    remarks = model_summary.remarks + method.remarks
     # A seed of its own: students with the same seed start from the same weights, whatever the method draws.
     torch.manual_seed(derived_seed(config.init_seed, "student"))
     with host_seeded(derived_seed(config.init_seed, "student")):
@@ -296,12 +297,22 @@ def build_method(config: RunConfig, context: MethodContext) -> Method:
         inspect.signature(cls).bind(*given)
     except TypeError as error:
         raise ConfigError(
-            f"{config.method.path} cannot be built: its __init__ must take (config, context); "
-            f"{error}",
+            f"{config.method.path} cannot be built: its __init__ must take (config, context); {error}",
             code="no_method",
             key="method._target_",
         ) from None
-    method = cls(*given)
+    try:
+        method = cls(*given)
+    except ConfigError:
+        raise
+    except Exception as error:  # of a user's own code
+        if is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"method={config.method.name}: {cls.__name__} cannot be built: {described_at(error, cls)}",
+            code="no_method",
+            key="method._target_",
+        ) from error
     if not isinstance(getattr(method, "requires", None), Requires):
         raise ConfigError(
             f"{config.method.path} does not say what it computes from; give it requires = Requires(...), of "

@@ -65,5 +65,5 @@ def import_teacher(config: RunConfig, dataset: Dataset) -> RunDirectory:
         model_summary = summarize(run.student, dataset.spec, "teacher", trained=False)
         training = UNKNOWN | names(teacher_test_acc=None, teacher_key=None) | fidelity(predictions.test, None)
         state = network.body.state_dict()
-        write_result(directory, run, dataset, model_summary, state, predictions, training)
+        write_result(directory, run, dataset, model_summary, state, {}, predictions, training)
     return directory

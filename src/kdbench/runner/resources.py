@@ -3,13 +3,13 @@
 import errno
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from kdbench.config import RunConfig
 from kdbench.errors import RunError
+from kdbench.methods.base import Method
 from kdbench.rundir.directory import RunDirectory
 from kdbench.system.memory import ALLOCATION, is_out_of_memory
 
@@ -54,13 +54,14 @@ def user_error(error: Exception, config: RunConfig, directory: RunDirectory | No
 
 
 def check_disk_space(
-    directory: RunDirectory, modules: Sequence[torch.nn.Module], evaluated: int, num_classes: int, copies: int
+    directory: RunDirectory, method: Method, student: torch.nn.Module, evaluated: int, num_classes: int, copies: int
 ) -> None:
     """Check that the disk has space for a run: two checkpoints and one being written, weights, logits and a log.
 
     Args:
         directory: run directory; its files make space for those that replace them.
-        modules: student and method.
+        method: the method; its `deferred` buffers are kept once in a checkpoint.
+        student: the student.
         evaluated: number of validation and test images.
         num_classes: C of their logits.
         copies: number of tensors like the weights in a checkpoint: weights, best ones, state of the optimiser, average.
@@ -68,9 +69,10 @@ def check_disk_space(
     Raises:
         RunError: there is not enough.
     """
-    weights = sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
+    weights = sum(tensor.nbytes for module in (student, method) for tensor in module.state_dict().values())
+    once = sum(buffer.nbytes for name, buffer in method.named_buffers() if name in method.deferred)
     logits = evaluated * (num_classes * 4 + 8)
-    checkpoint = copies * weights + logits
+    checkpoint = copies * (weights - once) + once + logits
     needed = 3 * checkpoint + weights + logits + 1_000_000
     existing = next(parent for parent in directory.path.absolute().parents if parent.exists())
     free = shutil.disk_usage(existing).free + sum(f.stat().st_size for f in directory.files() if f.is_file())

@@ -36,6 +36,7 @@ def write_result(
     dataset: Dataset,
     model_summary: ModelSummary,
     best_weights: Mapping[str, Tensor],
+    method_weights: Mapping[str, Tensor],
     predictions: Predictions,
     training: Mapping[str, Any],
 ) -> None:
@@ -47,11 +48,15 @@ def write_result(
         dataset: data of the predictions.
         model_summary: summary of the student.
         best_weights: weights by the architecture's own names.
+        method_weights: those of the method, if it takes part in predictions.
         predictions: logits of these weights.
         training: keys of the summary about teacher and training.
     """
     metadata = weights_metadata(config.student, config.data, dataset.spec.num_classes)
-    directory.write_with(directory.weights, lambda path: weights.save(best_weights, path, metadata))
+    if method_weights:
+        metadata[weights.METHOD_PART] = config.method.name
+    stored = weights.with_method(best_weights, method_weights)
+    directory.write_with(directory.weights, lambda path: weights.save(stored, path, metadata))
     logits = {
         "val_logits": predictions.val,
         "test_logits": predictions.test,

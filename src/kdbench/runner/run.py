@@ -169,7 +169,7 @@ class Run:
         evaluated = len(self.parts.dataset.val) + len(self.parts.dataset.test)
         copies = 2 + state_tensors(self.config.recipe) + (self.config.recipe.ema is not None)
         spec = self.parts.dataset.spec
-        check_disk_space(directory, [self.parts.student, self.parts.method], evaluated, spec.num_classes, copies)
+        check_disk_space(directory, self.method, self.parts.student, evaluated, spec.num_classes, copies)
         directory.create()
         self.log = RunLog(directory.log)
         self.log.open()
@@ -179,6 +179,8 @@ class Run:
             log.debug("teacher: %s", self.teacher.description)
             source = dataclasses.replace(self.config.teacher, cache=settings.cache)
             self.config = dataclasses.replace(self.config, teacher=source)
+        if self.teacher:
+            self.method.bind_teachers([self.teacher.teacher.network])
         self.learner = build_learner(self.config, self.parts, self.guard)
         if self.teacher:
             self.learner.teacher = self.teacher.source
@@ -238,7 +240,7 @@ class Run:
             test_logits = final = test_logits_of(learner.epoch)
         if best["epoch"] != learner.epoch:
             learner.student.body.load_state_dict(best["weights"])
-            learner.method.load_state_dict(best["method"])
+            learner.method.load_state_dict(best["method"], strict=False)
             test_logits = test_logits_of(best["epoch"])
         predictions = Predictions(best["val_logits"], test_logits)
         speeds = [row["images_per_second"] for row in learner.rows]
@@ -259,7 +261,7 @@ class Run:
         ) | fidelity(predictions.test, teacher.test_logits if teacher else None)
         self.lock.check()
         summary = self.parts.model_summary
-        write_result(self.directory, config, dataset, summary, best["weights"], predictions, training)
+        write_result(self.directory, config, dataset, summary, best["weights"], best["method"], predictions, training)
         accuracy = metrics.accuracy(test_logits.numpy(), labels)
         log.info("done: test accuracy %.2f%% at the best validation epoch, %d", 100 * accuracy, best["epoch"])
         self.directory.remove_checkpoints(config.checkpoint.keep_last)

@@ -1,6 +1,6 @@
 """The exponential moving average (EMA) of weights: updated after each step, and evaluated in their place."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,15 +19,20 @@ class AveragedWeights:
     Args:
         modules: student and method.
         decay: share of the average that a step keeps, in [0.5, 1).
+        without: ids of tensors that are not averaged, such as memory banks.
 
     Source: Polyak and Juditsky 1992; the ramp is that of TensorFlow's ExponentialMovingAverage with `num_updates`.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], decay: float) -> None:
+    def __init__(self, modules: Sequence[nn.Module], decay: float, without: Collection[int] = ()) -> None:
         self.decay = decay
         tensors = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
         # A buffer that is not finite, such as a mask of minus infinity, has no average.
-        averaged = (t.detach() for t in tensors.values() if t.is_floating_point() and bool(t.isfinite().all()))
+        averaged = (
+            t.detach()
+            for number, t in tensors.items()
+            if number not in without and t.is_floating_point() and bool(t.isfinite().all())
+        )
         self.weights = list(averaged)
         self.averages = [weight.clone() for weight in self.weights]
         self.steps = torch.zeros((), device=self.weights[0].device)

@@ -112,10 +112,10 @@ class Learner:
         )
         self.schedule = Schedule(recipe, steps_per_epoch)
         self.optimizer = build_optimizer(recipe, self.lr, own, projections)
-        self.average = AveragedWeights([student, method], recipe.ema) if recipe.ema else None
+        deferred = {id(buffer) for name, buffer in method.named_buffers() if name in method.deferred}
+        self.average = AveragedWeights([student, method], recipe.ema, deferred) if recipe.ema else None
         self.clipped = own + projections if recipe.clip_projections else own
         self.scaler = torch.amp.GradScaler(torch.device(runtime.device).type, enabled=runtime.precision == "fp16")
-        deferred = {id(buffer) for name, buffer in method.named_buffers() if name in method.deferred}
         self.buffers = [b for b in (*student.buffers(), *method.buffers()) if id(b) not in deferred]
         self.epoch = 0
         """Number of finished epochs."""

@@ -15,10 +15,12 @@ from kdbench.data import Dataset, load
 from kdbench.data.access import read_only
 from kdbench.data.source import DataSpec
 from kdbench.errors import ConfigError
-from kdbench.models import Network, build, weights
+from kdbench.methods.base import Method
+from kdbench.models import Network
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.identity import GivenWeights
 from kdbench.rundir.recorded_config import read_config
+from kdbench.rundir.student import build_trained
 from kdbench.rundir.summary import RunSummary
 from kdbench.system.cpu import available_cores
 from kdbench.system.device import resolve_runtime
@@ -52,6 +54,8 @@ class Artifacts:
     dataset: Dataset | None = None
     network: Network | None = None
     """The network with the best weights, on the CPU."""
+    method: Method | None = None
+    """The method with its weights, if it takes part in predictions."""
     logits: dict[str, Tensor] | None = None
     """Content of logits.safetensors, with checked shapes."""
 
@@ -99,10 +103,7 @@ def read_artifacts(run: Artifacts, options: Options, checks: Checks) -> None:
             run.runtime = closest_runtime(run.config.runtime)
     if files.weights.is_file():
         with checks.checking("weights"):
-            state = weights.read(files.weights)
-            network = build(needed(run.config, "config.yaml").student, run.spec, trained=False)
-            weights.load_into(network, state, files.weights.name)
-            run.network = network
+            run.network, run.method = build_trained(needed(run.config, "config.yaml"), run.spec, files.weights)
             checks.passed("weights", "finite, and of the config's architecture")
     if files.logits.is_file():
         with checks.checking("logits"):

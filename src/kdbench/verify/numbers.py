@@ -5,7 +5,6 @@ import math
 import statistics
 
 from kdbench.config import RuntimeConfig
-from kdbench.methods.base import Method
 from kdbench.metrics import accuracy
 from kdbench.models import summarize
 from kdbench.models.weights import read_metadata
@@ -57,15 +56,14 @@ def check_predictions(run: Artifacts, checks: Checks, quick: bool) -> None:
         logits, dataset = needed(run.logits, "logits.safetensors"), needed(run.dataset, "the data")
         network, config = needed(run.network, "best.safetensors"), needed(run.config, "config.yaml")
         runtime = needed(run.runtime, "config.yaml")
-        if not run.is_given and config.method.target.predict is not Method.predict:
-            raise NotChecked(f"method={config.method.name} takes part in predictions, and its weights are not kept")
         tolerance = max(LOGIT_TOLERANCE[config.runtime.precision], HALF if run.is_half else 0)
         for name, split in (("val", dataset.val), ("test", dataset.test)):
             if f"{name}_logits" not in logits:
                 continue
             recorded = logits[f"{name}_logits"].float()
             with torch_settings(runtime):
-                computed = predict(place(network, runtime), dataset, split, runtime)
+                method = place(run.method, runtime) if run.method else None
+                computed = predict(place(network, runtime), dataset, split, runtime, method)
             difference, largest = float((computed - recorded).abs().max()), float(recorded.abs().max())
             flips = int((computed.argmax(1) != recorded.argmax(1)).sum())
             detail = (
