@@ -123,7 +123,7 @@ VALUES = {
     ("method=feature",): [
         "method.stages=[layer9]", "method.stages=[]", "method.stages=layer1", "method.normalize=max",
         "method.pairs={layer1: layer9}", "method.pairs={layer9: layer1}", "method.pairs={pooled: layer1}",
-        "method.pairs={}", "method.pairs=layer1",
+        "method.pairs=layer1",
     ],
     ("method=feature", "method.stages=[layer1]"): ["method.pairs={layer1: layer2}"],
     ("method=feature", "method.normalize=teacher_std"): ["recipe.accumulate=2"],
@@ -465,7 +465,7 @@ def ended_by(error: Exception) -> None:
 def full_disk() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1_000_000))
-        check_disk_space(small_run()[1], [torch.nn.Linear(1000, 1000)], 100, num_classes=10, copies=3)
+        check_disk_space(small_run()[1], torch.nn.Linear(1000, 1000), 100, num_classes=10, copies=3)
 
 
 def full_memory(**changes: Any) -> None:

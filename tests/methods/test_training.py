@@ -350,8 +350,7 @@ def refuses_parts(training, *keys):
     try:
         training(*keys, "recipe.accumulate=2")
     except ConfigError as error:
-        assert (error.code, error.key) == ("whole_batch", "recipe.accumulate")
-        return True
+        return (error.code, error.key) == ("whole_batch", "recipe.accumulate")
     return False
 
 

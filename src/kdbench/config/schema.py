@@ -126,12 +126,12 @@ def check_kinds(schema: type[Any], values: Mapping[str, Any], prefix: str) -> No
     """Check what OmegaConf is lenient about or reports without a key: sections, lists, and switches."""
     for f in dataclasses.fields(schema):
         if f.name in values:
-            words = f.metadata.get("description") or KINDS.get(f.type, "a list such as [a,b]")
+            words = f.metadata.get("description") or KINDS.get(f.type, "")
             check_kind(f.type, values[f.name], f"{prefix}{f.name}", words)
 
 
 def check_kind(kind: Any, value: Any, path: str, words: str = "") -> None:
-    """Check the kind of a value: see `check_kinds`. `words` says what a list must be."""
+    """Check the kind of a value: see `check_kinds`. `words` says what a list or section must be."""
     if isinstance(kind, types.UnionType):
         if value is None:
             return
@@ -139,11 +139,13 @@ def check_kind(kind: Any, value: Any, path: str, words: str = "") -> None:
     if kind is bool and not isinstance(value, bool):
         raise ConfigError(f"{path} is {as_yaml(value)}; it must be true or false", code="wrong_type", key=path)
     if get_origin(kind) is list and not isinstance(value, list | tuple):
-        raise ConfigError(f"{path} is {as_yaml(value)}; it must be {words}", code="wrong_type", key=path)
+        raise ConfigError(
+            f"{path} is {as_yaml(value)}; it must be {words or 'a list such as [a,b]'}", code="wrong_type", key=path
+        )
     if not (dataclasses.is_dataclass(kind) or get_origin(kind) is dict):
         return
     if not isinstance(value, Mapping):
-        words = "a section of keys with values"
+        words = words or "a section of keys with values"
         if dataclasses.is_dataclass(kind):
             words = f"a section with the keys {', '.join(inner.name for inner in dataclasses.fields(kind))}"
         raise ConfigError(f"{path} is {as_yaml(value)}; it must be {words}", code="wrong_type", key=path)

@@ -328,7 +328,7 @@ def full_precision(function: Callable[Arguments, Tensor]) -> Callable[Arguments,
     def widened(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
         values = [*args, *kwargs.values()]
         tensors = [t for value in values for t in (value if isinstance(value, list | tuple) else [value])]
-        device = next(t.device.type for t in tensors if isinstance(t, Tensor))
+        device = next((t.device.type for t in tensors if isinstance(t, Tensor)), "cpu")
         with torch.autocast(device, enabled=False):
             return function(*map(widen, args), **{name: widen(value) for name, value in kwargs.items()})
 

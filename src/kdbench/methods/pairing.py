@@ -126,7 +126,8 @@ def default_pairs(default: str, context: MethodContext) -> dict[str, str]:
         ConfigError: the networks have no such stages.
     """
     student, teacher = context.student, context.teacher
-    common = [stage for stage in student.shapes if stage in teacher.shapes]
+    own, others = stages_of(student), stages_of(teacher)
+    common = [stage for stage in own if stage in others]
     if default == "common":
         found = {stage: stage for stage in common if re.fullmatch(r"layer\d+", stage)}
         missing = "no stage layerN is in both networks"
@@ -141,15 +142,20 @@ def default_pairs(default: str, context: MethodContext) -> dict[str, str]:
         return found
     raise ConfigError(
         f"method.pairs is null, and {missing}; pair stages, such as method.pairs={{{first(student)}: {first(teacher)}}}"
-        f": the student has {', '.join(student.shapes) or 'none'}, the teacher {', '.join(teacher.shapes) or 'none'}",
+        f": the student has {', '.join(own) or 'none'}, the teacher {', '.join(others) or 'none'}",
         code="unknown_stage",
         key="method.pairs",
     )
 
 
+def stages_of(model: ModelSummary) -> tuple[str, ...]:
+    """Return the names of a network's stages, those that cannot be used included."""
+    return (*model.shapes, *(stage for stage in model.refused if stage not in model.shapes))
+
+
 def first(model: ModelSummary) -> str:
     """Return the name of a network's first stage, for an example."""
-    return next(iter(model.shapes), "STAGE")
+    return next(iter(stages_of(model)), "STAGE")
 
 
 def last_stage(model: ModelSummary, kind: str) -> str:
@@ -168,15 +174,20 @@ def pair_of(a: str, b: str, context: MethodContext, kind: Kind, key: str) -> Sta
     """
     student, teacher = context.student, context.teacher
     for stage, model, name in ((a, student, "student"), (b, teacher, "teacher")):
-        problem = model.refused.get(stage)
-        if problem is None and stage not in model.shapes:
-            problem = f"the {name} has no such stage; {nearest(stage, model.shapes)}"
-        if problem is None and name == "student":
-            problem = model.without_gradient.get(stage)
-        if problem is None and kind == "maps" and len(model.shapes[stage]) == 1:
-            problem = f"it is an embedding of {model.shapes[stage][0]} numbers, and this method compares positions"
-        if problem is not None:
-            raise ConfigError(f"{key} has {stage!r} of the {name}: {problem}", code="unknown_stage", key=key)
+        if stage not in stages_of(model):
+            problem = f"the {name} has no such stage; {nearest(stage, stages_of(model))}"
+            raise ConfigError(f"{key} has {stage!r}: {problem}", code="unknown_stage", key=key)
+        unusable = model.refused.get(stage) or (name == "student" and model.without_gradient.get(stage))
+        if unusable:
+            path = f"{name}.stages.{stage}"
+            raise ConfigError(f"{path}: {unusable}", code="unusable_stage", key=path)
+        if kind == "maps" and len(model.shapes[stage]) == 1:
+            raise ConfigError(
+                f"{key} has {stage!r}: in the {name} it is an embedding of {model.shapes[stage][0]} numbers, and this "
+                "method compares positions; choose a stage with maps or tokens",
+                code="mismatch",
+                key=key,
+            )
     own, other = student.shapes[a], teacher.shapes[b]
     if kind == "maps" and len(own) == len(other) == 2 and own[0] == other[0]:
         return StagePair(a, b, (own[1], own[0], 1), (other[1], other[0], 1))

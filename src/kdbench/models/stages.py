@@ -47,27 +47,23 @@ def find_classifiers(body: nn.Module, evaluation: Pass, logits: Tensor, stages: 
         logits: logits of this pass.
         stages: tensors of this pass by stage: maps [N, C, H, W], tokens [N, T, D] or embeddings [N, D].
     """
-    linear = next(
-        (
-            path
-            for path, calls in evaluation.record.calls.items()
-            if isinstance(body.get_submodule(path), nn.Linear) and len(calls) == 1 and calls[0].output is logits
-        ),
-        None,
-    )
-    if linear is None:
-        return {}
-    layer = body.get_submodule(linear)
-    found = {}
-    for stage, values in stages.items():
-        pooled = {2: lambda x: x, 3: lambda x: x.mean(1), 4: lambda x: x.mean((2, 3))}.get(values.ndim, torch.flatten)(
-            values
-        )
-        if pooled.shape[-1:] == (layer.in_features,) and pooled.ndim == 2:
-            with torch.no_grad():
-                if torch.allclose(layer(pooled), logits, rtol=1e-3, atol=1e-4 * float(logits.abs().max())):
-                    found[stage] = linear
-    return found
+    for path, calls in evaluation.record.calls.items():
+        if isinstance(body.get_submodule(path), nn.Linear) and len(calls) == 1 and calls[0].output is logits:
+            read = calls[0].inputs[0]
+            means = {
+                stage: tensor if tensor.ndim == 2 else mean_of_positions(tensor) for stage, tensor in stages.items()
+            }
+            return {
+                stage: path
+                for stage, mean in means.items()
+                if mean.shape == read.shape and torch.allclose(mean, read, rtol=1e-3, atol=1e-5)
+            }
+    return {}
+
+
+def mean_of_positions(values: Tensor) -> Tensor:
+    """Return the mean [N, C] over the positions of maps [N, C, H, W] or tokens [N, T, D]."""
+    return values.mean(1) if values.ndim == 3 else values.flatten(2).mean(2)
 
 
 def find_source(body: nn.Module, place: str | Mapping[str, Any], passes: Sequence[Pass]) -> StageSource:

@@ -54,23 +54,30 @@ def user_error(error: Exception, config: RunConfig, directory: RunDirectory | No
 
 
 def check_disk_space(
-    directory: RunDirectory, method: Method, student: torch.nn.Module, evaluated: int, num_classes: int, copies: int
+    directory: RunDirectory,
+    student: torch.nn.Module,
+    evaluated: int,
+    num_classes: int,
+    copies: int,
+    method: Method | None = None,
 ) -> None:
     """Check that the disk has space for a run: two checkpoints and one being written, weights, logits and a log.
 
     Args:
         directory: run directory; its files make space for those that replace them.
-        method: the method; its `deferred` buffers are kept once in a checkpoint.
         student: the student.
         evaluated: number of validation and test images.
         num_classes: C of their logits.
         copies: number of tensors like the weights in a checkpoint: weights, best ones, state of the optimiser, average.
+        method: the method; its `deferred` buffers are kept once in a checkpoint.
 
     Raises:
         RunError: there is not enough.
     """
-    weights = sum(tensor.nbytes for module in (student, method) for tensor in module.state_dict().values())
-    once = sum(buffer.nbytes for name, buffer in method.named_buffers() if name in method.deferred)
+    modules = (student, method) if method else (student,)
+    weights = sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
+    deferred = [buffer for name, buffer in method.named_buffers() if name in method.deferred] if method else []
+    once = sum(buffer.nbytes for buffer in deferred)
     logits = evaluated * (num_classes * 4 + 8)
     checkpoint = copies * (weights - once) + once + logits
     needed = 3 * checkpoint + weights + logits + 1_000_000

@@ -169,7 +169,7 @@ class Run:
         evaluated = len(self.parts.dataset.val) + len(self.parts.dataset.test)
         copies = 2 + state_tensors(self.config.recipe) + (self.config.recipe.ema is not None)
         spec = self.parts.dataset.spec
-        check_disk_space(directory, self.method, self.parts.student, evaluated, spec.num_classes, copies)
+        check_disk_space(directory, self.parts.student, evaluated, spec.num_classes, copies, self.method)
         directory.create()
         self.log = RunLog(directory.log)
         self.log.open()
