@@ -82,7 +82,7 @@ def test_yaml_has_the_documented_defaults():
     ],
 )
 def test_total_is_the_weighted_sum_and_reaches_the_student(overrides):
-    built = build_method("sp", *overrides)
+    built = build_method("sp", *overrides, batch_size=8)
     terms = built.step().terms
     params = built.config.method.params
     assert all(bool(term.isfinite()) for term in terms.values())
