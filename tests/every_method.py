@@ -11,6 +11,11 @@ EVERYDAY = ("ce", "logit", "feature")
 """No teacher, its logits, its feature maps: the three kinds of a training step."""
 
 
+def for_few_images(method: str) -> tuple[str, ...]:
+    """Return overrides that a method needs on the few images of a test."""
+    return ("method.negatives=16",) if method == "crd" else ()
+
+
 def every_method() -> list[Any]:
     """Parameters: every method by name. All but three are slow tests."""
     return [pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.slow) for name in METHODS]

@@ -5,6 +5,8 @@ import pytest
 from kdbench.config import CONF_DIR, compose, parse
 from kdbench.models import summarize
 from tests.conftest import composed_once, every_model, rest_slow
+from tests.every_method import for_few_images
+from tests.methods.built import build_method
 from tests.networks import SPEC
 
 
@@ -39,11 +41,9 @@ def test_every_model_serves_as_student_and_as_teacher(name):
 
 @pytest.mark.parametrize("name", options("method"))
 def test_every_method_composes_and_instantiates(name):
-    config = composed_once(f"method={name}")
-    shapes = {"layer1": (8, 4, 4), "layer2": (16, 2, 2), "pooled": (16,)}
-    method = config.method.target(config.method.params, shapes, shapes)
-    assert config.method.name == name
-    assert (config.teacher is not None) == method.needs_teacher
+    built = build_method(name, *for_few_images(name))
+    assert built.config.method.name == name
+    assert (built.config.teacher is not None) == built.method.needs_teacher
 
 
 @pytest.mark.parametrize(

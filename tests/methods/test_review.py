@@ -175,8 +175,11 @@ def test_a_deeper_fused_map_changes_the_loss_of_shallower_stages_only():
     assert torch.equal(before[2], after[2])
 
 
-@pytest.mark.parametrize("pairs", ["{layer9: layer1}", "{layer1: layer9}", "{pooled: pooled}"])
-def test_stages_without_maps_are_an_error(pairs):
+@pytest.mark.parametrize(
+    ("pairs", "code"),
+    [("{layer9: layer1}", "unknown_stage"), ("{layer1: layer9}", "unknown_stage"), ("{pooled: pooled}", "mismatch")],
+)
+def test_stages_without_maps_are_an_error(pairs, code):
     with pytest.raises(ConfigError) as error:
         build_method("review", f"method.pairs={pairs}")
-    assert (error.value.code, error.value.key) == ("unknown_stage", "method.pairs")
+    assert (error.value.code, error.value.key) == (code, "method.pairs")

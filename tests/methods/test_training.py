@@ -21,6 +21,7 @@ from kdbench.train.evaluate import predict
 from kdbench.train.learner import no_teacher, part_slices
 from kdbench.train.loop import fit
 from tests.conftest import rest_slow
+from tests.every_method import for_few_images
 from tests.networks import SPEC
 
 CLASSES = {file.stem: get_class(OmegaConf.load(file)._target_) for file in sorted((CONF_DIR / "method").glob("*.yaml"))}
@@ -87,7 +88,11 @@ def copies(tensors):
 
 @pytest.fixture
 def training(small):
-    return lambda *overrides: Training(small("runtime.threads=2", *overrides))
+    def build_training(*overrides):
+        chosen = next((text.partition("=")[2] for text in overrides if text.startswith("method=")), "")
+        return Training(small("runtime.threads=2", *overrides, *for_few_images(chosen)))
+
+    return build_training
 
 
 @pytest.mark.parametrize("method", CLASSES)

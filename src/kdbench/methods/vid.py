@@ -53,11 +53,10 @@ def variational_information(mean: Tensor, target: Tensor, log_scale: Tensor) -> 
 
 
 class VariationalInformationDistillation(Method):
-    """Total = ce_weight * CE + kd_weight * mean over stages of `variational_information`.
+    """Total = ce_weight * CE + kd_weight * sum over stages of `variational_information`.
 
-    Regressors and variances are trained with the student. Within a stage the loss is a mean, and so it is over the
-    stages: a code base that sums over L stages with a weight w corresponds to kd_weight = L * w here. Maps are pooled
-    to the smaller size of the two before the regressor.
+    Regressors and variances are trained with the student. Within a stage the loss is a mean; the stages are summed, as
+    in the code that the authors shared. Maps are pooled to the smaller size of the two before the regressor.
     """
 
     @dataclass
@@ -88,7 +87,7 @@ class VariationalInformationDistillation(Method):
             variational_information(mean, target, scale())
             for mean, target, scale in zip(means, targets, self.scales, strict=True)
         ]
-        return ce_plus_kd(self.config, student, batch, torch.stack(losses).mean())
+        return ce_plus_kd(self.config, student, batch, torch.stack(losses).sum())
 
 
 class LogScale(nn.Module):
@@ -110,13 +109,11 @@ class LogScale(nn.Module):
 
 
 def build_regressor(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Return three 1x1 convolutions, with batch norm and ReLU between them; the inner width is `out_channels`."""
+    """Return three 1x1 convolutions without bias, with ReLU between them; the inner width is `out_channels`."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),
-        nn.BatchNorm2d(out_channels),
         nn.ReLU(),
         nn.Conv2d(out_channels, out_channels, kernel_size=1, bias=False),
-        nn.BatchNorm2d(out_channels),
         nn.ReLU(),
         nn.Conv2d(out_channels, out_channels, kernel_size=1, bias=False),
     )
