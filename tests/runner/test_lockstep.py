@@ -29,7 +29,7 @@ from kdbench.system.signals import Interrupted, handled
 from kdbench.train.learner import Learner
 from kdbench.train.loop import fit
 from tests.conftest import SMALL, Killed, complete, composed_once, killed_after, rest_slow
-from tests.every_method import EVERYDAY, METHODS
+from tests.every_method import EVERYDAY, METHODS, for_few_images
 from tests.runner.trainers import (
     Subject,
     after_steps,
@@ -70,7 +70,10 @@ def runs(small: Callable[..., RunConfig], teacher: RunDirectory, tmp_path: Path)
     shutil.copytree(teacher.path, tmp_path / "out" / "runs" / teacher.path.name)
 
     def make(*more: str, subjects: Sequence[Subject] = GROUP) -> list[RunConfig]:
-        return [small(*SIZE, f"student={student}", f"method={method}", *more) for student, method in subjects]
+        return [
+            small(*SIZE, f"student={student}", f"method={method}", *for_few_images(method), *more)
+            for student, method in subjects
+        ]
 
     return make
 
@@ -84,7 +87,8 @@ def alone(teacher: RunDirectory) -> Alone:
     def computed(config: RunConfig) -> tuple[object, ...]:
         student, method = config.student.name, config.method.name
         if (student, method) not in known:
-            settings = (*SMALL, *SIZE, f"student={student}", f"method={method}", f"output_root={root}")
+            keys = (f"student={student}", f"method={method}", *for_few_images(method))
+            settings = (*SMALL, *SIZE, *keys, f"output_root={root}")
             known[student, method] = numbers(complete(composed_once(*settings)))
         return known[student, method]
 

@@ -25,7 +25,7 @@ from kdbench.train.learner import Learner
 from kdbench.train.loop import fit
 from kdbench.train.steps import EagerSteps
 from tests.conftest import killed_after, rest_slow
-from tests.every_method import every_method
+from tests.every_method import every_method, for_few_images
 from tests.loss_terms import Factor, multiply_terms
 from tests.recipes import every_recipe, overrides
 from tests.train.tape import TapeRecorder
@@ -116,7 +116,8 @@ def lines_about_graphs(run: RunDirectory) -> list[str]:
 @pytest.mark.parametrize("method", every_method())
 def test_captured_steps_compute_what_eager_ones_compute(small: Small, method: str) -> None:
     recorder = TapeRecorder()
-    run, _ = run_both(small(f"method={method}", *EPOCHS, "recipe.nesterov=true"), recorder)
+    keys = (f"method={method}", *for_few_images(method))
+    run, _ = run_both(small(*keys, *EPOCHS, "recipe.nesterov=true"), recorder)
     # All steps but the first of each batch size are replayed.
     assert (recorder.captures, recorder.replays) == (PARTS, 2 * (STEPS - 2))
     assert lines_about_graphs(run) == []
