@@ -3,6 +3,7 @@
 import contextlib
 import re
 import shlex
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -145,7 +146,9 @@ _registered: tuple[tuple[Path, int, int], ...] = ()
 
 
 def register_models_once(config_dir: Path | None) -> None:
-    """Register the models of kdbench and of a further folder."""
+    """Register the models of kdbench and of a further folder; code beside that folder can be imported from now on."""
+    if config_dir and (beside := str(config_dir.absolute().parent)) not in sys.path:
+        sys.path.append(beside)  # last, so that it hides no installed package
     register_models(CONF_DIR, *([config_dir] if config_dir else []))
 
 

@@ -31,7 +31,7 @@ def import_hint(target: str) -> str:
         return ""
     if module == "timm":
         return "; install it: pip install 'kdbench[timm]'"
-    return f"; put the folder that holds the module {module} on PYTHONPATH"
+    return f"; put the module {module} beside the folder of --config-dir, or its folder on PYTHONPATH"
 
 
 def import_class(target: Any, group: str, base: str, fault_of: Callable[[Any], str], code: str) -> Any:
