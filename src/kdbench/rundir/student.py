@@ -149,5 +149,5 @@ def build_inference(config: RunConfig, spec: DataSpec) -> tuple[Network, Method 
         method.bind_student(network)
         if teacher:
             stages = method.requires.teacher_network_stages
-            method.bind_teachers([build(teacher.model, spec, stages, "teacher", trained=False)])
+            method.bind_teachers([build(teacher.model, spec, stages, "teacher", trained=False).eval()])
     return network, method
