@@ -128,6 +128,9 @@ VALUES = {
     ("method=feature", "method.stages=[layer1]"): ["method.pairs={layer1: layer2}"],
     ("method=feature", "method.normalize=teacher_std"): ["recipe.accumulate=2"],
     ("method=logit_std", "method.kd_weight=0"): ["method.ce_weight=0"],
+    ("method=sdd",): [
+        "method.pairs={layer2: layer3}", "method.pairs={layer2: layer2, layer3: layer3}", "method.scales=[2]",
+    ],
     ("student=resnet18",): ["student.stem=small", "student.arch=resnet19"],
     ("recipe.epochs=9", "recipe.schedule=multistep", "recipe.milestones=[4,6]"): [
         "recipe.epochs=6", "recipe.epochs=2", "recipe.warmup_epochs=5",

@@ -61,9 +61,15 @@ def build_method(method: str, *overrides: str, images: int = 200, batch_size: in
         indices=torch.randperm(5 * images, generator=generator)[:images],
         epochs=config.recipe.epochs,
         generator=generator,
+        images=lambda: (
+            torch.randn(images, *SPEC.input_shape, generator=torch.Generator().manual_seed(seed + 1))
+            .split(64)
+            .__iter__()
+        ),
     )
     built = config.method.target(config.method.params, context)
     student = build(config.student, SPEC, built.requires.student_stages)
+    built.bind_student(student)
     rows = torch.arange(batch_size)
     batch = Batch(
         torch.randn(batch_size, *SPEC.input_shape, generator=generator),
@@ -73,7 +79,7 @@ def build_method(method: str, *overrides: str, images: int = 200, batch_size: in
     )
     teacher = None
     if config.teacher:
-        network = build(config.teacher.model, SPEC, built.requires.teacher_stages, "teacher").eval()
+        network = build(config.teacher.model, SPEC, built.requires.teacher_network_stages, "teacher").eval()
         teacher = LiveTeacher(network, built.requires, config.runtime)
         built.bind_teachers([network])
     return Built(config, context, built.train(), student.train(), teacher, batch)

@@ -1,13 +1,17 @@
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+import kdbench
+from kdbench.errors import ConfigError
 from kdbench.methods import logit_kd, scale_decoupled_dkd, scale_decoupled_kd
-from kdbench.methods.scale_decoupled import pool_regions
+from kdbench.methods.scale_decoupled import ScaleDecoupledDistillation, ScaleDecoupledDkd, grid_of, pool_regions
+from kdbench.runner.build import bind, build_learner, build_parts
+from tests.conftest import NARROW, SMALL
+from tests.methods.built import build_method
 from tests.methods.conformance import LossTests
 
 
@@ -35,8 +39,6 @@ class RegionTests(LossTests):
     """The teacher's second tensor gives the labels, its largest column: of most images the class that the teacher
     predicts for the whole map."""
 
-    method = SimpleNamespace(invariants=("zero_for_identical", "batch_order", "logit_shift"))
-
     def inputs(self, draw):
         teacher = 3 * draw(6, 5, 4)
         return [3 * draw(6, 5, 4)], [teacher, teacher.mean(1) + draw(6, 4)]
@@ -56,6 +58,7 @@ class RegionTests(LossTests):
 
 
 class TestScaleDecoupledKd(RegionTests):
+    method = ScaleDecoupledDistillation
     function = staticmethod(scale_decoupled_kd)
     settings = (
         {"temperature": 4.0, "complementary_weight": 2.0},
@@ -67,6 +70,7 @@ class TestScaleDecoupledKd(RegionTests):
 
 
 class TestScaleDecoupledDkd(RegionTests):
+    method = ScaleDecoupledDkd
     function = staticmethod(scale_decoupled_dkd)
     settings = (
         {"temperature": 4.0, "alpha": 1.0, "beta": 8.0, "complementary_weight": 2.0},
@@ -165,3 +169,170 @@ def test_each_scale_is_pooled_from_the_map_itself(side):
 def test_scales_that_do_not_ascend_from_1_are_an_error(scales):
     with pytest.raises(ValueError, match="they must ascend from 1"):
         pool_regions(torch.zeros(1, 1, 4, 4), scales)
+
+
+def test_the_gradient_of_pooling_is_that_of_adaptive_pooling():
+    for side in (8, 7, 3):
+        maps = torch.randn(2, 3, side, side, dtype=torch.float64, requires_grad=True)
+        weights = torch.randn(2, 21, 3, dtype=torch.float64)
+        (own,) = torch.autograd.grad((pool_regions(maps, [1, 2, 4]) * weights).sum(), maps)
+        pooled = torch.cat([F.adaptive_avg_pool2d(maps, n).flatten(2) for n in (1, 2, 4)], dim=2).transpose(1, 2)
+        (expected,) = torch.autograd.grad((pooled * weights).sum(), maps)
+        torch.testing.assert_close(own, expected)
+
+
+# The methods
+
+
+def values(terms):
+    return {name: float(term.detach()) for name, term in terms.items()}
+
+
+def test_the_defaults_are_those_of_the_source():
+    sdd, dkd = (build_method(name, batch_size=2).method.config for name in ("sdd", "sdd_dkd"))
+    assert (sdd.ce_weight, sdd.kd_weight, sdd.temperature, sdd.complementary_weight) == (0.1, 0.9, 4, 2)
+    assert (dkd.ce_weight, dkd.kd_weight, dkd.temperature, dkd.complementary_weight) == (1, 1, 4, 2)
+    assert (dkd.alpha, dkd.beta, dkd.ramp_epochs) == (1, 8, 20)
+    assert sdd.scales == dkd.scales == [1, 2]
+
+
+@pytest.mark.parametrize("method", ["sdd", "sdd_dkd"])
+def test_what_it_requires(method):
+    built = build_method(method, "teacher=resnet18", batch_size=2)
+    requires = built.method.requires
+    assert (requires.student_stages, requires.teacher_stages) == (("layer3",), ("layer4",))
+    assert not requires.whole_batch
+    assert not built.method.soft_labels
+    assert built.method.inference_state() == {}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("teacher=resnet18", "method.scales=[1,2,4]"),
+    ],
+)
+def test_the_total_is_the_weighted_sum(overrides):
+    built = build_method("sdd", *overrides, batch_size=4)
+    result = built.step()
+    terms = values(result.terms)
+    assert all(math.isfinite(value) for value in terms.values())
+    assert terms["kd"] > 0
+    assert terms["total"] == pytest.approx(0.1 * terms["ce"] + 0.9 * terms["kd"], rel=1e-6)
+    result.terms["total"].backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in built.student.parameters())
+    assert all(p.grad is None for p in built.teacher.network.parameters())
+
+
+def test_the_kd_weight_of_sdd_dkd_ramps():
+    built = build_method("sdd_dkd", "recipe.epochs=30", batch_size=4)
+    for epoch, factor in ((0, 1 / 20), (9, 0.5), (19, 1.0), (25, 1.0)):
+        terms = values(built.step(epoch).terms)
+        assert terms["total"] == pytest.approx(terms["ce"] + factor * terms["kd"], rel=1e-5)
+
+
+def test_the_logits_of_regions_are_the_classifiers_of_the_cells():
+    built = build_method("sdd", "method.scales=[1,2]", batch_size=4)
+    student, teacher = built.student(built.batch.images), built.teacher(built.batch)
+    own, other = built.method.region_logits(student, teacher)
+    assert own.shape == other.shape == (4, 5, 10)
+    torch.testing.assert_close(own[:, 0], student.logits)
+    for logits, maps, classifier in (
+        (own, student.features["layer3"], built.student.body.fc),
+        (other, teacher.features["layer3"], built.teacher.network.body.fc),
+    ):
+        torch.testing.assert_close(logits[:, 2], classifier(maps[:, :, :4, 4:].mean((2, 3))))
+
+
+def test_one_scale_is_logit_distillation_and_so_is_its_gradient():
+    sdd = build_method("sdd", "method.scales=[1]", batch_size=8)
+    keys = ("method.alpha=null", "method.ce_weight=0.1", "method.kd_weight=0.9", "method.temperature=4")
+    logit = build_method("logit", *keys, batch_size=8)
+    logit.student.load_state_dict(sdd.student.state_dict())
+    logit.teacher.network.load_state_dict(sdd.teacher.network.state_dict())
+    logit.batch = sdd.batch
+    for built in (sdd, logit):
+        built.student.double().eval(), built.teacher.network.double(), built.method.double()
+        built.batch = built.batch._replace(images=built.batch.images.double())
+    totals = [built.step().terms["total"] for built in (sdd, logit)]
+    torch.testing.assert_close(totals[0], totals[1])
+    gradients = [
+        torch.autograd.grad(total, list(built.student.parameters()))
+        for total, built in zip(totals, (sdd, logit), strict=True)
+    ]
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_the_gradient_reaches_the_students_classifier_through_the_regions():
+    built = build_method("sdd", "method.ce_weight=0", "method.kd_weight=1", batch_size=4)
+    classifier = built.student.body.fc
+    built.step().terms["kd"].backward()
+    assert bool(classifier.weight.grad.any())
+    assert built.method.student_classifier[0] is classifier
+
+
+def test_the_teachers_classifier_is_a_frozen_copy():
+    built = build_method("sdd", batch_size=4)
+    own, teachers = built.method.teacher_classifier, built.teacher.network.body.fc
+    assert torch.equal(own.weight, teachers.weight)
+    assert own.weight.data_ptr() != teachers.weight.data_ptr()
+    assert not any(p.requires_grad for p in built.method.parameters())
+
+
+def test_the_students_classifier_is_optimised_and_stored_once(small):
+    config = small("method=sdd", "recipe.ema=0.9")
+    parts = build_parts(config)
+    teacher = build_method("sdd", *NARROW, batch_size=2).teacher.network
+    bind(parts, [teacher])
+    learner = build_learner(config, parts)
+    optimised = [id(p) for group in learner.optimizer.param_groups for p in group["params"]]
+    assert sorted(optimised) == sorted(id(p) for p in parts.student.parameters())
+    assert set(learner.state_dict()["method"]) == {"teacher_classifier.weight", "teacher_classifier.bias"}
+
+
+def test_maps_smaller_than_the_finest_scale_repeat_cells():
+    built = build_method("sdd", "method.scales=[1,16]", batch_size=2)
+    own, _ = built.method.region_logits(built.student(built.batch.images), built.teacher(built.batch))
+    cells = own[:, 1:].unflatten(1, (16, 16))  # of a map of 8 x 8
+    torch.testing.assert_close(cells, cells[:, ::2, ::2].repeat_interleave(2, 1).repeat_interleave(2, 2))
+    assert math.isfinite(float(built.step().terms["total"].detach()))
+
+
+def test_tokens_are_a_grid_unless_some_have_no_place():
+    assert grid_of((16, 8)) == (8, 4, 4)
+    assert grid_of((17, 8)) is None
+    assert grid_of((8, 4, 2)) == (8, 4, 2)
+    assert grid_of((8,)) is None
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_a_network_whose_logits_are_no_linear_layer_of_a_pooled_stage_is_an_error(side):
+    with pytest.raises(ConfigError, match=f"the {side}'s logits are not") as error:
+        build_method("sdd", f"{side}=vit")  # its classifier reads the class token, not the mean of the tokens
+    assert (error.value.code, error.value.key) == ("no_classifier", "method.pairs")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "key"),
+    [
+        (["method.scales=[2]"], "out_of_range", "method.scales"),
+        (["method.scales=[1,4,2]"], "out_of_range", "method.scales"),
+        (["method.scales=[]"], "out_of_range", "method.scales"),
+        (["method.temperature=0"], "out_of_range", "method.temperature"),
+        (["method.complementary_weight=-1"], "out_of_range", "method.complementary_weight"),
+        (["method.pairs={layer2: layer3}"], "no_classifier", "method.pairs"),
+        (["method.pairs={layer3: layer2}"], "no_classifier", "method.pairs"),
+        (["method.pairs={layer2: layer2, layer3: layer3}"], "mismatch", "method.pairs"),
+    ],
+)
+def test_keys_out_of_range_are_errors(overrides, code, key):
+    with pytest.raises(ConfigError) as error:
+        build_method("sdd", *overrides)
+    assert (error.value.code, error.value.key) == (code, key)
+
+
+def test_a_run_trains_and_its_student_is_the_plain_network(tmp_path):
+    result = kdbench.run(kdbench.compose([*SMALL, *NARROW, "method=sdd", f"output_root={tmp_path}"]))
+    assert (result.metrics["kd"] > 0).all()
+    assert kdbench.load_student(result.path).method is None

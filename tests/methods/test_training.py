@@ -14,7 +14,7 @@ from kdbench.errors import ConfigError, RunError
 from kdbench.methods import CrossEntropy, Method
 from kdbench.methods.base import Weights
 from kdbench.models import build
-from kdbench.runner.build import build_learner, build_parts
+from kdbench.runner.build import bind, build_learner, build_parts
 from kdbench.system.device import autocast, place, resolve_runtime
 from kdbench.teachers.live import LiveTeacher
 from kdbench.train.evaluate import predict
@@ -46,9 +46,9 @@ class Training:
         if config.teacher:
             torch.manual_seed(99)
             requires = parts.method.requires
-            network = build(config.teacher.model, SPEC, requires.teacher_stages)
+            network = build(config.teacher.model, SPEC, requires.teacher_network_stages)
             self.teacher = LiveTeacher(place(network, config.runtime), requires, config.runtime)
-            parts.method.bind_teachers([self.teacher.network])
+        bind(parts, [self.teacher.network] if config.teacher else [])
         self.learner = build_learner(config, parts)
         self.student, self.method = self.learner.student, self.learner.method
         self.learner.teacher = self.teacher

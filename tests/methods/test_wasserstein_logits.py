@@ -1,12 +1,19 @@
+import dataclasses
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import kdbench
+from kdbench.errors import ConfigError
 from kdbench.methods import category_cost, wasserstein_logits_kd
-from kdbench.methods.wasserstein_logits import group_by_class
+from kdbench.methods.wasserstein_logits import WassersteinLogitDistillation, group_by_class
+from kdbench.models import fuse_batch_norm
+from kdbench.runner.build import build_parts
+from kdbench.teachers.cache import can_answer
+from tests.conftest import NARROW, SMALL
+from tests.methods.built import build_method
 from tests.methods.conformance import LossTests
 
 
@@ -45,7 +52,7 @@ def make_cost(classes=5):
 class TestWassersteinLogits(LossTests):
     """The teacher's second tensor gives the labels: its largest column."""
 
-    method = SimpleNamespace(invariants=("batch_order", "logit_shift"))
+    method = WassersteinLogitDistillation
     settings = (
         {"temperature": 8.0, "weight": 600.0, "regularization": 0.05, "iterations": 10},
         {"temperature": 1.0, "weight": 1.0, "regularization": 0.3, "iterations": 1},
@@ -154,6 +161,12 @@ def test_confident_predictions_and_narrow_costs_stay_finite(dtype):
     assert float(value.detach()) == pytest.approx(600 * 0.6, rel=1e-2)
 
 
+def test_the_weight_may_be_a_scalar_on_the_device():
+    student, teacher, labels = torch.randn(4, 5), torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
+    expected = loss(student, teacher, labels, make_cost(), weight=3.0)
+    torch.testing.assert_close(loss(student, teacher, labels, make_cost(), weight=torch.tensor(3.0)), expected)
+
+
 def test_the_cost_gets_no_gradient():
     cost = make_cost().requires_grad_()
     loss(torch.randn(4, 5, requires_grad=True), torch.randn(4, 5), torch.tensor([0, 1, 2, 3]), cost).backward()
@@ -233,17 +246,153 @@ def test_features_of_different_shapes_are_an_error():
 
 def test_features_are_grouped_in_their_order_up_to_the_smallest_class():
     features = torch.arange(7.0)[:, None]
-    grouped = group_by_class(features, torch.tensor([1, 0, 1, 0, 1, 2, 2]), 3)
-    assert grouped[..., 0].tolist() == [[1, 3], [0, 2], [5, 6]]
+    for size in (7, 3, 1):
+        grouped = group_by_class(features.split(size), torch.tensor([1, 0, 1, 0, 1, 2, 2]), 3)
+        assert grouped[..., 0].tolist() == [[1, 3], [0, 2], [5, 6]]
 
 
 def test_each_position_of_a_map_is_a_sample():
     maps = torch.arange(16.0).reshape(2, 2, 2, 2)  # image, channel, height, width
-    grouped = group_by_class(maps, torch.tensor([1, 0]), 2)
+    grouped = group_by_class([maps], torch.tensor([1, 0]), 2)
     assert grouped[1].tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
     assert grouped[0].tolist() == [[8, 12], [9, 13], [10, 14], [11, 15]]
 
 
 def test_a_class_without_images_is_an_error():
     with pytest.raises(ValueError, match="class 1 has no images"):
-        group_by_class(torch.zeros(2, 3), torch.tensor([0, 2]), 3)
+        group_by_class([torch.zeros(2, 3)], torch.tensor([0, 2]), 3)
+
+
+# The method
+
+
+def test_the_defaults_are_those_of_the_source():
+    keys = build_method("wkd_l", batch_size=2).method.config
+    assert (keys.ce_weight, keys.kd_weight, keys.weight, keys.temperature) == (1, 1, 600, 8)
+    assert (keys.regularization, keys.iterations, keys.sharpen, keys.decay_from) == (0.05, 10, 1, 150)
+
+
+def test_a_step_requires_logits_alone_so_that_the_logit_cache_answers():
+    built = build_method("wkd_l", batch_size=2)
+    requires = built.method.requires
+    assert (requires.teacher_logits, requires.teacher_stages, requires.student_stages) == (True, (), ())
+    assert requires.teacher_network_stages == ("layer3",)
+    assert can_answer(requires, built.config.recipe)
+    assert not built.method.soft_labels
+    assert not built.teacher(built.batch).features
+
+
+@pytest.mark.parametrize(
+    "overrides", [(), ("teacher=resnet18",), ("teacher=vit", "method.pairs={layer3: layer2}"), ("student=vit",)]
+)
+def test_the_cost_is_that_of_the_teachers_features_of_all_training_images(overrides):
+    built = build_method("wkd_l", *overrides, images=60, batch_size=4)
+    network, stage = built.teacher.network, built.method.stage
+    with torch.no_grad():
+        features = network(torch.cat(list(built.context.images()))).features[stage]
+    if features.ndim == 3:  # tokens after a class token
+        samples = [rows[1:] for rows in features]
+    else:
+        samples = [rows.flatten(1).T for rows in features]
+    labels = built.context.labels.tolist()
+    n = min(labels.count(c) for c in range(10))
+    classes = [np.concatenate([s for s, y in zip(samples, labels, strict=True) if y == c][:n]) for c in range(10)]
+    np.testing.assert_allclose(built.method.cost.numpy(), expected_cost(classes, 1.0), atol=2e-4)
+    off_diagonal = built.method.cost[~torch.eye(10, dtype=torch.bool)]
+    assert float(off_diagonal.min()) > 0.001
+
+
+def test_an_embedding_gives_one_sample_per_image():
+    built = build_method("wkd_l", "method.pairs={pooled: pooled}", batch_size=4)
+    with torch.no_grad():
+        embeddings = built.teacher.network(torch.cat(list(built.context.images()))).features["pooled"]
+    expected = category_cost(group_by_class([embeddings], built.context.labels, 10), 1.0)
+    torch.testing.assert_close(built.method.cost, expected, atol=1e-3, rtol=0)
+
+
+def test_binding_leaves_the_teacher_and_random_numbers_as_they_are():
+    built = build_method("wkd_l", batch_size=4)
+    network, cost = built.teacher.network, built.method.cost.clone()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    state = torch.get_rng_state()
+    built.method.bind_teachers([network])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not network.training
+    assert torch.equal(built.method.cost, cost)
+    assert torch.is_grad_enabled()
+
+
+def test_a_teacher_with_narrow_weights_gives_about_the_same_cost():
+    built = build_method("wkd_l", *NARROW, images=60, batch_size=4)
+    cost = built.method.cost.clone()
+    built.method.bind_teachers([fuse_batch_norm(built.teacher.network, torch.bfloat16)])
+    assert built.method.cost.dtype == torch.float32
+    assert not torch.equal(built.method.cost, cost)
+    torch.testing.assert_close(built.method.cost, cost, atol=0.02, rtol=0)
+
+
+def test_the_total_is_the_weighted_sum_and_the_gradient_reaches_the_student():
+    built = build_method("wkd_l", "method.ce_weight=0.5", "method.kd_weight=2", batch_size=4)
+    result = built.step()
+    terms = {name: value.item() for name, value in result.terms.items()}
+    assert all(math.isfinite(value) for value in terms.values())
+    assert terms["total"] == pytest.approx(0.5 * terms["ce"] + 2 * terms["kd"], rel=1e-6)
+    result.terms["total"].backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in built.student.parameters())
+    assert not list(built.method.parameters())
+    assert built.method.inference_state() == {}
+
+
+def test_only_the_transport_decays():
+    built = build_method("wkd_l", "method.decay_from=2", "recipe.epochs=6", batch_size=4)
+    built.student.eval()
+    kd = [built.step(epoch).terms["kd"].item() for epoch in (0, 1, 3, 5)]
+    built.method.config = dataclasses.replace(built.method.config, weight=0.0)
+    target = built.step().terms["kd"].item()
+    assert kd[1] == pytest.approx(kd[0])
+    assert kd[2] - target == pytest.approx((kd[0] - target) / 2, rel=1e-4)
+    assert kd[3] == pytest.approx(target, rel=1e-4)
+
+
+def test_the_images_are_those_of_the_training_in_order_and_without_augmentation(small):
+    parts = build_parts(small("method=wkd_l"))
+    images = torch.cat(list(parts.method.images()))
+    train = parts.dataset.train
+    expected = parts.dataset.normalise(train.images.permute(0, 3, 1, 2))
+    assert torch.equal(images, expected)
+    assert torch.equal(parts.method.labels, train.labels)
+    assert torch.equal(torch.cat(list(parts.method.images())), images)  # again
+
+
+def test_a_class_without_images_is_an_error_of_the_run():
+    context = build_method("wkd_l", batch_size=2).context
+    context = dataclasses.replace(context, labels=context.labels.clamp(max=8))
+    config = build_method("wkd_l", batch_size=2).config
+    with pytest.raises(ConfigError, match="class 9 has no training images") as error:
+        WassersteinLogitDistillation(config.method.params, context)
+    assert (error.value.code, error.value.key) == ("invalid_data", "data")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "key"),
+    [
+        (["method.regularization=0"], "out_of_range", "method.regularization"),
+        (["method.iterations=0"], "out_of_range", "method.iterations"),
+        (["method.weight=-1"], "out_of_range", "method.weight"),
+        (["method.sharpen=-1"], "out_of_range", "method.sharpen"),
+        (["method.pairs={layer3: layer9}"], "unknown_stage", "method.pairs"),
+        (["method.pairs={layer2: layer2, layer3: layer3}"], "mismatch", "method.pairs"),
+    ],
+)
+def test_keys_out_of_range_are_errors(overrides, code, key):
+    with pytest.raises(ConfigError) as error:
+        build_method("wkd_l", *overrides)
+    assert (error.value.code, error.value.key) == (code, key)
+
+
+def test_a_run_trains_with_the_logit_cache(tmp_path):
+    keys = ("method=wkd_l", "teacher.cache=on", "data.augment=false", f"output_root={tmp_path}")
+    result = kdbench.run(kdbench.compose([*SMALL, *NARROW, *keys]))
+    assert result.summary.logit_cache is True
+    assert (result.metrics["kd"] > 0).all()

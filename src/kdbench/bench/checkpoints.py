@@ -10,7 +10,7 @@ from kdbench.bench.measure import spread
 from kdbench.bench.trainee import Bench
 from kdbench.bench.training import Training
 from kdbench.rundir.directory import RunDirectory
-from kdbench.runner.build import build_learner, build_parts
+from kdbench.runner.build import bind, build_learner, build_parts
 from kdbench.train.checkpoint import Checkpointer
 
 TIMES = 5
@@ -30,6 +30,7 @@ def cost_of_checkpoints(bench: Bench, folder: Path) -> dict[str, Any]:
     """
     config = bench.config
     parts = build_parts(config)
+    bind(parts, bench.networks)
     learner = build_learner(config, parts)
     learner.teacher = bench.teacher_for(KDBENCH, config)
     Training([learner], parts.batches).train(1)

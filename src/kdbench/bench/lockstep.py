@@ -11,7 +11,7 @@ from kdbench.config import RunConfig
 from kdbench.errors import ConfigError
 from kdbench.methods.base import Requires
 from kdbench.models import fuse_batch_norm
-from kdbench.runner.build import build_learner, build_parts
+from kdbench.runner.build import bind, build_learner, build_parts
 from kdbench.sweep.lockstep import group_runs, saved_share
 from kdbench.system.device import autocast_dtype
 from kdbench.teachers.live import LiveTeacher
@@ -39,16 +39,21 @@ def check_group(configs: Sequence[RunConfig]) -> None:
 def build_group(configs: Sequence[RunConfig]) -> Training:
     """Return learners with fresh weights, and one untrained teacher for those that have one."""
     parts = [build_parts(config) for config in configs]
-    learners = [build_learner(config, own) for config, own in zip(configs, parts, strict=True)]
     with_teacher = [n for n, config in enumerate(configs) if config.teacher]
+    live: LiveTeacher | None = None
     if with_teacher:
         config = configs[with_teacher[0]]
         requires = Requires.of_teacher(parts[n].method.requires for n in with_teacher)
         network = untrained_teacher(config, requires, parts[0].dataset)
         fused = fuse_batch_norm(network, autocast_dtype(config.runtime))
         live = LiveTeacher(fused, requires, config.runtime)
-        for n in with_teacher:
-            learners[n].teacher = live
+    learners = []
+    for config, own in zip(configs, parts, strict=True):
+        teacher = live if config.teacher else None
+        bind(own, [teacher.network] if teacher else [])
+        learners.append(build_learner(config, own))
+        if teacher:
+            learners[-1].teacher = teacher
     return Training(learners, parts[0].batches)
 
 

@@ -16,7 +16,7 @@ from kdbench.data import Dataset
 from kdbench.data.batches import plain_batches
 from kdbench.methods.base import Requires
 from kdbench.models import Network, fuse_batch_norm, summarize
-from kdbench.runner.build import build_learner, build_parts, check_parts
+from kdbench.runner.build import bind, build_learner, build_parts, check_parts
 from kdbench.system.device import autocast_dtype, place, synchronize
 from kdbench.teachers.live import CachedTeacher, LiveTeacher
 from kdbench.teachers.store import build_teacher
@@ -37,6 +37,11 @@ class Bench:
         self.requires = method.requires
         self.loader = PilBatches(self.dataset, config.recipe.batch_size, config.runtime.device, workers)
         self.teacher = untrained_teacher(config, self.requires, self.dataset) if config.teacher else None
+
+    @property
+    def networks(self) -> list[Network]:
+        """Networks of the teachers, for `bind`."""
+        return [self.teacher] if self.teacher else []
 
     def close(self) -> None:
         """Stop the processes of the reference's loader."""
@@ -71,7 +76,7 @@ class Bench:
 def untrained_teacher(config: RunConfig, requires: Requires, dataset: Dataset) -> Network:
     """Return a teacher without training, but with batch statistics of real images, so that its outputs are finite."""
     torch.manual_seed(0)
-    network = build_teacher(config, dataset.spec, requires.teacher_stages).train()
+    network = build_teacher(config, dataset.spec, requires.teacher_network_stages).train()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -101,6 +106,7 @@ class Trainee:
         self.device = config.runtime.device
         parts = build_parts(config)
         self.student = parts.student
+        bind(parts, bench.networks)
         teacher = bench.teacher_for(arm, config)
         batches = (
             (parts.batches.batch(plan) for plan in whole_batches(parts.batches))

@@ -2,7 +2,7 @@
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, ParamSpec
 
@@ -72,6 +72,8 @@ class Requires:
     teacher_logits: bool = False
     teacher_stages: tuple[str, ...] = ()
     student_stages: tuple[str, ...] = ()
+    teacher_setup_stages: tuple[str, ...] = ()
+    """Stages that `bind_teachers` reads of the teacher's network; steps do without them, so a logit cache will do."""
     whole_batch: bool = False
     """True if the loss compares images of a batch, so that a batch cannot be divided (`recipe.accumulate`)."""
 
@@ -80,7 +82,22 @@ class Requires:
         """Return what a teacher must compute so that each of several methods gets what it requires."""
         all_required = list(several)
         stages = dict.fromkeys(stage for requires in all_required for stage in requires.teacher_stages)
-        return cls(any(requires.teacher_logits for requires in all_required), tuple(stages))
+        of_setup = dict.fromkeys(stage for requires in all_required for stage in requires.teacher_setup_stages)
+        return cls(
+            teacher_logits=any(requires.teacher_logits for requires in all_required),
+            teacher_stages=tuple(stages),
+            teacher_setup_stages=tuple(of_setup),
+        )
+
+    @property
+    def teacher_network_stages(self) -> tuple[str, ...]:
+        """Stages with which a teacher's network is built: those of the steps, and those of `bind_teachers`."""
+        return tuple(dict.fromkeys((*self.teacher_stages, *self.teacher_setup_stages)))
+
+
+def no_images() -> Iterator[Tensor]:
+    """Yield no images."""
+    return iter(())
 
 
 @dataclass(frozen=True)
@@ -100,6 +117,9 @@ class MethodContext:
     generator: torch.Generator
     """Random numbers of the run's `init_seed`, for state that is drawn once. First weights are drawn from torch's
     default generator, which is seeded by it too."""
+    images: Callable[[], Iterator[Tensor]] = no_images
+    """Yields the training images [B, C, H, W] batch by batch in the order of `labels`, normalised, without
+    augmentation, on the run's device. None where a trained student is loaded."""
 
     @property
     def teacher(self) -> ModelSummary:
@@ -229,6 +249,16 @@ class Method(nn.Module, ABC):
                 f"{context.epochs}/{ramp} of its weight",
             )
 
+    def bind_student(self, network: Network) -> None:
+        """Take what the method keeps of the student's network, such as a module that its loss applies once more.
+
+        Called once, before `bind_teachers`. A module of the student must not become a submodule of the method, where
+        the optimiser and the state dict would have its parameters twice: keep it in a tuple.
+
+        Args:
+            network: student on its device, with the stages that `requires` names.
+        """
+
     def bind_teachers(self, networks: Sequence[Network]) -> None:
         """Take what the method keeps of its teachers' networks, such as a frozen copy of a module.
 
@@ -236,6 +266,7 @@ class Method(nn.Module, ABC):
 
         Args:
             networks: networks on their device, in evaluation mode. Other runs share them: they must not be changed.
+                Weights are in half precision where autocast would convert them at every call (`fuse_batch_norm`).
         """
 
     @abstractmethod

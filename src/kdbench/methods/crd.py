@@ -135,13 +135,7 @@ class ContrastiveDistillation(Method):
     def __init__(self, config: Config, context: MethodContext) -> None:
         super().__init__(config, context)
         self.pairs = StagePairs(config.pairs, context, "pooled", kind="embeddings")
-        if len(self.pairs.pairs) > 1:
-            raise ConfigError(
-                f"method.pairs has {len(self.pairs.pairs)} pairs; this method compares one, such as the last of them",
-                code="mismatch",
-                key="method.pairs",
-            )
-        (pair,) = self.pairs.pairs
+        pair = self.pairs.only()
         self.student_embedding = nn.Linear(pair.student_shape[0], config.width)
         self.teacher_embedding = nn.Linear(pair.teacher_shape[0], config.width)
         self.requires = Requires(

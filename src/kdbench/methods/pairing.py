@@ -91,6 +91,20 @@ class StagePairs(nn.Module):
         """Stages that the teacher must compute, each once."""
         return tuple(dict.fromkeys(pair.teacher for pair in self.pairs))
 
+    def only(self) -> StagePair:
+        """Return the only pair.
+
+        Raises:
+            ConfigError: there are several.
+        """
+        if len(self.pairs) > 1:
+            raise ConfigError(
+                f"method.pairs has {len(self.pairs)} pairs; this method compares one, such as the last of them",
+                code="mismatch",
+                key="method.pairs",
+            )
+        return self.pairs[0]
+
     def forward(
         self, student: Output, teacher: TeacherOutput, pool: Literal["first", "last", "never"] = "first"
     ) -> tuple[list[Tensor], list[Tensor]]:

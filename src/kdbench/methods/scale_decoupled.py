@@ -1,12 +1,34 @@
 """Scale-decoupled distillation (SDD): logits of regions of the last map, of whole and parts, at several scales."""
 
+import copy
+from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdbench.methods.base import full_precision
+from kdbench.config.schema import number, setting
+from kdbench.data.batches import Batch
+from kdbench.errors import ConfigError
+from kdbench.methods.base import (
+    LossOutput,
+    LossWeights,
+    Method,
+    MethodContext,
+    Progress,
+    RampedWeights,
+    Requires,
+    TeacherOutput,
+    ce_plus_kd,
+    check_some_weight,
+    full_precision,
+    ramp,
+)
+from kdbench.methods.pairing import StagePairs, as_map, map_shape, stage_names
+from kdbench.models import ModelSummary, Network, Output
 
 
 @full_precision
@@ -103,9 +125,30 @@ def pool_regions(maps: Tensor, scales: Sequence[int]) -> Tensor:
     Raises:
         ValueError: scales that do not ascend from 1.
     """
-    if not scales or scales[0] != 1 or sorted(set(scales)) != list(scales):
+    if not ascend_from_1(scales):
         raise ValueError(f"scales are {list(scales)}; they must ascend from 1, such as [1, 2, 4]")
-    return torch.cat([F.adaptive_avg_pool2d(maps, scale).flatten(2) for scale in scales], dim=2).transpose(1, 2)
+    return torch.cat([pool_cells(maps, scale).flatten(2) for scale in scales], dim=2).transpose(1, 2)
+
+
+def ascend_from_1(scales: Sequence[int]) -> bool:
+    """Return whether scales ascend from 1."""
+    return len(scales) > 0 and scales[0] == 1 and sorted(set(scales)) == list(scales)
+
+
+def pool_cells(maps: Tensor, scale: int) -> Tensor:
+    """Return the means [B, D, m, m] of m x m cells of maps: adaptive average pooling, with a deterministic gradient.
+
+    On a GPU, the gradient of torch's adaptive pooling adds in no fixed order, and `runtime.profile=repro` refuses it.
+    """
+    height, width = maps.shape[2:]
+    if height % scale == 0 and width % scale == 0:
+        cells = maps.reshape(*maps.shape[:2], scale, height // scale, scale, width // scale)
+        return cells.mean((3, 5))
+    rows, columns = (
+        [slice(n * side // scale, -(-(n + 1) * side // scale)) for n in range(scale)] for side in (height, width)
+    )
+    means = [maps[:, :, row, column].mean((2, 3)) for row in rows for column in columns]
+    return torch.stack(means, dim=2).unflatten(2, (scale, scale))
 
 
 def region_weights(student: Tensor, teacher: Tensor, labels: Tensor, complementary_weight: float) -> Tensor:
@@ -140,3 +183,131 @@ def remove_class(logits: Tensor, labels: Tensor) -> Tensor:
 def kl_divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
     """Return KL(p_t, p_s) of log probabilities over the last dimension."""
     return (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
+
+
+def scales_key() -> Any:
+    """Declare the key `scales`."""
+    return setting(ascend_from_1, "a list of whole numbers that ascend from 1, such as [1,2,4]")
+
+
+class RegionDistillation(Method):
+    """Base of methods that compare what both networks predict for regions of their last maps.
+
+    A network's own classifier gives the logits of a region from its mean: the student's as it is trained, and a frozen
+    copy of the teacher's. What a network does between pooling and classifier in training, such as dropout, is not done
+    to regions.
+    """
+
+    role = "distilled"
+    needs_teacher = True
+    invariants = ("zero_for_identical", "batch_order", "logit_shift")
+
+    def __init__(self, config: Any, context: MethodContext) -> None:
+        super().__init__(config, context)
+        self.pair = StagePairs(config.pairs, context, "last").only()
+        self.student_path, self.student_shape = find_classifier(context.student, self.pair.student, "student")
+        self.teacher_path, self.teacher_shape = find_classifier(context.teacher, self.pair.teacher, "teacher")
+        self.requires = Requires(teacher_stages=(self.pair.teacher,), student_stages=(self.pair.student,))
+        self.student_classifier: tuple[nn.Module, ...] = ()
+        """The student's own classifier; within a tuple it is no submodule of the method."""
+        self.teacher_classifier: nn.Module = nn.Identity()
+
+    def bind_student(self, network: Network) -> None:
+        """Keep the student's classifier."""
+        self.student_classifier = (network.body.get_submodule(self.student_path),)
+
+    def bind_teachers(self, networks: Sequence[Network]) -> None:
+        """Keep a frozen copy of the teacher's classifier."""
+        classifier = networks[0].body.get_submodule(self.teacher_path)
+        self.teacher_classifier = copy.deepcopy(classifier).requires_grad_(False)
+
+    def region_logits(self, student: Output, teacher: TeacherOutput) -> tuple[Tensor, Tensor]:
+        """Return the logits [B, R, C] of the regions by student and teacher."""
+        scales = self.config.scales
+        own = as_map(student.features[self.pair.student], self.student_shape)
+        other = as_map(teacher.features[self.pair.teacher], self.teacher_shape)
+        (student_classifier,) = self.student_classifier
+        with torch.no_grad():
+            target = self.teacher_classifier(pool_regions(other, scales))
+        return student_classifier(pool_regions(own, scales)), target
+
+    @abstractmethod
+    def region_loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Return the KD term of logits [B, R, C]."""
+
+    def forward(
+        self, student: Output, teachers: Sequence[TeacherOutput], batch: Batch, progress: Progress
+    ) -> LossOutput:
+        """Return the terms `total`, `ce` and `kd`; both losses before their weights and the ramp."""
+        kd = self.region_loss(*self.region_logits(student, teachers[0]), batch.labels)
+        return ce_plus_kd(self.config, student, batch, kd, ramp(progress, getattr(self.config, "ramp_epochs", 0)))
+
+
+class ScaleDecoupledDistillation(RegionDistillation):
+    """Total = ce_weight * CE + kd_weight * `scale_decoupled_kd`."""
+
+    @dataclass
+    class Config(LossWeights):
+        """Keys of the method's YAML file."""
+
+        temperature: float = number(0, 1000, above=True)
+        complementary_weight: float = number(0)
+        scales: list[int] = scales_key()
+        pairs: dict[str, str] | None = stage_names()
+
+    def region_loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Return `scale_decoupled_kd`."""
+        config = self.config
+        return scale_decoupled_kd(student, teacher, labels, config.temperature, config.complementary_weight)
+
+
+class ScaleDecoupledDkd(RegionDistillation):
+    """Total = ce_weight * CE + kd_weight * ramp * `scale_decoupled_dkd`."""
+
+    @dataclass
+    class Config(RampedWeights):
+        """Keys of the method's YAML file."""
+
+        alpha: float = number(0)
+        beta: float = number(0)
+        temperature: float = number(0, 1000, above=True)
+        complementary_weight: float = number(0)
+        scales: list[int] = scales_key()
+        pairs: dict[str, str] | None = stage_names()
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check_some_weight(self, "alpha", "beta")
+
+    def region_loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Return `scale_decoupled_dkd`."""
+        config = self.config
+        return scale_decoupled_dkd(
+            student, teacher, labels, config.temperature, config.alpha, config.beta, config.complementary_weight
+        )
+
+
+def find_classifier(model: ModelSummary, stage: str, name: str) -> tuple[str, tuple[int, int, int]]:
+    """Return the path of the linear layer that computes the logits from the mean of a stage, and its shape (C, H, W).
+
+    Raises:
+        ConfigError: there is none, or the stage has positions that are no places in the image.
+    """
+    grids = {usable: grid for usable in model.classifiers if (grid := grid_of(model.shapes[usable]))}
+    if stage not in grids:
+        raise ConfigError(
+            f"this method applies the classifier of each network to regions of a stage, and the {name}'s logits are "
+            f"not a linear layer of the mean of its stage {stage}; such stages with positions: "
+            f"{', '.join(grids) or 'none'}; choose one with method.pairs, or another {name}",
+            code="no_classifier",
+            key="method.pairs",
+        )
+    return model.classifiers[stage], grids[stage]
+
+
+def grid_of(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """Return the shape (C, H, W) of a stage whose positions are all places in the image; None for any other."""
+    found = map_shape(shape) if len(shape) > 1 else None
+    if found is not None and len(shape) == 2 and found[1] * found[2] != shape[0]:
+        return None  # tokens of which some have no place
+    return found

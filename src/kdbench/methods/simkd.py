@@ -64,13 +64,7 @@ class SimKD(Method):
     def __init__(self, config: Config, context: MethodContext) -> None:
         super().__init__(config, context)
         self.pairs = StagePairs(config.pairs, context, "last", projection=build_projector)
-        if len(self.pairs.pairs) != 1:
-            raise ConfigError(
-                f"method.pairs has {len(self.pairs.pairs)} pairs; simkd compares one, the last stage of each network",
-                code="mismatch",
-                key="method.pairs",
-            )
-        (self.pair,) = self.pairs.pairs
+        self.pair = self.pairs.only()
         if self.pair.teacher not in context.teacher.classifiers:
             usable = ", ".join(s for s in context.teacher.classifiers if len(context.teacher.shapes[s]) > 1)
             raise ConfigError(

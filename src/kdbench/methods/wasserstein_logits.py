@@ -1,12 +1,30 @@
 """Wasserstein distillation of logits (WKD-L): transport between predictions, with a cost between classes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdbench.methods.base import at_least_float32, full_precision
+from kdbench.config.schema import number, whole
+from kdbench.data.batches import Batch
+from kdbench.errors import ConfigError
+from kdbench.methods.base import (
+    LossOutput,
+    LossWeights,
+    Method,
+    MethodContext,
+    Progress,
+    Requires,
+    TeacherOutput,
+    at_least_float32,
+    ce_plus_kd,
+    full_precision,
+)
+from kdbench.methods.pairing import StagePairs, as_map, flat_shape, map_shape, stage_names
+from kdbench.methods.wasserstein_feature import cosine_decay
+from kdbench.models import Network, Output
 
 EPSILON = 1e-8
 """Constant of the cost and of the denominators, as in the authors' code: it is part of the value."""
@@ -19,7 +37,7 @@ def wasserstein_logits_kd(
     labels: Tensor,
     cost: Tensor,
     temperature: float,
-    weight: float,
+    weight: float | Tensor,
     regularization: float,
     iterations: int,
 ) -> Tensor:
@@ -42,7 +60,7 @@ def wasserstein_logits_kd(
         cost: [C, C], cost of moving probability from the row's class to the column's, such as `category_cost`; no
             gradient flows into it.
         temperature: T of the transport, above 0.
-        weight: weight of the transport alone, at least 0.
+        weight: weight of the transport alone, at least 0; a number, or a scalar on the device.
         regularization: strength of the entropic regularisation, in units of the cost; above 0.
         iterations: number of iterations, at least 1. The published 10 do not converge and are part of the value.
 
@@ -131,25 +149,112 @@ def category_cost(class_features: Tensor | Sequence[Tensor], sharpen: float) -> 
         return -torch.expm1(-sharpen * (1 - cka))
 
 
-def group_by_class(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+def group_by_class(batches: Iterable[Tensor], labels: Tensor, num_classes: int) -> Tensor:
     """Return the features [C, n, d] of each class, in the order in which they come.
 
     Args:
-        features: [N, d], or maps [N, d, H, W], each position of which is a sample.
+        batches: features of N images batch by batch: [B, d], or maps [B, d, H, W], each position of which is a sample.
         labels: [N] int64.
         num_classes: C.
 
     Returns:
-        [C, n, d]; n is that of the smallest class, and further images of the others are left out.
+        [C, n, d], on the device of the features; n is that of the smallest class, and further images of the others are
+        left out.
 
     Raises:
         ValueError: a class without images.
     """
-    if features.ndim == 4:
-        features = features.flatten(2).transpose(1, 2)
+    labels = labels.cpu()
     counts = torch.bincount(labels, minlength=num_classes)
     smallest = int(counts.min())
     if smallest == 0:
         raise ValueError(f"class {int(counts.argmin())} has no images; the cost needs features of each class")
-    rows = [(labels == c).nonzero()[:smallest, 0] for c in range(num_classes)]
-    return torch.stack([features[indices].reshape(-1, features.shape[-1]) for indices in rows])
+    rank = torch.empty_like(labels)  # number of earlier images of the same class
+    rank[labels.argsort(stable=True)] = torch.cat([torch.arange(int(count)) for count in counts])
+    grouped, start = torch.empty(0), 0
+    for features in batches:
+        samples = features.flatten(2).transpose(1, 2) if features.ndim == 4 else features[:, None]
+        if not start:  # filled in place: the features of all images may be large
+            grouped = samples.new_empty(num_classes, smallest, *samples.shape[1:])
+        rows = torch.arange(start, start + len(samples))
+        rows = rows[rank[rows] < smallest]
+        of_class, place, own = (values.to(samples.device) for values in (labels[rows], rank[rows], rows - start))
+        grouped[of_class, place] = samples[own]
+        start += len(samples)
+    assert start == len(labels), f"features of {start} images, labels of {len(labels)}"
+    return grouped.flatten(1, 2)
+
+
+class WassersteinLogitDistillation(Method):
+    """Total = ce_weight * CE + kd_weight * `wasserstein_logits_kd`, whose `weight` has the factor `cosine_decay`.
+
+    The cost between classes is `category_cost` of the teacher's features of all training images, at every position of
+    one stage. It is computed when the run starts; for that time, the features are on the device twice.
+    """
+
+    @dataclass
+    class Config(LossWeights):
+        """Keys of the method's YAML file."""
+
+        weight: float = number(0)
+        temperature: float = number(0, 1000, above=True)
+        regularization: float = number(0, above=True)
+        iterations: int = whole(1)
+        sharpen: float = number(0)
+        decay_from: int = whole(0)
+        pairs: dict[str, str] | None = stage_names()
+
+    role = "distilled"
+    needs_teacher = True
+    invariants = ("batch_order", "logit_shift")
+    requires = Requires(teacher_logits=True)
+    cost: Tensor
+
+    def __init__(self, config: Config, context: MethodContext) -> None:
+        super().__init__(config, context)
+        classes = context.data.num_classes
+        missing = torch.bincount(context.labels, minlength=classes) == 0
+        if len(context.labels) and bool(missing.any()):
+            raise ConfigError(
+                f"class {int(missing.nonzero()[0])} has no training images, and this method needs the teacher's "
+                "features of every class; use other data, or another method",
+                code="invalid_data",
+                key="data",
+            )
+        self.stage = StagePairs(config.pairs, context, "last", kind="embeddings").only().teacher
+        shape = context.teacher.shapes[self.stage]
+        self.shape = map_shape(shape) or flat_shape(shape)
+        self.requires = Requires(teacher_logits=True, teacher_setup_stages=(self.stage,))
+        self.labels, self.images = context.labels, context.images
+        self.register_buffer("cost", torch.zeros(classes, classes))
+
+    def bind_teachers(self, networks: Sequence[Network]) -> None:
+        """Compute the cost between classes."""
+        if len(self.labels):
+            maps = (self.maps_of(images, networks[0]) for images in self.images())
+            self.cost.copy_(category_cost(group_by_class(maps, self.labels, len(self.cost)), self.config.sharpen))
+
+    @torch.no_grad()
+    def maps_of(self, images: Tensor, network: Network) -> Tensor:
+        """Return the features of images as maps, in float32 as far as the network's weights are."""
+        narrow = next((p.dtype for p in network.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
+        with torch.autocast(images.device.type, dtype=narrow, enabled=narrow is not None):
+            features = network(images).features[self.stage]
+        return at_least_float32(as_map(features, self.shape))
+
+    def forward(
+        self, student: Output, teachers: Sequence[TeacherOutput], batch: Batch, progress: Progress
+    ) -> LossOutput:
+        """Return the terms `total`, `ce` and `kd`; both losses before their weights, the latter after the decay."""
+        config = self.config
+        kd = wasserstein_logits_kd(
+            student.logits,
+            teachers[0].get_logits(),
+            batch.labels,
+            self.cost,
+            config.temperature,
+            config.weight * cosine_decay(progress, config.decay_from),
+            config.regularization,
+            config.iterations,
+        )
+        return ce_plus_kd(config, student, batch, kd)

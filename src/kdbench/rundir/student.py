@@ -118,8 +118,7 @@ def build_trained(config: RunConfig, spec: DataSpec, file: Path) -> tuple[Networ
         ConfigError: the file cannot be read, or does not fit.
     """
     own, of_method = weights.read_student(file)
-    method = build_inference(config, spec)
-    network = build(config.student, spec, method.requires.student_stages if method else (), trained=False)
+    network, method = build_inference(config, spec)
     weights.load_into(network, own, str(file))
     if method:
         expected = method.inference_state()
@@ -128,11 +127,11 @@ def build_trained(config: RunConfig, spec: DataSpec, file: Path) -> tuple[Networ
     return network, method
 
 
-def build_inference(config: RunConfig, spec: DataSpec) -> Method | None:
-    """Return the method of a run with random weights, if it takes part in predictions; else None."""
+def build_inference(config: RunConfig, spec: DataSpec) -> tuple[Network, Method | None]:
+    """Return the network of a run, and its method if that takes part in predictions; both with random weights."""
     target, teacher = config.method.target, config.teacher
     if getattr(target, "predict", Method.predict) is Method.predict:
-        return None
+        return build(config.student, spec, (), trained=False), None
     nothing = torch.zeros(0, dtype=torch.int64)
     with seeded(0):
         summaries = (summarize(teacher.model, spec, "teacher", trained=False),) if teacher else ()
@@ -146,7 +145,9 @@ def build_inference(config: RunConfig, spec: DataSpec) -> Method | None:
             generator=torch.Generator(),
         )
         method: Method = target(config.method.params, context)
+        network = build(config.student, spec, method.requires.student_stages, trained=False)
+        method.bind_student(network)
         if teacher:
-            stages = method.requires.teacher_stages
-            method.bind_teachers([build(teacher.model, spec, stages, "teacher", trained=False)])
-    return method
+            stages = method.requires.teacher_network_stages
+            method.bind_teachers([build(teacher.model, spec, stages, "teacher", trained=False).eval()])
+    return network, method

@@ -1,14 +1,16 @@
 """Construction of a run's parts before it trains: data, batches, student and method, each with its own seed."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kdbench.config import RecipeConfig, RunConfig
 from kdbench.data import Batches, Dataset, load
+from kdbench.data.batches import plain_batches
 from kdbench.data.policies import MAX_PIXELS
 from kdbench.data.source import DataSpec
 from kdbench.errors import ConfigError, described_at
@@ -19,6 +21,7 @@ from kdbench.system.device import place
 from kdbench.system.guard import Guard
 from kdbench.system.memory import is_out_of_memory
 from kdbench.system.random import host_seeded, seeded
+from kdbench.system.signals import raise_if_requested
 from kdbench.teachers.store import check_checkpoint
 from kdbench.train.evaluate import evaluation_batch
 from kdbench.train.learner import Learner
@@ -123,7 +126,7 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
             key="runtime.compile",
         )
     if teacher:
-        check_stages(teacher, method.requires.teacher_stages, "teacher")
+        check_stages(teacher, method.requires.teacher_network_stages, "teacher")
     return dataset, student, method
 
 
@@ -260,6 +263,13 @@ def context_of(
     config: RunConfig, dataset: Dataset, student: ModelSummary, teacher: ModelSummary | None
 ) -> MethodContext:
     """Return what a run's method is built from."""
+    batch_size = evaluation_batch(config.runtime.device, dataset.spec.input_shape)
+
+    def images() -> Iterator[Tensor]:
+        for batch in plain_batches(dataset, dataset.train, batch_size, config.runtime.channels_last):
+            raise_if_requested()
+            yield batch
+
     return MethodContext(
         student=student,
         teachers=(teacher,) if teacher else (),
@@ -268,6 +278,7 @@ def context_of(
         indices=dataset.train.indices.cpu(),
         epochs=config.recipe.epochs,
         generator=torch.Generator().manual_seed(derived_seed(config.init_seed, "method state")),
+        images=images,
     )
 
 
@@ -321,6 +332,18 @@ def build_method(config: RunConfig, context: MethodContext) -> Method:
             key="method._target_",
         )
     return method
+
+
+def bind(parts: Parts, teachers: Sequence[Network]) -> None:
+    """Give a run's method the networks, before its learner is built.
+
+    Args:
+        parts: parts of the run.
+        teachers: networks of its teachers, in evaluation mode; empty for a run without one.
+    """
+    parts.method.bind_student(parts.student)
+    if teachers:
+        parts.method.bind_teachers(teachers)
 
 
 def build_learner(config: RunConfig, parts: Parts, guard: Guard | None = None) -> Learner:

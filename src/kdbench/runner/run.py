@@ -24,7 +24,7 @@ from kdbench.rundir.files import check_writable, write_json
 from kdbench.rundir.identity import run_key, teacher_directory, with_hashed_weights
 from kdbench.rundir.lock import Lock
 from kdbench.rundir.summary import Status, changed_file, names
-from kdbench.runner.build import Parts, build_learner, build_parts, check_parts
+from kdbench.runner.build import Parts, bind, build_learner, build_parts, check_parts
 from kdbench.runner.resources import check_disk_space, user_error
 from kdbench.runner.results import Predictions, fidelity, write_result
 from kdbench.runner.settings import METADATA, NumericSettings, adopt_settings, check_settings, recorded_settings
@@ -179,8 +179,7 @@ class Run:
             log.debug("teacher: %s", self.teacher.description)
             source = dataclasses.replace(self.config.teacher, cache=settings.cache)
             self.config = dataclasses.replace(self.config, teacher=source)
-        if self.teacher:
-            self.method.bind_teachers([self.teacher.teacher.network])
+        bind(self.parts, [self.teacher.teacher.network] if self.teacher else [])
         self.learner = build_learner(self.config, self.parts, self.guard)
         if self.teacher:
             self.learner.teacher = self.teacher.source

@@ -29,7 +29,7 @@ class LiveTeacher:
     def __call__(self, batch: Batch) -> TeacherOutput:
         with autocast(self.runtime):
             output = self.network(batch.images)
-        return TeacherOutput(output.logits if self.requires.teacher_logits else None, output.features)
+        return TeacherOutput(output.logits, output.features).select(self.requires)
 
 
 class CachedTeacher:

@@ -113,7 +113,7 @@ def load_verified(directory: RunDirectory, config: RunConfig, requires: Requires
     check_metadata(directory, config, dataset.spec.num_classes, remedy)
     check_hash(directory.weights, summary.weights_sha256, remedy)
     check_hash(directory.logits, summary.logits_sha256, remedy)
-    network = build_teacher(config, dataset.spec, requires.teacher_stages)
+    network = build_teacher(config, dataset.spec, requires.teacher_network_stages)
     weights.load_into(network, weights.read(directory.weights), str(directory.weights))
     network = fuse_batch_norm(network, autocast_dtype(config.runtime))
     check_accuracy(network, directory, summary, config, dataset, remedy)
