@@ -129,6 +129,7 @@ VALUES = {
     ("method=feature", "method.normalize=teacher_std"): ["recipe.accumulate=2"],
     ("method=logit_std", "method.kd_weight=0"): ["method.ce_weight=0"],
     ("student=resnet18",): ["student.stem=small", "student.arch=resnet19"],
+    ("student=wrn16_2",): ["student.depth=18", "student.width=0", "student.dropout=1"],
     ("recipe.epochs=9", "recipe.schedule=multistep", "recipe.milestones=[4,6]"): [
         "recipe.epochs=6", "recipe.epochs=2", "recipe.warmup_epochs=5",
     ],
