@@ -424,6 +424,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     "methodless": {"stages": {"one": ONE}},
     "grid": {"stages": {"one": ONE | {"methods": {"logit": {"method.alpha": 0.1}}}}},
     "baseline": {"stages": {"one": CHOOSING | {"baseline": {"data.num_train": [1, 2]}}}},
+    "trained_on": {"overrides": ["data.validation=false"], "stages": {"one": CHOOSING}},
     "unresolved": {"question": "${nothing}"},
     "typo": {"qestion": "Why?"},
     "listed": {"stages": ["one"]},
