@@ -14,6 +14,8 @@ import re
 import sys
 import traceback
 import warnings
+from collections import Counter
+from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -186,6 +188,18 @@ def finish(code: int) -> NoReturn:
     sys.exit(code)
 
 
+MOST_LISTED = 20
+"""Largest number of options of one folder that the help lists."""
+
+
+def summarized(names: Collection[str]) -> list[str]:
+    """Return names of options, sorted; those of a folder with many as one entry, FOLDER/... with their number."""
+    folders = Counter(name.rpartition("/")[0] for name in names if "/" in name)
+    large = {folder for folder, count in folders.items() if count > MOST_LISTED}
+    kept = [name for name in names if name.rpartition("/")[0] not in large]
+    return sorted([*kept, *(f"{folder}/... ({folders[folder]} files of conf/)" for folder in large)])
+
+
 def print_help(arguments: list[str]) -> None:
     """Print the help of `kdbench` from its template; Hydra takes seconds to list the options."""
     given, _ = get_args_parser().parse_known_args(arguments)
@@ -196,7 +210,7 @@ def print_help(arguments: list[str]) -> None:
     for group in sorted(groups()):
         names = {name for folder in folders for name in options(group, folder)}
         names |= {"none"} if group == "teacher" else set()
-        lines.append(f"{group}: {', '.join(sorted(names))}")
+        lines.append(f"{group}: {', '.join(summarized(names))}")
     print(str(config.hydra.help.template).replace("$APP_CONFIG_GROUPS", "\n".join(lines) + "\n"))
 
 

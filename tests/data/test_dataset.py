@@ -175,3 +175,63 @@ def test_verification_writes_no_cache_of_a_folder(tmp_path):
     assert len(load_data(run, "cpu", None).train) == 4
     assert not (tmp_path / "elsewhere").exists()
     assert not (root / ".kdbench").exists()
+
+
+# Without validation
+
+
+def divided_set(count=12, num_val=3):
+    """Return a class whose validation images are divided off its training images."""
+    train, val = ImageData.divide(split_of(count), num_val)
+    return type("Divided", (Numbers,), {"splits": (train, val, split_of(9, 11))})
+
+
+def test_without_validation_all_training_images_are_trained_on_in_their_order():
+    dataset = load(config_of(divided_set(), validation=False), "cpu")
+    whole = split_of(12)
+    assert torch.equal(dataset.train.images, whole.images)
+    assert torch.equal(dataset.train.labels, whole.labels)
+    assert torch.equal(dataset.train.indices, whole.indices)
+    assert len(dataset.val) == 3
+    assert not dataset.validation
+    held_out = load(config_of(divided_set()), "cpu")
+    assert (len(held_out.train), held_out.validation) == (9, True)
+    assert torch.equal(dataset.val.images, held_out.val.images)
+
+
+def test_without_validation_a_set_of_its_own_follows_with_indices_of_its_own(numbers):
+    train = load(config_of(numbers, validation=False), "cpu").train
+    assert torch.equal(train.images, torch.cat([split.images for split in numbers.splits[:2]]))
+    assert train.indices.tolist() == list(range(18))
+
+
+def test_without_validation_fewer_images_are_a_balanced_subset_and_a_line_says_so(caplog):
+    caplog.set_level("INFO", "kdbench")
+    some = load(config_of(divided_set(), validation=False, num_train=6, num_val=2), "cpu")
+    assert torch.bincount(some.train.labels).tolist() == [2, 2, 2]
+    assert some.train.indices.tolist() == [0, 1, 2, 3, 4, 5]
+    assert len(some.val) == 2
+    assert "6 of 12 training images are used" in caplog.text
+
+
+def test_without_validation_null_sizes_resolve_to_the_images_that_are_trained_on_and_load_them_again(numbers):
+    for cls in (divided_set(), numbers):
+        config = config_of(cls, validation=False)
+        resolved = resolve_data(config, "cpu")
+        assert resolved.params.num_train == len(load(config, "cpu").train)
+        assert resolved.params.mean != resolve_data(config_of(cls), "cpu").params.mean
+        assert load(resolved, "cpu").train.sha256 == load(config, "cpu").train.sha256
+
+
+@pytest.mark.parametrize("sizes", [{"num_train": 40, "num_val": 20}, {"num_train": 30, "num_val": 50}])
+def test_generated_images_without_validation_are_the_first_ones_and_the_validation_images(sizes):
+    def shapes(**keys):
+        others = {"num_test": 20, "mean": [0.5] * 3, "std": [0.5] * 3, "augment": False}
+        return load(DataConfig("shapes", Shapes, Shapes.Config(**others, **keys)), "cpu")
+
+    dataset = shapes(validation=False, **sizes)
+    assert len(dataset.train) == sizes["num_train"]
+    if sizes["num_train"] > sizes["num_val"]:
+        first = shapes(num_train=20, num_val=20)
+        assert torch.equal(dataset.train.images, torch.cat([first.train.images, first.val.images]))
+        assert torch.equal(dataset.val.images, first.val.images)

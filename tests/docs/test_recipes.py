@@ -11,20 +11,22 @@ from tests.docs.test_docs import CHECKOUT, README, write_files
 
 PAGE = CHECKOUT / "docs" / "recipes.md"
 COMMANDS = commands_of(PAGE)
-QUICK = (0, 6)
+QUICK = (0, 7)
 """Numbers of the commands that are executed every day."""
 
 
 def sizes_of(command: str) -> list[str]:
     """Return fewer epochs than those of a command, and narrower networks."""
     sizes = ["data.num_train=100"] if "cifar100" in command else ["data.num_train=32"]
-    if "data=" not in command:
+    if "data=" not in command and "experiment=" not in command:
         sizes.append("data=shapes")
     if "x4" in command:
         sizes += ["student.widths=[8,8,16,32]", "teacher.widths=[8,8,16,32]"]
     if "milestones" in command:
         return sizes
-    if "recipe=crd" in command:
+    if "wrn" in command:
+        sizes += ["student.depth=10", "teacher.depth=10"]
+    if "recipe=crd" in command or "experiment=crd" in command:
         milestones = "milestones=[1,2,3]"
         return [
             *sizes,

@@ -35,7 +35,10 @@ def images(count=8):
 def test_a_fused_network_computes_the_same_function(name):
     network, _ = network_with_statistics(name)
     fused = fuse_batch_norm(network)
-    assert not any(type(module) is nn.BatchNorm2d for module in fused.modules())
+    kept = [path for path, module in fused.body.named_modules() if type(module) is nn.BatchNorm2d]
+    if name.startswith("wrn"):  # pre-activation: these read sums, not convolutions
+        kept = [path for path in kept if not path.endswith(".bn1") and path != "bn"]
+    assert not kept
     expected, output = network(images()), fused(images())
     assert_equal_but_for_rounding(output.logits, expected.logits)
     assert torch.equal(output.logits.argmax(1), expected.logits.argmax(1))

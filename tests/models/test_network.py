@@ -4,10 +4,12 @@ import re
 import pytest
 import torch
 import torchvision
+from torch.nn import functional as F
 
 from kdbench.config.sections import ModelConfig
 from kdbench.errors import ConfigError
 from kdbench.models import build, summarize
+from kdbench.models.wide_resnet import PreactBlock
 from tests.conftest import composed_once
 from tests.networks import SPEC
 
@@ -18,6 +20,8 @@ PARAMETERS = {
     "resnet8": 78_042, "resnet14": 175_258, "resnet20": 272_474, "resnet32": 466_906, "resnet44": 661_338,
     "resnet56": 855_770, "resnet110": 1_730_714, "resnet8x4": 1_210_410, "resnet32x4": 7_410_730,
 }  # fmt: skip
+WIDE = {"wrn40_2": 2_255_156, "wrn16_2": 703_284, "wrn40_1": 569_780}
+"""Parameters of wide ResNets with 100 classes."""
 GIGA_MACS = {"resnet18": 0.5554, "resnet34": 1.1594, "resnet50": 1.2978, "resnet101": 2.5100}
 
 
@@ -39,6 +43,11 @@ def published(figures):
 @pytest.mark.parametrize(("name", "expected"), published(PARAMETERS))
 def test_parameters_are_as_many_as_published(name, expected):
     assert summary_of(name).num_params == expected
+
+
+@pytest.mark.parametrize(("name", "expected"), WIDE.items())
+def test_wide_resnets_have_as_many_parameters_as_published_for_100_classes(name, expected):
+    assert summarize(model(name), SPEC._replace(num_classes=100), "student").num_params == expected
 
 
 @pytest.mark.parametrize(("name", "expected"), published(GIGA_MACS))
@@ -73,6 +82,45 @@ def test_features_are_the_outputs_of_the_named_modules():
     assert torch.equal(output.features["pooled"], output.features["layer3"].mean((2, 3)))
     assert torch.allclose(output.logits, body.fc(output.features["pooled"]))
     assert not torch.equal(maps, output.features["layer1"])
+
+
+def test_the_last_maps_of_a_wide_resnet_are_what_its_classifier_averages():
+    summary = summary_of("wrn16_2")
+    assert summary.shapes == {
+        "layer1": (32, 32, 32), "layer2": (64, 16, 16), "layer3": (128, 8, 8), "pooled": (128,)
+    }  # fmt: skip
+    assert not summary.refused
+    assert summary.classifiers == {"layer3": "fc", "pooled": "fc"}
+    network = build(model("wrn16_2"), SPEC, ("layer2", "layer3")).eval()
+    output, body = network(torch.randn(4, *IMAGE)), network.body
+    assert bool((output.features["layer3"] >= 0).all())
+    assert bool((output.features["layer2"] < 0).any())  # pre-activation: no ReLU after the group
+    last = torch.relu(body.bn(body.layer3(output.features["layer2"])))
+    assert torch.equal(output.features["layer3"], last)
+    assert torch.allclose(output.logits, body.fc(last.mean((2, 3))), atol=1e-6)
+
+
+def test_a_block_of_a_wide_resnet_is_its_formula():
+    torch.manual_seed(0)
+    for channels, stride in ((8, 1), (8, 2), (12, 1)):
+        block, maps = PreactBlock(8, channels, stride, dropout=0.0).eval(), torch.randn(2, 8, 6, 6)
+        active = torch.relu(block.bn1(maps))
+        residual = block.conv2(torch.relu(block.bn2(block.conv1(active))))
+        shortcut = maps if (channels, stride) == (8, 1) else F.conv2d(active, block.shortcut.weight, stride=stride)
+        assert torch.equal(block(maps), residual + shortcut)
+
+
+def test_dropout_of_a_wide_resnet_acts_in_training_only_and_is_off_by_default():
+    images = torch.randn(2, *IMAGE)
+    for probability, is_random in ((0.0, False), (0.5, True)):
+        network = build(model("wrn16_2", f"student.dropout={probability}"), SPEC)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 0.0
+        network.train()
+        assert torch.equal(network(images).logits, network(images).logits) != is_random
+        network.eval()
+        assert torch.equal(network(images).logits, network(images).logits)
 
 
 def test_only_the_requested_stages_are_returned():
@@ -113,6 +161,9 @@ def test_initial_weights_follow_he_initialisation():
         ("resnet18", "student.arch=resnet19", "unknown_option"),
         ("resnet8", "student.depth=9", "out_of_range"),
         ("resnet8", "student.widths=[16,16]", "out_of_range"),
+        ("wrn16_2", "student.depth=18", "out_of_range"),
+        ("wrn16_2", "student.width=0", "out_of_range"),
+        ("wrn16_2", "student.dropout=1", "out_of_range"),
         ("resnet8", "+student.groups=2", "unknown_key"),
         ("resnet8", "student._target_=kdbench.models.nothing", "not_importable"),
         ("resnet8", "student.stages.layer1=layer9", "not_found"),

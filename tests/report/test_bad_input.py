@@ -439,3 +439,53 @@ def test_the_runs_of_a_given_teacher_are_a_whole_report(small, tmp_path, trained
     assert (result.code, result.err) == (0, "")
     assert set(result.table("runs").method) == {"ce", "logit", "checkpoint"}
     assert result.out.count("teacher.checkpoint") == 1
+
+
+# Without validation
+
+TEXT = "trained without validation images held out; accuracy of the last epoch"
+
+
+def test_runs_without_validation_are_marked_on_the_page_and_in_each_tables_note(tmp_path, kdbench_report):
+    without = {"validation": False, "best_val_acc": None, "best_val_epoch": None}
+    write_group(tmp_path / "runs", BASELINE, history=[0.5, 0.9], **without)
+    write_group(tmp_path / "runs", DISTILLED, **BY_LOGIT, **without)
+    result = kdbench_report(tmp_path / "runs", figures=True)
+    assert result.code == 0
+    page = result.text("report.html")
+    notes = re.findall(r'<p class="note">(.*?)</p>', page)
+    assert len(notes) >= 3
+    assert all(f"All runs were {TEXT}." in note for note in notes)
+    assert f"<li>all runs were {TEXT}</li>" in page
+    assert f"% All runs were {TEXT}." in result.text("tables.tex")
+    assert "held out" in result.text("report.md")
+    assert "no run has validation images that were held out" in page  # no curves of images trained on
+    assert "at the last epoch" in page
+    assert result.table("gains").delta.tolist() == pytest.approx([np.mean(DISTILLED) - np.mean(BASELINE)])
+
+
+def test_runs_with_and_without_validation_are_never_compared(tmp_path, runs, kdbench_report):
+    write_group(tmp_path / "runs", (91.0, 91.1, 91.2), validation=False, best_val_acc=None, best_val_epoch=None)
+    result = kdbench_report(tmp_path / "runs")
+    assert (result.code, result.error.code, result.error.key) == (2, "mismatch", "validation")
+    mixed = report_of(tmp_path / "runs", allow_mixed=True)
+    assert any(remark == f"groups with validation=False were {TEXT}" for remark in mixed.remarks)
+    assert [row.setting for row in mixed.groups if row.shared.validation is False] == ["validation=False"]
+    (gain,) = mixed.gains
+    assert gain.baseline.shared.validation is True
+    write_run(tmp_path / "runs", validation=False, accuracy=0.92, **BY_LOGIT)
+    own = [gain for gain in report_of(tmp_path / "runs", allow_mixed=True).gains if not gain.group.shared.validation]
+    assert [gain.baseline.shared.validation for gain in own] == [False]
+
+
+def test_runs_without_the_key_belong_to_those_with_validation(tmp_path, runs):
+    write_run(tmp_path / "runs", seed=7, validation=True)
+    assert len(report_of(tmp_path / "runs").runs) == 7
+
+
+def test_a_selection_among_runs_without_validation_is_refused(tmp_path, kdbench_report):
+    folder = write_run(tmp_path / "runs", validation=False, **BY_LOGIT)
+    candidates = [{"overrides": [], "score": 90.0, "run_keys": [folder.name.rpartition("_")[2]]}]
+    selected = write_selected(tmp_path / "selected.yaml", [{"candidates": candidates}], [0], [0])
+    result = kdbench_report(tmp_path / "runs", "--select", selected)
+    assert (result.code, result.error.code, result.error.key) == (2, "no_validation", "--select")

@@ -26,6 +26,11 @@ def test_a_gain_is_over_the_baseline_run_of_the_same_seed(tmp_path):
     assert [line[3] for line in lines_of(paths)] == ["0", "1", "0", "1", "2"]
 
 
+def test_a_line_names_the_protocol_of_runs_without_validation(tmp_path):
+    path = write_run(tmp_path, validation=False)
+    assert runs_table([path]).splitlines()[-1].startswith("all runs were trained without validation images held out")
+
+
 def test_a_run_given_twice_is_one_line(tmp_path):
     path = write_run(tmp_path)
     assert len(lines_of([path, path])) == 1

@@ -36,6 +36,7 @@ WRONG = {
     "recipe": ([], "paper"),
     "per_class_acc": ([2], "0.5", {}),
     "logit_cache": (1, "on"),
+    "validation": (0, "false"),
     "role": (1, ["baseline"]),
     "run_key": (5,),
     "test_acc_best": ("high", 50.0),
@@ -145,6 +146,15 @@ def test_a_record_that_changed_since_is_named(tmp_path):
     assert changed_file(tmp_path, dataclasses.replace(SUMMARY, **digests)) == "metrics.csv"
 
 
+def test_a_summary_without_the_key_validation_is_of_a_run_with_validation(folder):
+    content = content_of(folder)
+    for known in ({}, {"validation": None}):
+        write(folder, {key: value for key, value in content.items() if key not in ("checksum", "validation")} | known)
+        assert read_summary(folder).validation is True
+    write_summary(folder, dataclasses.replace(SUMMARY, validation=False))
+    assert read_summary(folder).validation is False
+
+
 def test_seeds_are_those_of_initialisation_and_data():
     assert SUMMARY.seeds == (3, 4)
     assert dataclasses.replace(SUMMARY, init_seed=None, data_seed=None).seeds == (3, 3)
@@ -162,7 +172,7 @@ def test_device_and_given_weights_are_read_from_the_keys():
 ALSO_ELSEWHERE = {
     "student", "teacher", "method", "recipe", "seed", "init_seed", "data_seed", "num_train", "num_val", "num_test",
     "precision", "checksum", "environment", "status", "epochs", "dataset", "stem", "images_per_second", "lockstep",
-    "teacher_weights_sha256",
+    "teacher_weights_sha256", "validation",
 }  # fmt: skip
 """Keys of summary.json that are also keys of configs, checkpoints or records of speed, or columns of metrics.csv."""
 

@@ -93,6 +93,36 @@ def test_a_key_that_no_run_of_a_study_has_is_one_error(tiny: Tiny, given: str) -
     assert (error.value.code, error.value.key) == ("unknown_key", given.partition("=")[0])
 
 
+@pytest.mark.parametrize("place", ["command line", "overrides", "grid"])
+def test_a_stage_that_chooses_needs_validation_images_that_are_not_trained_on(
+    tiny: Tiny, studies: Path, place: str
+) -> None:
+    file = studies / "study" / "tiny.yaml"
+    changes = {
+        "overrides": ("    choose: best", "    overrides: [data.validation=false]\n    choose: best"),
+        "grid": ("{method.temperature: [2, 4]}", "{data.validation: [true, false]}"),
+        "command line": ("", ""),
+    }
+    file.write_text(file.read_text().replace(*changes[place]))
+    with pytest.raises(ConfigError) as error:
+        tiny(*(["data.validation=false"] if place == "command line" else []))
+    assert (error.value.code, error.value.key) == ("no_validation", "data.validation")
+    assert "\n" not in str(error.value)
+
+
+def test_winners_may_be_trained_without_validation_images_held_out(tiny: Tiny, trainer: Trainer, studies: Path) -> None:
+    file = studies / "study" / "tiny.yaml"
+    file.write_text(
+        file.read_text().replace(
+            "    seeds: ${final_seeds}", "    seeds: ${final_seeds}\n    overrides: [data.validation=false]"
+        )
+    )
+    study = tiny()
+    assert study.execute() == 0
+    configs = [run.config.data.params for run in study.plan.runs_of("finals")]
+    assert {params.validation for params in configs} == {False}
+
+
 def test_runs_of_a_stage_train_together_whichever_sweep_they_belong_to(tiny: Tiny, trainer: Trainer) -> None:
     assert tiny().execute() == 0
     assert [len(titles) for titles in trainer.launched] == [1, 2, 2, 2]

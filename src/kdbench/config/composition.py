@@ -351,9 +351,9 @@ def groups() -> set[str]:
 
 
 def options(group: str, config_dir: Path = CONF_DIR) -> list[str]:
-    """Return the names of a group's options in a config folder."""
+    """Return the names of a group's options in a config folder; those of models and experiments may lie in folders."""
     folder = config_dir / ("model" if group in ("student", "teacher") else group)
-    files = folder.rglob("*.yaml") if folder.name == "model" else folder.glob("*.yaml")
+    files = folder.rglob("*.yaml") if folder.name in ("model", "experiment") else folder.glob("*.yaml")
     return [file.relative_to(folder).with_suffix("").as_posix() for file in files]
 
 

@@ -51,6 +51,8 @@ class DataKeys:
     padding: int = added(setting(lambda value: 0 <= value <= 64, "a whole number from 0 to 64"), 4)
     flip: bool = added(setting(), True)
     memory: str = added(one_of("device", "host", identity=False), "device")
+    validation: bool = added(setting(), True)
+    """False: the validation images are trained on too, and the weights of the last epoch count."""
 
 
 @dataclass

@@ -40,6 +40,8 @@ class Dataset:
     """Device of the batches, the labels and, unless they stay on the host, the images."""
     on_host: bool = False
     """True if the images stay in the memory of the host."""
+    validation: bool = True
+    """True if no validation image is trained on. If not, nothing may be selected by them."""
 
     @cached_property
     def mean(self) -> Tensor:
@@ -176,8 +178,13 @@ def load_from_files(config: DataConfig, device: str) -> Dataset:
 
     train, val, test = (
         subset(split, getattr(keys, f"num_{name}"), f"data.num_{name}")
-        for name, split in (("train", source.train), ("val", source.val), ("test", source.test))
+        for name, split in (("train", training_pool(source, keys)), ("val", source.val), ("test", source.test))
     )
+    if not keys.validation and len(train) < len(source.train) + len(source.val):
+        log.info(
+            "data=%s: %d of %d training images are used; data.num_train=null: all of them",
+            config.name, len(train), len(source.train) + len(source.val),
+        )  # fmt: skip
     if len(train) < len(source.class_names):
         raise ConfigError(
             f"data.num_train is {keys.num_train}, and data={config.name} has {len(source.class_names)} classes; give "
@@ -217,7 +224,29 @@ def load_from_files(config: DataConfig, device: str) -> Dataset:
         views,
         device,
         on_host,
+        keys.validation,
     )
+
+
+def training_pool(source: Source, keys: DataKeys) -> Split:
+    """Return the images that may be trained on: without `validation`, those of both splits.
+
+    They are in the order of their indices in the original set. Where the splits are sets of their own, which share
+    indices, the validation images follow the others, with indices after theirs.
+    """
+    train, val = source.train, source.val
+    if keys.validation:
+        return train
+    indices = val.indices
+    if bool(torch.isin(indices, train.indices).any()):
+        indices = indices + int(train.indices.max()) + 1
+    pooled = Split(
+        torch.cat([train.images, val.images]),
+        torch.cat([train.labels, val.labels]),
+        torch.cat([train.indices, indices]),
+    )
+    order = torch.argsort(pooled.indices)
+    return pooled if bool((order.diff() == 1).all()) else pooled.take(order)
 
 
 def read_source(data: ImageData, config: DataConfig) -> Source:

@@ -41,6 +41,9 @@ class Shapes(ImageData):
     def draw(self, name: str) -> Split:
         """Return the images of a split: the first of its endless sequence."""
         count = getattr(self.config, f"num_{name}")
+        if name == "train" and count is not None and not self.config.validation:
+            # num_train counts the validation images too, which are trained on; at least one is drawn.
+            count = max(1, count - (self.config.num_val or DEFAULT_SIZES["val"]))
         count = DEFAULT_SIZES[name] if count is None else count
         if count > MAX_IMAGES:
             raise ConfigError(

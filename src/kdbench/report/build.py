@@ -12,7 +12,15 @@ from kdbench.report import statistics as st
 from kdbench.report.columns import GROUPS, RUNS, row
 from kdbench.report.fidelity import Fidelity, compute_fidelity
 from kdbench.report.gains import Gain, compute_gains, gains_table, group_by, interactions_table
-from kdbench.report.groups import RunGroup, check_alike, differing_keys, group_runs, percent, percents
+from kdbench.report.groups import (
+    RunGroup,
+    check_alike,
+    differing_keys,
+    group_runs,
+    percent,
+    percents,
+    remark_without_validation,
+)
 from kdbench.report.runs import display_path, read_runs, rows_of
 from kdbench.report.select import Selection, with_selection
 from kdbench.report.verdict import describe_selection, verdict
@@ -76,6 +84,7 @@ def build_report(
         verdict=[*verdict(table, interactions, std, margin), *describe_selection(selection, runs)],
         remarks=[
             *found.remarks,
+            *remark_without_validation(runs),
             *remark_mixed(runs),
             *remark_repeated_seeds(groups),
             *remark_without_baseline(gains),

@@ -157,12 +157,15 @@ def row_name(gain: Gain) -> str:
 def draw_curves(report: Report) -> tuple[Figure, str] | str:
     curves: dict[str, list[tuple[RunGroup, pd.DataFrame]]] = {}
     for group in report.groups:
+        if not group.shared.validation:  # its validation images are trained on
+            continue
         histories = [history for folder in group.runs.path if (history := read_history(folder)) is not None]
         if histories:
             table = pd.concat([100 * history for history in histories], axis=1)
             curves.setdefault(group.shared.student, []).append((group, table))
     if not curves:
-        return "no run has a metrics.csv"
+        held_out = any(group.shared.validation for group in report.groups)
+        return "no run has a metrics.csv" if held_out else "no run has validation images that were held out"
     shown, cut = first_of(list(curves.items()), MOST_PANELS, "students")
     figure, all_axes = panels(len(shown))
     legends = []
@@ -223,8 +226,9 @@ def draw_size(report: Report) -> tuple[Figure, str] | str:
     if upright:
         figure.set_figheight(figure.get_figheight() + 1.2)
     legend_below(figure, handles)
+    epoch = "best validation epoch" if any(group.shared.validation for group in report.groups) else "last epoch"
     return figure, (
-        "Mean over seeds at the best validation epoch; bars are one standard deviation. Groups of one student stand "
+        f"Mean over seeds at the {epoch}; bars are one standard deviation. Groups of one student stand "
         "beside each other."
     )
 

@@ -19,8 +19,10 @@ COMPARED = (DISTILLED, CONTROL)
 """Roles that have a gain over the baseline."""
 
 
-PROTOCOL = (KEY.dataset, KEY.num_train, KEY.num_val, KEY.num_test, KEY.schema_version)
-"""Keys that all runs of one report share: numbers of different data sets or splits cannot be compared."""
+PROTOCOL = (KEY.dataset, KEY.validation, KEY.num_train, KEY.num_val, KEY.num_test, KEY.schema_version)
+"""Keys that all runs of one report share: numbers of different data sets or splits cannot be compared, nor those with
+and without validation."""
+WITHOUT_VALIDATION = "trained without validation images held out; accuracy of the last epoch"
 TEST_IMAGES = f"{KEY.data_sha256}.test"
 """Column with the hash of the test images: folders of the same numbers of images may hold different ones."""
 STUDENT = (*PROTOCOL, KEY.student, KEY.stem, KEY.recipe, KEY.epochs, KEY.precision, KEY.num_params)
@@ -73,7 +75,7 @@ class RunGroup:
 
     @cached_property
     def accuracies(self) -> list[float]:
-        """Test accuracy at the best validation epoch, per cent, of each run."""
+        """Test accuracy at the best validation epoch, per cent, of each run; without validation at the last one."""
         return percents(self.runs.test_acc_best)
 
     @property
@@ -87,6 +89,14 @@ class RunGroup:
 def percents(fractions: "pd.Series[Any]") -> list[float]:
     """Return the known fractions in per cent."""
     return [100 * float(fraction) for fraction in fractions if fraction is not None]
+
+
+def remark_without_validation(runs: pd.DataFrame) -> list[str]:
+    """Remark on runs whose validation images were trained on."""
+    validated = set(runs.validation)
+    if validated == {True}:
+        return []
+    return [f"{'groups with validation=False were' if True in validated else 'all runs were'} {WITHOUT_VALIDATION}"]
 
 
 def check_alike(runs: pd.DataFrame) -> None:

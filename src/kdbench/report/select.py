@@ -80,10 +80,18 @@ def with_selection(runs: pd.DataFrame, selection: Selection | None = None) -> pd
     Without a selection every run is final.
 
     Raises:
-        ConfigError: the selection leaves no run, or is of other runs.
+        ConfigError: the selection leaves no run, is of other runs, or of runs without validation.
     """
     if selection is None:
         return runs.assign(is_selected=False, is_final=True, tuned=pd.Series([()] * len(runs), index=runs.index))
+    chose_on_trained = [run.run_key for _, run in runs.iterrows() if not run.validation]
+    if selection.candidates.intersection(chose_on_trained):
+        raise ConfigError(
+            f"--select is of the study {selection.study}, which chose among runs with data.validation=false: their "
+            "validation images were trained on, so nothing may be selected by them",
+            code="no_validation",
+            key="--select",
+        )
     winners = selection.winners
     # The role of a winner is that of its runs; those that chose are among them.
     tuned = {

@@ -15,7 +15,7 @@ from kdbench import __version__
 from kdbench.report.build import Report
 from kdbench.report.columns import OF_CLASS, ONLY_IN_CSV, PUBLISHED, Column, column_of, format_value, is_missing
 from kdbench.report.figures import Picture, save_figures
-from kdbench.report.groups import columns_of
+from kdbench.report.groups import columns_of, remark_without_validation
 from kdbench.rundir.summary import KEY
 
 
@@ -66,13 +66,14 @@ def write_report(report: Report, out: Path, title: str, command: Sequence[str], 
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False)
     pictures, left_out = save_figures(report, out / "figures") if figures else ([], [])
-    (out / "tables.tex").write_text(latex(tables))
+    protocol = [sentence(remark) for remark in remark_without_validation(report.runs)]
+    (out / "tables.tex").write_text(latex(tables, protocol))
     content = {
         "title": title,
         "verdict": report.verdict,
         "remarks": [*report.remarks, *left_out],
         "damaged": report.damaged,
-        "tables": [page_table(name, tables[name]) for name in TITLES if len(tables[name])],
+        "tables": [page_table(name, tables[name], protocol) for name in TITLES if len(tables[name])],
         "pictures": pictures,
         "margin": report.margin,
         "std": f"{report.std:.4f} points" if report.std > 0 else "unknown",
@@ -119,9 +120,20 @@ MOST_CLASSES = 20
 """Largest number of classes that the page shows as columns; more are rows."""
 
 
-def page_table(name: str, table: pd.DataFrame) -> PageTable:
-    """Return a table as the page shows it: without columns that are empty throughout, or a role that all rows share."""
+def sentence(remark: str) -> str:
+    return f"{remark[0].upper()}{remark[1:]}."
+
+
+def page_table(name: str, table: pd.DataFrame, protocol: Sequence[str] = ()) -> PageTable:
+    """Return a table as the page shows it: without columns that are empty throughout, or a role that all rows share.
+
+    Args:
+        name: name of the table.
+        table: its content.
+        protocol: sentences that each table's note ends with.
+    """
     title, note = TITLES[name]
+    note = " ".join([note, *protocol])
     classes = [c for c in table.columns if c.startswith(OF_CLASS)]
     if len(classes) > MOST_CLASSES:
         return classes_as_rows(title, note, table, classes)
@@ -158,13 +170,13 @@ def make_cell(value: Any, form: str) -> Cell:
     return Cell(format_value(value, form), repr(float(value)) if numeric else str(value), numeric)
 
 
-def latex(tables: dict[str, pd.DataFrame]) -> str:
-    """Return the tables for a publication, for the package booktabs."""
+def latex(tables: dict[str, pd.DataFrame], protocol: Sequence[str] = ()) -> str:
+    """Return the tables for a publication, for the package booktabs. `protocol`: sentences that a reader needs."""
     parts = [
         "% Requires \\usepackage{booktabs}. Accuracies in per cent, gains in points; "
         "intervals are 95 % (Welch), not corrected.\n"
         "% p (Holm): two-sided Welch tests, corrected over all rows of their table. "
-        "Detectable: 80 % power in one test at 0.05.\n"
+        "Detectable: 80 % power in one test at 0.05.\n" + "".join(f"% {line}\n" for line in protocol)
     ]
     for name, columns in PUBLISHED.items():
         table = tables[name]

@@ -70,12 +70,12 @@ def is_switch(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def key(allowed: Callable[[Any], bool], description: str, required: bool = False) -> Any:
+def key(allowed: Callable[[Any], bool], description: str, required: bool = False, absent: Any = None) -> Any:
     """Declare a key of summary.json: its check, its type in words, and whether no reader can do without it.
 
-    A key that is absent is null.
+    A key that is absent or null is `absent`.
     """
-    return field(default=None, metadata={"allowed": allowed, "description": description, "required": required})
+    return field(default=absent, metadata={"allowed": allowed, "description": description, "required": required})
 
 
 def text(**kwargs: Any) -> Any:
@@ -132,12 +132,16 @@ class RunSummary:
     num_train: int | None = whole()
     num_val: int | None = whole()
     num_test: int | None = whole()
+    validation: bool = key(is_switch, "true or false", absent=True)
+    """False if the validation images were trained on: the weights are those of the last epoch."""
     num_params: int | None = whole()
     macs: int | None = whole()
     """Multiply-accumulates of one image's forward pass."""
     best_val_acc: float | None = fraction()
+    """Null without validation, as is `best_val_epoch`: nothing may be selected by the fit to images trained on."""
     test_acc_best: float = fraction(required=True)
-    """Test accuracy with the weights of the best validation epoch (the earliest of equals)."""
+    """Test accuracy with the weights of the best validation epoch (the earliest of equals), without validation of the
+    last epoch."""
     test_nll: float | None = number()
     test_ece: float | None = fraction()
     per_class_acc: list[float | None] | None = key(is_fractions, "a list of numbers from 0 to 1")
@@ -272,12 +276,13 @@ def read_unverified(path: Path) -> tuple[RunSummary, bool]:
 
 
 def from_content(content: Mapping[str, Any], file: Path) -> RunSummary:
-    """Return a summary from the content of its file. Unknown keys are ignored, absent ones are null.
+    """Return a summary from the content of its file. Unknown keys are ignored, absent ones are null, or as declared.
 
     Raises:
         ConfigError: a required key is missing, or a value has the wrong type.
     """
-    known: dict[str, Any] = {name: content.get(name) for name in KEYS}
+    given: dict[str, Any] = {name: content.get(name) for name in KEYS}
+    known: dict[str, Any] = {name: KEYS[name].default if value is None else value for name, value in given.items()}
     lacking = [name for name, f in KEYS.items() if f.metadata["required"] and known[name] is None]
     if lacking:
         raise ConfigError(

@@ -112,6 +112,7 @@ def restated(config: RunConfig) -> dict[str, Any]:
         num_train=config.data.params.num_train,
         num_val=config.data.params.num_val,
         num_test=config.data.params.num_test,
+        validation=config.data.params.validation,
     )
 
 
@@ -124,7 +125,8 @@ def quality(predictions: Predictions, dataset: Dataset) -> dict[str, Any]:
     """Return the keys of a summary that follow from saved logits and labels."""
     val, test = predictions.val.numpy(), predictions.test.numpy()
     val_labels, test_labels = dataset.val.labels.cpu().numpy(), dataset.test.labels.cpu().numpy()
-    return names(best_val_acc=metrics.accuracy(val, val_labels)) | quality_on_test(test, test_labels)
+    best = metrics.accuracy(val, val_labels) if dataset.validation else None
+    return names(best_val_acc=best) | quality_on_test(test, test_labels)
 
 
 def quality_on_test(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> dict[str, Any]:

@@ -246,7 +246,7 @@ class Run:
         labels = dataset.test.labels.cpu().numpy()
         training = names(
             epochs=config.recipe.epochs,
-            best_val_epoch=best["epoch"],
+            best_val_epoch=best["epoch"] if dataset.validation else None,
             test_acc_final=metrics.accuracy(final.numpy(), labels),
             teacher_test_acc=teacher.test_acc if teacher else None,
             teacher_key=teacher.directory.key if teacher else None,
@@ -262,7 +262,8 @@ class Run:
         summary = self.parts.model_summary
         write_result(self.directory, config, dataset, summary, best["weights"], best["method"], predictions, training)
         accuracy = metrics.accuracy(test_logits.numpy(), labels)
-        log.info("done: test accuracy %.2f%% at the best validation epoch, %d", 100 * accuracy, best["epoch"])
+        epoch = "the best validation epoch" if dataset.validation else "the last epoch"
+        log.info("done: test accuracy %.2f%% at %s, %d", 100 * accuracy, epoch, best["epoch"])
         self.directory.remove_checkpoints(config.checkpoint.keep_last)
         self.complete = True
         self.close()

@@ -80,8 +80,26 @@ class StudyPlan:
             StageSweep(sweep, [self.plan_run(overrides) for overrides in self.study.expand(sweep)])
             for sweep in self.study.sweeps_of(stage, winners)
         ]
+        if stage.choose:
+            self.check_validation(title)
         if stage.choose and all(is_done(run) for run in self.runs_of(title)):
             self.choose_winners(title)
+
+    def check_validation(self, title: str) -> None:
+        """Check that a stage that chooses has validation images that are not trained on.
+
+        Raises:
+            ConfigError: a run of it has none.
+        """
+        for run in self.runs_of(title):
+            if run.composed and not run.composed.data.params.validation:
+                raise ConfigError(
+                    f"data.validation is false, and stage {title} chooses by {self.stage(title).choose}: the "
+                    "validation images are trained on then; only stages that do not choose may have it, in their "
+                    "overrides",
+                    code="no_validation",
+                    key="data.validation",
+                )
 
     def stage(self, title: str) -> StageConfig:
         """Return the configuration of a stage."""

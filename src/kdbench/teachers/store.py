@@ -163,18 +163,24 @@ _verified: set[tuple[object, ...]] = set()
 def check_accuracy(
     network: Network, directory: RunDirectory, summary: RunSummary, config: RunConfig, dataset: Dataset, remedy: str
 ) -> None:
-    """Check the validation accuracy measured here against the recorded one, once per process and teacher."""
+    """Check the validation accuracy measured here against the recorded one, once per process and teacher.
+
+    Without validation the summary has none: that of the recorded logits takes its place.
+    """
     case = (directory.path, summary.weights_sha256, summary.best_val_acc, repr(config.runtime))
     if case in _verified:
         return
     logits = predict(network, dataset, dataset.val, config.runtime).numpy()
     measured = metrics.accuracy(logits, dataset.val.labels.cpu().numpy())
     recorded = summary.best_val_acc
+    if not summary.validation:
+        recorded_logits = load_file(directory.logits)["val_logits"].numpy()
+        recorded = metrics.accuracy(recorded_logits, dataset.val.labels.cpu().numpy())
     tolerance = max(ACCURACY_TOLERANCE, 2 / len(dataset.val))  # two images may lie on the border
     if recorded is None or abs(measured - recorded) > tolerance:
         raise ConfigError(
             f"{directory.path}: the teacher's validation accuracy is {measured:.4f} here and {recorded} in its "
-            f"summary.json (tolerance {tolerance}); {remedy}",
+            f"{'summary.json' if summary.validation else 'logits.safetensors'} (tolerance {tolerance}); {remedy}",
             code="mismatch",
             key="teacher",
         )

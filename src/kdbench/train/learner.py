@@ -279,7 +279,10 @@ class Learner:
         self.sums.raise_if_failed(self.epoch + 1)
 
     def end_epoch(self, dataset: Dataset) -> dict[str, float]:
-        """Validate, keep the best weights, and return this epoch's row of metrics.csv, which is added to `rows`."""
+        """Validate, keep the best weights, and return this epoch's row of metrics.csv, which is added to `rows`.
+
+        Where the validation images are trained on, their accuracy selects nothing: the last weights are kept.
+        """
         started = time.perf_counter()
         means = self.sums.means(self.epoch + 1)
         with self.averaged():
@@ -298,7 +301,7 @@ class Learner:
             "grad_norm": grad_norm,
             "images_per_second": len(dataset.train) / self.seconds,
         }
-        if self.best is None or row["val_acc"] > self.best["val_acc"]:
+        if self.best is None or not dataset.validation or row["val_acc"] > self.best["val_acc"]:
             with self.averaged():
                 self.best = {
                     "epoch": self.epoch + 1,

@@ -40,6 +40,7 @@ class TrainingProgress:
             disable=not sys.stderr.isatty(),
         )
         self.bar.set_postfix_str(f"epoch {epoch + 1}/{epochs}")
+        self.val_acc = "val_acc" if batches.dataset.validation else "val_acc (trained on)"
 
     def add(self, images: int) -> None:
         """Count images that were trained on."""
@@ -51,17 +52,18 @@ class TrainingProgress:
         per_epoch = (time.monotonic() - self.started) / max(done - self.epochs_before, 1e-9)
         time_left = tqdm.format_interval((self.epochs - done) * per_epoch)
         epoch = f"epoch {min(done + 1, self.epochs)}/{self.epochs}"
-        alone = "" if self.several else f", loss {row['train_loss']:.3f}, val_acc {row['val_acc']:.1%}"
+        alone = "" if self.several else f", loss {row['train_loss']:.3f}, {self.val_acc} {row['val_acc']:.1%}"
         self.bar.set_postfix_str(f"{epoch}{alone}")
         # On a terminal the bar shows it for a single run; the line then goes to train.log only.
         with tqdm.external_write_mode(file=sys.stdout):
             log.log(
                 logging.INFO if self.bar.disable or self.several else logging.DEBUG,
-                "epoch %d/%d: loss %.4f, train_acc %.2f%%, val_acc %.2f%%, %.0f images/s, %s left",
+                "epoch %d/%d: loss %.4f, train_acc %.2f%%, %s %.2f%%, %.0f images/s, %s left",
                 done,
                 self.epochs,
                 row["train_loss"],
                 100 * row["train_acc"],
+                self.val_acc,
                 100 * row["val_acc"],
                 row["images_per_second"],
                 time_left,

@@ -88,8 +88,12 @@ def check_quality(run: Artifacts, checks: Checks) -> None:
     """Check that accuracy, loss and calibration follow from the logits."""
     with checks.checking("quality"):
         logits = needed(run.logits, "logits.safetensors")
-        best: float | NotChecked = NotChecked("needs validation logits, which are not kept in a run's small form")
-        if "val_logits" in logits:
+        best: float | NotChecked | None = NotChecked(
+            "needs validation logits, which are not kept in a run's small form"
+        )
+        if not run.summary.validation:
+            best = None
+        elif "val_logits" in logits:
             best = accuracy(logits["val_logits"].numpy(), logits["val_labels"].numpy())
         test = quality_on_test(logits["test_logits"].numpy(), logits["test_labels"].numpy())
         checks.same("from the logits", run.tolerance, best_val_acc=best, **test)
@@ -115,18 +119,19 @@ def check_training(run: Artifacts, checks: Checks) -> None:
         if not all(math.isfinite(value) for row in rows for value in row.values()):
             checks.failed("metrics.csv", "it holds values that are not finite")
             return
-        group = Checks(checks.recorded)
+        group, validation = Checks(checks.recorded), run.summary.validation
         group.same(
             "in metrics.csv",
             epochs=len(rows),
-            best_val_acc=max(accuracies),
-            best_val_epoch=accuracies.index(max(accuracies)) + 1,
+            best_val_acc=max(accuracies) if validation else None,
+            best_val_epoch=accuracies.index(max(accuracies)) + 1 if validation else None,
             train_seconds=sum(seconds),
             images_per_second=statistics.median(speeds[1:] or speeds),
         )
         checks.add_group("metrics.csv", group)
     summary = run.summary
     of_last_epoch = summary.best_val_epoch is not None and summary.best_val_epoch == summary.epochs
+    of_last_epoch |= not summary.validation
     checks.same(
         "of the same weights, the last epoch's",
         test_acc_final=summary.test_acc_best if of_last_epoch else NotChecked("the last epoch's weights are not kept"),

@@ -17,6 +17,8 @@ UNCHECKABLE = names(
     peak_memory_bytes=None, skipped_steps=None, overflowed_steps=None, lockstep=None, environment=None
 )  # fmt: skip
 """Keys whose values cannot be computed again."""
+ALWAYS_KNOWN = names(validation=True)
+"""Keys of which every earlier version had this value."""
 
 
 def verify(path: Path, options: Options) -> list[Line]:
@@ -56,5 +58,5 @@ def recorded_values(directory: RunDirectory, summary: RunSummary) -> Mapping[str
 
     `RunSummary` treats an absent key as null. Here the two differ: an older version did not write it, or wrote null.
     """
-    present = json.loads(directory.summary.read_text()).keys()
+    present = {*json.loads(directory.summary.read_text()), *ALWAYS_KNOWN}
     return {name: getattr(summary, name) for name in KEYS if name in present}
