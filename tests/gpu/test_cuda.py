@@ -1,6 +1,7 @@
 """What only a CUDA device can show. Run with `make test-gpu`; results go to docs/gpu-checks.md."""
 
 import dataclasses
+import itertools
 import logging
 import signal
 from collections.abc import Callable, Iterable
@@ -21,7 +22,7 @@ from kdbench.errors import RunError
 from kdbench.models import fuse_batch_norm, weights
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.identity import teacher_config
-from kdbench.runner.build import Parts, build_learner, build_parts
+from kdbench.runner.build import Parts, bind, build_learner, build_parts
 from kdbench.runner.policy import run_with_retries
 from kdbench.runner.run_all import Train
 from kdbench.system.device import autocast_dtype, resolve_runtime, torch_settings
@@ -36,6 +37,7 @@ from kdbench.train.loop import fit, train_epoch
 from kdbench.train.steps import EagerSteps, Steps
 from tests.conftest import complete, composed_once, killed_after
 from tests.data.test_policies import SIZES, sample_images, single_draws
+from tests.every_method import EVERYDAY, METHODS, for_few_images
 from tests.loss_terms import multiply_terms, nan_at
 from tests.runner.trainers import at, with_learners
 
@@ -49,6 +51,8 @@ SMALL_ON_CUDA = (
 """A run of two epochs of ten steps."""
 SOURCES = [("ce", "off"), ("logit", "off"), ("logit", "on"), ("feature", "off")]
 """Methods, and whether their teacher's logits come from the logit cache."""
+OTHERS = [name for name in METHODS if name not in EVERYDAY]
+"""Methods beside these, tested in fewer settings."""
 RECIPES: dict[str, tuple[str, ...]] = {
     "adamw, warm-up per step": (
         "recipe.optimizer=adamw", "recipe.lr=1e-3", "recipe.schedule_per=step", "recipe.warmup_epochs=0.5",
@@ -88,9 +92,14 @@ def difference(logits: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("method", ["ce", "logit", "feature"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_in_every_precision(tmp_path: Path, method: str, precision: str) -> None:
-    settings = (f"method={method}", f"runtime.precision={precision}", f"output_root={tmp_path}")
+    settings = (
+        f"method={method}",
+        *for_few_images(method),
+        f"runtime.precision={precision}",
+        f"output_root={tmp_path}",
+    )
     summary = complete(composed_once(*SMALL_ON_CUDA, *settings)).read_summary()
     assert summary.precision == precision
     assert summary.peak_memory_bytes
@@ -120,14 +129,16 @@ def learner_of(tmp_path: Path) -> MakeLearner:
     def make(*overrides: str) -> tuple[Learner, Batches]:
         config = composed_once(*SMALL_ON_CUDA, f"output_root={tmp_path}", *overrides)
         config = dataclasses.replace(config, runtime=resolve_runtime(config.runtime))
-        parts = build_parts(config)
+        parts, networks = build_parts(config), []
+        if config.teacher:
+            network = untrained_teacher(config, parts.method.requires, parts.dataset)
+            networks.append(fuse_batch_norm(network, autocast_dtype(config.runtime)))
+        bind(parts, networks)
         learner = build_learner(config, parts)
         if config.teacher and config.teacher.cache == "on":
             learner.teacher = random_cache(parts.dataset)
         elif config.teacher:
-            network = untrained_teacher(config, parts.method.requires, parts.dataset)
-            fused = fuse_batch_norm(network, autocast_dtype(config.runtime))
-            learner.teacher = LiveTeacher(fused, parts.method.requires, config.runtime)
+            learner.teacher = LiveTeacher(networks[0], parts.method.requires, config.runtime)
         return learner, parts.batches
 
     return make
@@ -174,17 +185,20 @@ def test_step_that_is_not_finite_may_be_skipped_with_what_it_did_to_running_stat
     assert int(learner.sums.skipped) == 1
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("graphs", ["true", "false"])
+@pytest.mark.parametrize(
+    ("source", "precision", "graphs"),
+    [
+        *itertools.product(SOURCES, ("fp32", "bf16", "fp16"), ("true", "false")),
+        *(((method, "off"), "bf16", "false") for method in OTHERS),
+    ],
+)
 def test_no_step_waits_for_the_host(
     learner_of: MakeLearner, source: tuple[str, str], precision: str, graphs: str
 ) -> None:
     """torch raises at every synchronising call inside an epoch's steps."""
     method, cached = source
-    learner, batches = learner_of(
-        f"method={method}", f"teacher.cache={cached}", f"runtime.precision={precision}", f"runtime.graphs={graphs}"
-    )
+    keys = (f"teacher.cache={cached}", f"runtime.precision={precision}", f"runtime.graphs={graphs}")
+    learner, batches = learner_of(f"method={method}", *for_few_images(method), *keys)
     steps = steps_for([learner], batches)
     train(learner, steps, batches.plan(0))  # libraries may wait when they start, and a capture does
     plans = list(batches.plan(1))  # copied to the device once, before the first batch
@@ -257,7 +271,11 @@ def test_images_in_the_memory_of_the_host_give_the_same_batches(learner_of: Make
 
 @pytest.mark.parametrize(
     ("source", "recipe"),
-    [*((source, ()) for source in SOURCES), *((("logit", "off"), recipe) for recipe in RECIPES.values())],
+    [
+        *((source, ()) for source in SOURCES),
+        *(((method, "off"), for_few_images(method)) for method in OTHERS),
+        *((("logit", "off"), recipe) for recipe in RECIPES.values()),
+    ],
 )
 def test_captured_steps_compute_what_eager_ones_do(
     learner_of: MakeLearner, source: tuple[str, str], recipe: tuple[str, ...], caplog: pytest.LogCaptureFixture
