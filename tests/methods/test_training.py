@@ -359,8 +359,13 @@ def refuses_parts(training, *keys):
     return False
 
 
-@pytest.mark.parametrize("method", methods())
-@pytest.mark.parametrize("accumulate", rest_slow([3, 2, 7]))
+@pytest.mark.parametrize(
+    ("method", "accumulate"),
+    [
+        *(pytest.param(*p.values, 3, marks=p.marks) for p in methods()),
+        *(pytest.param(name, parts, marks=pytest.mark.slow) for name in EVERY_DAY for parts in (2, 7)),
+    ],
+)
 def test_gradients_and_terms_of_a_batch_in_parts_are_those_of_the_whole_batch(training, method, accumulate):
     soft = ("recipe.mixup=0.8", "recipe.label_smoothing=0.1") if CLASSES[method].soft_labels else ()
     keys = (f"method={method}", "recipe.batch_size=25", *soft)
