@@ -49,6 +49,14 @@ def test_the_order_of_images_matters():
     assert float(correlation_congruence(student[[0, 2, 1]], torch.zeros(3, 1))) == 0.5
 
 
+def test_a_batch_of_one_image_gives_0():
+    student = torch.ones(1, 3, requires_grad=True)
+    loss = correlation_congruence(student, torch.zeros(1, 3))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert student.grad.tolist() == [[0, 0, 0]]
+
+
 def test_large_half_precision_embeddings_do_not_overflow():
     student = torch.full((2, 2), 3e4, dtype=torch.float16)
     assert float(correlation_congruence(student, -student)) == pytest.approx(7.2e9, rel=1e-3)

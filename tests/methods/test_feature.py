@@ -134,6 +134,13 @@ def test_stages_are_every_layer_that_both_have_or_those_that_are_named():
     assert stages_of("method.pairs={layer2: layer3}") == [("layer2", "layer3")]
 
 
+def test_the_order_of_pairs_which_is_no_part_of_the_run_key_changes_nothing():
+    values = ("{layer1: layer2, layer3: layer3}", "{layer3: layer3, layer1: layer2}")
+    one, other = (build_method("feature", f"method.pairs={value}", batch_size=2).method for value in values)
+    assert one.pairs.pairs == other.pairs.pairs
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
 def test_stages_and_pairs_together_are_an_error():
     with pytest.raises(ConfigError) as error:
         build_method("feature", "method.stages=[layer2]", "method.pairs={layer2: layer3}")

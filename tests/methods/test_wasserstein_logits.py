@@ -12,7 +12,7 @@ from kdbench.methods.wasserstein_logits import WassersteinLogitDistillation, gro
 from kdbench.models import fuse_batch_norm
 from kdbench.runner.build import build_parts
 from kdbench.teachers.cache import can_answer
-from tests.conftest import NARROW, SMALL
+from tests.conftest import NARROW, SMALL, rest_slow
 from tests.methods.built import build_method
 from tests.methods.conformance import LossTests
 
@@ -267,13 +267,13 @@ def test_a_class_without_images_is_an_error():
 
 
 def test_the_defaults_are_those_of_the_source():
-    keys = build_method("wkd_l", batch_size=2).method.config
+    keys = build_method("wkd_l", images=60, batch_size=2).method.config
     assert (keys.ce_weight, keys.kd_weight, keys.weight, keys.temperature) == (1, 1, 600, 8)
     assert (keys.regularization, keys.iterations, keys.sharpen, keys.decay_from) == (0.05, 10, 1, 150)
 
 
 def test_a_step_requires_logits_alone_so_that_the_logit_cache_answers():
-    built = build_method("wkd_l", batch_size=2)
+    built = build_method("wkd_l", images=60, batch_size=2)
     requires = built.method.requires
     assert (requires.teacher_logits, requires.teacher_stages, requires.student_stages) == (True, (), ())
     assert requires.teacher_network_stages == ("layer3",)
@@ -282,9 +282,10 @@ def test_a_step_requires_logits_alone_so_that_the_logit_cache_answers():
     assert not built.teacher(built.batch).features
 
 
-@pytest.mark.parametrize(
-    "overrides", [(), ("teacher=resnet18",), ("teacher=vit", "method.pairs={layer3: layer2}"), ("student=vit",)]
-)
+COST_OF = ((), ("teacher=resnet18",), ("teacher=vit", "method.pairs={layer3: layer2}"), ("student=vit",))
+
+
+@pytest.mark.parametrize("overrides", rest_slow((overrides,) for overrides in COST_OF))
 def test_the_cost_is_that_of_the_teachers_features_of_all_training_images(overrides):
     built = build_method("wkd_l", *overrides, images=60, batch_size=4)
     network, stage = built.teacher.network, built.method.stage
@@ -303,7 +304,7 @@ def test_the_cost_is_that_of_the_teachers_features_of_all_training_images(overri
 
 
 def test_an_embedding_gives_one_sample_per_image():
-    built = build_method("wkd_l", "method.pairs={pooled: pooled}", batch_size=4)
+    built = build_method("wkd_l", "method.pairs={pooled: pooled}", images=60, batch_size=4)
     with torch.no_grad():
         embeddings = built.teacher.network(torch.cat(list(built.context.images()))).features["pooled"]
     expected = category_cost(group_by_class([embeddings], built.context.labels, 10), 1.0)
@@ -311,7 +312,7 @@ def test_an_embedding_gives_one_sample_per_image():
 
 
 def test_binding_leaves_the_teacher_and_random_numbers_as_they_are():
-    built = build_method("wkd_l", batch_size=4)
+    built = build_method("wkd_l", images=60, batch_size=4)
     network, cost = built.teacher.network, built.method.cost.clone()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     state = torch.get_rng_state()
@@ -333,7 +334,7 @@ def test_a_teacher_with_narrow_weights_gives_about_the_same_cost():
 
 
 def test_the_total_is_the_weighted_sum_and_the_gradient_reaches_the_student():
-    built = build_method("wkd_l", "method.ce_weight=0.5", "method.kd_weight=2", batch_size=4)
+    built = build_method("wkd_l", "method.ce_weight=0.5", "method.kd_weight=2", images=60, batch_size=4)
     result = built.step()
     terms = {name: value.item() for name, value in result.terms.items()}
     assert all(math.isfinite(value) for value in terms.values())
@@ -345,7 +346,7 @@ def test_the_total_is_the_weighted_sum_and_the_gradient_reaches_the_student():
 
 
 def test_only_the_transport_decays():
-    built = build_method("wkd_l", "method.decay_from=2", "recipe.epochs=6", batch_size=4)
+    built = build_method("wkd_l", "method.decay_from=2", "recipe.epochs=6", images=60, batch_size=4)
     built.student.eval()
     kd = [built.step(epoch).terms["kd"].item() for epoch in (0, 1, 3, 5)]
     built.method.config = dataclasses.replace(built.method.config, weight=0.0)
@@ -366,11 +367,10 @@ def test_the_images_are_those_of_the_training_in_order_and_without_augmentation(
 
 
 def test_a_class_without_images_is_an_error_of_the_run():
-    context = build_method("wkd_l", batch_size=2).context
-    context = dataclasses.replace(context, labels=context.labels.clamp(max=8))
-    config = build_method("wkd_l", batch_size=2).config
+    built = build_method("wkd_l", images=60, batch_size=2)
+    context = dataclasses.replace(built.context, labels=built.context.labels.clamp(max=8))
     with pytest.raises(ConfigError, match="class 9 has no training images") as error:
-        WassersteinLogitDistillation(config.method.params, context)
+        WassersteinLogitDistillation(built.config.method.params, context)
     assert (error.value.code, error.value.key) == ("invalid_data", "data")
 
 

@@ -14,6 +14,7 @@ from kdbench.config.recipe import is_added
 from kdbench.config.schema import number, one_of, whole
 from kdbench.config.sections import FileKeys
 from kdbench.errors import ConfigError
+from kdbench.methods import CrossEntropy
 from kdbench.rundir.identity import (
     baseline_key,
     group_key,
@@ -281,6 +282,13 @@ def test_a_setting_that_changes_numbers_is_part_of_the_key(override):
 def test_the_teacher_is_part_of_the_key():
     config = composed_once()
     assert hash_of(run_identity(config, "one")) != hash_of(run_identity(config, "two"))
+
+
+def test_stages_are_part_of_the_key_of_a_method_without_a_teacher_that_uses_them(monkeypatch):
+    configs = [composed_once(*MACHINE, "method=ce", *more) for more in ((), ("student.stages.layer1=layer1.0",))]
+    assert len({run_key(config) for config in configs}) == 1
+    monkeypatch.setattr(CrossEntropy, "uses_stages", True)
+    assert len({run_key(config) for config in configs}) == 2
 
 
 def test_names_of_models_and_methods_are_no_part_of_the_key(tmp_path):

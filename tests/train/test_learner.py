@@ -59,7 +59,9 @@ def test_gradient_scaling_takes_no_bad_step_though_its_gradients_are_finite(make
     learner.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=8.0)
     learner.sums.ends_at_once = False  # as on a device that runs ahead of the host
     extra = iter((torch.inf, 1.0))
-    learner.method.register_forward_hook(lambda _, __, terms: terms | {"extra": torch.tensor(next(extra))})
+    learner.method.register_forward_hook(
+        lambda _, __, returned: returned._replace(terms={**returned.terms, "extra": torch.tensor(next(extra))})
+    )
     first, second, *_ = batches.epoch(0)
     before = dict(learner.student.named_parameters())
     before = {name: value.detach().clone() for name, value in before.items()}
@@ -71,6 +73,22 @@ def test_gradient_scaling_takes_no_bad_step_though_its_gradients_are_finite(make
     assert not weights_moved()
     learner.train_step(second, None)
     assert weights_moved() == skip
+
+
+def test_finish_step_gets_the_steps_that_gradient_scaling_skips(make: Make) -> None:
+    learner, batches = make()
+    learner.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=8.0)
+    learner.sums.norms_may_overflow = True
+    skipped: list[float] = []
+    learner.method.finish_step = lambda flag: skipped.append(float(flag))  # type: ignore[method-assign]
+    first, second, *_ = batches.epoch(0)
+    before = values(learner.student)
+    overflow = learner.student.body.fc.bias.register_hook(lambda gradient: gradient * torch.inf)
+    learner.train_step(first, None)
+    assert all(torch.equal(before[name], value) for name, value in learner.student.named_parameters())
+    overflow.remove()
+    learner.train_step(second, None)
+    assert skipped == [1.0, 0.0]
 
 
 SCHEDULES = (

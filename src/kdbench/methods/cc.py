@@ -33,17 +33,17 @@ def correlation_congruence(student_embeddings: Tensor, teacher_embeddings: Tenso
     difference of Gaussian kernel matrices but the form that the authors contributed to RepDistiller.
 
     Args:
-        student_embeddings: [B, D], B at least 2.
+        student_embeddings: [B, D].
         teacher_embeddings: [B, D]. Gradients flow into them as well, because the method trains the linear layer that
             computes them.
 
     Returns:
-        Scalar, at least 0; 0 for identical embeddings.
+        Scalar, at least 0; 0 for identical embeddings, and for a batch of one image.
 
     Source: Peng et al. 2019 (arXiv 1904.01802), in the form described above.
     """
     differences = (student_embeddings - teacher_embeddings).abs()
-    return (differences[:-1] * differences[1:]).sum(1).mean()
+    return (differences[:-1] * differences[1:]).sum() / max(1, len(differences) - 1)
 
 
 class CorrelationCongruence(Method):

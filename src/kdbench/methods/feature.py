@@ -93,7 +93,7 @@ class FeatureDistillation(Method):
 
     def __init__(self, config: Config, context: MethodContext) -> None:
         super().__init__(config, context)
-        pairs = config.pairs if config.stages is None else {stage: stage for stage in config.stages}
+        pairs = config.pairs if config.stages is None else [(stage, stage) for stage in config.stages]
         key = "method.pairs" if config.stages is None else "method.stages"
         self.pairs = StagePairs(pairs, context, "common", projection=build_projection, key=key)
         self.requires = Requires(

@@ -50,7 +50,8 @@ class StagePairs(nn.Module):
     """The pairs of stages that a method compares; trained projections bring the student's to the teacher's width.
 
     Args:
-        pairs: stage of the student to stage of the teacher; None takes `default`.
+        pairs: stage of the student to stage of the teacher; None takes `default`. Pairs of a mapping, whose order is no
+            part of a run's key, are taken in the order of the student's stages.
         context: summaries of student and teacher.
         default: "common": every layerN that both have; "last": the last stage with positions of each; "pooled": the
             stage `pooled` of each, else its last stage; any other text: the stage of this name in both.
@@ -65,7 +66,7 @@ class StagePairs(nn.Module):
 
     def __init__(
         self,
-        pairs: Mapping[str, str] | None,
+        pairs: Mapping[str, str] | Sequence[tuple[str, str]] | None,
         context: MethodContext,
         default: str,
         kind: Kind = "maps",
@@ -74,6 +75,9 @@ class StagePairs(nn.Module):
     ) -> None:
         super().__init__()
         named = dict(pairs) if pairs is not None else default_pairs(default, context)
+        if isinstance(pairs, Mapping):
+            order = [*context.student.shapes, *named]  # a stage that does not exist comes last, and is refused below
+            named = {stage: named[stage] for stage in sorted(named, key=order.index)}
         self.kind = kind
         self.pairs = tuple(pair_of(a, b, context, kind, key) for a, b in named.items())
         self.projections = nn.ModuleList(

@@ -83,11 +83,7 @@ class KnowledgeReview(Method):
 
     def __init__(self, config: Config, context: MethodContext) -> None:
         super().__init__(config, context)
-        pairs = config.pairs
-        if pairs is not None:
-            order = [*context.student.shapes, *pairs]  # a stage that does not exist comes last, and is refused below
-            pairs = {stage: pairs[stage] for stage in sorted(pairs, key=order.index)}
-        self.pairs = StagePairs(pairs, context, "common")
+        self.pairs = StagePairs(config.pairs, context, "common")
         deepest = self.pairs.pairs[-1]
         width = min(MAX_WIDTH, deepest.student_shape[0])
         self.fusions = nn.ModuleList(

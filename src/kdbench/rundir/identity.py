@@ -49,8 +49,10 @@ def run_identity(config: RunConfig, teacher_key: str | None) -> dict[str, Any]:
         teacher_key: key of the teacher's run.
     """
     stages = {}
-    if config.teacher and config.method.target.uses_stages:
-        stages = {"student": config.student.stages, "teacher": config.teacher.model.stages}
+    if getattr(config.method.target, "uses_stages", False):  # `GivenWeights` is no method
+        stages["student"] = config.student.stages
+        if config.teacher:
+            stages["teacher"] = config.teacher.model.stages
     return {
         "schema_version": SCHEMA_VERSION,
         "student": model_identity(config.student),

@@ -216,9 +216,9 @@ class Learner:
         elif kind_of(self.runtime.device) != "mps" or not bool(failed):  # its fused step may not read found_inf
             self.optimizer.found_inf = failed  # type: ignore[attr-defined]  # read by the fused step
             self.optimizer.step()
-        self.method.finish_step(failed)
+        skipped = torch.where(self.all_finite(), failed, 1.0) if self.scaler.is_enabled() else failed
+        self.method.finish_step(skipped)
         if self.average:
-            skipped = failed if not self.scaler.is_enabled() else torch.where(self.all_finite(), failed, 1.0)
             self.average.update(skipped)
 
     def backward(self, batch: Batch, teachers: Sequence[TeacherOutput], share: float = 1.0) -> LossOutput:
