@@ -36,7 +36,7 @@ from kdbench.data import ImageData, Split, memory
 from kdbench.data import load as read_data
 from kdbench.data.embedded import Shapes
 from kdbench.errors import KdbenchError
-from kdbench.methods import CrossEntropy, LossOutput, Method
+from kdbench.methods import CrossEntropy, LossOutput, Method, Requires
 from kdbench.methods.logit import LogitDistillation
 from kdbench.models import build, weights
 from kdbench.models.checkpoint_files import read_checkpoint
@@ -86,7 +86,7 @@ ALL_IMAGES = ("data.num_train=null", "data.num_val=null", "data.num_test=null")
 OF_DATA = (
     "FailingData", "ReturnsATuple", "FloatImages", "OneClass", "EmptySplit", "OtherSize", "LargeLabel", "MissingClass"
 )  # fmt: skip
-OF_A_METHOD = ("Config", "Teacher", "Forward", "Requires", "Arguments")
+OF_A_METHOD = ("Config", "Teacher", "Forward", "Requires", "Stages", "Arguments")
 VALUES = {
     (): [
         "recipe.lr=nan", "recipe.lr=abc", "recipe.lr=null", "recipe.epochs=0", "recipe.epochs=1.5",
@@ -236,6 +236,10 @@ class WithoutRequires(LogitDistillation):
     def __init__(self, *args):
         super().__init__(*args)
         self.requires = None
+
+
+class WithoutStages(LogitDistillation):
+    requires = Requires(student_stages=("layer1",))
 
 
 class WithoutArguments(LogitDistillation):

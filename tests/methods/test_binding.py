@@ -21,6 +21,8 @@ from tests.conftest import complete
 class Reversed(LogitDistillation):
     """Predicts by the student's own classifier of the embedding with the opposite sign."""
 
+    uses_stages = True
+
     def __init__(self, config, context):
         super().__init__(config, context)
         self.requires = Requires(teacher_logits=True, student_stages=("pooled",))

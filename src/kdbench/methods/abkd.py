@@ -21,6 +21,7 @@ from kdbench.methods.base import (
     full_precision,
 )
 from kdbench.models import Output
+from kdbench.system.device import widest_float
 
 NEAR_LIMIT = 1e-7
 """Size of alpha, beta or alpha + beta below which it counts as 0: the limit is off by about as much, and the general
@@ -73,8 +74,9 @@ def alpha_beta_kd(
     """
     if variant not in ("paper", "authors"):
         raise ValueError(f"variant is {variant!r}; it must be 'paper' or 'authors'")
-    log_p = F.log_softmax(teacher_logits.detach().double() / temperature, dim=1)
-    log_q = F.log_softmax(student_logits.double() / temperature, dim=1)
+    wide = widest_float(str(student_logits.device))
+    log_p = F.log_softmax(teacher_logits.detach().to(wide) / temperature, dim=1)
+    log_q = F.log_softmax(student_logits.to(wide) / temperature, dim=1)
     divergence = alpha_beta_divergence(log_p, log_q, alpha, beta, once=variant == "authors")
     return divergence.mean().to(student_logits.dtype)
 

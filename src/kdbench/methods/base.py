@@ -90,6 +90,11 @@ class Requires:
         )
 
     @property
+    def any_stages(self) -> bool:
+        """True if the method reads a stage of any network."""
+        return bool(self.student_stages or self.teacher_network_stages)
+
+    @property
     def teacher_network_stages(self) -> tuple[str, ...]:
         """Stages with which a teacher's network is built: those of the steps, and those of `bind_teachers`."""
         return tuple(dict.fromkeys((*self.teacher_stages, *self.teacher_setup_stages)))
@@ -242,11 +247,11 @@ class Method(nn.Module, ABC):
     def __init__(self, config: Any, context: MethodContext) -> None:
         super().__init__()
         self.config = config
-        ramp = getattr(config, "ramp_epochs", 0)
-        if isinstance(ramp, int) and ramp > context.epochs:
+        ramp_epochs = getattr(config, "ramp_epochs", 0)
+        if isinstance(ramp_epochs, int) and ramp_epochs > context.epochs:
             self.remarks = (
-                f"method.ramp_epochs is {ramp} and the run has {context.epochs} epochs: the KD term reaches "
-                f"{context.epochs}/{ramp} of its weight",
+                f"method.ramp_epochs is {ramp_epochs} and the run has {context.epochs} epochs: the KD term reaches "
+                f"{context.epochs}/{ramp_epochs} of its weight",
             )
 
     def bind_student(self, network: Network) -> None:

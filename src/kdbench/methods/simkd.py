@@ -80,7 +80,8 @@ class SimKD(Method):
 
     def bind_teachers(self, networks: Sequence[Network]) -> None:
         """Keep a frozen copy of the teacher's classifier."""
-        self.classifier = copy.deepcopy(networks[0].body.get_submodule(self.path)).requires_grad_(False)
+        # A teacher for bf16 or fp16 has narrow weights; the copy is stored, and used in float32 too.
+        self.classifier = copy.deepcopy(networks[0].body.get_submodule(self.path)).float().requires_grad_(False)
 
     def forward(
         self, student: Output, teachers: Sequence[TeacherOutput], batch: Batch, progress: Progress

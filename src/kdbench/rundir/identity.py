@@ -50,9 +50,9 @@ def run_identity(config: RunConfig, teacher_key: str | None) -> dict[str, Any]:
     """
     stages = {}
     if getattr(config.method.target, "uses_stages", False):  # `GivenWeights` is no method
-        stages["student"] = config.student.stages
+        stages["student"] = stages_identity(config.student.stages)
         if config.teacher:
-            stages["teacher"] = config.teacher.model.stages
+            stages["teacher"] = stages_identity(config.teacher.model.stages)
     return {
         "schema_version": SCHEMA_VERSION,
         "student": model_identity(config.student),
@@ -65,6 +65,12 @@ def run_identity(config: RunConfig, teacher_key: str | None) -> dict[str, Any]:
         "data_seed": config.data_seed,
         "precision": config.runtime.precision,
     }
+
+
+def stages_identity(stages: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the stages of a network, with their order where it is not that of their names: the last one may count."""
+    names = list(stages)
+    return dict(stages) if names == sorted(names) else {"order": names, "stages": dict(stages)}
 
 
 def section_identity(section: Any) -> dict[str, Any]:

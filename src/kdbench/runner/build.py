@@ -331,6 +331,13 @@ def build_method(config: RunConfig, context: MethodContext) -> Method:
             code="no_method",
             key="method._target_",
         )
+    if method.requires.any_stages and not method.uses_stages:
+        raise ConfigError(
+            f"{config.method.path} requires stages and declares uses_stages = False, so that its run key would lack "
+            "them; declare uses_stages = True",
+            code="no_method",
+            key="method._target_",
+        )
     return method
 
 
