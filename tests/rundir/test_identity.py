@@ -469,14 +469,15 @@ def test_new_settings_with_a_neutral_value_keep_existing_keys():
 
 OWN = {
     "losses.py": """
+        from kdbench.methods import LossOutput
         from kdbench.methods.logit import LogitDistillation
         from scaling import FACTOR
         from parts import layers
 
         class Scaled(LogitDistillation):
-            def forward(self, *args, **kwargs):
-                terms = super().forward(*args, **kwargs)
-                return terms | {"total": FACTOR * terms["total"]}
+            def forward(self, *args):
+                terms, logits = super().forward(*args)
+                return LossOutput(terms | {"total": FACTOR * terms["total"]}, logits)
 
         def net(num_classes):
             return layers.head(num_classes)
