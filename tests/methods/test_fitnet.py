@@ -98,3 +98,9 @@ def test_networks_without_layer2_need_pairs():
     with pytest.raises(ConfigError) as error:
         build_method("fitnet", "method.pairs={layer2: layer9}")
     assert (error.value.code, error.value.key) == ("unknown_stage", "method.pairs")
+
+
+def test_an_empty_mapping_of_pairs_is_refused():
+    with pytest.raises(ConfigError) as error:
+        build_method("fitnet", "method.pairs={}")
+    assert (error.value.code, error.value.key) == ("out_of_range", "method.pairs")

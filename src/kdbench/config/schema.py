@@ -201,7 +201,8 @@ def check_ranges(section: Any, prefix: str) -> None:
             for name, inner in value.items():
                 if dataclasses.is_dataclass(inner):
                     check_ranges(inner, f"{prefix}{f.name}.{name}.")
-        elif f.metadata.get("allowed") and not f.metadata["allowed"](value):
+        allowed = None if dataclasses.is_dataclass(value) else f.metadata.get("allowed")
+        if allowed and not allowed(value):
             key = f"{prefix}{f.name}"
             raise ConfigError(
                 f"{key} is {as_yaml(value)}; it must be {f.metadata['description']}", code="out_of_range", key=key
