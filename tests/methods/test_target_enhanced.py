@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from kdbench.errors import ConfigError
-from kdbench.methods import logit_kd, target_enhanced_kd
+from kdbench.methods import logit_kd, target_enhanced_kd, target_enhanced_kd_of_paper
 from kdbench.methods.target_enhanced import TargetEnhancedDistillation, build_exit, exit_shapes
 from tests.methods.built import build_method
 from tests.methods.conformance import LossTests
@@ -21,11 +21,11 @@ class TestTargetEnhanced(LossTests):
     """The teacher's second tensor gives the labels: its largest column."""
 
     method = TargetEnhancedDistillation
+    authors = True
     settings = (
         {"temperature": 1.0, "exponent": 1.0},
         {"temperature": 1.0, "exponent": 1.5},
         {"temperature": 3.0, "exponent": 0.7},
-        {"temperature": 2.0, "exponent": 1.5, "variant": "paper"},
     )
 
     def inputs(self, draw):
@@ -34,7 +34,7 @@ class TestTargetEnhanced(LossTests):
     def loss(self, student, teacher, **setting):
         return target_enhanced_kd(student[0], teacher[0], teacher[1].detach().argmax(1), **setting)
 
-    def reference(self, student, teacher, temperature, exponent, variant="authors"):
+    def reference(self, student, teacher, temperature, exponent):
         total = 0.0
         for z_s, z_t, scores in zip(student[0], teacher[0], teacher[1], strict=True):
             p_s, p_t, label = softmax(z_s, temperature), softmax(z_t, temperature), scores.argmax()
@@ -42,9 +42,17 @@ class TestTargetEnhanced(LossTests):
                 if c == label:
                     weight = (1 + p_t[c]) ** exponent - 1
                 else:
-                    weight = p_t[c] ** exponent if variant == "authors" else p_t[c]
+                    weight = p_t[c] ** exponent if self.authors else p_t[c]
                 total -= weight * math.log(p_s[c])
         return total / len(student[0])
+
+
+class TestTargetEnhancedOfPaper(TestTargetEnhanced):
+    settings = ({"temperature": 2.0, "exponent": 1.5},)
+    authors = False
+
+    def loss(self, student, teacher, **setting):
+        return target_enhanced_kd_of_paper(student[0], teacher[0], teacher[1].detach().argmax(1), **setting)
 
 
 def test_case_by_hand():
@@ -54,17 +62,17 @@ def test_case_by_hand():
     first, second = torch.tensor([0]), torch.tensor([1])
     assert float(target_enhanced_kd(student, teacher, first, 1.0, 2.0)) == pytest.approx(34 / 16 * math.log(2))
     assert float(target_enhanced_kd(student, teacher, second, 1.0, 2.0)) == pytest.approx(18 / 16 * math.log(2))
-    paper = target_enhanced_kd(student, teacher, first, 1.0, 2.0, variant="paper")
+    paper = target_enhanced_kd_of_paper(student, teacher, first, 1.0, 2.0)
     assert float(paper) == pytest.approx(37 / 16 * math.log(2))
 
 
-@pytest.mark.parametrize("variant", ["authors", "paper"])
-def test_with_exponent_and_temperature_1_it_is_logit_kd_plus_the_teachers_entropy(variant):
+@pytest.mark.parametrize("form", [target_enhanced_kd, target_enhanced_kd_of_paper])
+def test_with_exponent_and_temperature_1_it_is_logit_kd_plus_the_teachers_entropy(form):
     student, teacher = torch.randn(8, 10, dtype=torch.float64), torch.randn(8, 10, dtype=torch.float64)
     p = torch.softmax(teacher, 1)
     expected = float(logit_kd(student, teacher, 1.0)) - float((p * p.log()).sum(1).mean())
     labels = torch.randint(10, (8,))
-    assert float(target_enhanced_kd(student, teacher, labels, 1.0, 1.0, variant)) == pytest.approx(expected, rel=1e-12)
+    assert float(form(student, teacher, labels, 1.0, 1.0)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_there_is_no_factor_of_the_squared_temperature():
@@ -81,11 +89,6 @@ def test_extreme_narrow_logits_stay_finite(dtype):
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(student.grad).all()
-
-
-def test_an_unknown_variant_is_an_error():
-    with pytest.raises(ValueError, match="variant is 'code'"):
-        target_enhanced_kd(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0]), 1.0, 1.0, variant="code")
 
 
 # Exits

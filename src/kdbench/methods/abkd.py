@@ -32,12 +32,7 @@ NEAR_ORIGIN = 1e-5
 
 @full_precision
 def alpha_beta_kd(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    temperature: float,
-    alpha: float,
-    beta: float,
-    variant: str = "paper",
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float, alpha: float, beta: float
 ) -> Tensor:
     """Return the alpha-beta divergence from student to teacher at a temperature.
 
@@ -60,24 +55,35 @@ def alpha_beta_kd(
         temperature: T, above 0.
         alpha: exponent of the teacher's probabilities, any sign; not the weight of KD.
         beta: exponent of the student's probabilities, any sign.
-        variant: "paper": as above. "authors": the authors' code, which differs from their paper at three limits: it
-            divides once where the square belongs, by a for b = 0 and for a = -b, and by b for a = 0. It is then not
-            continuous there, and negative where the divisor is.
 
     Returns:
-        Scalar, at least 0 in the paper's form; 0 means that both distributions are the same.
-
-    Raises:
-        ValueError: an unknown `variant`.
+        Scalar, at least 0; 0 means that both distributions are the same.
 
     Source: arXiv 2505.04560.
     """
-    if variant not in ("paper", "authors"):
-        raise ValueError(f"variant is {variant!r}; it must be 'paper' or 'authors'")
+    return mean_divergence(student_logits, teacher_logits.detach(), temperature, alpha, beta, once=False)
+
+
+@full_precision
+def alpha_beta_kd_of_authors(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float, alpha: float, beta: float
+) -> Tensor:
+    """Return `alpha_beta_kd` as the authors' code computes it, which differs from their paper at three limits.
+
+    It divides once where the square belongs: by a for b = 0 and for a = -b, and by b for a = 0. It is then not
+    continuous there, and negative where the divisor is. Arguments: see `alpha_beta_kd`.
+    """
+    return mean_divergence(student_logits, teacher_logits.detach(), temperature, alpha, beta, once=True)
+
+
+def mean_divergence(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float, alpha: float, beta: float, once: bool
+) -> Tensor:
+    """Return the mean over the images of `alpha_beta_divergence` of logits [B, C]."""
     wide = widest_float(str(student_logits.device))
-    log_p = F.log_softmax(teacher_logits.detach().to(wide) / temperature, dim=1)
+    log_p = F.log_softmax(teacher_logits.to(wide) / temperature, dim=1)
     log_q = F.log_softmax(student_logits.to(wide) / temperature, dim=1)
-    divergence = alpha_beta_divergence(log_p, log_q, alpha, beta, once=variant == "authors")
+    divergence = alpha_beta_divergence(log_p, log_q, alpha, beta, once)
     return divergence.mean().to(student_logits.dtype)
 
 
@@ -128,7 +134,6 @@ class AlphaBetaDistillation(Method):
     ) -> LossOutput:
         """Return the terms `total`, `ce` and `kd`; both losses before their weights."""
         config = self.config
-        kd = alpha_beta_kd(
-            student.logits, teachers[0].get_logits(), config.temperature, config.alpha, config.beta, config.variant
-        )
+        loss = alpha_beta_kd if config.variant == "paper" else alpha_beta_kd_of_authors
+        kd = loss(student.logits, teachers[0].get_logits(), config.temperature, config.alpha, config.beta)
         return ce_plus_kd(config, student, batch, kd)

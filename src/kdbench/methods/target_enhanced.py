@@ -29,12 +29,7 @@ from kdbench.models import ModelSummary, Output
 
 @full_precision
 def target_enhanced_kd(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    labels: Tensor,
-    temperature: float,
-    exponent: float,
-    variant: str = "authors",
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float, exponent: float
 ) -> Tensor:
     """Return the cross-entropy towards the teacher's probabilities, with more weight on the label's class.
 
@@ -48,23 +43,37 @@ def target_enhanced_kd(
         labels: [B] int64, y.
         temperature: T, above 0.
         exponent: e, above 0. With 1, the weights are the teacher's probabilities.
-        variant: "authors", as above, or "paper": w_c = p_t[c] for c other than y.
 
     Returns:
         Scalar in nats, at least 0. With e = 1 its minimum is the entropy of the teacher's probabilities.
 
-    Raises:
-        ValueError: an unknown `variant`.
-
-    Source: Hao et al. 2023 (arXiv 2310.19444).
+    Source: Hao et al. 2023 (arXiv 2310.19444), as in the authors' code.
     """
-    if variant not in ("authors", "paper"):
-        raise ValueError(f"variant is {variant!r}; it must be 'authors' or 'paper'")
+    return weighted_cross_entropy(student_logits, teacher_logits.detach(), labels, temperature, exponent, exponent)
+
+
+@full_precision
+def target_enhanced_kd_of_paper(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float, exponent: float
+) -> Tensor:
+    """Return `target_enhanced_kd` as the paper writes it: w_c = p_t[c] for c other than y. Arguments: see there."""
+    return weighted_cross_entropy(student_logits, teacher_logits.detach(), labels, temperature, exponent, 1.0)
+
+
+def weighted_cross_entropy(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    temperature: float,
+    of_label: float,
+    of_others: float,
+) -> Tensor:
+    """Return the mean of -sum_c w_c log p_s[c] with these exponents in w; see `target_enhanced_kd`."""
     log_s = F.log_softmax(student_logits / temperature, dim=1)
-    log_t = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
-    others = (exponent * log_t if variant == "authors" else log_t).exp()
+    log_t = F.log_softmax(teacher_logits / temperature, dim=1)
+    others = (of_others * log_t).exp()
     label = labels[:, None]
-    target = torch.expm1(exponent * torch.log1p(log_t.gather(1, label).exp()))
+    target = torch.expm1(of_label * torch.log1p(log_t.gather(1, label).exp()))
     return -(others.scatter(1, label, target) * log_s).sum(1).mean()
 
 
@@ -110,9 +119,8 @@ class TargetEnhancedDistillation(Method):
         keys, teacher = self.config, teachers[0].get_logits()
 
         def loss(logits: Tensor) -> Tensor:
-            return target_enhanced_kd(
-                logits, teacher, batch.labels, keys.temperature, keys.exponent, variant=keys.variant
-            )
+            form = target_enhanced_kd if keys.variant == "authors" else target_enhanced_kd_of_paper
+            return form(logits, teacher, batch.labels, keys.temperature, keys.exponent)
 
         final = loss(student.logits)
         exits = torch.stack(
