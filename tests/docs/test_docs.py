@@ -178,7 +178,7 @@ def test_examples_of_the_readme_run_as_written(files_of_pages: Path) -> None:
     run = kdbench.run(config)
     assert run.summary.role == "distilled"
     assert run.metrics is not None
-    assert "regression" in run.metrics
+    assert "kd" in run.metrics
     assert OmegaConf.load(run.path / "config.yaml").method._target_ == "my_methods.LogitRegression"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdbench.config import RunConfig
 from kdbench.data import Batches
-from kdbench.methods.base import Method
+from kdbench.methods.base import LossOutput, Method
 from kdbench.methods.ce import CrossEntropy
 from kdbench.rundir.directory import RunDirectory
 from kdbench.runner.build import build_learner, build_parts
@@ -194,9 +194,10 @@ class InPlace(CrossEntropy):
         super().__init__(*given)
         self.register_buffer("calls", torch.zeros(()))
 
-    def forward(self, *given: Any, **named: Any) -> dict[str, Tensor]:
+    def forward(self, *given: Any) -> LossOutput:
         self.calls.add_(1)
-        return {name: term * self.calls for name, term in super().forward(*given, **named).items()}
+        terms, logits = super().forward(*given)
+        return LossOutput({name: term * self.calls for name, term in terms.items()}, logits)
 
 
 @pytest.mark.slow
@@ -235,9 +236,10 @@ class DrawsOnHost(CrossEntropy):
         super().__init__(*given)
         self.drawn = []
 
-    def forward(self, *given: Any, **named: Any) -> dict[str, Tensor]:
+    def forward(self, *given: Any) -> LossOutput:
         self.drawn.append(type(self).draw())
-        return {name: term * self.drawn[-1] for name, term in super().forward(*given, **named).items()}
+        terms, logits = super().forward(*given)
+        return LossOutput({name: term * self.drawn[-1] for name, term in terms.items()}, logits)
 
 
 class DrawsByNumpy(DrawsOnHost):
