@@ -50,12 +50,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="CSV file to write")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="steps of a visit")
+    parser.add_argument("--threads", default="auto")
     parser.add_argument("--pair", default="resnet20_resnet8")
     arguments = parser.parse_args()
     names = sorted(file.stem for file in (CONF_DIR / "method").glob("*.yaml"))
     trainings: dict[str, Training] = {}
     memory: dict[str, tuple[int, int]] = {}
-    first = kdbench.compose([f"pair={arguments.pair}", *OVERRIDES])
+    first = kdbench.compose([f"pair={arguments.pair}", f"runtime.threads={arguments.threads}", *OVERRIDES])
     runtime = resolve_runtime(first.runtime)
     with torch_settings(runtime):
         for name in names:
