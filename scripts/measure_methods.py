@@ -20,7 +20,7 @@ import kdbench
 from kdbench.bench.lockstep import build_group
 from kdbench.bench.training import Training
 from kdbench.config import CONF_DIR
-from kdbench.data import resolve_data
+from kdbench.data.dataset import resolve_data
 from kdbench.system.device import resolve_runtime, torch_settings
 
 OVERRIDES = ("data=shapes", "data.num_train=4096", "data.num_val=100", "data.num_test=100", "recipe.batch_size=128")
