@@ -1,4 +1,4 @@
-"""What a method keeps of its run's networks: `Method.bind_student`, `Method.bind_teachers`, and stages for them."""
+"""Parts of the networks that a method keeps: `Method.bind_student`, `Method.bind_teachers`, and stages for them."""
 
 import dataclasses
 

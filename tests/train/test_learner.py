@@ -75,12 +75,12 @@ def test_gradient_scaling_takes_no_bad_step_though_its_gradients_are_finite(make
     assert weights_moved() == skip
 
 
-def test_finish_step_gets_the_steps_that_gradient_scaling_skips(make: Make) -> None:
+def test_finish_step_gets_the_steps_that_gradient_scaling_skips(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     learner, batches = make()
     learner.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=8.0)
     learner.sums.norms_may_overflow = True
     skipped: list[float] = []
-    learner.method.finish_step = lambda flag: skipped.append(float(flag))  # type: ignore[method-assign]
+    monkeypatch.setattr(learner.method, "finish_step", lambda flag: skipped.append(float(flag)))
     first, second, *_ = batches.epoch(0)
     before = values(learner.student)
     overflow = learner.student.body.fc.bias.register_hook(lambda gradient: gradient * torch.inf)
