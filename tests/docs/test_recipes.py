@@ -10,6 +10,7 @@ from tests.docs.examples import commands_of, config_of, use_random_images
 from tests.docs.test_docs import CHECKOUT, README, write_files
 
 PAGE = CHECKOUT / "docs" / "recipes.md"
+METHODS = CHECKOUT / "docs" / "methods.md"
 COMMANDS = commands_of(PAGE)
 QUICK = (0, 7)
 """Numbers of the commands that are executed every day."""
@@ -41,9 +42,9 @@ def sizes_of(command: str) -> list[str]:
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the files that the page and the README show."""
-    write_files(PAGE, tmp_path)
-    write_files(README, tmp_path)
+    """A folder with the files that the page, the README and docs/methods.md show."""
+    for page in (PAGE, README, METHODS):
+        write_files(page, tmp_path)
     use_random_images(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
