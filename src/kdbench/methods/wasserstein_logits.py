@@ -139,14 +139,22 @@ def category_cost(class_features: Tensor | Sequence[Tensor], sharpen: float) -> 
             f"class_features have the shapes {sorted(shapes)}; each must be [n, d], the same for all classes"
         )
     with torch.autocast(class_features[0].device.type, enabled=False):
-        wide = [at_least_float32(features) for features in class_features]
-        centred = [features - features.mean(0) for features in wide]
-        products = [torch.stack([(y.T @ x).square().sum() for y in centred[: i + 1]]) for i, x in enumerate(centred)]
-        lower = torch.stack([F.pad(row, (0, len(centred) - len(row))) for row in products])
+        classes = len(class_features)
+        lower = class_features[0].new_zeros(classes, classes, dtype=at_least_float32(class_features[0]).dtype)
+        for i in range(classes):
+            x = centred(class_features[i])  # centred class by class: the features of all images may be large
+            for j in range(i + 1):
+                lower[i, j] = (centred(class_features[j]).T @ x).square().sum()
         similarity = lower + lower.tril(-1).T
         norm = similarity.diagonal().sqrt()
         cka = similarity / (norm[:, None] * norm).clamp(min=torch.finfo(norm.dtype).tiny)
         return -torch.expm1(-sharpen * (1 - cka))
+
+
+def centred(features: Tensor) -> Tensor:
+    """Return features [n, d] less their mean, in float32 or wider."""
+    wide = at_least_float32(features)
+    return wide - wide.mean(0)
 
 
 def group_by_class(batches: Iterable[Tensor], labels: Tensor, num_classes: int) -> Tensor:
@@ -189,7 +197,8 @@ class WassersteinLogitDistillation(Method):
     """Total = ce_weight * CE + kd_weight * `wasserstein_logits_kd`, whose `weight` has the factor `cosine_decay`.
 
     The cost between classes is `category_cost` of the teacher's features of all training images, at every position of
-    one stage. It is computed when the run starts; for that time, the features are on the device twice.
+    one stage. It is computed when the run starts, and these features are then on the device, 4 bytes for each image,
+    position and channel.
     """
 
     @dataclass
