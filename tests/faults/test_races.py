@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SMALL
+from tests.conftest import NARROW, SMALL
 
 pytestmark = pytest.mark.slow
 CACHED = ("teacher=resnet8", "teacher.seed=1", "teacher.cache=on", "data.num_train=160")
@@ -19,7 +19,7 @@ Process = subprocess.Popen[str]
 
 def start(folder: Path, *overrides: str) -> Process:
     """Start a run in a process of its own."""
-    arguments = [*SMALL, "runtime.threads=1", "output_root=out", *overrides]
+    arguments = [*SMALL, *NARROW, "runtime.threads=1", "output_root=out", *overrides]
     return subprocess.Popen(
         [sys.executable, "-m", "kdbench", *arguments],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -30,35 +30,35 @@ def kdbench(home: Path, cifar_root: Path, *arguments: str) -> str:
 def test_a_resnet50_is_the_teacher_of_a_resnet18(home: Path, cifar_root: Path, method: str) -> None:
     kdbench(
         home, cifar_root, "pair=r50_r18", f"method={method}",
-        "data.num_train=256", "data.num_val=100", "data.num_test=200", "recipe.epochs=1", "teacher.recipe.epochs=1",
+        "data.num_train=128", "data.num_val=50", "data.num_test=100", "recipe.epochs=1", "teacher.recipe.epochs=1",
     )  # fmt: skip
     runs = load_runs(home / "outputs" / "runs")
     (student,) = runs[runs.method == method].itertuples()
-    assert (student.student, student.teacher, student.num_train) == ("resnet18", "resnet50", 256)
-    assert (student.num_val, student.num_test) == (100, 200)  # all of them take minutes on two cores
+    assert (student.student, student.teacher, student.num_train) == ("resnet18", "resnet50", 128)
+    assert (student.num_val, student.num_test) == (50, 100)  # all of them take minutes on two cores
     assert 0 <= student.agreement <= 1
     assert (runs.student == "resnet50").sum() == 1
 
 
 @pytest.mark.slow
-def test_a_sweep_over_students_methods_and_seeds_learns_something_real(tmp_path: Path, cifar_root: Path) -> None:
+def test_a_sweep_over_students_and_methods_learns_something_real(tmp_path: Path, cifar_root: Path) -> None:
     output = kdbench(
         tmp_path, cifar_root, "-m", "student=resnet8,resnet14", "method=ce,logit,feature", "teacher=resnet20",
-        "seed=0,1", "data.num_train=2000", "data.num_val=500", "data.num_test=1000", "recipe.epochs=3",
+        "data.num_train=2000", "data.num_val=500", "data.num_test=1000", "recipe.epochs=3",
         "teacher.recipe.epochs=4", "recipe.batch_size=32", "teacher.recipe.batch_size=32",
     )  # fmt: skip
     runs = load_runs(tmp_path / "outputs" / "runs")
     students = runs[runs.student != "resnet20"]
-    assert len(students) == 12
-    assert len(runs) == 13  # one teacher for all
-    # Chance is 10 %; here the worst of these twelve reached 30 %, and all of them 36 % on average.
+    assert len(students) == 6
+    assert len(runs) == 7  # one teacher for all
+    # Chance is 10 %; here the worst of these six reached 33 %, and all of them 36 % on average.
     assert students.test_acc_best.min() > 0.25
     assert students.test_acc_best.mean() > 0.33
     distilled = students[students.role == "distilled"]
-    assert len(distilled) == 8
+    assert len(distilled) == 4
     assert distilled.agreement.min() > 0.25
     assert distilled.teacher_key.nunique() == 1
-    assert output.count("complete already") >= 7  # the teacher, for every distilled run but the first
+    assert output.count("complete already") >= 3  # the teacher, for every distilled run but the first
 
 
 @pytest.mark.slow
