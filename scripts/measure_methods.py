@@ -24,8 +24,8 @@ from kdbench.data.dataset import resolve_data
 from kdbench.system.device import resolve_runtime, torch_settings
 
 OVERRIDES = ("data=shapes", "data.num_train=4096", "data.num_val=100", "data.num_test=100", "recipe.batch_size=128")
-NEEDED = {"crd": ("method.negatives=3500",)}
-"""Overrides that a method needs with so few images."""
+NEEDED = {"crd": ("data.num_train=45000",)}
+"""Overrides that a method needs: its negatives are more than these images, and its time grows with their number."""
 EPOCH = 45_000
 """Images of the epoch to which the seconds are scaled: CIFAR-10 without its validation images."""
 

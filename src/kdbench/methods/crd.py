@@ -49,7 +49,7 @@ def noise_contrastive(scores: Tensor, log_normalizer: Tensor | float, num_images
     negatives = scores.shape[1] - 1
     # D(x) is the sigmoid of log x - log(m / N). No exponential of a score is formed, so nothing overflows or becomes
     # log(0), and the authors' 1e-7 in the denominators is not needed.
-    odds = scores - log_normalizer - math.log(negatives / num_images)
+    odds = scores - (log_normalizer + math.log(negatives / num_images))
     return -(F.logsigmoid(odds[:, 0]) + F.logsigmoid(-odds[:, 1:]).sum(1)).mean()
 
 
@@ -69,7 +69,7 @@ def bank_scores(anchors: Tensor, bank: Tensor, columns: Tensor, temperature: flo
     Returns:
         [B, 1 + m].
     """
-    return (anchors @ bank.T).gather(1, columns) / temperature
+    return (anchors / temperature @ bank.T).gather(1, columns)
 
 
 def estimate_log_normalizer(scores: Tensor, num_images: int) -> Tensor:
