@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdbench.config import RunConfig
 from kdbench.config.composition import ONE_AT_A_TIME
 from kdbench.data.source import DataSpec
 from kdbench.errors import ConfigError
 from kdbench.methods.base import Method, MethodContext
-from kdbench.models import Network, build, summarize, weights
+from kdbench.models import ModelSummary, Network, build, summarize, weights
 from kdbench.rundir.identity import architecture_identity
 from kdbench.rundir.load import check_unchanged, path_of, read_complete
 from kdbench.rundir.recorded_config import read_config
@@ -127,10 +128,32 @@ def build_trained(config: RunConfig, spec: DataSpec, file: Path) -> tuple[Networ
     return network, method
 
 
+def inference_size(network: Network, method: Method, student: ModelSummary, spec: DataSpec) -> tuple[int, int]:
+    """Return the parameters and the multiply-accumulates per image with which a student and its method predict.
+
+    The student counts with all of its modules, those that the method does not use included: they are stored and
+    computed too.
+
+    Args:
+        network: student, in evaluation mode, with the stages that the method requires.
+        method: method that predicts, in evaluation mode, on the same device.
+        student: summary of the student.
+        spec: shape of the images.
+    """
+    stored = method.inference_state()
+    own = sum(p.numel() for name, p in method.named_parameters() if name in stored)
+    weight = next(network.parameters())
+    with torch.no_grad():
+        output = network(torch.zeros(1, *spec.input_shape, device=weight.device, dtype=weight.dtype))
+        with FlopCounterMode(display=False) as counter:
+            method.predict(output)
+    return student.num_params + own, student.macs + counter.get_total_flops() // 2
+
+
 def build_inference(config: RunConfig, spec: DataSpec) -> tuple[Network, Method | None]:
     """Return the network of a run, and its method if that takes part in predictions; both with random weights."""
     target, teacher = config.method.target, config.teacher
-    if getattr(target, "predict", Method.predict) is Method.predict:
+    if not (issubclass(target, Method) and target.predicts()):
         return build(config.student, spec, (), trained=False), None
     nothing = torch.zeros(0, dtype=torch.int64)
     with seeded(0):

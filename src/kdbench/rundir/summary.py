@@ -137,6 +137,10 @@ class RunSummary:
     num_params: int | None = whole()
     macs: int | None = whole()
     """Multiply-accumulates of one image's forward pass."""
+    inference_params: int | None = whole()
+    """Parameters of student and method, where the method predicts (`Method.predict`); null where the student does."""
+    inference_macs: int | None = whole()
+    """Multiply-accumulates of a prediction for one image, likewise."""
     best_val_acc: float | None = fraction()
     """Null without validation, as is `best_val_epoch`: nothing may be selected by the fit to images trained on."""
     test_acc_best: float = fraction(required=True)

@@ -23,6 +23,7 @@ from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import check_writable, write_json
 from kdbench.rundir.identity import run_key, teacher_directory, with_hashed_weights
 from kdbench.rundir.lock import Lock
+from kdbench.rundir.student import inference_size
 from kdbench.rundir.summary import Status, changed_file, names
 from kdbench.runner.build import Parts, bind, build_learner, build_parts, check_parts
 from kdbench.runner.resources import check_disk_space, user_error
@@ -260,6 +261,9 @@ class Run:
         ) | fidelity(predictions.test, teacher.test_logits if teacher else None)
         self.lock.check()
         summary = self.parts.model_summary
+        if learner.method.predicts():
+            size = inference_size(learner.student.eval(), learner.method.eval(), summary, dataset.spec)
+            training |= names(inference_params=size[0], inference_macs=size[1])
         write_result(self.directory, config, dataset, summary, best["weights"], best["method"], predictions, training)
         accuracy = metrics.accuracy(test_logits.numpy(), labels)
         epoch = "the best validation epoch" if dataset.validation else "the last epoch"

@@ -8,6 +8,7 @@ from kdbench.config import RuntimeConfig
 from kdbench.metrics import accuracy
 from kdbench.models import summarize
 from kdbench.models.weights import read_metadata
+from kdbench.rundir.student import inference_size
 from kdbench.runner.results import data_sha256, quality_on_test
 from kdbench.system.device import place, torch_settings
 from kdbench.teachers.store import weights_metadata
@@ -31,6 +32,10 @@ def check_model(run: Artifacts, checks: Checks) -> None:
     with checks.checking("size of the model"):
         model = summarize(needed(run.config, "config.yaml").student, run.spec, "student", trained=False)
         checks.same("of the model", num_params=model.num_params, macs=model.macs)
+        if run.method:
+            network = needed(run.network, "best.safetensors").eval()
+            params, macs = inference_size(network, run.method.eval(), model, run.spec)
+            checks.same("of student and method", inference_params=params, inference_macs=macs)
 
 
 def check_data(run: Artifacts, checks: Checks) -> None:
