@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from kdbench.config.schema import number, optional, whole
 from kdbench.data.batches import Batch
 from kdbench.data.source import DataSpec
-from kdbench.errors import ConfigError
+from kdbench.errors import ConfigError, nearest
 from kdbench.models import ModelSummary, Network, Output
 
 Arguments = ParamSpec("Arguments")
@@ -124,7 +124,7 @@ class MethodContext:
     default generator, which is seeded by it too."""
     images: Callable[[], Iterator[Tensor]] = no_images
     """Yields the training images [B, C, H, W] batch by batch in the order of `labels`, normalised, without
-    augmentation, on the run's device. None where a trained student is loaded."""
+    augmentation, on the run's device. No images where a trained student is loaded."""
 
     @property
     def teacher(self) -> ModelSummary:
@@ -234,12 +234,12 @@ class Method(nn.Module, ABC):
     """Properties of its loss, which its tests check."""
     capturable: bool = True
     """True if a training step may be captured as a CUDA graph. Declare False for a method that draws random numbers on
-    the host, keeps state in attributes or reassigned buffers, or waits for the device in `forward`."""
+    the host, keeps state beyond a step in attributes or reassigned buffers, or waits for the device in `forward`."""
     inference: tuple[str, ...] | None = None
     """Names of the modules, parameters and buffers that `predict` uses: they are stored with the student. None: all,
     if the class defines a `predict`, else nothing."""
     deferred: tuple[str, ...] = ()
-    """Names of buffers that `finish_step` alone writes, such as memory banks: they are not copied at each step."""
+    """Names of buffers that `forward` does not write, such as memory banks: they are not copied at each step."""
     remarks: tuple[str, ...] = ()
     """Lines for the user, written to the log when the run starts."""
     requires: Requires
@@ -247,11 +247,10 @@ class Method(nn.Module, ABC):
     def __init__(self, config: Any, context: MethodContext) -> None:
         super().__init__()
         self.config = config
-        ramp_epochs = getattr(config, "ramp_epochs", 0)
-        if isinstance(ramp_epochs, int) and ramp_epochs > context.epochs:
+        if isinstance(config, RampedWeights) and config.ramp_epochs > context.epochs:
             self.remarks = (
-                f"method.ramp_epochs is {ramp_epochs} and the run has {context.epochs} epochs: the KD term reaches "
-                f"{context.epochs}/{ramp_epochs} of its weight",
+                f"method.ramp_epochs is {config.ramp_epochs} and the run has {context.epochs} epochs: the KD term "
+                f"reaches {context.epochs}/{config.ramp_epochs} of its weight",
             )
 
     def bind_student(self, network: Network) -> None:
@@ -302,18 +301,36 @@ class Method(nn.Module, ABC):
         """Return the logits [N, C] for inference: by default the student's own."""
         return output.logits
 
+    @classmethod
+    def predicts(cls) -> bool:
+        """Return whether the class has a `predict` of its own, in place of the student's logits."""
+        return cls.predict is not Method.predict
+
     def inference_state(self) -> dict[str, Tensor]:
-        """Return the part of the state dict that `predict` uses; empty where it takes the student's logits."""
-        if type(self).predict is Method.predict:
+        """Return the part of the state dict that `predict` uses; empty where it takes the student's logits.
+
+        Raises:
+            ConfigError: a name of `inference` is none of the method's modules, parameters and buffers.
+        """
+        if not self.predicts():
             return {}
         state = self.state_dict()
         if self.inference is None:
             return state
-        return {
-            name: value
-            for name, value in state.items()
-            if any(name == part or name.startswith(f"{part}.") for part in self.inference)
+        parts = {
+            part: {name: value for name, value in state.items() if name == part or name.startswith(f"{part}.")}
+            for part in self.inference
         }
+        known = {name for name, _ in self.named_children()} | {name for name in state if "." not in name}
+        for part, found in parts.items():
+            if not found and part not in dict(self.named_modules()):
+                raise ConfigError(
+                    f"{type(self).__name__}.inference has {part!r}, which holds no weights of this method; "
+                    f"{nearest(part, known)}",
+                    code="no_method",
+                    key="method._target_",
+                )
+        return {name: value for found in parts.values() for name, value in found.items()}
 
 
 def ramp(progress: Progress, epochs: int) -> Tensor:

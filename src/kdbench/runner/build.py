@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from kdbench.data import Batches, Dataset, load
 from kdbench.data.batches import plain_batches
 from kdbench.data.policies import MAX_PIXELS
 from kdbench.data.source import DataSpec
-from kdbench.errors import ConfigError, described_at
+from kdbench.errors import ConfigError, KdbenchError, described_at
 from kdbench.methods.base import Method, MethodContext, Requires
 from kdbench.models import ModelSummary, Network, build, load_pretrained, summarize
 from kdbench.rundir.identity import model_identity
@@ -37,6 +38,7 @@ class Parts:
     model_summary: ModelSummary
     """Summary of the student's architecture."""
     method: Method
+    method_name: str
     remarks: tuple[str, ...] = ()
     """Lines for the user about student and method."""
 
@@ -61,7 +63,7 @@ def build_parts(config: RunConfig) -> Parts:
             remarks += tuple(f"student.weights: {remark}" for remark in loaded)
     batches = Batches(dataset, config.recipe, config.data_seed, config.runtime.channels_last)
     student, method = place(student, config.runtime), place(method, config.runtime)
-    return Parts(dataset, batches, student, model_summary, method, remarks)
+    return Parts(dataset, batches, student, model_summary, method, config.method.name, remarks)
 
 
 def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
@@ -312,18 +314,8 @@ def build_method(config: RunConfig, context: MethodContext) -> Method:
             code="no_method",
             key="method._target_",
         ) from None
-    try:
+    with described(cls, config.method.name, "cannot be built"):
         method = cls(*given)
-    except ConfigError:
-        raise
-    except Exception as error:  # of a user's own code
-        if is_out_of_memory(error):
-            raise
-        raise ConfigError(
-            f"method={config.method.name}: {cls.__name__} cannot be built: {described_at(error, cls)}",
-            code="no_method",
-            key="method._target_",
-        ) from error
     if not isinstance(getattr(method, "requires", None), Requires):
         raise ConfigError(
             f"{config.method.path} does not say what it computes from; give it requires = Requires(...), of "
@@ -341,16 +333,48 @@ def build_method(config: RunConfig, context: MethodContext) -> Method:
     return method
 
 
+@contextmanager
+def described(cls: type, name: str, failed: str) -> Iterator[None]:
+    """Raise exceptions of a method's class from elsewhere as errors in one line; those of kdbench's own are faults.
+
+    Args:
+        cls: class of the method.
+        name: name of the method.
+        failed: words for the error, after the name of the class.
+
+    Raises:
+        ConfigError: in place of any exception but those for the user, and those of the memory.
+    """
+    try:
+        yield
+    except KdbenchError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error) or cls.__module__.startswith("kdbench."):
+            raise
+        raise ConfigError(
+            f"method={name}: {cls.__name__} {failed}: {described_at(error, cls)}",
+            code="no_method",
+            key="method._target_",
+        ) from error
+
+
 def bind(parts: Parts, teachers: Sequence[Network]) -> None:
     """Give a run's method the networks, before its learner is built.
 
     Args:
         parts: parts of the run.
         teachers: networks of its teachers, in evaluation mode; empty for a run without one.
+
+    Raises:
+        ConfigError: a class from elsewhere cannot take them, or names parts for inference that it does not have.
     """
-    parts.method.bind_student(parts.student)
-    if teachers:
-        parts.method.bind_teachers(teachers)
+    method = parts.method
+    with described(type(method), parts.method_name, "cannot take the networks"):
+        method.bind_student(parts.student)
+        if teachers:
+            method.bind_teachers(teachers)
+    method.inference_state()
 
 
 def build_learner(config: RunConfig, parts: Parts, guard: Guard | None = None) -> Learner:
