@@ -168,7 +168,7 @@ def test_the_common_width_is_that_of_the_deepest_stage_and_at_most_512(channels,
 def test_a_deeper_fused_map_changes_the_loss_of_shallower_stages_only():
     built = build_method("review")
     output, target = built.student(built.batch.images), built.teacher(built.batch)
-    maps, targets = built.method.pairs(output, target, pool="never")
+    maps, targets = built.method.pairs(output, target, same_size=False)
     before = built.method.fuse(maps, targets)
     after = built.method.fuse([maps[0], maps[1] + torch.randn_like(maps[1]), maps[2]], targets)
     assert not torch.allclose(before[0], after[0])

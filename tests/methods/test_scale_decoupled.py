@@ -8,7 +8,8 @@ from torch.nn import functional as F
 import kdbench
 from kdbench.errors import ConfigError
 from kdbench.methods import logit_kd, scale_decoupled_dkd, scale_decoupled_kd
-from kdbench.methods.scale_decoupled import ScaleDecoupledDistillation, ScaleDecoupledDkd, grid_of, pool_regions
+from kdbench.methods.pairing import grid_of
+from kdbench.methods.scale_decoupled import ScaleDecoupledDistillation, ScaleDecoupledDkd, pool_regions
 from kdbench.runner.build import bind, build_learner, build_parts
 from tests.conftest import NARROW, SMALL
 from tests.methods.built import build_method

@@ -15,12 +15,12 @@ from kdbench.methods.base import (
     Method,
     MethodContext,
     Progress,
-    Requires,
     TeacherOutput,
     ce_plus_kd,
     full_precision,
 )
 from kdbench.methods.pairing import StagePairs, check_pairs, match_size, stage_names
+from kdbench.methods.vectors import unit_vectors
 from kdbench.models import Output
 
 
@@ -63,7 +63,7 @@ def attention(maps: Tensor, power: float) -> Tensor:
     """
     magnitudes = maps.abs()
     largest = magnitudes.detach().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
-    return F.normalize((magnitudes / largest).pow(power).mean(1).flatten(1), dim=1)
+    return unit_vectors((magnitudes / largest).pow(power).mean(1).flatten(1))
 
 
 class AttentionTransfer(Method):
@@ -84,11 +84,11 @@ class AttentionTransfer(Method):
     def __init__(self, config: Config, context: MethodContext) -> None:
         super().__init__(config, context)
         self.pairs = StagePairs(config.pairs, context, "common")
-        self.requires = Requires(teacher_stages=self.pairs.teacher_stages, student_stages=self.pairs.student_stages)
+        self.requires = self.pairs.requires()
 
     def forward(
         self, student: Output, teachers: Sequence[TeacherOutput], batch: Batch, progress: Progress
     ) -> LossOutput:
         """Return the terms `total`, `ce` and `kd`; both losses before their weights."""
-        own, targets = self.pairs(student, teachers[0], pool="first")
+        own, targets = self.pairs(student, teachers[0])
         return ce_plus_kd(self.config, student, batch, attention_transfer(own, targets, self.config.power))

@@ -14,7 +14,6 @@ from kdbench.methods.base import (
     Method,
     MethodContext,
     Progress,
-    Requires,
     TeacherOutput,
     ce_plus_kd,
     full_precision,
@@ -70,9 +69,7 @@ class CorrelationCongruence(Method):
         pairs = self.pairs.pairs
         self.student_embeddings = nn.ModuleList(nn.Linear(pair.student_shape[0], config.width) for pair in pairs)
         self.teacher_embeddings = nn.ModuleList(nn.Linear(pair.teacher_shape[0], config.width) for pair in pairs)
-        self.requires = Requires(
-            teacher_stages=self.pairs.teacher_stages, student_stages=self.pairs.student_stages, whole_batch=True
-        )
+        self.requires = self.pairs.requires(whole_batch=True)
 
     def forward(
         self, student: Output, teachers: Sequence[TeacherOutput], batch: Batch, progress: Progress

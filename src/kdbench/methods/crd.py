@@ -18,7 +18,6 @@ from kdbench.methods.base import (
     Method,
     MethodContext,
     Progress,
-    Requires,
     TeacherOutput,
     at_least_float32,
     ce_plus_kd,
@@ -138,9 +137,7 @@ class ContrastiveDistillation(Method):
         pair = self.pairs.only()
         self.student_embedding = nn.Linear(pair.student_shape[0], config.width)
         self.teacher_embedding = nn.Linear(pair.teacher_shape[0], config.width)
-        self.requires = Requires(
-            teacher_stages=self.pairs.teacher_stages, student_stages=self.pairs.student_stages, whole_batch=True
-        )
+        self.requires = self.pairs.requires(whole_batch=True)
         self.num_images = len(context.labels)
         sizes = torch.bincount(context.labels, minlength=context.data.num_classes)
         check_negatives(config.negatives, sizes)

@@ -52,9 +52,14 @@ def decoupled_kd(
     Source: Zhao et al. 2022 (arXiv 2203.08679); T^2 as in the authors' code.
     """
     student, teacher = student_logits / temperature, teacher_logits.detach() / temperature
-    target = kl_of_rows(label_and_rest(student, labels), label_and_rest(teacher, labels))
-    others = kl_within(student, teacher, keep=all_but(labels, student))
+    target, others = decoupled_terms(student, teacher, labels)
     return temperature**2 * (alpha * target + beta * others).mean()
+
+
+def decoupled_terms(student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return TCKD and NCKD [B] of logits [B, C] that are divided by the temperature; see `decoupled_kd`."""
+    target = kl_of_rows(label_and_rest(student, labels), label_and_rest(teacher, labels))
+    return target, kl_within(student, teacher, keep=all_but(labels, student))
 
 
 def label_and_rest(logits: Tensor, classes: Tensor) -> Tensor:
@@ -71,8 +76,8 @@ def all_but(classes: Tensor, logits: Tensor) -> Tensor:
 
 
 def kl_of_rows(log_student: Tensor, log_teacher: Tensor) -> Tensor:
-    """Return the KL divergence [B] from student to teacher for log-probabilities [B, C]."""
-    return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)
+    """Return the KL divergence [...] from student to teacher for log-probabilities [..., C]."""
+    return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=-1)
 
 
 def kl_within(student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from kdbench.methods.base import (
     Method,
     MethodContext,
     Progress,
-    Requires,
     TeacherOutput,
     Weights,
     ce_plus_kd,
@@ -96,17 +95,13 @@ class FeatureDistillation(Method):
         pairs = config.pairs if config.stages is None else [(stage, stage) for stage in config.stages]
         key = "method.pairs" if config.stages is None else "method.stages"
         self.pairs = StagePairs(pairs, context, "common", projection=build_projection, key=key)
-        self.requires = Requires(
-            teacher_stages=self.pairs.teacher_stages,
-            student_stages=self.pairs.student_stages,
-            whole_batch=config.normalize == "teacher_std",
-        )
+        self.requires = self.pairs.requires(whole_batch=config.normalize == "teacher_std")
 
     def forward(
         self, student: Output, teachers: Sequence[TeacherOutput], batch: Batch, progress: Progress
     ) -> LossOutput:
         """Return the terms `total`, `ce` and `kd`; both losses before their weights."""
-        own, targets = self.pairs(student, teachers[0], pool="never")
+        own, targets = self.pairs(student, teachers[0], same_size=False)
         kd = feature_kd(own, targets, self.config.beta, self.config.normalize)
         return ce_plus_kd(self.config, student, batch, kd)
 

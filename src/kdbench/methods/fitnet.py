@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kdbench.data.batches import Batch
@@ -14,12 +14,11 @@ from kdbench.methods.base import (
     Method,
     MethodContext,
     Progress,
-    Requires,
     TeacherOutput,
     ce_plus_kd,
     full_precision,
 )
-from kdbench.methods.pairing import StagePairs, check_pairs, match_size, stage_names
+from kdbench.methods.pairing import StagePairs, check_pairs, conv_bn_relu, match_size, stage_names
 from kdbench.models import Output
 
 
@@ -68,18 +67,12 @@ class HintRegression(Method):
 
     def __init__(self, config: Config, context: MethodContext) -> None:
         super().__init__(config, context)
-        self.pairs = StagePairs(config.pairs, context, "layer2", projection=build_regressor)
-        self.requires = Requires(teacher_stages=self.pairs.teacher_stages, student_stages=self.pairs.student_stages)
+        self.pairs = StagePairs(config.pairs, context, "layer2", projection=conv_bn_relu)
+        self.requires = self.pairs.requires()
 
     def forward(
         self, student: Output, teachers: Sequence[TeacherOutput], batch: Batch, progress: Progress
     ) -> LossOutput:
         """Return the terms `total`, `ce` and `kd`; both losses before their weights."""
-        own, targets = self.pairs(student, teachers[0], pool="first")
+        own, targets = self.pairs(student, teachers[0])
         return ce_plus_kd(self.config, student, batch, hint_regression(own, targets))
-
-
-def build_regressor(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Return a 1x1 convolution with batch norm and ReLU."""
-    convolution = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU())

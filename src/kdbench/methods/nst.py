@@ -14,7 +14,6 @@ from kdbench.methods.base import (
     Method,
     MethodContext,
     Progress,
-    Requires,
     TeacherOutput,
     ce_plus_kd,
     full_precision,
@@ -88,11 +87,11 @@ class NeuronSelectivityTransfer(Method):
     def __init__(self, config: Config, context: MethodContext) -> None:
         super().__init__(config, context)
         self.pairs = StagePairs(config.pairs, context, "common")
-        self.requires = Requires(teacher_stages=self.pairs.teacher_stages, student_stages=self.pairs.student_stages)
+        self.requires = self.pairs.requires()
 
     def forward(
         self, student: Output, teachers: Sequence[TeacherOutput], batch: Batch, progress: Progress
     ) -> LossOutput:
         """Return the terms `total`, `ce` and `kd`; both losses before their weights."""
-        own, targets = self.pairs(student, teachers[0], pool="first")
+        own, targets = self.pairs(student, teachers[0])
         return ce_plus_kd(self.config, student, batch, neuron_selectivity(own, targets))

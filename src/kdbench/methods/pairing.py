@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdbench.config.schema import optional, setting
 from kdbench.errors import ConfigError, nearest
-from kdbench.methods.base import MethodContext, TeacherOutput
+from kdbench.methods.base import MethodContext, Requires, TeacherOutput
 from kdbench.models import ModelSummary, Output
 
 Shape = tuple[int, ...]
@@ -95,6 +96,15 @@ class StagePairs(nn.Module):
         """Stages that the teacher must compute, each once."""
         return tuple(dict.fromkeys(pair.teacher for pair in self.pairs))
 
+    def requires(self, teacher_logits: bool = False, whole_batch: bool = False) -> Requires:
+        """Return what a method requires that reads these stages; see `Requires`."""
+        return Requires(
+            teacher_logits=teacher_logits,
+            teacher_stages=self.teacher_stages,
+            student_stages=self.student_stages,
+            whole_batch=whole_batch,
+        )
+
     def only(self) -> StagePair:
         """Return the only pair.
 
@@ -110,15 +120,15 @@ class StagePairs(nn.Module):
         return self.pairs[0]
 
     def forward(
-        self, student: Output, teacher: TeacherOutput, pool: Literal["first", "last", "never"] = "first"
+        self, student: Output, teacher: TeacherOutput, same_size: bool = True
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return the projected student's and the teacher's output of each pair.
 
         Args:
             student: output of the student.
             teacher: output of the teacher.
-            pool: maps that differ in height and width: the larger is reduced by adaptive average pooling before the
-                projection (first), after it (last), or stays (never).
+            same_size: where maps differ in height and width, reduce the larger with `pool_to`, the student's before
+                its projection; False leaves both as they are.
 
         Returns:
             Maps [B, C, H, W], or embeddings [B, D], in the order of the pairs.
@@ -131,9 +141,8 @@ class StagePairs(nn.Module):
                 own.append(project(a.mean((2, 3))))
                 others.append(b.mean((2, 3)))
                 continue
-            a = project(pool_to(a, pair.size) if pool == "first" else a)
-            own.append(pool_to(a, pair.size) if pool == "last" else a)
-            others.append(b if pool == "never" else pool_to(b, pair.size))
+            own.append(project(pool_to(a, pair.size) if same_size else a))
+            others.append(pool_to(b, pair.size) if same_size else b)
         return own, others
 
 
@@ -191,14 +200,9 @@ def pair_of(a: str, b: str, context: MethodContext, kind: Kind, key: str) -> Sta
         ConfigError: it cannot be one.
     """
     student, teacher = context.student, context.teacher
+    check_stage(a, student, "student", key)
+    check_stage(b, teacher, "teacher", key)
     for stage, model, name in ((a, student, "student"), (b, teacher, "teacher")):
-        if stage not in stages_of(model):
-            problem = f"the {name} has no such stage; {nearest(stage, stages_of(model))}"
-            raise ConfigError(f"{key} has {stage!r}: {problem}", code="unknown_stage", key=key)
-        unusable = model.refused.get(stage) or (name == "student" and model.without_gradient.get(stage))
-        if unusable:
-            path = f"{name}.stages.{stage}"
-            raise ConfigError(f"{path}: {unusable}", code="unusable_stage", key=path)
         if kind == "maps" and len(model.shapes[stage]) == 1:
             raise ConfigError(
                 f"{key} has {stage!r}: in the {name} it is an embedding of {model.shapes[stage][0]} numbers, and this "
@@ -222,6 +226,59 @@ def pair_of(a: str, b: str, context: MethodContext, kind: Kind, key: str) -> Sta
             )
         shapes.append(found)
     return StagePair(a, b, shapes[0], shapes[1])
+
+
+def check_stage(stage: str, model: ModelSummary, name: Literal["student", "teacher"], key: str) -> None:
+    """Check that a method can read a stage.
+
+    Args:
+        stage: name of the stage.
+        model: network of the stage.
+        name: place of the network in the config.
+        key: key of the config that names the stage.
+
+    Raises:
+        ConfigError: the network has none of this name, or it cannot be used.
+    """
+    if stage not in stages_of(model):
+        problem = f"the {name} has no such stage; {nearest(stage, stages_of(model))}"
+        raise ConfigError(f"{key} has {stage!r}: {problem}", code="unknown_stage", key=key)
+    unusable = model.refused.get(stage) or (name == "student" and model.without_gradient.get(stage))
+    if unusable:
+        path = f"{name}.stages.{stage}"
+        raise ConfigError(f"{path}: {unusable}", code="unusable_stage", key=path)
+
+
+def find_classifier(model: ModelSummary, stage: str, name: str) -> tuple[str, tuple[int, int, int]]:
+    """Return the path of the linear layer that computes the logits from the mean of a stage, and its shape (C, H, W).
+
+    Raises:
+        ConfigError: there is none, or the stage has positions that are no places in the image.
+    """
+    grids = {usable: grid for usable in model.classifiers if (grid := grid_of(model.shapes[usable]))}
+    if stage not in grids:
+        raise ConfigError(
+            f"this method applies the {name}'s classifier to a stage, and the {name}'s logits are not a linear layer "
+            f"of the mean of its stage {stage}; such stages with positions: {', '.join(grids) or 'none'}; choose one "
+            f"with method.pairs, or another {name}",
+            code="no_classifier",
+            key="method.pairs",
+        )
+    return model.classifiers[stage], grids[stage]
+
+
+def grid_of(shape: Shape) -> tuple[int, int, int] | None:
+    """Return the shape (C, H, W) of a stage whose positions are all places in the image; None for any other."""
+    found = map_shape(shape) if len(shape) > 1 else None
+    if found is not None and len(shape) == 2 and found[1] * found[2] != shape[0]:
+        return None  # tokens of which some have no place
+    return found
+
+
+def conv_bn_relu(in_channels: int, out_channels: int, size: int = 1) -> nn.Sequential:
+    """Return a convolution of size x size with batch norm and ReLU, which keeps height and width."""
+    convolution = nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 def map_shape(shape: Shape) -> tuple[int, int, int] | None:
@@ -258,8 +315,20 @@ def match_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pool_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return maps averaged to a height and width."""
-    return maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, size)
+    """Return maps averaged to a height and width: adaptive average pooling, with a deterministic gradient.
+
+    On a GPU, the gradient of torch's adaptive pooling adds in no fixed order, and `runtime.profile=repro` refuses it.
+    """
+    height, width = maps.shape[2:]
+    if (height, width) == size:
+        return maps
+    if height % size[0] == 0 and width % size[1] == 0:
+        return F.avg_pool2d(maps, (height // size[0], width // size[1]))
+    for dim, cells in ((2, size[0]), (3, size[1])):  # the mean of a cell is the mean over its columns of means
+        side = maps.shape[dim]
+        ends = [(n * side // cells, -(-(n + 1) * side // cells)) for n in range(cells)]
+        maps = torch.stack([maps.narrow(dim, start, end - start).mean(dim) for start, end in ends], dim)
+    return maps
 
 
 def check_pairs(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:

@@ -13,7 +13,6 @@ from kdbench.methods.base import (
     Method,
     MethodContext,
     Progress,
-    Requires,
     TeacherOutput,
     ce_plus_kd,
     full_precision,
@@ -69,9 +68,7 @@ class ProbabilisticTransfer(Method):
     def __init__(self, config: Config, context: MethodContext) -> None:
         super().__init__(config, context)
         self.pairs = StagePairs(config.pairs, context, "pooled", kind="embeddings")
-        self.requires = Requires(
-            teacher_stages=self.pairs.teacher_stages, student_stages=self.pairs.student_stages, whole_batch=True
-        )
+        self.requires = self.pairs.requires(whole_batch=True)
 
     def forward(
         self, student: Output, teachers: Sequence[TeacherOutput], batch: Batch, progress: Progress

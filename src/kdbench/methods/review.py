@@ -14,7 +14,6 @@ from kdbench.methods.base import (
     MethodContext,
     Progress,
     RampedWeights,
-    Requires,
     TeacherOutput,
     ce_plus_kd,
     full_precision,
@@ -90,13 +89,13 @@ class KnowledgeReview(Method):
             AttentionFusion(pair.student_shape[0], width, pair.teacher_shape[0], fuses=pair is not deepest)
             for pair in self.pairs.pairs
         )
-        self.requires = Requires(teacher_stages=self.pairs.teacher_stages, student_stages=self.pairs.student_stages)
+        self.requires = self.pairs.requires()
 
     def forward(
         self, student: Output, teachers: Sequence[TeacherOutput], batch: Batch, progress: Progress
     ) -> LossOutput:
         """Return the terms `total`, `ce` and `kd`; both losses before weights and ramp."""
-        maps, targets = self.pairs(student, teachers[0], pool="never")
+        maps, targets = self.pairs(student, teachers[0], same_size=False)
         kd = hierarchical_context(self.fuse(maps, targets), targets)
         return ce_plus_kd(self.config, student, batch, kd, ramp(progress, self.config.ramp_epochs))
 

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from kdbench.config.schema import number, setting
 from kdbench.data.batches import Batch
-from kdbench.errors import ConfigError
 from kdbench.methods.base import (
     LossOutput,
     LossWeights,
@@ -27,8 +26,9 @@ from kdbench.methods.base import (
     full_precision,
     ramp,
 )
-from kdbench.methods.pairing import StagePairs, as_map, map_shape, stage_names
-from kdbench.models import ModelSummary, Network, Output
+from kdbench.methods.decoupled import decoupled_terms, kl_of_rows
+from kdbench.methods.pairing import StagePairs, as_map, find_classifier, pool_to, stage_names
+from kdbench.models import Network, Output
 
 
 @full_precision
@@ -66,7 +66,7 @@ def scale_decoupled_kd(
     weights = region_weights(student_logits, teacher_logits, labels, complementary_weight)
     log_s = F.log_softmax(student_logits / temperature, dim=2)
     log_t = F.log_softmax(teacher_logits / temperature, dim=2)
-    return temperature**2 * (weights * kl_divergence(log_s, log_t)).mean()
+    return temperature**2 * (weights * kl_of_rows(log_s, log_t)).mean()
 
 
 @full_precision
@@ -105,8 +105,11 @@ def scale_decoupled_dkd(
     """
     teacher_logits = teacher_logits.detach()
     weights = region_weights(student_logits, teacher_logits, labels, complementary_weight)
-    target, others = decoupled_terms(student_logits / temperature, teacher_logits / temperature, labels)
-    return temperature**2 * (weights * (alpha * target + beta * others)).mean()
+    images, regions = weights.shape
+    student, teacher = (logits.flatten(0, 1) / temperature for logits in (student_logits, teacher_logits))
+    target, others = decoupled_terms(student, teacher, labels.repeat_interleave(regions))
+    losses = (alpha * target + beta * others).unflatten(0, (images, regions))
+    return temperature**2 * (weights * losses).mean()
 
 
 def pool_regions(maps: Tensor, scales: Sequence[int]) -> Tensor:
@@ -127,28 +130,12 @@ def pool_regions(maps: Tensor, scales: Sequence[int]) -> Tensor:
     """
     if not ascend_from_1(scales):
         raise ValueError(f"scales are {list(scales)}; they must ascend from 1, such as [1, 2, 4]")
-    return torch.cat([pool_cells(maps, scale).flatten(2) for scale in scales], dim=2).transpose(1, 2)
+    return torch.cat([pool_to(maps, (scale, scale)).flatten(2) for scale in scales], dim=2).transpose(1, 2)
 
 
 def ascend_from_1(scales: Sequence[int]) -> bool:
     """Return whether scales ascend from 1."""
     return len(scales) > 0 and scales[0] == 1 and sorted(set(scales)) == list(scales)
-
-
-def pool_cells(maps: Tensor, scale: int) -> Tensor:
-    """Return the means [B, D, m, m] of m x m cells of maps: adaptive average pooling, with a deterministic gradient.
-
-    On a GPU, the gradient of torch's adaptive pooling adds in no fixed order, and `runtime.profile=repro` refuses it.
-    """
-    height, width = maps.shape[2:]
-    if height % scale == 0 and width % scale == 0:
-        cells = maps.reshape(*maps.shape[:2], scale, height // scale, scale, width // scale)
-        return cells.mean((3, 5))
-    rows, columns = (
-        [slice(n * side // scale, -(-(n + 1) * side // scale)) for n in range(scale)] for side in (height, width)
-    )
-    means = [maps[:, :, row, column].mean((2, 3)) for row in rows for column in columns]
-    return torch.stack(means, dim=2).unflatten(2, (scale, scale))
 
 
 def region_weights(student: Tensor, teacher: Tensor, labels: Tensor, complementary_weight: float) -> Tensor:
@@ -159,30 +146,6 @@ def region_weights(student: Tensor, teacher: Tensor, labels: Tensor, complementa
         )
     right = teacher.argmax(2) == labels[:, None]
     return torch.where(right != right[:, :1], complementary_weight, 1.0).to(student.dtype)
-
-
-def decoupled_terms(student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return TCKD and NCKD [B, R] of logits [B, R, C] that are divided by the temperature."""
-    label = labels[:, None, None].expand(*student.shape[:2], 1)
-    binary, others = [], []
-    for logits in (student, teacher):
-        rest = remove_class(logits, labels)
-        pair = torch.cat([logits.gather(2, label), rest.logsumexp(2, keepdim=True)], dim=2)
-        binary.append(F.log_softmax(pair, dim=2))
-        others.append(F.log_softmax(rest, dim=2))
-    return kl_divergence(*binary), kl_divergence(*others)
-
-
-def remove_class(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return logits [B, R, C - 1] without the label's class."""
-    columns = torch.arange(logits.shape[2] - 1, device=logits.device)
-    kept = columns + (columns >= labels[:, None]).to(columns.dtype)
-    return logits.gather(2, kept[:, None].expand(-1, logits.shape[1], -1))
-
-
-def kl_divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
-    """Return KL(p_t, p_s) of log probabilities over the last dimension."""
-    return (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
 
 
 def scales_key() -> Any:
@@ -240,7 +203,8 @@ class RegionDistillation(Method):
     ) -> LossOutput:
         """Return the terms `total`, `ce` and `kd`; both losses before their weights and the ramp."""
         kd = self.region_loss(*self.region_logits(student, teachers[0]), batch.labels)
-        return ce_plus_kd(self.config, student, batch, kd, ramp(progress, getattr(self.config, "ramp_epochs", 0)))
+        ramp_epochs = self.config.ramp_epochs if isinstance(self.config, RampedWeights) else 0
+        return ce_plus_kd(self.config, student, batch, kd, ramp(progress, ramp_epochs))
 
 
 class ScaleDecoupledDistillation(RegionDistillation):
@@ -285,29 +249,3 @@ class ScaleDecoupledDkd(RegionDistillation):
         return scale_decoupled_dkd(
             student, teacher, labels, config.temperature, config.alpha, config.beta, config.complementary_weight
         )
-
-
-def find_classifier(model: ModelSummary, stage: str, name: str) -> tuple[str, tuple[int, int, int]]:
-    """Return the path of the linear layer that computes the logits from the mean of a stage, and its shape (C, H, W).
-
-    Raises:
-        ConfigError: there is none, or the stage has positions that are no places in the image.
-    """
-    grids = {usable: grid for usable in model.classifiers if (grid := grid_of(model.shapes[usable]))}
-    if stage not in grids:
-        raise ConfigError(
-            f"this method applies the classifier of each network to regions of a stage, and the {name}'s logits are "
-            f"not a linear layer of the mean of its stage {stage}; such stages with positions: "
-            f"{', '.join(grids) or 'none'}; choose one with method.pairs, or another {name}",
-            code="no_classifier",
-            key="method.pairs",
-        )
-    return model.classifiers[stage], grids[stage]
-
-
-def grid_of(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
-    """Return the shape (C, H, W) of a stage whose positions are all places in the image; None for any other."""
-    found = map_shape(shape) if len(shape) > 1 else None
-    if found is not None and len(shape) == 2 and found[1] * found[2] != shape[0]:
-        return None  # tokens of which some have no place
-    return found

@@ -10,17 +10,15 @@ from torch.nn import functional as F
 
 from kdbench.config.schema import number
 from kdbench.data.batches import Batch
-from kdbench.errors import ConfigError
 from kdbench.methods.base import (
     LossOutput,
     Method,
     MethodContext,
     Progress,
-    Requires,
     TeacherOutput,
     full_precision,
 )
-from kdbench.methods.pairing import StagePairs, as_map, match_size, pool_to, stage_names
+from kdbench.methods.pairing import StagePairs, as_map, conv_bn_relu, find_classifier, match_size, pool_to, stage_names
 from kdbench.models import Network, Output
 
 
@@ -45,7 +43,8 @@ class SimKD(Method):
     """Total = kd_weight * `projected_map_distance` of the last maps; no cross-entropy.
 
     A projector brings the student's last map to the teacher's width. For inference, the mean of the projected map over
-    its positions goes through a frozen copy of the teacher's classifier; the student's own classifier is not used.
+    its positions goes through a frozen copy of the teacher's classifier; the student's own classifier is not used. A
+    teacher for bf16 or fp16 has narrow weights, so there the copy has the teacher's weights as that type rounds them.
     """
 
     @dataclass
@@ -65,22 +64,12 @@ class SimKD(Method):
         super().__init__(config, context)
         self.pairs = StagePairs(config.pairs, context, "last", projection=build_projector)
         self.pair = self.pairs.only()
-        if self.pair.teacher not in context.teacher.classifiers:
-            usable = ", ".join(s for s in context.teacher.classifiers if len(context.teacher.shapes[s]) > 1)
-            raise ConfigError(
-                f"method=simkd predicts with the teacher's classifier, and the teacher's logits are not a linear layer "
-                f"of the mean of its stage {self.pair.teacher}; such stages with positions: {usable or 'none'}; choose "
-                "one with method.pairs, or another teacher",
-                code="no_classifier",
-                key="method.pairs",
-            )
-        self.path = context.teacher.classifiers[self.pair.teacher]
-        self.requires = Requires(teacher_stages=self.pairs.teacher_stages, student_stages=self.pairs.student_stages)
+        self.path, _ = find_classifier(context.teacher, self.pair.teacher, "teacher")
+        self.requires = self.pairs.requires()
         self.classifier: nn.Module = nn.Identity()
 
     def bind_teachers(self, networks: Sequence[Network]) -> None:
         """Keep a frozen copy of the teacher's classifier."""
-        # A teacher for bf16 or fp16 has narrow weights; the copy is stored, and used in float32 too.
         self.classifier = copy.deepcopy(networks[0].body.get_submodule(self.path)).float().requires_grad_(False)
 
     def forward(
@@ -103,7 +92,6 @@ class SimKD(Method):
 def build_projector(in_channels: int, out_channels: int) -> nn.Sequential:
     """Return convolutions 1x1, 3x3 and 1x1, each with batch norm and ReLU, over twice the teacher's width."""
     middle = 2 * out_channels
-    layers: list[nn.Module] = []
-    for a, b, size in ((in_channels, middle, 1), (middle, middle, 3), (middle, out_channels, 1)):
-        layers += [nn.Conv2d(a, b, size, padding=size // 2, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
-    return nn.Sequential(*layers)
+    return nn.Sequential(
+        *conv_bn_relu(in_channels, middle), *conv_bn_relu(middle, middle, 3), *conv_bn_relu(middle, out_channels)
+    )

@@ -13,7 +13,6 @@ from kdbench.methods.base import (
     Method,
     MethodContext,
     Progress,
-    Requires,
     TeacherOutput,
     ce_plus_kd,
     full_precision,
@@ -74,13 +73,11 @@ class SimilarityPreserving(Method):
     def __init__(self, config: Config, context: MethodContext) -> None:
         super().__init__(config, context)
         self.pairs = StagePairs(config.pairs, context, "last")
-        self.requires = Requires(
-            teacher_stages=self.pairs.teacher_stages, student_stages=self.pairs.student_stages, whole_batch=True
-        )
+        self.requires = self.pairs.requires(whole_batch=True)
 
     def forward(
         self, student: Output, teachers: Sequence[TeacherOutput], batch: Batch, progress: Progress
     ) -> LossOutput:
         """Return the terms `total`, `ce` and `kd`; both losses before their weights."""
-        kd = similarity_preserving(*self.pairs(student, teachers[0], pool="never"))
+        kd = similarity_preserving(*self.pairs(student, teachers[0], same_size=False))
         return ce_plus_kd(self.config, student, batch, kd)

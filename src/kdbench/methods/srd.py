@@ -13,7 +13,6 @@ from kdbench.methods.base import (
     Method,
     MethodContext,
     Progress,
-    Requires,
     TeacherOutput,
     check_some_weight,
     cross_entropy,
@@ -111,12 +110,7 @@ class SimpleRecipeDistillation(Method):
     def __init__(self, config: Config, context: MethodContext) -> None:
         super().__init__(config, context)
         self.pairs = StagePairs(config.pairs, context, "pooled", kind="embeddings", projection=nn.Linear)
-        self.requires = Requires(
-            teacher_logits=True,
-            teacher_stages=self.pairs.teacher_stages,
-            student_stages=self.pairs.student_stages,
-            whole_batch=True,
-        )
+        self.requires = self.pairs.requires(teacher_logits=True, whole_batch=True)
 
     def forward(
         self, student: Output, teachers: Sequence[TeacherOutput], batch: Batch, progress: Progress

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from kdbench.config.schema import number, one_of, optional, setting
 from kdbench.data.batches import Batch
-from kdbench.errors import ConfigError, nearest
+from kdbench.errors import ConfigError
 from kdbench.methods.base import (
     LossOutput,
     LossWeights,
@@ -23,7 +23,7 @@ from kdbench.methods.base import (
     ce_plus_kd,
     full_precision,
 )
-from kdbench.methods.pairing import MAX_PREFIX, as_map, flat_shape, last_stage, map_shape
+from kdbench.methods.pairing import MAX_PREFIX, as_map, check_stage, flat_shape, last_stage, map_shape
 from kdbench.models import ModelSummary, Output
 
 
@@ -147,15 +147,15 @@ def exit_shapes(stages: Sequence[str], student: ModelSummary) -> dict[str, tuple
         )
     shapes = {}
     for stage in stages:
-        problem = student.refused.get(stage) or student.without_gradient.get(stage)
-        if problem is None and stage not in student.shapes:
-            problem = f"the student has no such stage; {nearest(stage, student.shapes)}"
-        shape = map_shape(student.shapes[stage]) if problem is None else None
-        if problem is None and shape is None:
-            tokens = student.shapes[stage][0]
-            problem = f"its {tokens} tokens are no square grid after at most {MAX_PREFIX} others"
+        check_stage(stage, student, "student", "method.stages")
+        shape = map_shape(student.shapes[stage])
         if shape is None:
-            raise ConfigError(f"method.stages has {stage!r}: {problem}", code="unknown_stage", key="method.stages")
+            raise ConfigError(
+                f"method.stages has {stage!r}: its {student.shapes[stage][0]} tokens are no square grid after at most "
+                f"{MAX_PREFIX} others; choose another stage",
+                code="mismatch",
+                key="method.stages",
+            )
         shapes[stage] = shape
     return shapes
 

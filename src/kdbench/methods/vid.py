@@ -16,7 +16,6 @@ from kdbench.methods.base import (
     Method,
     MethodContext,
     Progress,
-    Requires,
     TeacherOutput,
     ce_plus_kd,
     full_precision,
@@ -73,16 +72,16 @@ class VariationalInformationDistillation(Method):
 
     def __init__(self, config: Config, context: MethodContext) -> None:
         super().__init__(config, context)
-        self.pairs = StagePairs(config.pairs, context, "common", projection=build_regressor)
+        self.pairs = StagePairs(config.pairs, context, "common", projection=build_mean_regressor)
         widths = [pair.teacher_shape[0] for pair in self.pairs.pairs]
         self.scales = nn.ModuleList(LogScale(width, trained=config.variant == "paper") for width in widths)
-        self.requires = Requires(teacher_stages=self.pairs.teacher_stages, student_stages=self.pairs.student_stages)
+        self.requires = self.pairs.requires()
 
     def forward(
         self, student: Output, teachers: Sequence[TeacherOutput], batch: Batch, progress: Progress
     ) -> LossOutput:
         """Return the terms `total`, `ce` and `kd`; both losses before their weights."""
-        means, targets = self.pairs(student, teachers[0], pool="first")
+        means, targets = self.pairs(student, teachers[0])
         losses = [
             variational_information(mean, target, scale())
             for mean, target, scale in zip(means, targets, self.scales, strict=True)
@@ -108,7 +107,7 @@ class LogScale(nn.Module):
         return self.log_scale
 
 
-def build_regressor(in_channels: int, out_channels: int) -> nn.Sequential:
+def build_mean_regressor(in_channels: int, out_channels: int) -> nn.Sequential:
     """Return three 1x1 convolutions without bias, with ReLU between them; the inner width is `out_channels`."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),

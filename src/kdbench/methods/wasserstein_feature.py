@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdbench.config.schema import number, whole
 from kdbench.data.batches import Batch
@@ -16,12 +16,11 @@ from kdbench.methods.base import (
     Method,
     MethodContext,
     Progress,
-    Requires,
     TeacherOutput,
     ce_plus_kd,
     full_precision,
 )
-from kdbench.methods.pairing import StagePairs, check_pairs, match_size, stage_names
+from kdbench.methods.pairing import StagePairs, check_pairs, conv_bn_relu, match_size, stage_names
 from kdbench.models import Output
 
 
@@ -112,7 +111,7 @@ class WassersteinFeatureDistillation(Method):
 
     def __init__(self, config: Config, context: MethodContext) -> None:
         super().__init__(config, context)
-        self.pairs = StagePairs(config.pairs, context, "last", projection=build_projector)
+        self.pairs = StagePairs(config.pairs, context, "last", projection=conv_bn_relu)
         for pair in self.pairs.pairs:
             if problem := grid_problem(config.grid, *pair.size):
                 raise ConfigError(
@@ -120,7 +119,7 @@ class WassersteinFeatureDistillation(Method):
                     code="out_of_range",
                     key="method.grid",
                 )
-        self.requires = Requires(teacher_stages=self.pairs.teacher_stages, student_stages=self.pairs.student_stages)
+        self.requires = self.pairs.requires()
 
     def forward(
         self, student: Output, teachers: Sequence[TeacherOutput], batch: Batch, progress: Progress
@@ -129,9 +128,3 @@ class WassersteinFeatureDistillation(Method):
         own, targets = self.pairs(student, teachers[0])
         kd = wasserstein_features(own, targets, self.config.mean_weight, self.config.grid)
         return ce_plus_kd(self.config, student, batch, kd, cosine_decay(progress, self.config.decay_from))
-
-
-def build_projector(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Return a 1x1 convolution with batch norm and ReLU."""
-    convolution = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU())
