@@ -256,6 +256,16 @@ def test_equivalence_is_found_where_it_is_and_by_the_margin_given(tmp_path):
     assert the_row(wide, method="logit")["p_equivalence"] == pytest.approx(stats.t.cdf((0.02 - 0.15) / se, df))
 
 
+def test_tables_show_the_size_with_which_a_run_predicts_and_gains_compare_students(tmp_path):
+    sizes = {"num_params": 1000, "macs": 2000}
+    write_group(tmp_path, exactly(90, 0.1), **sizes)
+    write_group(tmp_path, exactly(91, 0.1), **BY_LOGIT, **sizes, inference_params=1500, inference_macs=2500)
+    report = report_of(tmp_path)
+    for table in (report.groups_table, report.runs_table):
+        assert table.groupby("method")[["params", "macs"]].first().values.tolist() == [[1000, 2000], [1500, 2500]]
+    assert the_row(report.gains_table)["delta"] == pytest.approx(1)
+
+
 def test_an_interaction_is_the_larger_students_gain_minus_the_smaller_ones(tmp_path):
     # Named so that neither the alphabet nor the order of writing gives the larger one.
     arms = {}

@@ -20,10 +20,12 @@ from kdbench.report.groups import (
     percent,
     percents,
     remark_without_validation,
+    size_of,
 )
 from kdbench.report.runs import display_path, read_runs, rows_of
 from kdbench.report.select import Selection, with_selection
 from kdbench.report.verdict import describe_selection, verdict
+from kdbench.rundir.summary import KEY
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +148,8 @@ def group_row(group: RunGroup) -> dict[str, Any]:
     shared, best, last = group.shared, group.accuracies, percents(group.runs.test_acc_final)
     return row(
         student=shared.student, teacher=shared.teacher, method=shared.method, role=shared.role, setting=group.setting,
-        teacher_seed=shared.teacher_seed, params=shared.num_params, macs=shared.macs, n=len(best),
+        teacher_seed=shared.teacher_seed, params=size_of(shared, KEY.num_params),
+        macs=size_of(shared, KEY.macs), n=len(best),
         mean=float(np.mean(best)), std=st.std(best),
         mean_last=float(np.mean(last)) if last else None, std_last=st.std(last),
     )  # fmt: skip
@@ -160,7 +163,8 @@ def run_row(run: Any, group: RunGroup) -> dict[str, Any]:
         teacher_seed=run.teacher_seed, epochs=run.epochs, best_val_epoch=run.best_val_epoch,
         best_val_acc=percent(run.best_val_acc), test_acc_best=percent(run.test_acc_best),
         test_acc_final=percent(run.test_acc_final), nll=run.test_nll, ece=percent(run.test_ece),
-        agreement=percent(run.agreement), kl_t1=run.kl_t1, kl_t4=run.kl_t4, params=run.num_params, macs=run.macs,
+        agreement=percent(run.agreement), kl_t1=run.kl_t1, kl_t4=run.kl_t4, params=size_of(run, KEY.num_params),
+        macs=size_of(run, KEY.macs),
         precision=run.precision, train_seconds=run.train_seconds, images_per_second=run.images_per_second,
         device=run.device, path=display_path(run.path),
     )  # fmt: skip

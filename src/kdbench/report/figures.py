@@ -30,7 +30,7 @@ from kdbench.report.drawing import (
 )
 from kdbench.report.fidelity import logits_in, same_images, teacher_folder
 from kdbench.report.gains import Gain, group_by
-from kdbench.report.groups import BASELINE, CONTROL, RunGroup, percent
+from kdbench.report.groups import BASELINE, CONTROL, RunGroup, percent, size_of
 from kdbench.report.runs import METRICS, rows_of
 from kdbench.rundir.summary import KEY
 
@@ -196,17 +196,23 @@ def read_history(folder: Path) -> "pd.Series[float] | None":
         return None
 
 
+def sized_name(run: Any) -> str:
+    """Return the student, and the method where that makes it larger."""
+    return f"{run.student} by {run.method}" if run.inference_params else run.student
+
+
 def draw_size(report: Report) -> tuple[Figure, str] | str:
     measures = zip((KEY.num_params, KEY.macs), ("parameters", "multiply-accumulates per image"), strict=True)
-    known = [(key, name) for key, name in measures if any(group.shared[key] for group in report.groups)]
+    known = [(key, name) for key, name in measures if any(size_of(group.shared, key) for group in report.groups)]
     if not known:
         return "no summary has a size"
     figure, all_axes = panels(len(known))
     handles, upright = dict[str, Any](), False
     for axes, (key, name) in zip(all_axes, known, strict=True):
-        sized = [group for group in report.groups if group.shared[key]]
-        students = group_by(sized, lambda group: group.shared.student)
-        places = {student: math.log10(groups[0].shared[key]) for student, groups in students}
+        sized = [group for group in report.groups if size_of(group.shared, key)]
+        students = group_by(sized, lambda group: sized_name(group.shared))
+        sizes = {student: size_of(groups[0].shared, key) or 1 for student, groups in students}
+        places = {student: math.log10(size) for student, size in sizes.items()}
         low, high = min(places.values()), max(places.values())
         span = high - low or 0.3
         axes.set_xlim((low + high) / 2 - 0.65 * span, (low + high) / 2 + 0.65 * span)
@@ -222,7 +228,7 @@ def draw_size(report: Report) -> tuple[Figure, str] | str:
                     fmt=marker_of(group.shared, report), color=colour_of(group.shared, report), ms=6, capsize=3, lw=1,
                 )  # fmt: skip
         name_panel(axes, "", f"{name}, logarithmic", "test accuracy, %")
-        upright = label_sizes(axes, {student: groups[0].shared[key] for student, groups in students}) or upright
+        upright = label_sizes(axes, sizes) or upright
     if upright:
         figure.set_figheight(figure.get_figheight() + 1.2)
     legend_below(figure, handles)

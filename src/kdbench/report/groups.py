@@ -157,6 +157,17 @@ def sort_by_seeds(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.loc[sorted(runs.index, key=key)]
 
 
+def size_of(run: Any, key: str) -> int | None:
+    """Return the size with which a run predicts: that of its student, and of its method where that takes part.
+
+    Args:
+        run: row of the summaries.
+        key: num_params or macs.
+    """
+    of_inference = {KEY.num_params: KEY.inference_params, KEY.macs: KEY.inference_macs}
+    return getattr(run, of_inference[key]) or getattr(run, key)
+
+
 def sort_key(group: RunGroup, settings: Sequence[str]) -> tuple[Any, ...]:
     """Return a key that sorts small students first, and baselines before what is compared with them."""
     shared = group.shared
