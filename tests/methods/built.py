@@ -44,7 +44,7 @@ def build_method(method: str, *overrides: str, images: int = 200, batch_size: in
     Args:
         method: name of the option.
         overrides: of the run.
-        images: number of training images that the method is told of.
+        images: number of training images in its context.
         batch_size: images of the batch.
         seed: seed of weights and images.
     """

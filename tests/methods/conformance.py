@@ -68,7 +68,7 @@ class LossTests:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     def test_narrow_inputs_are_accumulated_in_float32(self, setting, dtype):
         student, teacher = ([value.to(dtype) for value in side] for side in self.drawn())
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
             measured = self.loss(student, teacher, **setting)
         assert measured.dtype == torch.float32
         expected = self.expected(student, teacher, setting)

@@ -93,9 +93,10 @@ def test_maps_are_pooled_before_the_attention_is_taken():
     assert float(attention_transfer([small], [large])) == pytest.approx(expected)
 
 
-def test_maps_of_zeros_have_finite_loss_and_gradient():
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_maps_of_zeros_have_finite_loss_and_gradient(power):
     student = torch.zeros(2, 3, 4, 4, requires_grad=True)
-    loss = attention_transfer([student], [torch.rand(2, 3, 4, 4)])
+    loss = attention_transfer([student], [torch.rand(2, 3, 4, 4)], power)
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(student.grad).all()

@@ -10,6 +10,7 @@ from kdbench.bench.arms import KDBENCH, KDBENCH_CACHE, REFERENCE
 from kdbench.bench.lockstep import build_group
 from kdbench.bench.trainee import Bench, Trainee
 from kdbench.data import load
+from kdbench.errors import ConfigError
 from kdbench.methods import Requires
 from kdbench.methods.logit import LogitDistillation
 from kdbench.runner.run import resolve_run
@@ -53,6 +54,40 @@ def test_a_loaded_student_predicts_with_its_own_modules(small):
     expected = torch.from_numpy(kdbench.load_run(path).logits["test_logits"])
     torch.testing.assert_close(student(images).detach(), expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(student.network(images / 255).logits, expected, atol=1e-3)
+
+
+class Faulty(LogitDistillation):
+    """Fails in one of its methods, or names a part that it does not have."""
+
+    fails = ""
+
+    def bind_student(self, network):
+        if self.fails == "bind_student":
+            raise ValueError("no such layer")
+
+    def bind_teachers(self, networks):
+        if self.fails == "bind_teachers":
+            raise ValueError("no such layer")
+
+    def predict(self, output):
+        return output.logits
+
+
+@pytest.mark.parametrize("fails", ["bind_student", "bind_teachers"])
+def test_mistakes_in_binding_are_one_line_with_their_place(small, monkeypatch, fails):
+    monkeypatch.setattr(Faulty, "fails", fails)
+    with pytest.raises(
+        ConfigError, match=r"Faulty cannot take the networks: ValueError: no such layer \(test_binding"
+    ) as error:
+        complete(small(f"method._target_={__name__}.Faulty", "runtime.threads=1"))
+    assert (error.value.code, error.value.key) == ("no_method", "method._target_")
+
+
+def test_a_part_for_inference_that_the_method_does_not_have_is_refused_before_training(small, monkeypatch):
+    monkeypatch.setattr(Faulty, "inference", ("projector",))
+    with pytest.raises(ConfigError, match=r"Faulty\.inference has 'projector'") as error:
+        complete(small(f"method._target_={__name__}.Faulty", "runtime.threads=1"))
+    assert (error.value.code, error.value.key) == ("no_method", "method._target_")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 import kdbench
 from kdbench.errors import ConfigError
 from kdbench.methods import logit_kd, scale_decoupled_dkd, scale_decoupled_kd
-from kdbench.methods.pairing import grid_of
 from kdbench.methods.scale_decoupled import ScaleDecoupledDistillation, ScaleDecoupledDkd, pool_regions
 from kdbench.runner.build import bind, build_learner, build_parts
 from tests.conftest import NARROW, SMALL
@@ -298,13 +297,6 @@ def test_maps_smaller_than_the_finest_scale_repeat_cells():
     cells = own[:, 1:].unflatten(1, (16, 16))  # of a map of 8 x 8
     torch.testing.assert_close(cells, cells[:, ::2, ::2].repeat_interleave(2, 1).repeat_interleave(2, 2))
     assert math.isfinite(float(built.step().terms["total"].detach()))
-
-
-def test_tokens_are_a_grid_unless_some_have_no_place():
-    assert grid_of((16, 8)) == (8, 4, 4)
-    assert grid_of((17, 8)) is None
-    assert grid_of((8, 4, 2)) == (8, 4, 2)
-    assert grid_of((8,)) is None
 
 
 @pytest.mark.parametrize("side", ["student", "teacher"])

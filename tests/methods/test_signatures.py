@@ -1,10 +1,13 @@
 """Public losses have fixed arguments, so that they can be compared with independent implementations."""
 
+import importlib
 import inspect
+import pkgutil
+from collections import Counter
 
 import pytest
 
-import kdbench.methods
+from kdbench import methods
 
 SIGNATURES = {
     "logit_kd": "student_logits, teacher_logits, temperature, standardize=False",
@@ -38,8 +41,20 @@ SIGNATURES = {
 }
 
 
+def test_every_public_name_of_the_package_is_defined_in_one_file():
+    files = [importlib.import_module(f"kdbench.methods.{file.name}") for file in pkgutil.iter_modules(methods.__path__)]
+    defined = Counter(
+        name
+        for file in files
+        for name, value in vars(file).items()
+        if not name.startswith("_") and getattr(value, "__module__", "") == file.__name__
+    )
+    assert [name for name, count in defined.items() if count > 1] == []
+    assert set(SIGNATURES) <= set(dir(methods))
+
+
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_arguments_of_a_public_loss(name):
-    parameters = inspect.signature(getattr(kdbench.methods, name)).parameters.values()
+    parameters = inspect.signature(getattr(methods, name)).parameters.values()
     shown = (p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters)
     assert ", ".join(shown) == SIGNATURES[name]

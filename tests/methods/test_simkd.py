@@ -1,3 +1,6 @@
+import itertools
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -5,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import kdbench
+from kdbench import metrics
 from kdbench.data import load
 from kdbench.errors import ConfigError
 from kdbench.methods import SimKD, projected_map_distance
@@ -129,6 +133,30 @@ def test_a_stored_student_passes_verification(stored, capsys):
     printed = capsys.readouterr().out
     assert "test_logits from the weights" in printed
     assert "FAIL" not in printed
+
+
+def test_the_size_of_a_prediction_includes_projector_and_classifier(stored):
+    # 32 channels of both networks' last maps of 8 x 8: convolutions 32 -> 64 -> 64 -> 32, batch norm, linear layer.
+    convolutions, batch_norm, classifier = 32 * 64 + 9 * 64 * 64 + 64 * 32, 2 * (64 + 64 + 32), 32 * 10
+    summary = stored.summary
+    assert summary.inference_params - summary.num_params == convolutions + batch_norm + classifier + 10
+    assert summary.inference_macs - summary.macs == 64 * convolutions + classifier
+
+
+@pytest.mark.parametrize("ema", ["null", "0.5"])
+def test_the_stored_parts_are_those_of_the_best_epoch(tmp_path, monkeypatch, ema):
+    falling = itertools.count(1)
+    worse = SimpleNamespace(nll=metrics.nll, accuracy=lambda *_: 1 / next(falling))
+    monkeypatch.setattr("kdbench.train.learner.metrics", worse)
+    keys = ("recipe.epochs=3", f"recipe.ema={ema}", f"output_root={tmp_path}")
+    run = kdbench.run(kdbench.compose([*SMALL, *NARROW, "method=simkd", *keys]))
+    assert run.summary.best_val_epoch == 1
+    student = kdbench.load_student(run.path)
+    data = load(read_config(run.path / "config.yaml").data, "cpu")
+    for name, split in (("val", data.val), ("test", data.test)):
+        with torch.no_grad():
+            logits = student(split.images.permute(0, 3, 1, 2))
+        torch.testing.assert_close(logits, torch.from_numpy(run.logits[f"{name}_logits"]), atol=1e-3, rtol=1e-3)
 
 
 def test_weights_hold_student_and_method_under_prefixes_and_no_more(stored):

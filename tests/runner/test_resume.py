@@ -28,6 +28,7 @@ from kdbench.system.signals import Interrupted, handled
 from kdbench.teachers import store
 from kdbench.train.learner import Learner
 from tests.conftest import NARROW, SMALL, complete, composed_once, killed_after, rest_slow
+from tests.every_method import for_few_images
 from tests.runner.trainers import with_learners
 
 STEPS = ("recipe.epochs=3", "checkpoint.every_minutes=0")
@@ -75,19 +76,25 @@ def undisturbed(teachers_once: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.mark.usefixtures("trained_teachers")
 @pytest.mark.parametrize(
-    ("method", "step"), [("feature", 1), *(pytest.param("ce", step, marks=pytest.mark.slow) for step in (0, 2))]
+    ("method", "step"),
+    [
+        ("feature", 1),
+        *(pytest.param("ce", step, marks=pytest.mark.slow) for step in (0, 2)),
+        *(pytest.param(name, 1, marks=pytest.mark.slow) for name in ("crd", "random_control", "simkd", "vid", "wkd_l")),
+    ],
 )
 def test_a_killed_run_resumes_to_the_same_numbers(
     small: Small, undisturbed: Callable[..., RunDirectory], method: str, step: int
 ) -> None:
-    config = small(f"method={method}", *STEPS)
+    keys = (f"method={method}", *for_few_images(method))
+    config = small(*keys, *STEPS)
     with killed_after(epoch=2, step=step, epochs=3):
         complete(config)
     resumed, start = completed_from(config)
     assert start == (2, step)
     assert "resuming from last.ckpt" in resumed.log.read_text()
     assert not any(file.exists() for file in resumed.checkpoints())
-    assert_same_numbers(resumed, undisturbed(f"method={method}", *STEPS))
+    assert_same_numbers(resumed, undisturbed(*keys, *STEPS))
 
 
 @pytest.fixture(scope="module")

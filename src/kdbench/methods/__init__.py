@@ -3,6 +3,7 @@
 Every public function and class of these files is an attribute of this package: `kdbench.methods.logit_kd`.
 """
 
+import functools
 import importlib
 import pkgutil
 from typing import Any
@@ -14,10 +15,23 @@ __all__ = ["LossOutput", "Method", "MethodContext", "Progress", "Requires", "Tea
 
 def __getattr__(name: str) -> Any:
     """Return a function or class of one of the package's files, so that a new file needs no line here."""
-    if not name.startswith("_"):
-        for file in pkgutil.iter_modules(__path__):
-            module = importlib.import_module(f"{__name__}.{file.name}")
-            found = vars(module).get(name)
-            if found is not None and getattr(found, "__module__", "") == module.__name__:
-                return found
+    if not name.startswith("_") and name in (found := public_names()):
+        return found[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return these names, for completion."""
+    return sorted({*globals(), *public_names()})
+
+
+@functools.cache
+def public_names() -> dict[str, Any]:
+    """Return every public function and class of the package's files by name."""
+    modules = [importlib.import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__)]
+    return {
+        name: value
+        for module in modules
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
+    }
