@@ -54,7 +54,10 @@ class Check:
 CHECKS = (
     Check("every method trains in fp32, bf16 and fp16", ("test_every_method_trains_in_every_precision",)),
     Check("`auto` chooses CUDA, and bf16 where it is native", ("test_auto_chooses_cuda_and_its_native_precision",)),
-    Check("`runtime.profile=repro` repeats bit for bit", ("test_runs_of_the_repro_profile_repeat_bit_for_bit",)),
+    Check(
+        "`runtime.profile=repro` repeats bit for bit, every method",
+        ("test_runs_of_the_repro_profile_repeat_bit_for_bit",),
+    ),
     Check(
         "a run killed after epoch 2, or in the middle of epoch 3, resumes to the same bits",
         ("test_killed_run_resumes_to_the_same_numbers",),
