@@ -18,6 +18,7 @@ from kdbench.errors import ConfigError, KdbenchError, described_at
 from kdbench.methods.base import Method, MethodContext, Requires
 from kdbench.models import ModelSummary, Network, build, load_pretrained, summarize
 from kdbench.rundir.identity import model_identity
+from kdbench.runner.dry_step import check_first_step
 from kdbench.system.device import place
 from kdbench.system.guard import Guard
 from kdbench.system.memory import is_out_of_memory
@@ -110,8 +111,9 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
                 code="not_repeatable",
                 key="teacher",
             )
+    context = context_of(config, dataset, student, teacher)
     torch.manual_seed(derived_seed(config.init_seed, "method"))
-    method = build_method(config, context_of(config, dataset, student, teacher))
+    method = build_method(config, context)
     check_batch_parts(config, method)
     check_stages(student, method.requires.student_stages, "student")
     for stage in method.requires.student_stages:
@@ -129,6 +131,7 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
         )
     if teacher:
         check_stages(teacher, method.requires.teacher_network_stages, "teacher")
+    check_first_step(config, context)
     return dataset, student, method
 
 
@@ -306,14 +309,17 @@ def build_method(config: RunConfig, context: MethodContext) -> Method:
         ConfigError: a class from elsewhere does not take what methods are given, or does not say what it requires.
     """
     cls, given = config.method.target, (config.method.params, context)
-    try:
-        inspect.signature(cls).bind(*given)
-    except TypeError as error:
-        raise ConfigError(
-            f"{config.method.path} cannot be built: its __init__ must take (config, context); {error}",
-            code="no_method",
-            key="method._target_",
-        ) from None
+    expected = {"__init__": (cls, given), "forward": (cls.forward, (None,) * 5)}
+    for name, (function, values) in expected.items():
+        try:
+            inspect.signature(function).bind(*values)
+        except TypeError as error:
+            taken = "config, context" if name == "__init__" else "student, teachers, batch, progress"
+            raise ConfigError(
+                f"{config.method.path} cannot be used: its {name} must take ({taken}); {error}",
+                code="no_method",
+                key="method._target_",
+            ) from None
     with described(cls, config.method.name, "cannot be built"):
         method = cls(*given)
     if not isinstance(getattr(method, "requires", None), Requires):
@@ -323,7 +329,23 @@ def build_method(config: RunConfig, context: MethodContext) -> Method:
             code="no_method",
             key="method._target_",
         )
-    if method.requires.any_stages and not method.uses_stages:
+    requires = method.requires
+    for field in ("teacher_stages", "student_stages", "teacher_setup_stages"):
+        if not isinstance(getattr(requires, field), tuple):
+            raise ConfigError(
+                f"{config.method.path} has requires.{field} = {getattr(requires, field)!r}; it must be a tuple of "
+                "names, such as ('layer1',)",
+                code="no_method",
+                key="method._target_",
+            )
+    if not method.needs_teacher and (requires.teacher_logits or requires.teacher_network_stages):
+        raise ConfigError(
+            f"{config.method.path} requires outputs of a teacher and declares needs_teacher = False; declare "
+            "needs_teacher = True",
+            code="no_method",
+            key="method._target_",
+        )
+    if requires.any_stages and not method.uses_stages:
         raise ConfigError(
             f"{config.method.path} requires stages and declares uses_stages = False, so that its run key would lack "
             "them; declare uses_stages = True",

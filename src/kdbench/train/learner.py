@@ -232,7 +232,7 @@ class Learner:
         with autocast(self.runtime):
             output = self.forward(batch.images)
             returned = self.method(output, teachers, batch, self.progress)
-        terms, logits = check_output(returned, self.method)
+        terms, logits = check_output(returned, self.method, output.logits.shape)
         loss = self.masked_loss(terms)
         self.scaler.scale(loss if share == 1 else share * loss).backward()
         return LossOutput(terms, logits.detach())
@@ -368,18 +368,25 @@ def part_slices(images: int, parts: int) -> list[slice]:
     return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
 
-def check_output(returned: Any, method: Method) -> LossOutput:
+def check_output(returned: Any, method: Method, shape: tuple[int, ...]) -> LossOutput:
     """Return what a method returned, checked to be what `Method.forward` promises.
 
+    Args:
+        returned: what its `forward` returned.
+        method: the method.
+        shape: [B, C] of the batch's logits.
+
     Raises:
-        RunError: it is no `LossOutput`; its terms are no tensors, lack `total`, or have a name that is taken; or the
-            total has no gradient.
+        RunError: it is no `LossOutput`; its terms are no tensors, lack `total`, or have a name that is taken; the total
+            has no gradient; or the logits have another shape.
     """
     terms, logits = returned if isinstance(returned, LossOutput) else (None, None)
     if not isinstance(returned, LossOutput):
         found = f"a {type(returned).__name__}"
     elif not isinstance(logits, Tensor):
         found = f"logits of type {type(logits).__name__}"
+    elif tuple(logits.shape) != tuple(shape):
+        found = f"logits {list(logits.shape)} for a batch whose logits are {list(shape)}"
     elif not isinstance(terms, Mapping):
         found = f"terms of type {type(terms).__name__}"
     elif others := [name for name, value in terms.items() if not isinstance(value, Tensor)]:
