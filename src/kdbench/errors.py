@@ -74,7 +74,8 @@ def printable(text: str) -> str:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return a hint for a mistyped `name`: the closest valid names first, then all of them if they are few."""
     options = sorted(valid)
-    close = difflib.get_close_matches(name, options, n=3, cutoff=0.6)
+    close = [option for option in options if option.lower() == name.lower()]
+    close = close or difflib.get_close_matches(name, options, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     if len(options) <= 30:
         return f"{hint}valid: {', '.join(options) or 'none'}"

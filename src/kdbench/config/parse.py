@@ -6,7 +6,7 @@ A config that passes has only known keys, right types, values in range, and sect
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kdbench.config.given import check_repeated_names, check_used
 from kdbench.config.recipe import RecipeConfig, check_recipe
 from kdbench.config.schema import as_yaml, one_of, optional, setting, typed, whole
 from kdbench.config.sections import (
@@ -135,7 +136,9 @@ def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | Non
     run = RunConfig(**{f.name: getattr(document, f.name) for f in dataclasses.fields(Document)} | open_sections)
     check_together(run)
     if names and HydraConfig.initialized():
-        check_used(run, HydraConfig.get().overrides.task)
+        given = HydraConfig.get().overrides.task
+        check_repeated_names(given)
+        check_used(run, given)
     return run
 
 
@@ -372,22 +375,3 @@ def check_together(run: RunConfig) -> None:
             code="integer_labels",
             key=f"recipe.{given}",
         )
-
-
-def check_used(run: RunConfig, overrides: Iterable[str]) -> None:
-    """Check that each key of a recipe, and of crop and flip, that the user gave changes something.
-
-    Args:
-        run: the checked run.
-        overrides: as given on the command line.
-
-    Raises:
-        ConfigError: one has no effect beside the others, such as a key of another optimiser than the chosen one.
-    """
-    unused = {"recipe": run.recipe.unused(), "teacher.recipe": run.teacher.recipe.unused() if run.teacher else {}}
-    unused["data"] = {} if run.data.params.augment else dict.fromkeys(("padding", "flip"), "data.augment is false")
-    for override in overrides:
-        key = override.partition("=")[0].lstrip("+")
-        path, _, name = key.rpartition(".")
-        if name in unused.get(path, {}):
-            raise ConfigError(f"{override}: {key} changes nothing: {unused[path][name]}", code="unused_key", key=key)

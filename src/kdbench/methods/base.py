@@ -100,6 +100,10 @@ class Requires:
         return tuple(dict.fromkeys((*self.teacher_stages, *self.teacher_setup_stages)))
 
 
+NO_TEACHER = "the weights of all terms but the cross-entropy are 0: the run learns from the labels alone"
+"""Remark on a method's weights."""
+
+
 def no_images() -> Iterator[Tensor]:
     """Yield no images."""
     return iter(())
@@ -249,9 +253,11 @@ class Method(nn.Module, ABC):
         self.config = config
         if isinstance(config, RampedWeights) and config.ramp_epochs > context.epochs:
             self.remarks = (
-                f"method.ramp_epochs is {config.ramp_epochs} and the run has {context.epochs} epochs: the KD term "
+                f"method.ramp_epochs is {config.ramp_epochs} and recipe.epochs is {context.epochs}: the KD term "
                 f"reaches {context.epochs}/{config.ramp_epochs} of its weight",
             )
+        if isinstance(config, LossWeights | Weights) and not config.resolved()[1]:
+            self.remarks = (NO_TEACHER,)
 
     def bind_student(self, network: Network) -> None:
         """Take what the method keeps of the student's network, such as a module that its loss applies once more.

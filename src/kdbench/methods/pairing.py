@@ -257,10 +257,10 @@ def find_classifier(model: ModelSummary, stage: str, name: str) -> tuple[str, tu
     """
     grids = {usable: grid for usable in model.classifiers if (grid := grid_of(model.shapes[usable]))}
     if stage not in grids:
+        remedy = f"choose {' or '.join(grids)} with method.pairs" if grids else f"name such a stage in {name}.stages"
         raise ConfigError(
             f"this method applies the {name}'s classifier to a stage, and the {name}'s logits are not a linear layer "
-            f"of the mean of its stage {stage}; such stages with positions: {', '.join(grids) or 'none'}; choose one "
-            f"with method.pairs, or another {name}",
+            f"of the mean over the positions of its stage {stage}; {remedy}, or use another {name}",
             code="no_classifier",
             key="method.pairs",
         )

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from kdbench.config.schema import number, setting
 from kdbench.data.batches import Batch
+from kdbench.errors import ConfigError
 from kdbench.methods.base import (
     LossOutput,
     LossWeights,
@@ -170,6 +171,14 @@ class RegionDistillation(Method):
         self.pair = StagePairs(config.pairs, context, "last").only()
         self.student_path, self.student_shape = find_classifier(context.student, self.pair.student, "student")
         self.teacher_path, self.teacher_shape = find_classifier(context.teacher, self.pair.teacher, "teacher")
+        for name, shape in (("student", self.student_shape), ("teacher", self.teacher_shape)):
+            if config.scales[-1] > min(shape[1:]):
+                raise ConfigError(
+                    f"method.scales is {config.scales}, and the map of the {name} has {shape[1]} x {shape[2]} "
+                    f"positions; use numbers of at most {min(shape[1:])}",
+                    code="out_of_range",
+                    key="method.scales",
+                )
         self.requires = Requires(teacher_stages=(self.pair.teacher,), student_stages=(self.pair.student,))
         self.student_classifier: tuple[nn.Module, ...] = ()
         """The student's own classifier; within a tuple it is no submodule of the method."""

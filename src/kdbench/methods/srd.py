@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from kdbench.config.schema import number, one_of
 from kdbench.data.batches import Batch
 from kdbench.methods.base import (
+    NO_TEACHER,
     LossOutput,
     Method,
     MethodContext,
@@ -102,6 +103,14 @@ class SimpleRecipeDistillation(Method):
             used = "log_sum_weight" if self.variant == "paper" else "correlation_weight"
             check_some_weight(self, "ce_weight", used, "kl_weight")
 
+        def unused(self) -> dict[str, str]:
+            """Return the keys without effect, and why."""
+            of_paper = self.variant == "paper"
+            return dict.fromkeys(
+                ("correlation_weight",) if of_paper else ("log_sum_weight", "exponent"),
+                f"method.variant is {self.variant}",
+            )
+
     role = "distilled"
     soft_labels = True
     needs_teacher = True
@@ -109,6 +118,9 @@ class SimpleRecipeDistillation(Method):
 
     def __init__(self, config: Config, context: MethodContext) -> None:
         super().__init__(config, context)
+        weight = config.log_sum_weight if config.variant == "paper" else config.correlation_weight
+        if not (weight or config.kl_weight):
+            self.remarks = (NO_TEACHER,)
         self.pairs = StagePairs(config.pairs, context, "pooled", kind="embeddings", projection=nn.Linear)
         self.requires = self.pairs.requires(teacher_logits=True, whole_batch=True)
 

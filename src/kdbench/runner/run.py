@@ -267,6 +267,8 @@ class Run:
         write_result(self.directory, config, dataset, summary, best["weights"], best["method"], predictions, training)
         accuracy = metrics.accuracy(test_logits.numpy(), labels)
         epoch = "the best validation epoch" if dataset.validation else "the last epoch"
+        if learner.skipped:
+            log.info("skipped: %d steps, which were not finite", learner.skipped)
         log.info("done: test accuracy %.2f%% at %s, %d", 100 * accuracy, epoch, best["epoch"])
         self.directory.remove_checkpoints(config.checkpoint.keep_last)
         self.complete = True

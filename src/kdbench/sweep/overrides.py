@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 
 from kdbench.config.composition import composition_error, initialize_hydra, register_models_once
+from kdbench.config.given import check_repeated_names
 from kdbench.errors import ConfigError, first_line, nearest
 
 PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
@@ -115,8 +116,9 @@ def expand(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list
         loader: where `glob` finds options; the package's own by default.
 
     Raises:
-        ConfigError: an override cannot be read, or has no value at all.
+        ConfigError: an override cannot be read, has no value at all, or has a name twice in a mapping.
     """
+    check_repeated_names(overrides)
     try:
         parsed = OverridesParser.create(loader or options_of(None)).parse_overrides(list(overrides))
         for one in parsed:

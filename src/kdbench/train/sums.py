@@ -124,9 +124,11 @@ class EpochSums:
         Skipped steps count in none of them.
 
         Raises:
-            NonFiniteError: a step was not finite, or more of them than the limit allows.
+            NonFiniteError: a step was not finite, more of them than the limit allows, or none at all was.
         """
         self.raise_if_failed(epoch)
+        if int(self.skipped) and int(self.skipped) == int(self.steps):
+            raise self.failure(epoch, "no step of the epoch was finite, and this is the first")
         images = max(1, int(self.images))
         totals = dict(zip(self.names, self.totals.tolist(), strict=True))
         grad_norm = totals.pop(GRAD_NORM) / max(1, int(self.norm_steps))
@@ -137,15 +139,19 @@ class EpochSums:
         """Raise if a step of this epoch ends the run. Waits for a GPU."""
         if self.before + int(self.skipped) <= self.limit:
             return
+        consequence = "stopped before the optimiser's step"
+        if self.limit:
+            consequence = f"more than recipe.nonfinite_limit={self.limit} such steps; this is the first of the epoch"
+        raise self.failure(epoch, consequence)
+
+    def failure(self, epoch: int, consequence: str) -> NonFiniteError:
+        """Return the error of the first step that was not finite in this epoch."""
         values = dict(zip(self.names, self.failed_values.tolist(), strict=True))
         watched = list(values)[:-1] if self.norms_may_overflow else list(values)
         # "total" is bad whenever one of its parts is: name the part.
         bad = [name for name in watched if not math.isfinite(values[name])]
         cause = next((name for name in bad if name != "total"), "total")
-        consequence = "stopped before the optimiser's step"
-        if self.limit:
-            consequence = f"more than recipe.nonfinite_limit={self.limit} such steps; this is the first of the epoch"
-        raise NonFiniteError(epoch, int(self.failed_step), values, cause, consequence)
+        return NonFiniteError(epoch, int(self.failed_step), values, cause, consequence)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state in the middle of an epoch."""
