@@ -134,7 +134,9 @@ VALUES = {
     ("method=logit_std", "method.kd_weight=0"): ["method.ce_weight=0"],
     ("method=sdd",): [
         "method.pairs={layer2: layer3}", "method.pairs={layer2: layer2, layer3: layer3}", "method.scales=[2]",
+        "method.scales=[1,16]",
     ],
+    ("method=label_smoothing",): ["recipe.label_smoothing=0.1"],
     ("student=resnet18",): ["student.stem=small", "student.arch=resnet19"],
     ("student=wrn16_2",): ["student.depth=18", "student.width=0", "student.dropout=1"],
     ("recipe.epochs=9", "recipe.schedule=multistep", "recipe.milestones=[4,6]"): [
@@ -292,6 +294,8 @@ COMMAND_LINES = [
     ["recipe=null"], ["recipe=5"], ["hydra.mode=nothing"], ["hydra.searchpath=[nothing]"], ["hydra.foo=1"],
     ["method=ce,logit"],
     ["recipe.betas=[0.5,0.9]"], ["recipe.optimizer=adamw", "recipe.momentum=0.5"], ["recipe.warmup_lr=0.01"],
+    ["method=srd", "method.correlation_weight=2"], ["method=srd", "method.variant=deit", "method.exponent=2"],
+    ["method=at", "method.pairs={layer1: layer2, layer1: layer3}"], ["method=DKD"],
     ["teacher.recipe.policy_ops=3"], ["recipe.ema.weight_decay=1e-4"], ["recipe.ema_decay=0.9"],
     ["recipe.optimiser=adam"], ["data=cifar"], ["data=image_folder"],
     ["recipe.lr=0,1"], ["seed=0,1"], ["method=[ce,logit]"], ["recipe.lr=[1"],

@@ -291,12 +291,15 @@ def test_the_students_classifier_is_optimised_and_stored_once(small):
     assert set(learner.state_dict()["method"]) == {"teacher_classifier.weight", "teacher_classifier.bias"}
 
 
-def test_maps_smaller_than_the_finest_scale_repeat_cells():
-    built = build_method("sdd", "method.scales=[1,16]", batch_size=2)
-    own, _ = built.method.region_logits(built.student(built.batch.images), built.teacher(built.batch))
-    cells = own[:, 1:].unflatten(1, (16, 16))  # of a map of 8 x 8
-    torch.testing.assert_close(cells, cells[:, ::2, ::2].repeat_interleave(2, 1).repeat_interleave(2, 2))
-    assert math.isfinite(float(built.step().terms["total"].detach()))
+@pytest.mark.parametrize(("scale", "refused"), [(8, None), (9, "student"), (5, "teacher")])
+def test_a_scale_finer_than_a_map_is_an_error(scale, refused):
+    networks = ("teacher=resnet18",) if refused == "teacher" else ()  # its last map has 4 x 4 positions
+    if refused is None:
+        assert build_method("sdd", f"method.scales=[1,{scale}]", batch_size=2).step().terms["total"].isfinite()
+        return
+    with pytest.raises(ConfigError, match=f"the map of the {refused} has") as error:
+        build_method("sdd", f"method.scales=[1,{scale}]", *networks)
+    assert (error.value.code, error.value.key) == ("out_of_range", "method.scales")
 
 
 @pytest.mark.parametrize("side", ["student", "teacher"])

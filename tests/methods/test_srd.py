@@ -6,6 +6,7 @@ import torch
 
 from kdbench.errors import ConfigError
 from kdbench.methods import SimpleRecipeDistillation, logit_kd, projected_log_correlation, projected_log_sum
+from kdbench.methods.base import NO_TEACHER
 from tests.conftest import rest_slow
 from tests.methods.built import build_method
 from tests.methods.conformance import LossTests
@@ -149,7 +150,8 @@ def test_defaults_are_those_of_the_resnet_setting():
 @pytest.mark.parametrize("overrides", rest_slow((pair,) for pair in PAIRS.values()), ids=PAIRS)
 @pytest.mark.parametrize("variant", ["paper", "deit"])
 def test_a_step_trains_every_parameter_of_the_projection(variant, overrides):
-    weights = ("method.ce_weight=0.5", "method.log_sum_weight=3", "method.correlation_weight=5", "method.kl_weight=7")
+    own = "method.log_sum_weight=3" if variant == "paper" else "method.correlation_weight=5"
+    weights = ("method.ce_weight=0.5", own, "method.kl_weight=7")
     built = build_method("srd", *overrides, *weights, f"method.variant={variant}")
     terms = built.step().terms
     name, weight = ("log_sum", 3) if variant == "paper" else ("log_correlation", 5)
@@ -165,7 +167,8 @@ def test_a_step_trains_every_parameter_of_the_projection(variant, overrides):
 
 @pytest.mark.parametrize("variant", ["paper", "deit"])
 def test_the_method_projects_pooled_embeddings_and_compares_logits_at_temperature_1(variant):
-    built = build_method("srd", "student=resnet8", "teacher=resnet18", f"method.variant={variant}", "method.exponent=3")
+    keys = ("method.exponent=3",) if variant == "paper" else ("method.variant=deit",)
+    built = build_method("srd", "student=resnet8", "teacher=resnet18", *keys)
     output, target = built.student(built.batch.images), built.teacher(built.batch)
     (projection,) = built.method.pairs.projections
     assert projection.weight.shape == (512, 64)
@@ -203,7 +206,23 @@ def test_only_the_weights_of_the_variant_count_as_a_loss():
         with pytest.raises(ConfigError) as error:
             build_method("srd", *nothing, *keys)
         assert (error.value.code, error.value.key) == ("no_loss", "method.ce_weight")
-    assert torch.isfinite(build_method("srd", *nothing, "method.correlation_weight=0").step().terms["total"])
+    for keys in (("method.correlation_weight=0",), ("method.variant=deit", "method.exponent=3")):
+        with pytest.raises(ConfigError) as error:
+            build_method("srd", *keys)
+        assert (error.value.code, error.value.key) == ("unused_key", keys[-1].partition("=")[0])
+
+
+@pytest.mark.parametrize(
+    ("method", "keys"),
+    [
+        ("srd", ("method.log_sum_weight=0", "method.kl_weight=0")),
+        ("at", ("method.kd_weight=0",)),
+        ("logit", ("method.alpha=0",)),
+    ],
+)
+def test_a_run_that_learns_from_the_labels_alone_says_so(method, keys):
+    assert build_method(method, *keys).method.remarks == (NO_TEACHER,)
+    assert NO_TEACHER not in build_method(method).method.remarks
 
 
 def test_an_exponent_below_1_is_an_error():

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from typing import ClassVar
 
 import pytest
 import torch
@@ -274,8 +275,10 @@ def test_evaluation_restores_the_modes(training):
 class Scripted(CrossEntropy):
     """Cross-entropy that predicts as many validation images correctly as a script demands."""
 
+    answers: ClassVar[list] = []
+
     def predict(self, output):
-        return self.answers.pop(0)
+        return self.answers.pop(0) if self.answers else output.logits
 
 
 def test_the_weights_of_the_first_of_equally_good_epochs_are_kept(small):

@@ -82,6 +82,17 @@ def test_skipped_steps_count_in_no_sum_and_too_many_of_them_end_the_run() -> Non
     assert "recipe.nonfinite_limit=3" in str(error.value)
 
 
+def test_an_epoch_without_a_finite_step_ends_the_run_below_the_limit() -> None:
+    sums = EpochSums("cpu", limit=10)
+    for _ in range(2):
+        add(sums, 2, ce=torch.nan, norm=1.0)
+    with pytest.raises(NonFiniteError, match="no step of the epoch was finite") as error:
+        sums.means(2)
+    check(error.value, step=1, cause="ce")
+    add(sums, 2, ce=1.0, norm=1.0)
+    assert sums.means(2)["ce"] == 1.0
+
+
 def test_restored_sums_continue_where_they_were() -> None:
     whole, first = EpochSums("cpu"), EpochSums("cpu")
     steps: list[dict[str, Any]] = [
