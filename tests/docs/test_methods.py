@@ -1,5 +1,6 @@
 """The examples of docs/methods.md: files as written, and the table beside conf/ and the package."""
 
+import csv
 import re
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.methods.conformance import LossTests
 
 PAGE = CHECKOUT / "docs" / "methods.md"
 TABLE = [line.split("|") for line in PAGE.read_text().splitlines() if re.match(r"\| `\w+`.*\|.*\|.*\|.*\|.*\|", line)]
-ROWS = [row for row in TABLE if len(row) == 8]
+ROWS = [row for row in TABLE if len(row) == 9]
 
 
 @pytest.fixture
@@ -33,6 +34,13 @@ def test_methods_of_the_table_are_those_of_the_package_each_once():
     assert len(named) >= 30
     assert len(set(named)) == len(named)
     assert set(named) <= set(METHODS)
+
+
+def test_costs_of_the_table_are_those_of_the_measurement():
+    with (CHECKOUT / "results" / "methods" / "cost.csv").open() as file:
+        measured = {row["method"]: f"{float(row['ratio_to_ce']):.1f}" for row in csv.DictReader(file)}
+    for row in ROWS:
+        assert row[7].strip() == ", ".join(measured[name] for name in re.findall(r"`(\w+)`", row[1]))
 
 
 def test_functions_of_the_table_are_those_of_the_package():
