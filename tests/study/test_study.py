@@ -60,11 +60,24 @@ def test_selected_yaml_has_the_keys_of_the_one_in_results(tiny: Tiny) -> None:
 
 
 @pytest.mark.slow
-def test_the_runs_kept_in_results_are_those_of_the_lab_study_and_choose_the_same_winners(tmp_path: Path) -> None:
-    (tmp_path / "runs").symlink_to(RESULTS / "runs")
-    plan = StudyPlan(read_study(["study=lab", override("output_root", str(tmp_path)), "runtime.precision=fp32"]))
-    assert [state_of(run) for run in plan.all_runs()] == ["done"] * 38
-    kept: Any = OmegaConf.to_container(OmegaConf.load(RESULTS / "selected.yaml"))
+@pytest.mark.parametrize(
+    ("study", "precision", "folders", "selected", "runs"),
+    [
+        ("lab", "fp32", ("runs",), "selected.yaml", 38),
+        ("methods", "bf16", ("runs", "selection"), "selection/selected.yaml", 121),
+    ],
+)
+def test_the_runs_kept_in_results_are_those_of_the_study_and_choose_the_same_winners(
+    tmp_path: Path, study: str, precision: str, folders: Sequence[str], selected: str, runs: int
+) -> None:
+    results = RESULTS.with_name(study)
+    (tmp_path / "runs").mkdir()
+    for run in (run for folder in folders for run in (results / folder).iterdir() if run.is_dir()):
+        (tmp_path / "runs" / run.name).symlink_to(run)
+    output_root = override("output_root", str(tmp_path))
+    plan = StudyPlan(read_study([f"study={study}", output_root, f"runtime.precision={precision}"]))
+    assert [state_of(run) for run in plan.all_runs()] == ["done"] * runs
+    kept: Any = OmegaConf.to_container(OmegaConf.load(results / selected))
     for winner, before in zip(plan.winners["selection"], kept["winners"], strict=True):
         assert {name: value for name, value in dataclasses.asdict(winner).items() if name in before} == before
 
