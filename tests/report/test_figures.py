@@ -61,6 +61,8 @@ def a_method_that_predicts(root):
     write_group(root, spread(90, 0.2), num_params=1000, macs=2000)
     sizes = {"num_params": 1000, "macs": 2000, "inference_params": 1500, "inference_macs": 2500}
     write_group(root, spread(91, 0.2), teacher="resnet20", method="simkd", **sizes)
+    for number in range(30):
+        write_group(root, spread(90.5, 0.2), teacher="resnet20", method=f"m{number}", num_params=1000, macs=2000)
 
 
 def equal_sizes(root):
@@ -151,6 +153,8 @@ def test_labels_can_be_read_and_everything_is_within_the_canvas(write, tmp_path)
             covered = [axes for axes in panels for legend in legends if legend.get_window_extent().overlaps(axes.bbox)]
             assert not covered, drawing.name
             assert all(axes.bbox.height > 1.2 * figure.dpi for axes in panels), drawing.name
+            ends = [(axes.dataLim.intervalx, axes.get_xlim()) for axes in panels if axes.has_data()]
+            assert all(low <= first and last <= high for (first, last), (low, high) in ends), drawing.name
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -215,11 +215,14 @@ def draw_size(report: Report) -> tuple[Figure, str] | str:
         places = {student: math.log10(size) for student, size in sizes.items()}
         low, high = min(places.values()), max(places.values())
         span = high - low or 0.3
-        axes.set_xlim((low + high) / 2 - 0.65 * span, (low + high) / 2 + 0.65 * span)
         # Groups of one student stand beside each other, at most over the way to the next student.
         near = min((b - a for a, b in pairwise(sorted(places.values())) if b > a), default=span)
+        steps = {student: min(0.03 * span, 0.8 * near / len(groups)) for student, groups in students}
+        reach = max(step * (len(groups) - 1) / 2 for step, (_, groups) in zip(steps.values(), students, strict=True))
+        half = (high - low) / 2 + max(0.15 * span, reach + 0.03 * span) + (0.5 * span if high == low else 0)
+        axes.set_xlim((low + high) / 2 - half, (low + high) / 2 + half)
         for student, groups in students:
-            step = min(0.03 * span, 0.8 * near / len(groups))
+            step = steps[student]
             for place, group in enumerate(groups):
                 handles[arm(group.shared)] = axes.errorbar(
                     [places[student] + step * (place - (len(groups) - 1) / 2)],
