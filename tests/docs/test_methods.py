@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import kdbench.methods
 from tests.conftest import complete
@@ -71,6 +72,8 @@ def test_its_test_passes_as_written(files: Path, monkeypatch: pytest.MonkeyPatch
     for setting in tests.settings:
         tests.test_it_equals_the_float64_reference(setting)
         tests.test_its_gradient_is_that_of_finite_differences(setting)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            tests.test_narrow_inputs_are_accumulated_in_float32(setting, dtype)
         tests.test_the_gradient_reaches_the_student_and_never_the_teacher(setting)
         for invariant in tests.method.invariants:
             tests.test_declared_invariant(setting, invariant)

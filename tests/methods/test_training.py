@@ -22,18 +22,16 @@ from kdbench.train.evaluate import predict
 from kdbench.train.learner import no_teacher, part_slices
 from kdbench.train.loop import fit
 from tests.conftest import rest_slow
-from tests.every_method import for_few_images
+from tests.every_method import EVERYDAY, for_few_images
 from tests.networks import SPEC
 
 CLASSES = {file.stem: get_class(OmegaConf.load(file)._target_) for file in sorted((CONF_DIR / "method").glob("*.yaml"))}
-EVERY_DAY = ("ce", "feature")
-"""No teacher; a teacher's feature maps and parameters of the method."""
 
 
 def methods(needs_teacher=False):
     """Return test parameters: every method by name, or every one with a teacher. Most are slow tests."""
     names = [name for name, target in CLASSES.items() if target.needs_teacher or not needs_teacher]
-    return [pytest.param(name, marks=() if name in EVERY_DAY else pytest.mark.slow) for name in names]
+    return [pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.slow) for name in names]
 
 
 class Training:
@@ -374,7 +372,7 @@ def refuses_parts(training, *keys):
     ("method", "accumulate"),
     [
         *(pytest.param(*p.values, 3, marks=p.marks) for p in methods()),
-        *(pytest.param(name, parts, marks=pytest.mark.slow) for name in EVERY_DAY for parts in (2, 7)),
+        *(pytest.param(name, parts, marks=pytest.mark.slow) for name in EVERYDAY for parts in (2, 7)),
     ],
 )
 def test_gradients_and_terms_of_a_batch_in_parts_are_those_of_the_whole_batch(training, method, accumulate):

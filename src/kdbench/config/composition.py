@@ -364,6 +364,12 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
             f"{key} is not a key of Hydra's own config; see kdbench --cfg hydra", code="unknown_key", key=key
         )
     path, _, name = key.rpartition(".")
+    if path.split(".")[0] == "teacher" and "teacher=none" in overrides:
+        return ConfigError(
+            f"teacher=none is a run without a teacher, which has no {key}; remove one of the two",
+            code="unknown_key",
+            key=key,
+        )
     beside = OmegaConf.select(composed_without(key, overrides, config_dir), path) if path else None
     elsewhere: list[str] = []
     if not path:

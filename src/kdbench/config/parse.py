@@ -274,6 +274,13 @@ def parse_method(node: Mapping[str, Any]) -> MethodConfig:
             code="no_role",
             key="method._target_",
         )
+    if params and not dataclasses.fields(cls.Config):
+        raise ConfigError(
+            f"method.{next(iter(params))} is a key of the file, and {target} declares none; give the class a dataclass "
+            "Config with a field for each key, such as one that extends kdbench.methods.base.LossWeights",
+            code="unknown_key",
+            key=f"method.{next(iter(params))}",
+        )
     return MethodConfig(name, cls, typed(cls.Config, params, "method"))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import hydra.utils
 
 from kdbench.config.sections import DataKeys
-from kdbench.errors import ConfigError, first_line
+from kdbench.errors import ConfigError, first_line, nearest
 
 
 def check_name(name: Any, path: str) -> None:
@@ -32,6 +32,16 @@ def import_hint(target: str) -> str:
     if module == "timm":
         return "; install it: pip install 'kdbench[timm]'"
     return f"; put the module {module} beside the folder of --config-dir, or its folder on PYTHONPATH"
+
+
+def missing_class(target: str) -> str:
+    """Return that a module, which is imported, has no class of the name in an import path; else an empty text."""
+    path, _, name = target.rpartition(".")
+    module = sys.modules.get(path)
+    if module is None or hasattr(module, name):
+        return ""
+    classes = [key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == path]
+    return f"{path} has no class {name}; {nearest(name, classes)}"
 
 
 def import_class(target: Any, group: str, base: str, fault_of: Callable[[Any], str], code: str) -> Any:
@@ -57,10 +67,9 @@ def import_class(target: Any, group: str, base: str, fault_of: Callable[[Any], s
     try:
         cls: Any = hydra.utils.get_class(str(target))
     except Exception as error:
+        why = missing_class(str(target)) or f"{first_line(error)}{import_hint(str(target))}"
         raise ConfigError(
-            f"{key} is {target!r}, which cannot be imported: {first_line(error)}{import_hint(str(target))}",
-            code="not_importable",
-            key=key,
+            f"{key} is {target!r}, which cannot be imported: {why}", code="not_importable", key=key
         ) from None
     if fault := fault_of(cls):
         raise ConfigError(f"{key} is {target!r}; {fault}", code=code, key=key)
