@@ -1,4 +1,4 @@
-"""The fault campaign: KDBENCH_FAULTS faults, 24 by default, drawn with the seed KDBENCH_FAULTS_SEED."""
+"""The fault campaign: KDBENCH_FAULTS faults, 16 by default, drawn with the seed KDBENCH_FAULTS_SEED."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.campaign import Campaign, Counts
 
-FAULTS, SEED = int(os.environ.get("KDBENCH_FAULTS", "24")), int(os.environ.get("KDBENCH_FAULTS_SEED", "0"))
+FAULTS, SEED = int(os.environ.get("KDBENCH_FAULTS", "16")), int(os.environ.get("KDBENCH_FAULTS_SEED", "0"))
 RECORD = os.environ.get("KDBENCH_FAULTS_RECORD")
 
 

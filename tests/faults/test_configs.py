@@ -43,7 +43,7 @@ from kdbench.teachers import cache, store
 from tests.conftest import SMALL, composed_once
 from tests.networks import SPEC
 
-NUM_EXAMPLES = int(os.environ.get("KDBENCH_CONFIGS", "40"))
+NUM_EXAMPLES = int(os.environ.get("KDBENCH_CONFIGS", "30"))
 SEED = int(os.environ.get("KDBENCH_FAULTS_SEED", "0"))
 GIVEN = "../../given"
 """Where a command finds the files made for it, from its own working directory."""

@@ -30,9 +30,10 @@ def images(count=8):
     )
 
 
-@pytest.mark.parametrize("name", every_model())
+@pytest.mark.parametrize("name", [p for p in every_model() if p.values[0] not in ("resnet101", "resnet152")])
 @torch.no_grad()
 def test_a_fused_network_computes_the_same_function(name):
+    """The two left out have the blocks of resnet50."""
     network, _ = network_with_statistics(name)
     fused = fuse_batch_norm(network)
     kept = [path for path, module in fused.body.named_modules() if type(module) is nn.BatchNorm2d]
