@@ -136,7 +136,6 @@ VALUES = {
         "method.pairs={layer2: layer3}", "method.pairs={layer2: layer2, layer3: layer3}", "method.scales=[2]",
         "method.scales=[1,16]",
     ],
-    ("method=label_smoothing",): ["recipe.label_smoothing=0.1"],
     ("student=resnet18",): ["student.stem=small", "student.arch=resnet19"],
     ("student=wrn16_2",): ["student.depth=18", "student.width=0", "student.dropout=1"],
     ("recipe.epochs=9", "recipe.schedule=multistep", "recipe.milestones=[4,6]"): [
@@ -295,7 +294,8 @@ COMMAND_LINES = [
     ["method=ce,logit"],
     ["recipe.betas=[0.5,0.9]"], ["recipe.optimizer=adamw", "recipe.momentum=0.5"], ["recipe.warmup_lr=0.01"],
     ["method=srd", "method.correlation_weight=2"], ["method=srd", "method.variant=deit", "method.exponent=2"],
-    ["method=at", "method.pairs={layer1: layer2, layer1: layer3}"], ["method=DKD"],
+    ["method=at", "method.pairs={layer1: layer2, layer1: layer3}"],
+    ["-m", "method=at", "method.pairs={layer1: layer1, layer1: layer2},{layer2: layer2}"], ["method=DKD"],
     ["teacher=none", "method=ce", "teacher.widths=[8,8,8,8]"],
     ["method._target_=kdbench.methods.logit.LogitDistilation"],
     ["method=logit", "method._target_=kdbench.methods.ce.CrossEntropy"],

@@ -30,7 +30,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_methods_of_the_table_are_those_of_the_package_each_once():
+def test_methods_of_the_table_exist_and_stand_in_it_once():
     named = [name for row in ROWS for name in re.findall(r"`(\w+)`", row[1])]
     assert len(named) >= 30
     assert len(set(named)) == len(named)

@@ -55,12 +55,17 @@ def test_yaml_has_the_documented_defaults():
     built = build_method("label_smoothing")
     assert built.config.method.params.smoothing == 0.1
     assert built.config.teacher is None
-    assert (built.method.role, built.method.needs_teacher, built.method.soft_labels) == ("control", False, False)
+    assert (built.method.role, built.method.needs_teacher, built.method.soft_labels) == ("control", False, True)
 
 
-def test_total_is_smoothed_and_ce_is_not():
+@pytest.mark.parametrize("soft", [False, True])
+def test_total_is_smoothed_and_ce_is_not(soft):
     built = build_method("label_smoothing", "method.smoothing=0.3")
-    targets = F.one_hot(built.batch.labels, 10).float()
+    if soft:  # as with a recipe that smooths and mixes
+        generator = torch.Generator().manual_seed(0)
+        targets = torch.randn(16, 10, generator=generator).softmax(1)
+        built.batch = built.batch._replace(soft_targets=targets)
+    targets = F.one_hot(built.batch.labels, 10).float() if built.batch.soft_targets is None else targets
     terms, logits = built.step()
     log_p = F.log_softmax(logits.detach(), 1)
     assert float(terms["ce"].detach()) == pytest.approx(float(-(targets * log_p).sum(1).mean()), rel=1e-5)

@@ -1,7 +1,7 @@
-"""Checks of the overrides of a command line beside the run that they give."""
+"""Checks of a command line's overrides against the run that they compose."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from omegaconf import OmegaConf
 
@@ -38,14 +38,26 @@ def check_repeated_names(overrides: Iterable[str]) -> None:
     """
     for override in overrides:
         key, _, value = override.partition("=")
-        if not value.lstrip().startswith("{"):
-            continue
-        try:
-            OmegaConf.create(re.sub(r":(?=\S)", ": ", value))  # YAML, unlike Hydra, needs the space
-        except Exception as error:  # of YAML: Hydra reads what YAML does not
-            if repeated := re.search(r"found duplicate key (\S+)", str(error)):
-                raise ConfigError(
-                    f"{override}: {repeated[1]!r} stands twice in {key.lstrip('+')}; a name can have one value",
-                    code="invalid_override",
-                    key=key.lstrip("+"),
-                ) from None
+        for mapping in mappings_in(value):
+            try:
+                OmegaConf.create(re.sub(r":(?=\S)", ": ", mapping))  # YAML, unlike Hydra, needs the space
+            except Exception as error:  # of YAML: Hydra reads what YAML does not
+                if repeated := re.search(r"found duplicate key (\S+)", str(error)):
+                    raise ConfigError(
+                        f"{override}: {repeated[1]!r} stands twice in {key.lstrip('+')}; a name can have one value",
+                        code="invalid_override",
+                        key=key.lstrip("+"),
+                    ) from None
+
+
+def mappings_in(value: str) -> Iterator[str]:
+    """Yield the outermost `{...}` of an override's value, such as those of a sweep."""
+    depth = start = 0
+    for place, character in enumerate(value):
+        if character == "{":
+            start = start if depth else place
+            depth += 1
+        elif character == "}" and depth:
+            depth -= 1
+            if not depth:
+                yield value[start : place + 1]

@@ -15,8 +15,11 @@ __all__ = ["LossOutput", "Method", "MethodContext", "Progress", "Requires", "Tea
 
 def __getattr__(name: str) -> Any:
     """Return a function or class of one of the package's files, so that a new file needs no line here."""
-    if not name.startswith("_") and name in (found := public_names()):
-        return found[name]
+    if not name.startswith("_"):
+        if name not in public_names():
+            public_names.cache_clear()  # a file may have been half imported at the first call
+        if name in public_names():
+            return public_names()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

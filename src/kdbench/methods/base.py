@@ -77,6 +77,11 @@ class Requires:
     whole_batch: bool = False
     """True if the loss compares images of a batch, so that a batch cannot be divided (`recipe.accumulate`)."""
 
+    def __post_init__(self) -> None:
+        for name in ("teacher_stages", "student_stages", "teacher_setup_stages"):
+            if isinstance(stages := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(stages))
+
     @classmethod
     def of_teacher(cls, several: Iterable["Requires"]) -> "Requires":
         """Return what a teacher must compute so that each of several methods gets what it requires."""
@@ -256,8 +261,9 @@ class Method(nn.Module, ABC):
                 f"method.ramp_epochs is {config.ramp_epochs} and recipe.epochs is {context.epochs}: the KD term "
                 f"reaches {context.epochs}/{config.ramp_epochs} of its weight",
             )
-        if isinstance(config, LossWeights | Weights) and not config.resolved()[1]:
-            self.remarks = (NO_TEACHER,)
+        of_kdbench = type(self).__module__.startswith("kdbench.")  # others may have terms with weights of their own
+        if of_kdbench and isinstance(config, LossWeights | Weights) and not config.resolved()[1]:
+            self.remarks += (NO_TEACHER,)
 
     def bind_student(self, network: Network) -> None:
         """Take what the method keeps of the student's network, such as a module that its loss applies once more.
@@ -327,12 +333,13 @@ class Method(nn.Module, ABC):
             part: {name: value for name, value in state.items() if name == part or name.startswith(f"{part}.")}
             for part in self.inference
         }
-        known = {name for name, _ in self.named_children()} | {name for name in state if "." not in name}
-        for part, found in parts.items():
-            if not found and part not in dict(self.named_modules()):
+        named = (*self.named_modules(), *self.named_parameters(), *self.named_buffers())
+        known = [name for name, _ in named if name]
+        for part in parts:
+            if part not in known:
                 raise ConfigError(
-                    f"{type(self).__name__}.inference has {part!r}, which holds no weights of this method; "
-                    f"{nearest(part, known)}",
+                    f"{type(self).__name__}.inference has {part!r}, which is no module, parameter or buffer of this "
+                    f"method; {nearest(part, {name for name in known if '.' not in name})}",
                     code="no_method",
                     key="method._target_",
                 )

@@ -40,7 +40,7 @@ def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) ->
 
 
 class LabelSmoothing(Method):
-    """Total = `smoothed_cross_entropy`. With a recipe that smooths or mixes labels, they would be softened twice."""
+    """Total = `smoothed_cross_entropy`. A recipe that smooths or mixes labels does so first."""
 
     @dataclass
     class Config:
@@ -50,6 +50,7 @@ class LabelSmoothing(Method):
 
     uses_stages = False
     role = "control"
+    soft_labels = True
     needs_teacher = False
     invariants = ("batch_order", "logit_shift")
     requires = Requires()
@@ -58,5 +59,5 @@ class LabelSmoothing(Method):
         self, student: Output, teachers: Sequence[TeacherOutput], batch: Batch, progress: Progress
     ) -> LossOutput:
         """Return the terms `total` and `ce`, the cross-entropy without this smoothing, which is not minimised."""
-        total = smoothed_cross_entropy(student.logits, batch.labels, self.config.smoothing)
+        total = smoothed_cross_entropy(student.logits, batch.targets, self.config.smoothing)
         return LossOutput({"total": total, "ce": cross_entropy(student.logits, batch)}, student.logits)

@@ -120,7 +120,7 @@ class SimpleRecipeDistillation(Method):
         super().__init__(config, context)
         weight = config.log_sum_weight if config.variant == "paper" else config.correlation_weight
         if not (weight or config.kl_weight):
-            self.remarks = (NO_TEACHER,)
+            self.remarks += (NO_TEACHER,)
         self.pairs = StagePairs(config.pairs, context, "pooled", kind="embeddings", projection=nn.Linear)
         self.requires = self.pairs.requires(teacher_logits=True, whole_batch=True)
 

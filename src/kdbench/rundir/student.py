@@ -144,10 +144,10 @@ def inference_size(network: Network, method: Method, student: ModelSummary, spec
     own = sum(p.numel() for name, p in method.named_parameters() if name in stored)
     weight = next(network.parameters())
     with torch.no_grad():
-        output = network(torch.zeros(1, *spec.input_shape, device=weight.device, dtype=weight.dtype))
+        output = network(torch.zeros(2, *spec.input_shape, device=weight.device, dtype=weight.dtype))
         with FlopCounterMode(display=False) as counter:
             method.predict(output)
-    return student.num_params + own, student.macs + counter.get_total_flops() // 2
+    return student.num_params + own, student.macs + counter.get_total_flops() // 4
 
 
 def build_inference(config: RunConfig, spec: DataSpec) -> tuple[Network, Method | None]:

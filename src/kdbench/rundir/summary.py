@@ -138,7 +138,8 @@ class RunSummary:
     macs: int | None = whole()
     """Multiply-accumulates of one image's forward pass."""
     inference_params: int | None = whole()
-    """Parameters of student and method, where the method predicts (`Method.predict`); null where the student does."""
+    """Parameters of student and method, where the method predicts (`Method.predict`); null where the student does, and
+    where they are not known."""
     inference_macs: int | None = whole()
     """Multiply-accumulates of a prediction for one image, likewise."""
     best_val_acc: float | None = fraction()

@@ -341,7 +341,7 @@ def build_method(config: RunConfig, context: MethodContext) -> Method:
     if not method.needs_teacher and (requires.teacher_logits or requires.teacher_network_stages):
         raise ConfigError(
             f"{config.method.path} requires outputs of a teacher and declares needs_teacher = False; declare "
-            "needs_teacher = True",
+            "needs_teacher = True, or requires = Requires() if it reads none",
             code="no_method",
             key="method._target_",
         )
@@ -365,7 +365,7 @@ def described(cls: type, name: str, failed: str) -> Iterator[None]:
         failed: words for the error, after the name of the class.
 
     Raises:
-        ConfigError: in place of any exception but those for the user, and those of the memory.
+        ConfigError: any exception except a KdbenchError and out of memory.
     """
     try:
         yield

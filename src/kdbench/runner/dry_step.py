@@ -1,11 +1,14 @@
-"""A first step of a method of one's own on a few random images, so that its mistakes show before anything trains."""
+"""One training step of a user's own method on random images, before the run starts."""
 
+import copy
 import dataclasses
-import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kdbench.config import RunConfig
 from kdbench.data.batches import Batch
@@ -13,16 +16,19 @@ from kdbench.errors import ConfigError, KdbenchError, RunError, described_at
 from kdbench.methods.base import Method, MethodContext, Progress, TeacherOutput
 from kdbench.models import build
 from kdbench.rundir.identity import model_identity
+from kdbench.rundir.student import inference_size
 from kdbench.system.memory import is_out_of_memory
-from kdbench.system.random import host_seeded, seeded
+from kdbench.system.random import seeded
 from kdbench.train.learner import check_output
 
-IMAGES = 4
-"""Images of the step: the losses of a batch need several."""
+MOST = 64
+"""Largest number of images of the step; the batch of the recipe may be smaller."""
+CERTAIN = (NameError, AttributeError, TypeError, KeyError, ImportError)
+"""Errors of code whatever the device. On a GPU's run, others may come from code that runs on a GPU only."""
 
 
 class ImagesNeededError(Exception):
-    """The method reads the training images while it is bound, which is left to the run itself."""
+    """The method reads the training images while it is bound, so that the step is not taken."""
 
 
 def check_first_step(config: RunConfig, context: MethodContext) -> None:
@@ -39,12 +45,13 @@ def check_first_step(config: RunConfig, context: MethodContext) -> None:
     if cls.__module__.startswith("kdbench."):
         return
     networks = [model_identity(model) for model in (config.student, teacher) if model]
-    case = repr((inspect.getmodule(cls), cls, config.method.params, networks, context.data, len(context.labels)))
+    recipe = dataclasses.replace(config.recipe, lr=0)
+    case = repr((id(cls), config.method.params, networks, recipe, context.data, len(context.labels)))
     if case in _passed:
         return
     context = dataclasses.replace(context, images=no_images_here, generator=torch.Generator().manual_seed(0))
     try:
-        with seeded(0), host_seeded(0):
+        with seeded(0), kept_attributes(cls):
             take_step(config, cls(config.method.params, context), context)
     except ImagesNeededError:
         pass
@@ -53,10 +60,10 @@ def check_first_step(config: RunConfig, context: MethodContext) -> None:
     except KdbenchError:
         raise
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or (config.runtime.device != "cpu" and not isinstance(error, CERTAIN)):
             return
         raise ConfigError(
-            f"method={config.method.name}: a first step of {cls.__name__} on {IMAGES} images fails: "
+            f"method={config.method.name}: a first step of {cls.__name__} fails: "
             f"{described_at(error, cls)}{remedy(error, cls, context)}",
             code="no_method",
             key="method._target_",
@@ -77,6 +84,26 @@ def no_images_here() -> Iterator[Tensor]:
     raise ImagesNeededError
 
 
+@contextmanager
+def kept_attributes(cls: type) -> Iterator[None]:
+    """Restore what a user's class holds itself, such as counters, in place of its instances."""
+    own: list[type] = [
+        base for base in cls.__mro__ if not base.__module__.startswith(("kdbench.", "torch.", "builtins"))
+    ]
+    kinds = (bool, int, float, str, list, dict, set, tuple, Tensor, type(None))
+    before: list[tuple[type, str, Any]] = [
+        (base, name, copy.deepcopy(value))
+        for base in own
+        for name, value in vars(base).items()
+        if isinstance(value, kinds) and not name.startswith("__")
+    ]
+    try:
+        yield
+    finally:
+        for base, name, value in before:
+            setattr(base, name, value)
+
+
 def take_step(config: RunConfig, method: Method, context: MethodContext) -> None:
     """Bind a method to random networks, and take a step and a prediction."""
     requires, spec = method.requires, context.data
@@ -88,17 +115,31 @@ def take_step(config: RunConfig, method: Method, context: MethodContext) -> None
     method.bind_student(student)
     if teachers:
         method.bind_teachers(teachers)
-    rows = torch.arange(IMAGES) % len(context.labels)
-    images = torch.randn(IMAGES, *spec.input_shape)
-    batch = Batch(images, context.labels[rows], context.indices[rows], torch.zeros(IMAGES, dtype=torch.int64))
+    batch = random_batch(config, context)
     with torch.no_grad():
-        outputs = [TeacherOutput(*network(images)).select(requires) for network in teachers]
-    own = student.train()(images)
+        outputs = [TeacherOutput(*network(batch.images)).select(requires) for network in teachers]
+    own = student.train()(batch.images)
     returned = method.train()(own, outputs, batch, Progress(torch.zeros(()), context.epochs))
     check_output(returned, method, own.logits.shape).terms["total"].backward()
     method.finish_step(torch.zeros(()))
-    with torch.no_grad():
-        method.eval().predict(student.eval()(images))
+    if method.predicts():
+        inference_size(student.eval(), method.eval(), context.student, spec)
+
+
+def random_batch(config: RunConfig, context: MethodContext) -> Batch:
+    """Return random images with labels and indices from the whole of the training set."""
+    recipe, images, classes = config.recipe, len(context.labels), context.data.num_classes
+    count = min(MOST, recipe.batch_size, images)
+    rows = torch.linspace(0, images - 1, count).long()
+    labels = context.labels[rows]
+    soft = recipe.label_smoothing or recipe.mixup or recipe.cutmix
+    return Batch(
+        torch.randn(count, *context.data.input_shape),
+        labels,
+        context.indices[rows],
+        torch.zeros(count, dtype=torch.int64),
+        0.9 * F.one_hot(labels, classes).float() + 0.1 / classes if soft else None,
+    )
 
 
 def remedy(error: Exception, cls: type[Method], context: MethodContext) -> str:

@@ -16,7 +16,7 @@ from kdbench import metrics
 from kdbench.config import RunConfig
 from kdbench.data import Batches
 from kdbench.data.dataset import resolve_data
-from kdbench.errors import BusyError, ConfigError, RunError
+from kdbench.errors import BusyError, ConfigError, RunError, first_line
 from kdbench.methods.base import Method
 from kdbench.models import summarize
 from kdbench.rundir.directory import RunDirectory
@@ -262,8 +262,11 @@ class Run:
         self.lock.check()
         summary = self.parts.model_summary
         if learner.method.predicts():
-            size = inference_size(learner.student.eval(), learner.method.eval(), summary, dataset.spec)
-            training |= names(inference_params=size[0], inference_macs=size[1])
+            try:
+                size = inference_size(learner.student.eval(), learner.method.eval(), summary, dataset.spec)
+                training |= names(inference_params=size[0], inference_macs=size[1])
+            except Exception as error:  # of a user's own code; the run is complete without it
+                log.info("size of a prediction: not known (%s)", first_line(error))
         write_result(self.directory, config, dataset, summary, best["weights"], best["method"], predictions, training)
         accuracy = metrics.accuracy(test_logits.numpy(), labels)
         epoch = "the best validation epoch" if dataset.validation else "the last epoch"

@@ -127,7 +127,7 @@ class EpochSums:
             NonFiniteError: a step was not finite, more of them than the limit allows, or none at all was.
         """
         self.raise_if_failed(epoch)
-        if int(self.skipped) and int(self.skipped) == int(self.steps):
+        if int(self.steps) > 1 and int(self.skipped) == int(self.steps):
             raise self.failure(epoch, "no step of the epoch was finite, and this is the first")
         images = max(1, int(self.images))
         totals = dict(zip(self.names, self.totals.tolist(), strict=True))

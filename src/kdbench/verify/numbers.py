@@ -32,7 +32,7 @@ def check_model(run: Artifacts, checks: Checks) -> None:
     with checks.checking("size of the model"):
         model = summarize(needed(run.config, "config.yaml").student, run.spec, "student", trained=False)
         checks.same("of the model", num_params=model.num_params, macs=model.macs)
-        if run.method:
+        if run.method and run.summary.inference_params is not None:
             network = needed(run.network, "best.safetensors").eval()
             params, macs = inference_size(network, run.method.eval(), model, run.spec)
             checks.same("of student and method", inference_params=params, inference_macs=macs)
