@@ -90,11 +90,11 @@ class WithoutTeacher(Working):
 
 class TextForStages(Working):
     uses_stages = True
-    requires = Requires(teacher_logits=True, student_stages="layer1")  # type: ignore[arg-type]  # the mistake itself
+    requires = Requires(teacher_logits=True, student_stages="layer1")
 
 
 class FewArguments(Working):
-    def forward(self, student: Any, teacher: Any, batch: Any) -> LossOutput:  # type: ignore[override]  # a mistake
+    def forward(self, student: Any, teacher: Any, batch: Any) -> LossOutput:
         return super().forward(student, teacher, batch, None)
 
 

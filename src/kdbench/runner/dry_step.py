@@ -19,7 +19,7 @@ from kdbench.rundir.identity import model_identity
 from kdbench.rundir.student import inference_size
 from kdbench.system.memory import is_out_of_memory
 from kdbench.system.random import seeded
-from kdbench.train.learner import check_output
+from kdbench.train.loss_output import check_output
 
 MOST = 64
 """Largest number of images of the step; the batch of the recipe may be smaller."""

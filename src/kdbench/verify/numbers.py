@@ -13,7 +13,7 @@ from kdbench.runner.results import data_sha256, quality_on_test
 from kdbench.system.device import place, torch_settings
 from kdbench.teachers.store import weights_metadata
 from kdbench.train.evaluate import predict
-from kdbench.train.learner import COLUMNS
+from kdbench.train.loss_output import COLUMNS
 from kdbench.verify.artifacts import HALF, Artifacts, existing
 from kdbench.verify.checks import Checks, NotChecked, needed
 
