@@ -1,7 +1,7 @@
 """From run directories to a report's tables, verdict and remarks: everything but the files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ import pandas as pd
 
 from kdbench.report import statistics as st
 from kdbench.report.columns import GROUPS, RUNS, row
+from kdbench.report.failures import FailedRun
 from kdbench.report.fidelity import Fidelity, compute_fidelity
+from kdbench.report.flipped import FlippedImage
 from kdbench.report.gains import Gain, compute_gains, gains_table, group_by, interactions_table
 from kdbench.report.groups import (
     RunGroup,
@@ -46,6 +48,16 @@ class Report:
     verdict: list[str]
     remarks: list[str]
     damaged: list[str]
+    failed: list[FailedRun] = field(default_factory=list)
+    """Runs that ended in an error, such as a diverged loss."""
+    choices: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """A row for each choice of a setting by a study: its margin, its noise, and the winner's optimism."""
+    components: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Parts of the spread over seeds: first weights, order of the images, teacher."""
+    class_gains: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Gain of each class with its interval."""
+    flipped: list[FlippedImage] = field(default_factory=list)
+    """Test images that most pairs of runs classify differently."""
 
 
 def build_report(

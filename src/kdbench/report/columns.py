@@ -64,6 +64,59 @@ COLUMNS = named(
     seeds_for_equivalence=Column(
         "seeds to show it", "runs per arm that show equivalence 4 times in 5 if there is no gain", "d"
     ),
+    analysis=Column(
+        "analysis", "primary analysis of this row: blocks, paired, crossed or welch, by the rule stated beforehand"
+    ),
+    family=Column(
+        "family", "primary: counts in the verdict; secondary: one teacher's row, which a pooled row summarises; control"
+    ),
+    primary_se=Column("se (primary)", "standard error of the gain by the primary analysis, points", PER_CENT),
+    primary_df=Column("df (primary)", "its degrees of freedom", ".1f"),
+    primary_low=Column("from", "lower end of the 95 % interval of the primary analysis, for this gain alone", POINTS),
+    primary_high=Column("to", "upper end of it", POINTS),
+    p_primary=Column("p", "two-sided p of the primary analysis, for this test alone", P),
+    p_adjusted=Column("p (adjusted)", "that p raised by Holm's method for the number of tests of its family", P),
+    joint_low=Column(
+        "from (all)",
+        "lower end of the simultaneous interval: all intervals of the family hold at once, 19 times in 20",
+        POINTS,
+    ),
+    joint_high=Column("to (all)", "upper end of it", POINTS),
+    image_se=Column("se (images)", "standard error that comes from the choice of the test images, points", PER_CENT),
+    images_low=Column(
+        "from (new images)", "lower end of the 95 % interval for other seeds and other test images of the same kind",
+        POINTS,
+    ),
+    images_high=Column("to (new images)", "upper end of it", POINTS),
+    p_images=Column("p (new images)", "two-sided p of the same reading, for this test alone", P),
+    correlation=Column("correlation", "correlation of the accuracies of the same seed in both arms", PER_CENT),
+    detectable=Column(
+        "detectable (rule)",
+        "smallest true difference, in points, that this very rule, correction included, finds 4 times in 5", PER_CENT,
+    ),
+    detectable_low=Column("detectable from", "the same at the lower end of what the spread may be", PER_CENT),
+    detectable_high=Column("detectable to", "the same at the upper end of it", PER_CENT),
+    needed_0p1=Column("needed for 0.1", "seeds per arm with which this very rule finds 0.1 points 4 times in 5", "d"),
+    needed_0p1_low=Column("needed for 0.1 from", "the same at the lower end of what the spread may be", "d"),
+    needed_0p1_high=Column("needed for 0.1 to", "the same at the upper end of it", "d"),
+    needed_0p2=Column("needed for 0.2", "seeds per arm with which this very rule finds 0.2 points 4 times in 5", "d"),
+    needed_0p2_low=Column("needed for 0.2 from", "the same at the lower end of what the spread may be", "d"),
+    needed_0p2_high=Column("needed for 0.2 to", "the same at the upper end of it", "d"),
+    p_equivalence_adjusted=Column(
+        "p (equivalence, adjusted)",
+        "two one-sided tests by the primary analysis, raised by Holm's method for the number of tests of the family", P,
+    ),
+    equivalent_adjusted=Column(
+        "equivalent (adjusted)", "that p below 0.05: evidence, after correction, of no gain outside the margin"
+    ),
+    shrunken=Column(
+        "shrunken", "gain moved towards zero by as much as gains of this spread are noise, in points", POINTS
+    ),
+    exaggeration=Column(
+        "exaggeration",
+        "factor by which such a gain would be too large on average where it comes out significant, if the shrunken one "
+        "is true", ".1f",
+    ),
     teacher_seed=Column("teacher seed", "seed of the teacher; pooled: one value for each of several teachers"),
     base_setting=Column("baseline setting", "setting of the baseline, where there are several"),
     remarks=Column("remarks", "what is missing or unusual"),
@@ -123,11 +176,16 @@ COLUMNS = named(
 GAINS = (
     "student teacher method setting n n_base mean std base_mean delta ci_low ci_high p_welch p_paired p_holm "
     "significant mde80 seeds_for_0p1 seeds_for_0p2 p_equivalence equivalent seeds_for_equivalence role teacher_seed "
-    "base_setting remarks"
+    "base_setting remarks analysis family primary_se primary_df primary_low primary_high p_primary p_adjusted "
+    "joint_low joint_high image_se images_low images_high p_images correlation detectable detectable_low detectable_high "
+    "needed_0p1 needed_0p1_low needed_0p1_high needed_0p2 needed_0p2_low needed_0p2_high p_equivalence_adjusted "
+    "equivalent_adjusted shrunken exaggeration"
 ).split()
 INTERACTIONS = (
     "method teacher student_a student_b gain_a gain_b difference se df ci_low ci_high p p_holm mde80 n_a n_base_a n_b "
-    "n_base_b setting_a setting_b role teacher_seed"
+    "n_base_b setting_a setting_b role teacher_seed analysis family primary_se primary_df primary_low primary_high "
+    "p_primary p_adjusted significant image_se images_low images_high p_images detectable detectable_low "
+    "detectable_high needed_0p1 needed_0p1_low needed_0p1_high needed_0p2 needed_0p2_low needed_0p2_high"
 ).split()
 GROUPS = "student teacher method role setting teacher_seed params macs n mean std mean_last std_last".split()
 RUNS = (
