@@ -10,10 +10,11 @@ import pandas as pd
 
 from kdbench.report import statistics as st
 from kdbench.report.columns import GROUPS, RUNS, row
+from kdbench.report.design import Analysis
 from kdbench.report.failures import FailedRun
 from kdbench.report.fidelity import Fidelity, compute_fidelity
 from kdbench.report.flipped import FlippedImage
-from kdbench.report.gains import Gain, compute_gains, gains_table, group_by, interactions_table
+from kdbench.report.gains import Gain, compute_gains, gains_table, group_by
 from kdbench.report.groups import (
     RunGroup,
     check_alike,
@@ -24,6 +25,8 @@ from kdbench.report.groups import (
     remark_without_validation,
     size_of,
 )
+from kdbench.report.interactions import interactions_table, match_students
+from kdbench.report.primary import PlacedDesign, add_primary_to_gains, add_primary_to_interactions, place_gains
 from kdbench.report.runs import display_path, read_runs, rows_of
 from kdbench.report.select import Selection, with_selection
 from kdbench.report.verdict import describe_selection, verdict
@@ -45,6 +48,8 @@ class Report:
     std: float
     """Standard deviation within groups, pooled over them, points."""
     margin: float
+    placed: PlacedDesign
+    """Blocks of the primary analysis."""
     verdict: list[str]
     remarks: list[str]
     damaged: list[str]
@@ -61,7 +66,11 @@ class Report:
 
 
 def build_report(
-    paths: Sequence[Path], selection: Selection | None = None, margin: float = 0.1, allow_mixed: bool = False
+    paths: Sequence[Path],
+    selection: Selection | None = None,
+    margin: float = 0.1,
+    allow_mixed: bool = False,
+    analysis: Analysis = Analysis.AUTO,
 ) -> Report:
     """Read runs and compute the report.
 
@@ -70,6 +79,7 @@ def build_report(
         selection: choice of a study; its winners are reported, and the runs that chose are left out.
         margin: margin of equivalence, points, above 0.
         allow_mixed: accept runs of different data sets or splits, each compared only with runs of the same data.
+        analysis: primary analysis, by the rule of `kdbench.report.design` or as declared.
 
     Raises:
         ConfigError: there are no runs, or they do not belong together.
@@ -81,8 +91,10 @@ def build_report(
     groups = group_runs(runs)
     gains = compute_gains(groups)
     std = st.pooled_std([group.accuracies for group in groups])
-    table = gains_table(gains, std, margin)
-    interactions, unmatched = interactions_table(gains, std)
+    placed = place_gains(gains, analysis)
+    table = add_primary_to_gains(gains_table(gains, std, margin), gains, placed, margin)
+    pairs, unmatched = match_students(gains)
+    interactions = add_primary_to_interactions(interactions_table(pairs, std), pairs, placed)
     fidelity = compute_fidelity(runs, groups, gains)
     return Report(
         runs=runs,
@@ -95,7 +107,8 @@ def build_report(
         fidelity=fidelity,
         std=std,
         margin=margin,
-        verdict=[*verdict(table, interactions, std, margin), *describe_selection(selection, runs)],
+        placed=placed,
+        verdict=[*verdict(gains, table, interactions, placed, margin), *describe_selection(selection, runs)],
         remarks=[
             *found.remarks,
             *remark_without_validation(runs),

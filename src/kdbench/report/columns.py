@@ -82,7 +82,10 @@ COLUMNS = named(
         POINTS,
     ),
     joint_high=Column("to (all)", "upper end of it", POINTS),
-    image_se=Column("se (images)", "standard error that comes from the choice of the test images, points", PER_CENT),
+    image_se=Column(
+        "se (images)", "standard error of the gain of these very networks over the choice of test images, points",
+        PER_CENT,
+    ),
     images_low=Column(
         "from (new images)", "lower end of the 95 % interval for other seeds and other test images of the same kind",
         POINTS,
@@ -177,9 +180,9 @@ GAINS = (
     "student teacher method setting n n_base mean std base_mean delta ci_low ci_high p_welch p_paired p_holm "
     "significant mde80 seeds_for_0p1 seeds_for_0p2 p_equivalence equivalent seeds_for_equivalence role teacher_seed "
     "base_setting remarks analysis family primary_se primary_df primary_low primary_high p_primary p_adjusted "
-    "joint_low joint_high image_se images_low images_high p_images correlation detectable detectable_low detectable_high "
-    "needed_0p1 needed_0p1_low needed_0p1_high needed_0p2 needed_0p2_low needed_0p2_high p_equivalence_adjusted "
-    "equivalent_adjusted shrunken exaggeration"
+    "joint_low joint_high image_se images_low images_high p_images correlation detectable detectable_low "
+    "detectable_high needed_0p1 needed_0p1_low needed_0p1_high needed_0p2 needed_0p2_low needed_0p2_high "
+    "p_equivalence_adjusted equivalent_adjusted shrunken exaggeration"
 ).split()
 INTERACTIONS = (
     "method teacher student_a student_b gain_a gain_b difference se df ci_low ci_high p p_holm mde80 n_a n_base_a n_b "

@@ -1,19 +1,18 @@
-"""Gains over the baseline, and differences between the gains of two students: the report's two tables of tests."""
+"""Gains over the baseline: distilled and control groups beside their baselines."""
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from kdbench.report import statistics as st
 from kdbench.report.baselines import baseline_runs, find_baselines, runs_by_seeds
-from kdbench.report.columns import GAINS, INTERACTIONS, row
+from kdbench.report.columns import GAINS, row
 from kdbench.report.groups import COMPARED, METHOD, STUDENT, RunGroup, columns_of, plain
-from kdbench.rundir.summary import KEY
 
 POOLED = "pooled"
 
@@ -29,6 +28,10 @@ class Gain:
     teacher_seed: int | str | None
     setting: str
     remark: str = ""
+    members: Sequence[RunGroup] = ()
+    """Groups of a pooled gain, one for each teacher."""
+    is_summarised: bool = False
+    """True for one teacher's gain that a pooled one summarises."""
 
     @property
     def base_values(self) -> list[float]:
@@ -43,9 +46,27 @@ class Gain:
         return self.teacher_seed == POOLED
 
     @property
+    def groups(self) -> Sequence[RunGroup]:
+        """Groups of distilled runs that it is computed from."""
+        return self.members or [self.group]
+
+    @property
     def is_paired(self) -> bool:
         """True if both arms have exactly the same seeds."""
         return self.baseline is not None and not self.is_pooled and self.group.seeds == self.baseline.seeds
+
+    @property
+    def crossed(self) -> NDArray[np.float64] | None:
+        """Gain of each combination of teacher, initialisation seed and data seed, an axis for each that varies; None
+        unless every combination is there, with the baseline run of its seeds, and two factors or more vary."""
+        if self.baseline is None or any(group.seeds != self.baseline.seeds for group in self.groups):
+            return None
+        levels = crossing(self.baseline.seeds)
+        shape = ([len(self.members)] if self.members else []) + (levels or [len(self.base_values)])
+        if len(shape) < 2 or min(shape) < 2:
+            return None
+        differences = [np.subtract(group.accuracies, self.base_values) for group in self.groups]
+        return np.array(differences, dtype=np.float64).reshape(shape)
 
     @property
     def single(self) -> list[float]:
@@ -60,6 +81,18 @@ class Gain:
         """Each run with the baseline run of the same seeds, where there is one."""
         base = runs_by_seeds(self.baseline) if self.baseline and not self.is_pooled else {}
         return [(run, base[run.seeds]) for run in self.group.rows if run.seeds in base]
+
+
+def crossing(seeds: Sequence[tuple[int | None, int | None]]) -> list[int] | None:
+    """Return the numbers of initialisation and data seeds if each of one stands with each of the other, else None."""
+    levels = [len({pair[which] for pair in seeds}) for which in (0, 1)]
+    return levels if min(levels) > 1 and len(set(seeds)) == len(seeds) == levels[0] * levels[1] else None
+
+
+def are_replicates(seeds: Sequence[tuple[int | None, int | None]]) -> bool:
+    """Return whether runs are independent samples: each initialisation and data seed once, or one for all of them."""
+    numbers = [len({pair[which] for pair in seeds}) for which in (0, 1)]
+    return len(set(seeds)) == len(seeds) and all(number in (1, len(seeds)) for number in numbers)
 
 
 def compute_gains(groups: Sequence[RunGroup]) -> list[Gain]:
@@ -77,10 +110,12 @@ def compute_gains(groups: Sequence[RunGroup]) -> list[Gain]:
         seeds = {group.shared.teacher_seed for group in members}
         bases = {plain(gain.baseline and gain.baseline.runs.run_key.tolist()) for gain in own}
         if len(members) > 1 and len(seeds) == len(members) and None not in seeds and len(bases) == 1:
+            gains[-len(own) :] = [replace(gain, is_summarised=True) for gain in own]
             means = [float(np.mean(group.accuracies)) for group in members]
             setting = " ".join(part for part in own[0].setting.split() if not part.startswith("teacher_"))
             pooled = f"{setting} {len(members)} teachers pooled".strip()
-            gains.append(Gain(members[0], own[0].baseline, means, POOLED, pooled, "n is the number of teachers"))
+            remark = "n is the number of teachers"
+            gains.append(Gain(members[0], own[0].baseline, means, POOLED, pooled, remark, members))
     return gains
 
 
@@ -110,7 +145,7 @@ def group_by(items: Sequence[Any], key: Callable[[Any], Any]) -> list[tuple[Any,
 
 
 def gains_table(gains: Sequence[Gain], std: float, margin: float) -> pd.DataFrame:
-    """Return the content of gains.csv.
+    """Return the content of gains.csv without the columns of the primary analysis.
 
     Args:
         gains: gains of all groups.
@@ -118,10 +153,9 @@ def gains_table(gains: Sequence[Gain], std: float, margin: float) -> pd.DataFram
         margin: margin of equivalence, points.
     """
     table = pd.DataFrame([gain_row(gain, std, margin) for gain in gains], columns=GAINS)
-    corrected = holm_by_role(table, table.p_welch)
-    table = table.assign(p_holm=corrected, significant=corrected.map(decide))
+    table = table.assign(p_holm=holm_by_role(table, table.p_welch))
     whole = "n n_base seeds_for_0p1 seeds_for_0p2 seeds_for_equivalence".split()
-    return table.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(("significant", "equivalent"), "boolean"))
+    return table.astype(dict.fromkeys(whole, "Int64") | {"equivalent": "boolean"})
 
 
 def holm_by_role(table: pd.DataFrame, ps: "pd.Series[float]") -> "pd.Series[float]":
@@ -183,65 +217,3 @@ def untested(values: Sequence[float], base: Sequence[float]) -> str:
     if min(len(values), len(base)) < 2:
         return "one seed only: means without tests"
     return "" if st.varies(values) or st.varies(base) else "no variation over seeds: no test"
-
-
-def interactions_table(gains: Sequence[Gain], std: float) -> tuple[pd.DataFrame, list[str]]:
-    """Return interactions.csv: for every method and teacher of two students, the larger one's gain minus the other's.
-
-    Returns:
-        The table, and a line for each pair of students whose groups cannot be matched.
-    """
-    rows, remarks = [], []
-    for _, comparable in group_by([gain for gain in gains if gain.baseline], interaction_key):
-        students = group_by(comparable, lambda gain: gain.group.shared.student)
-        measure = next((k for k in (KEY.num_params, KEY.macs) if all(size(of, k) is not None for of in students)), None)
-        if measure is None and len(students) > 1:
-            remarks.append(f"no interaction of {', '.join(name for name, _ in students)}: their sizes are not known")
-            continue
-        by_size = sorted(students, key=lambda of: (size(of, measure) if measure else 0, of[0]), reverse=True)
-        for (name_a, of_a), (name_b, of_b) in itertools.combinations(by_size, 2):
-            matched = match_gains(of_a, of_b)
-            rows += [interaction_row(a, b, std) for a, b in matched]
-            if not matched:
-                first = of_a[0].group.shared
-                remarks.append(
-                    f"no interaction of {name_a} and {name_b} by {first.method} from {first.teacher}: several "
-                    "settings, none that both have (choose one each: --select)"
-                )
-    table = pd.DataFrame(rows, columns=INTERACTIONS)
-    return table.assign(p_holm=holm_by_role(table, table.p)), remarks
-
-
-def size(student: tuple[str, list[Gain]], key: str) -> Any:
-    """Return the size of a student with its gains."""
-    return student[1][0].group.shared[key]
-
-
-def interaction_key(gain: Gain) -> str:
-    """Return what two students share whose gains may be compared: everything but student and setting."""
-    student = [key for key in STUDENT if key not in (KEY.student, KEY.num_params)]
-    method = [key for key in METHOD if key != KEY.method_params]
-    teacher = (gain.teacher_seed, None if gain.is_pooled else gain.group.shared.teacher_key)
-    return plain([settings(gain.group, (*student, *method)), teacher])
-
-
-def match_gains(of_a: Sequence[Gain], of_b: Sequence[Gain]) -> list[tuple[Gain, Gain]]:
-    """Return the gains of two students that belong together: the only ones, or those with equal method parameters."""
-    if len(of_a) == len(of_b) == 1:
-        return [(of_a[0], of_b[0])]
-    params = (KEY.method_params,)
-    return [(a, b) for a in of_a for b in of_b if settings(a.group, params) == settings(b.group, params)]
-
-
-def interaction_row(a: Gain, b: Gain, std: float) -> dict[str, Any]:
-    """Return a row of interactions.csv without Holm's correction."""
-    arms, shared = (a.values, a.base_values, b.values, b.base_values), a.group.shared
-    test = st.contrast(arms, (1.0, -1.0, -1.0, 1.0))
-    return row(
-        method=shared.method, teacher=shared.teacher, role=shared.role, teacher_seed=a.teacher_seed,
-        student_a=shared.student, student_b=b.group.shared.student, gain_a=a.delta, gain_b=b.delta,
-        difference=test.difference, se=test.se, df=test.df, ci_low=test.low, ci_high=test.high, p=test.p,
-        mde80=math.nan if a.is_pooled else st.smallest_detectable(std, tuple(len(arm) for arm in arms)),
-        n_a=len(a.values), n_base_a=len(a.base_values), n_b=len(b.values), n_base_b=len(b.base_values),
-        setting_a=a.setting, setting_b=b.setting,
-    )  # fmt: skip

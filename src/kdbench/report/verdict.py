@@ -5,24 +5,42 @@ from typing import Any
 
 import pandas as pd
 
+from kdbench.report import statistics as st
+from kdbench.report.design import FEWEST_SEEDS, Analysis
+from kdbench.report.gains import Gain
 from kdbench.report.groups import DISTILLED
+from kdbench.report.primary import PRIMARY, PlacedDesign, count_significant
 from kdbench.report.runs import rows_of
 from kdbench.report.select import Selection, reporting_seeds
-from kdbench.report.statistics import ALPHA
 
 
-def verdict(gains: pd.DataFrame, interactions: pd.DataFrame, std: float, margin: float) -> list[str]:
-    """Return the report's first lines: a sentence each on gains, seeds, equivalence and interactions of distillation.
+def verdict(
+    gains: Sequence[Gain],
+    gains_table: pd.DataFrame,
+    interactions: pd.DataFrame,
+    placed: PlacedDesign,
+    margin: float,
+) -> list[str]:
+    """Return the report's first lines: sentences on gains, their test, size and power, equivalence and interactions.
 
-    Controls are in the tables, but are no distillation.
+    Only the primary family counts: controls, and rows that a pooled row summarises, are in the tables alone.
+
+    Args:
+        gains: gains of the report.
+        gains_table: their table, with the columns of the primary analysis.
+        interactions: table of interactions, likewise.
+        placed: design of the report.
+        margin: margin of equivalence, points.
     """
-    distilled = gains[gains.role == DISTILLED]
-    return [*judge_gains(distilled, std, margin), *judge_interactions(interactions[interactions.role == DISTILLED])]
+    is_primary = (gains_table.role == DISTILLED) & (gains_table.family == PRIMARY)
+    counted = [gain for gain, primary in zip(gains, is_primary, strict=True) if primary]
+    of_interest = interactions[(interactions.role == DISTILLED) & (interactions.family == PRIMARY)]
+    return [*judge_gains(counted, gains_table[is_primary], placed, margin), *judge_interactions(of_interest)]
 
 
-def judge_gains(gains: pd.DataFrame, std: float, margin: float) -> list[str]:
-    computed, tested = int(gains.delta.notna().sum()), int(gains.p_holm.notna().sum())
-    if not len(gains):
+def judge_gains(gains: Sequence[Gain], table: pd.DataFrame, placed: PlacedDesign, margin: float) -> list[str]:
+    computed, tested = int(table.delta.notna().sum()), int(table.p_adjusted.notna().sum())
+    if not len(table):
         return ["There is no distilled student here, so there is no gain to report."]
     if not computed:
         return ["No gain can be computed: no distilled student has its baseline beside it."]
@@ -31,37 +49,150 @@ def judge_gains(gains: pd.DataFrame, std: float, margin: float) -> list[str]:
             f"No gain can be tested: of {computed} computed, none has two seeds or more in both arms that vary. "
             "The numbers below are single numbers or means, and prove nothing."
         ]
-    significant = gains[gains.significant.fillna(False).astype(bool)]
+    significant = table[is_true(table.significant)]
     lines = [
         f"{len(significant)} of {tested} gains {be(len(significant))} significant after Holm{list_gains(significant)}."
     ]
     if computed > tested:
         lines.append(
             f"{computed - tested} more {'have' if computed - tested > 1 else 'has'} no test: "
-            "too few seeds, or no variation."
+            "too few seeds, no variation, or crossed seeds that are no replicates."
         )
-    if std > 0:
-        seeds = {0.1: gains.seeds_for_0p1.dropna().min(), 0.2: gains.seeds_for_0p2.dropna().min()}
-        needed = " and ".join(f"{size} points would need {seed_count(n)}" for size, n in seeds.items())
-        lines.append(
-            f"At the seeds' standard deviation here, {std:.2f} points, {needed} seeds per arm "
-            "(80 % power in one test at 0.05, before any correction)."
+    equivalent = int(is_true(table.equivalent_adjusted).sum())
+    return [
+        *lines,
+        *describe_size(significant),
+        describe_analysis(gains, table, placed),
+        *describe_images(table, tested),
+        *describe_power(table),
+        f"{equivalent} of {tested} gains {be(equivalent)} shown to be within ±{margin:g} points of zero after Holm.",
+    ]
+
+
+def describe_size(significant: pd.DataFrame) -> list[str]:
+    """Return how much too large the significant gains may be."""
+    known = significant[significant.exaggeration.notna()]
+    if not len(known):
+        return []
+    low, high = known.exaggeration.min(), known.exaggeration.max()
+    factors = f"{low:.1f}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f}"
+    shrunken = ", ".join(f"{value:+.2f}" for value in known.shrunken)
+    return [
+        "Gains that are named because they are significant are too large on average, here by an estimated factor of "
+        f"{factors}; shrunken towards zero {'they are' if len(known) > 1 else 'it is'} {shrunken}."
+    ]
+
+
+def describe_analysis(gains: Sequence[Gain], table: pd.DataFrame, placed: PlacedDesign) -> str:
+    """Return the primary analysis with its reason, and the counts by the other ones."""
+    kinds = [kind for kind in Analysis if kind in set(table.analysis.dropna())]
+    chosen = "; ".join(REASONS[kind](placed) for kind in kinds)
+    others = [kind for kind in (Analysis.BLOCKS, Analysis.PAIRED, Analysis.WELCH) if kind not in kinds]
+    counts = [f"{count_significant(gains, placed, kind)} by {NAMES[kind]}" for kind in others]
+    beside = f" Beside it, by analyses that do not count: {', '.join(counts)}." if counts else ""
+    return f"Primary analysis: {chosen}.{beside}{describe_correlation(placed)}"
+
+
+def reason_for_blocks(placed: PlacedDesign) -> str:
+    if placed.design.analysis == Analysis.BLOCKS:
+        return "seeds as blocks over all arms with one spread, as declared"
+    p = placed.design.p_homogeneity()
+    return f"seeds as blocks over all arms with one spread, which Bartlett's test does not find to differ (p = {p:.2f})"
+
+
+def reason_for_pairs(placed: PlacedDesign) -> str:
+    if placed.design.analysis == Analysis.PAIRED:
+        return "paired t-tests over seeds, as declared"
+    if not placed.design.poolable():
+        return f"paired t-tests over seeds, since fewer than {FEWEST_SEEDS} seeds cannot show that spreads are equal"
+    p = placed.design.p_homogeneity()
+    return f"paired t-tests over seeds, since the arms' spreads may differ (Bartlett's test, p = {p:.2f})"
+
+
+def reason_for_welch(placed: PlacedDesign) -> str:
+    declared = placed.design.analysis == Analysis.WELCH
+    return "Welch's t-tests, " + ("as declared" if declared else "where seeds do not match those of the baseline")
+
+
+REASONS = {
+    Analysis.BLOCKS: reason_for_blocks,
+    Analysis.PAIRED: reason_for_pairs,
+    Analysis.WELCH: reason_for_welch,
+    Analysis.CROSSED: lambda placed: "teachers and seeds (or first weights and orders of images) as crossed samples",
+}
+NAMES = {
+    Analysis.BLOCKS: "seeds as blocks with one spread",
+    Analysis.PAIRED: "paired t-tests",
+    Analysis.WELCH: "Welch's t-tests",
+}
+
+
+def describe_correlation(placed: PlacedDesign) -> str:
+    """Return how alike the accuracies of one seed are in the arms of a student."""
+    known = [f"{block.correlation:.2f}" for block in placed.design.blocks if not pd.isna(block.correlation)]
+    if not known:
+        return ""
+    return f" Accuracies of one seed correlate between arms by {', '.join(known)}: what pairing brings."
+
+
+def describe_images(table: pd.DataFrame, tested: int) -> list[str]:
+    """Return what the verdict is about, and how it reads for other test images."""
+    known = table[table.p_images.notna()]
+    if not len(known):
+        return ["The verdict is about other seeds on these very test images; without logits of all runs, no more."]
+    adjusted = pd.Series(st.holm(known.p_images.astype(float).tolist()))
+    count = int((adjusted < st.ALPHA).sum())
+    missing = f" ({tested - len(known)} lack logits)" if tested > len(known) else ""
+    return [
+        "The verdict is about other seeds on these very test images. For other test images of the same kind too, "
+        f"{count} of {len(known)} gains {be(count)} significant after Holm{missing}; their intervals are beside it."
+    ]
+
+
+def describe_power(table: pd.DataFrame) -> list[str]:
+    """Return the power of the rule: what these seeds find, and the seeds that small gains need."""
+    known = table[table.detectable.notna()]
+    if not len(known):
+        return []
+    best = rows_of(known.sort_values("detectable", kind="stable"))[0]
+    needed = " and ".join(
+        f"{size} points would need {seed_range(*values)}"
+        for size, values in (
+            ("0.1", (best.needed_0p1, best.needed_0p1_low, best.needed_0p1_high)),
+            ("0.2", (best.needed_0p2, best.needed_0p2_low, best.needed_0p2_high)),
         )
-    equivalent = int(gains.equivalent.fillna(False).astype(bool).sum())
-    lines.append(f"{equivalent} of {tested} gains {be(equivalent)} shown to be within ±{margin:g} points of zero.")
-    return lines
+    )
+    return [
+        f"By this rule, correction included, these seeds find a true gain of {best.detectable:.2f} points 4 times in 5 "
+        f"({best.detectable_low:.2f} to {best.detectable_high:.2f}, as the spread is known); {needed} seeds per arm."
+    ]
+
+
+def seed_range(n: Any, low: Any, high: Any) -> str:
+    return f"{seed_count(n)} ({seed_count(low)} to {seed_count(high)})"
 
 
 def judge_interactions(interactions: pd.DataFrame) -> list[str]:
-    tested = interactions[interactions.p_holm.notna()]
+    tested = interactions[interactions.p_adjusted.notna()]
     if not len(tested):
         return ["Whether one student gains more than another cannot be tested here."] if len(interactions) else []
-    significant = tested[tested.p_holm < ALPHA]
+    significant = tested[is_true(tested.significant)]
+    power = ""
+    if tested.detectable.notna().any():
+        best = rows_of(tested[tested.detectable.notna()].sort_values("detectable", kind="stable"))[0]
+        power = (
+            f"; these seeds find a difference of {best.detectable:.2f} points 4 times in 5 ({best.detectable_low:.2f} "
+            f"to {best.detectable_high:.2f}), and 0.2 points would need "
+            f"{seed_range(best.needed_0p2, best.needed_0p2_low, best.needed_0p2_high)} seeds per arm"
+        )
     return [
         f"{len(significant)} of {len(tested)} interactions (one student gains more than the other) "
-        f"{be(len(significant))} significant after Holm; the smallest that would be detected is "
-        f"{tested.mde80.min():.2f} points (80 % power in one test at 0.05, before any correction)."
+        f"{be(len(significant))} significant after Holm{list_interactions(significant)}{power}."
     ]
+
+
+def is_true(column: "pd.Series[Any]") -> "pd.Series[bool]":
+    return column.fillna(False).astype(bool)
 
 
 def be(n: int) -> str:
@@ -73,11 +204,22 @@ def seed_count(n: Any) -> str:
 
 
 def list_gains(significant: pd.DataFrame) -> str:
-    """Return the significant gains as text, by name and size."""
+    """Return the significant gains as text, by name and size; losses are called so."""
     found = [
-        f"{gain.student} from {gain.teacher} by {gain.method}{f' ({gain.setting})' if gain.setting else ''} "
-        f"{gain.delta:+.2f}"
+        f"{gain.student} {f'from {gain.teacher} ' if gain.teacher else ''}by {gain.method}"
+        f"{f' ({gain.setting})' if gain.setting else ''} {gain.delta:+.2f}{' (a loss)' if gain.delta < 0 else ''}"
         for gain in rows_of(significant)
+    ]
+    return f": {', '.join(found)}" if found else ""
+
+
+def list_interactions(significant: pd.DataFrame) -> str:
+    """Return the significant interactions as text, with the student that gains more."""
+    found = [
+        f"{pair.student_a if pair.difference > 0 else pair.student_b} gains {abs(pair.difference):.2f} more than "
+        f"{pair.student_b if pair.difference > 0 else pair.student_a} by {pair.method}"
+        f"{f' from {pair.teacher}' if pair.teacher else ''}"
+        for pair in rows_of(significant)
     ]
     return f": {', '.join(found)}" if found else ""
 

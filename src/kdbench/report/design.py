@@ -1,0 +1,260 @@
+"""The primary analysis: which test a comparison gets, by a rule that is fixed before any result is seen.
+
+Arms of one student share first weights and order of images, seed by seed, so seeds are blocks. The rule (`auto`):
+
+1. Rows over several teachers, or over crossed seeds, are `crossed`: every factor is a random sample of its kind.
+2. An arm whose seeds are not those of its baseline has no blocks: `welch`.
+3. With `FEWEST_SEEDS` seeds or more, where Bartlett's test does not find the arms' spreads different, `blocks`: one
+   residual variance pooled over all arms, or the variance of the comparison's own paired differences if that is larger.
+4. Everything else is `paired`: the paired t-test over seeds, which is valid whatever the spreads are.
+
+Steps 3 and 4 read the spread of the residuals and never a difference or a p. Values are accuracies in per cent.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from kdbench.report.statistics import ALPHA, NAN, Comparison, contrast, varies
+
+Floats = NDArray[np.float64]
+
+
+class Analysis(StrEnum):
+    """Primary analysis of a report (`--analysis`), or of a row."""
+
+    AUTO = "auto"
+    BLOCKS = "blocks"
+    PAIRED = "paired"
+    WELCH = "welch"
+    CROSSED = "crossed"
+    """Of rows alone: no choice of a report."""
+
+
+CHOICES = (Analysis.AUTO, Analysis.BLOCKS, Analysis.PAIRED, Analysis.WELCH)
+"""Values of `--analysis`."""
+FEWEST_SEEDS = 5
+"""Fewest seeds per arm for pooled variances: with fewer, no test can tell whether the arms' spreads differ."""
+MANY_SEEDS = 8
+
+
+def homogeneity_level(seeds: int) -> float:
+    """Return the level of Bartlett's test below which the arms' spreads count as different.
+
+    High, because a wrong pooling costs more than a wrong pairing, and higher with few seeds, where the test is weak.
+    """
+    return 0.5 if seeds < MANY_SEEDS else 0.2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Difference of means with its standard error, degrees of freedom, and the analysis that they come from."""
+
+    analysis: Analysis
+    difference: float
+    se: float
+    df: float
+
+    @property
+    def p(self) -> float:
+        """Two-sided p; NaN without a standard error above 0."""
+        return self.p_of(0.0)
+
+    def p_of(self, difference: float) -> float:
+        """Return the two-sided p of another true difference."""
+        return float(2 * stats.t.sf(abs(self.difference - difference) / self.se, self.df)) if self.se > 0 else NAN
+
+    def interval(self, level: float = 1 - ALPHA) -> tuple[float, float]:
+        """Return the two-sided interval of a level, (NaN, NaN) without a standard error above 0."""
+        if not self.se > 0:
+            return NAN, NAN
+        half = float(stats.t.isf((1 - level) / 2, self.df)) * self.se
+        return self.difference - half, self.difference + half
+
+    def p_equivalence(self, margin: float) -> float:
+        """Return the p of two one-sided tests: small where the difference lies within +-margin.
+
+        Source: Schuirmann 1987, Journal of Pharmacokinetics and Biopharmaceutics 15.
+        """
+        return float(stats.t.sf((margin - abs(self.difference)) / self.se, self.df)) if self.se > 0 else NAN
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Baseline of one student with all arms that have exactly its seeds."""
+
+    values: Floats
+    """Accuracies [n, K], a row per seed; column 0 is the baseline."""
+
+    @property
+    def n(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def arms(self) -> int:
+        return self.values.shape[1]
+
+    @property
+    def residuals(self) -> Floats:
+        """Accuracies without the means of arm and seed."""
+        y = self.values
+        return y - y.mean(axis=0) - y.mean(axis=1, keepdims=True) + y.mean()
+
+    @property
+    def df(self) -> int:
+        return (self.n - 1) * (self.arms - 1)
+
+    @property
+    def arm_variances(self) -> Floats:
+        """Residual variance of each arm, with (n - 1)(K - 1) / K degrees of freedom."""
+        return (self.residuals**2).sum(axis=0) / ((self.n - 1) * (self.arms - 1) / self.arms)
+
+    @property
+    def correlation(self) -> float:
+        """Intraclass correlation of accuracies of one seed: the share of the spread that arms have in common."""
+        between = self.arms * float(np.var(self.values.mean(axis=1), ddof=1))
+        within = float((self.residuals**2).sum()) / self.df
+        total = between + (self.arms - 1) * within
+        return (between - within) / total if total > 0 else NAN
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """Blocks of a report with the analysis that the rule gives their comparisons."""
+
+    blocks: Sequence[Block]
+    analysis: Analysis
+    """Choice of the report."""
+
+    @property
+    def residual_df(self) -> int:
+        return sum(block.df for block in self.blocks)
+
+    @property
+    def residual_std(self) -> float:
+        """Standard deviation of a run within its arm and seed, pooled over all blocks, points; NaN without any."""
+        total = sum(float((block.residuals**2).sum()) for block in self.blocks)
+        return math.sqrt(total / self.residual_df) if self.residual_df else NAN
+
+    def poolable(self) -> list[Block]:
+        """Return the blocks over which the residual variance is pooled."""
+        fewest = 2 if self.analysis == Analysis.BLOCKS else FEWEST_SEEDS
+        return [block for block in self.blocks if block.n >= fewest]
+
+    def pooled(self) -> tuple[float, int]:
+        """Return the residual variance of the poolable blocks and its degrees of freedom; (NaN, 0) without any."""
+        blocks = self.poolable()
+        df = sum(block.df for block in blocks)
+        return (sum(float((block.residuals**2).sum()) for block in blocks) / df, df) if df else (NAN, 0)
+
+    def p_homogeneity(self) -> float:
+        """Return the p of Bartlett's test that all arms of the poolable blocks have one residual variance.
+
+        Source: Bartlett 1937, Proceedings of the Royal Society A 160.
+        """
+        blocks = self.poolable()
+        variances = np.concatenate([block.arm_variances for block in blocks])
+        freedom = np.concatenate([np.full(block.arms, block.df / block.arms) for block in blocks])
+        return float(bartlett(variances[None], freedom)[0])
+
+    def of_blocks(self) -> Analysis:
+        """Return the analysis of comparisons within blocks: steps 3 and 4 of the rule."""
+        if self.analysis != Analysis.AUTO:
+            return self.analysis
+        blocks = self.poolable()
+        if not blocks:
+            return Analysis.PAIRED
+        alike = self.p_homogeneity() >= homogeneity_level(min(block.n for block in blocks))
+        return Analysis.BLOCKS if alike else Analysis.PAIRED
+
+    def compare(self, arms: Sequence[tuple[Block, int]], weights: Sequence[float]) -> Estimate:
+        """Return the estimate of a weighted sum of differences between arms and their baselines.
+
+        Args:
+            arms: for each difference its block and the arm's column.
+            weights: weight of each difference; 1 for a gain, 1 and -1 for an interaction.
+        """
+        differences = [block.values[:, arm] - block.values[:, 0] for block, arm in arms]
+        value = float(sum(w * d.mean() for w, d in zip(weights, differences, strict=True)))
+        variance, df = self.pooled()
+        own = paired_estimate(value, differences, weights, [block for block, _ in arms])
+        in_pool = all(any(block is other for other in self.poolable()) for block, _ in arms)
+        if self.of_blocks() != Analysis.BLOCKS or not in_pool:
+            return own
+        se = math.sqrt(sum(w**2 * 2 * variance / block.n for w, (block, _) in zip(weights, arms, strict=True)))
+        if self.analysis == Analysis.AUTO and own.se > se:
+            se = own.se
+        return Estimate(Analysis.BLOCKS, value, se, df)
+
+
+def paired_estimate(
+    value: float, differences: Sequence[Floats], weights: Sequence[float], blocks: Sequence[Block]
+) -> Estimate:
+    """Return the paired estimate of a weighted sum of mean differences.
+
+    Differences of as many seeds are summed seed by seed; others count as independent (Welch and Satterthwaite).
+    """
+    if len({block.n for block in blocks}) == 1:
+        differences = [sum((w * d for w, d in zip(weights, differences, strict=True)), start=np.zeros(blocks[0].n))]
+        weights = [1.0]
+    if not any(varies(d.tolist()) for d in differences):
+        return Estimate(Analysis.PAIRED, value, NAN, NAN)
+    parts = [w**2 * float(np.var(d, ddof=1)) / len(d) for w, d in zip(weights, differences, strict=True)]
+    df = sum(parts) ** 2 / sum(part**2 / (len(d) - 1) for part, d in zip(parts, differences, strict=True))
+    return Estimate(Analysis.PAIRED, value, math.sqrt(sum(parts)), df)
+
+
+def bartlett(variances: Floats, freedom: Floats) -> Floats:
+    """Return the p of Bartlett's test for rows of variances [R, K] with their degrees of freedom [K]."""
+    k, total = len(freedom), freedom.sum()
+    if k < 2:
+        return np.ones(len(variances))
+    floor = 1e-12 * np.maximum(variances.max(axis=1, keepdims=True), 1e-300)
+    variances = np.maximum(variances, floor)  # an arm without any variation has the logarithm of a small number
+    pooled = variances @ freedom / total
+    statistic = total * np.log(pooled) - np.log(variances) @ freedom
+    correction = 1 + ((1 / freedom).sum() - 1 / total) / (3 * (k - 1))
+    return np.asarray(stats.chi2.sf(statistic / correction, k - 1))
+
+
+def crossed_estimate(gains: Floats) -> Estimate:
+    """Return the estimate of the mean of gains, one for each combination of the levels of some random factors.
+
+    The variance of the mean is the sum over the factors of the variance of its level means over its number of levels.
+    What is left beside the factors counts once in each of them, so the sum is at least the true variance.
+
+    Args:
+        gains: with a factor for each axis, such as [teachers, seeds]; two levels or more in each.
+    """
+    difference, parts, freedom = float(gains.mean()), [], []
+    for axis, levels in enumerate(gains.shape):
+        means = gains.mean(axis=tuple(other for other in range(gains.ndim) if other != axis))
+        parts.append(float(np.var(means, ddof=1)) / levels)
+        freedom.append(levels - 1)
+    if not varies(gains.ravel().tolist()) or not sum(parts) > 0:
+        return Estimate(Analysis.CROSSED, difference, NAN, NAN)
+    df = sum(parts) ** 2 / sum(part**2 / f for part, f in zip(parts, freedom, strict=True))
+    return Estimate(Analysis.CROSSED, difference, math.sqrt(sum(parts)), df)
+
+
+def welch_estimate(arms: Sequence[Sequence[float]], weights: Sequence[float]) -> Estimate:
+    """Return the estimate of a weighted sum of independent arms' means, each arm with a variance of its own."""
+    return from_comparison(contrast(arms, weights))
+
+
+def from_comparison(comparison: Comparison) -> Estimate:
+    return Estimate(Analysis.WELCH, comparison.difference, comparison.se, comparison.df)
+
+
+def with_part(estimate: Estimate, variance: float, df: float) -> Estimate:
+    """Return an estimate with an independent part added to its variance, as of the choice of test images."""
+    if not estimate.se > 0 or not variance > 0:
+        return estimate
+    own = estimate.se**2
+    total = own + variance
+    return replace(estimate, se=math.sqrt(total), df=total**2 / (own**2 / estimate.df + variance**2 / df))

@@ -1,0 +1,301 @@
+"""Primary analysis of gains and interactions, and everything that follows from it: the columns that the verdict reads.
+
+Families for Holm's correction: the distilled gains of a report without those of one teacher that a pooled gain
+summarises; likewise the interactions; controls apart.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kdbench.report import statistics as st
+from kdbench.report.columns import row
+from kdbench.report.design import Analysis, Block, Design, Estimate, crossed_estimate, welch_estimate, with_part
+from kdbench.report.gains import Gain, are_replicates, decide
+from kdbench.report.groups import CONTROL
+from kdbench.report.images import Correctness, correctness_of, image_variances
+from kdbench.report.power import RulePower, joint_level, spread_interval
+from kdbench.report.sizes import exaggeration, shrink
+
+PRIMARY, SECONDARY = "primary", "secondary"
+"""Families; the third is `CONTROL`."""
+SIZES = {0.1: "0p1", 0.2: "0p2"}
+"""Differences in points whose needed seeds are reported, by the end of the column's name."""
+NOT_TESTED = Estimate(Analysis.WELCH, math.nan, math.nan, math.nan)
+WHOLE = [f"needed_{name}{end}" for name in SIZES.values() for end in ("", "_low", "_high")]
+"""Columns of whole numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedDesign:
+    """Design of a report, with the block and the column of each gain that has one."""
+
+    design: Design
+    places: dict[int, tuple[Block, int]]
+    """By the id of the gain."""
+
+    def place(self, gain: Gain) -> tuple[Block, int] | None:
+        return self.places.get(id(gain))
+
+    @property
+    def arms(self) -> tuple[int, ...]:
+        """Columns of each block."""
+        return tuple(block.arms for block in self.design.blocks)
+
+
+def place_gains(gains: Sequence[Gain], analysis: Analysis) -> PlacedDesign:
+    """Return the blocks of a report: each baseline with the arms that have its very seeds, as independent samples."""
+    members: dict[tuple[str, ...], list[Gain]] = {}
+    for gain in gains:
+        if gain.is_paired and len(gain.values) > 1 and are_replicates(gain.group.seeds):
+            assert gain.baseline is not None
+            members.setdefault(tuple(gain.baseline.runs.run_key), []).append(gain)
+    blocks, places = list[Block](), dict[int, tuple[Block, int]]()
+    for of_base in members.values():
+        block = Block(np.array([of_base[0].base_values, *(gain.values for gain in of_base)], dtype=float).T)
+        blocks.append(block)
+        places |= {id(gain): (block, column) for column, gain in enumerate(of_base, 1)}
+    return PlacedDesign(Design(blocks, analysis), places)
+
+
+def estimate_gain(gain: Gain, placed: PlacedDesign) -> Estimate:
+    """Return the primary estimate of a gain; without a standard error where there is no test."""
+    if gain.baseline is None:
+        return NOT_TESTED
+    welch = welch_estimate([gain.values, gain.base_values], [1.0, -1.0])
+    if placed.design.analysis == Analysis.WELCH:
+        return welch
+    if (crossed := gain.crossed) is not None:
+        return crossed_estimate(crossed)
+    if (place := placed.place(gain)) is not None:
+        return placed.design.compare([place], [1.0])
+    if not are_replicates(gain.group.seeds) or not are_replicates(gain.baseline.seeds):
+        return Estimate(Analysis.WELCH, gain.delta, math.nan, math.nan)
+    return welch
+
+
+def estimate_interaction(a: Gain, b: Gain, placed: PlacedDesign) -> Estimate:
+    """Return the primary estimate of one gain minus another; without a standard error where there is no test."""
+    welch = welch_estimate([a.values, a.base_values, b.values, b.base_values], [1.0, -1.0, -1.0, 1.0])
+    if placed.design.analysis == Analysis.WELCH:
+        return welch
+    of_a, of_b = a.crossed, b.crossed
+    if of_a is not None and of_b is not None and are_alike(a, b) and of_a.shape == of_b.shape:
+        return crossed_estimate(of_a - of_b)
+    places = [placed.place(gain) for gain in (a, b)]
+    if places[0] is not None and places[1] is not None:
+        return placed.design.compare([places[0], places[1]], [1.0, -1.0])
+    if any(math.isnan(estimate_gain(gain, placed).se) for gain in (a, b)):
+        return Estimate(Analysis.WELCH, welch.difference, math.nan, math.nan)
+    return welch
+
+
+def are_alike(a: Gain, b: Gain) -> bool:
+    """Return whether two pooled gains have the same teachers and seeds, so that each combination has its pair."""
+    seeds = [[(group.shared.teacher_key, group.seeds) for group in gain.groups] for gain in (a, b)]
+    return seeds[0] == seeds[1]
+
+
+def correctness_parts(gain: Gain) -> Correctness | None:
+    """Return the correctness of a gain's runs and baseline runs, or None where logits are missing."""
+    if gain.baseline is None or len(gain.group.runs) < 2 or len(gain.baseline.runs) < 2:
+        return None
+    base = correctness_of(gain.baseline.runs)
+    runs = [correctness_of(group.runs) for group in gain.groups]
+    known = [own for own in runs if own is not None]
+    if base is None or len(known) < len(runs) or any(own.shape[1] != base.shape[1] for own in known):
+        return None
+    is_paired = all(group.seeds == gain.baseline.seeds for group in gain.groups)
+    return Correctness(np.concatenate(known), np.tile(base, (len(known), 1)) if is_paired else base, is_paired)
+
+
+def count_significant(gains: Sequence[Gain], placed: PlacedDesign, analysis: Analysis) -> int:
+    """Return how many gains of one family another primary analysis would find significant after Holm."""
+    other = PlacedDesign(replace(placed.design, analysis=analysis), placed.places)
+    adjusted = st.holm([estimate_gain(gain, other).p for gain in gains])
+    return sum(p < st.ALPHA for p in adjusted)
+
+
+def add_primary_to_gains(
+    table: pd.DataFrame, gains: Sequence[Gain], placed: PlacedDesign, margin: float
+) -> pd.DataFrame:
+    """Return gains.csv with the columns of the primary analysis.
+
+    Args:
+        table: a row for each gain.
+        gains: gains of the report.
+        placed: design of the report.
+        margin: margin of equivalence, points.
+    """
+    estimates = [estimate_gain(gain, placed) for gain in gains]
+    families = [family_of(gain) for gain in gains]
+    cells = [
+        cells_of(estimate, [correctness_parts(gain)], [1.0])
+        | row(family=family, correlation=correlation(gain), p_equivalence_adjusted=estimate.p_equivalence(margin))
+        for gain, estimate, family in zip(gains, estimates, families, strict=True)
+    ]
+    added = pd.DataFrame(cells, columns=[c for c in table.columns if c in cells[0]] if cells else [], index=table.index)
+    for family in (PRIMARY, CONTROL):
+        of = [i for i, own in enumerate(families) if own == family]
+        fill_family(added, of, [gains[i] for i in of], [estimates[i] for i in of], placed)
+    return finished(table, added)
+
+
+def family_of(gain: Gain) -> str:
+    if gain.group.shared.role == CONTROL:
+        return CONTROL
+    return SECONDARY if gain.is_summarised else PRIMARY
+
+
+def fill_family(
+    added: pd.DataFrame, at: list[int], gains: Sequence[Gain], estimates: Sequence[Estimate], placed: PlacedDesign
+) -> None:
+    """Fill in what depends on the whole family: corrected p, simultaneous intervals, shrunken gains, power."""
+    if not at:
+        return
+    index = added.index[at]
+    correct(added, index)
+    added.loc[index, "p_equivalence_adjusted"] = st.holm(
+        added.loc[index, "p_equivalence_adjusted"].astype(float).tolist()
+    )
+    tested = sum(estimate.se > 0 for estimate in estimates)
+    in_blocks = [placed.place(gain) for gain in gains]
+    sizes = tuple(1 + sum(p is not None and p[0] is block for p in in_blocks) for block in placed.design.blocks)
+    arms = tuple(size for size in sizes if size > 1)
+    others = tested - sum(size - 1 for size in arms)
+    rule = RulePower(placed.arms, tested, placed.design.analysis)
+    level = st.ALPHA / max(1, tested)
+    usual = [with_usual_spread(e, p, placed.design) for e, p in zip(estimates, in_blocks, strict=True)]
+    for i, gain, estimate, typical, small in zip(index, gains, estimates, usual, shrink(usual), strict=True):
+        n = len(gain.values)
+        cells: dict[str, Any] = row(shrunken=small, exaggeration=exaggeration(typical, small, level))
+        if estimate.se > 0:
+            joint = joint_level(arms, max(2, n), placed.design.analysis, max(0, others))
+            low, high = estimate.interval(1 - joint)
+            cells |= row(joint_low=low, joint_high=high)
+        if placed.place(gain) is not None or estimate.analysis == Analysis.WELCH:
+            cells |= power_cells(rule_for(rule, estimate), min(n, len(gain.base_values)), spread_of(placed, gains))
+        for name, value in cells.items():
+            added.loc[i, name] = value
+
+
+def with_usual_spread(estimate: Estimate, place: tuple[Block, int] | None, design: Design) -> Estimate:
+    """Return an estimate with the standard error of the spread pooled over all blocks.
+
+    That of its own few differences may be small by chance, most of all where the gain came out significant.
+    """
+    if place is None or not estimate.se > 0:
+        return estimate
+    return replace(estimate, se=design.residual_std * math.sqrt(2 / place[0].n))
+
+
+def rule_for(rule: RulePower, estimate: Estimate) -> RulePower:
+    """Return the rule for an estimate: Welch's test where it has no block."""
+    is_welch = estimate.analysis == Analysis.WELCH or not rule.arms
+    return RulePower((), rule.family, Analysis.WELCH, rule.interaction) if is_welch else rule
+
+
+def spread_of(placed: PlacedDesign, gains: Sequence[Gain]) -> tuple[float, int]:
+    """Return the standard deviation of a run within its arm and seed, and its degrees of freedom.
+
+    Without blocks that within the arms of the gains.
+    """
+    if placed.design.residual_df:
+        return placed.design.residual_std, placed.design.residual_df
+    groups = {id(arm): arm for gain in gains if not gain.is_pooled for arm in (gain.values, gain.base_values)}
+    counted = [arm for arm in groups.values() if len(arm) > 1]
+    return st.pooled_std(counted), sum(len(arm) - 1 for arm in counted)
+
+
+def power_cells(rule: RulePower, n: int, spread: tuple[float, int]) -> dict[str, Any]:
+    """Return the smallest detectable difference and the needed seeds, with their ranges over what the spread may be."""
+    std, df = spread
+    if not std > 0 or n < 2:
+        return {}
+    low, high = spread_interval(std, df)
+    ratio = rule.detectable(n)
+    cells: dict[str, Any] = row(detectable=ratio * std, detectable_low=ratio * low, detectable_high=ratio * high)
+    for size, name in SIZES.items():
+        for end, value in (("", std), ("_low", low), ("_high", high)):
+            cells[f"needed_{name}{end}"] = rule.needed(size / value)
+    return cells
+
+
+def add_primary_to_interactions(
+    table: pd.DataFrame, pairs: Sequence[tuple[Gain, Gain]], placed: PlacedDesign
+) -> pd.DataFrame:
+    """Return interactions.csv with the columns of the primary analysis.
+
+    Args:
+        table: a row for each pair of gains.
+        pairs: gain of the larger and of the smaller student of each row.
+        placed: design of the report.
+    """
+    estimates = [estimate_interaction(a, b, placed) for a, b in pairs]
+    families = [family_of(a) for a, _ in pairs]
+    cells = [
+        cells_of(estimate, [correctness_parts(a), correctness_parts(b)], [1.0, -1.0]) | row(family=family)
+        for (a, b), estimate, family in zip(pairs, estimates, families, strict=True)
+    ]
+    added = pd.DataFrame(cells, columns=[c for c in table.columns if c in cells[0]] if cells else [], index=table.index)
+    for family in (PRIMARY, CONTROL):
+        of = [i for i, own in enumerate(families) if own == family]
+        if not of:
+            continue
+        correct(added, added.index[of])
+        rule = RulePower(
+            placed.arms if len(placed.arms) > 1 else (), sum(estimates[i].se > 0 for i in of),
+            placed.design.analysis, interaction=True,
+        )  # fmt: skip
+        for i in of:
+            a, b = pairs[i]
+            in_blocks = placed.place(a) is not None and placed.place(b) is not None
+            if in_blocks or estimates[i].analysis == Analysis.WELCH:
+                n = min(len(arm) for gain in (a, b) for arm in (gain.values, gain.base_values))
+                own = power_cells(rule_for(rule, estimates[i]), n, spread_of(placed, [a, b]))
+                for name, value in own.items():
+                    added.loc[added.index[i], name] = value
+    return finished(table, added)
+
+
+def cells_of(estimate: Estimate, parts: Sequence[Correctness | None], weights: Sequence[float]) -> dict[str, Any]:
+    """Return the columns of an estimate on its own, and with other test images of the same kind."""
+    low, high = estimate.interval()
+    cells = row(
+        analysis=estimate.analysis.value if estimate.se > 0 else None, primary_se=estimate.se, primary_df=estimate.df,
+        primary_low=low, primary_high=high, p_primary=estimate.p, p_adjusted=math.nan, image_se=math.nan,
+        images_low=math.nan, images_high=math.nan, p_images=math.nan,
+    )  # fmt: skip
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or len({part.runs.shape[1] for part in known}) != 1 or not estimate.se > 0:
+        return cells
+    whole, own, df = image_variances(known, weights)
+    both = with_part(estimate, own, df)
+    low, high = both.interval()
+    return cells | row(image_se=math.sqrt(whole), images_low=low, images_high=high, p_images=both.p)
+
+
+def correct(added: pd.DataFrame, index: Any) -> None:
+    """Fill in Holm's adjusted p of the primary analysis over the rows of one family."""
+    added.loc[index, "p_adjusted"] = st.holm(added.loc[index, "p_primary"].astype(float).tolist())
+
+
+def finished(table: pd.DataFrame, added: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with the added columns and the decisions by them; whole numbers are whole."""
+    decided = {"significant": "p_adjusted", "equivalent_adjusted": "p_equivalence_adjusted"}
+    given = {name: added[name] for name in added.columns}
+    given |= {name: added[p].map(decide) for name, p in decided.items() if name in table.columns and p in added.columns}
+    table = table.assign(**given)
+    types = dict.fromkeys(WHOLE, "Int64") | dict.fromkeys((name for name in decided if name in table), "boolean")
+    return table.astype({name: kind for name, kind in types.items() if name in table})
+
+
+def correlation(gain: Gain) -> float:
+    """Return the correlation of the accuracies of one seed in both arms; NaN for fewer than three pairs."""
+    if not gain.is_paired or len(gain.values) < 3 or not (st.varies(gain.values) and st.varies(gain.base_values)):
+        return math.nan
+    return float(np.corrcoef(gain.values, gain.base_values)[0, 1])
