@@ -25,8 +25,14 @@ from kdbench.report.groups import (
     remark_without_validation,
     size_of,
 )
-from kdbench.report.interactions import interactions_table, match_students
-from kdbench.report.primary import PlacedDesign, add_primary_to_gains, add_primary_to_interactions, place_gains
+from kdbench.report.interactions import interactions_table, match_capacity, match_students
+from kdbench.report.primary import (
+    PlacedDesign,
+    add_primary_to_gains,
+    add_primary_to_interactions,
+    capacity_table,
+    place_gains,
+)
 from kdbench.report.runs import display_path, read_runs, rows_of
 from kdbench.report.select import Selection, with_selection
 from kdbench.report.verdict import describe_selection, verdict
@@ -44,6 +50,7 @@ class Report:
     groups_table: pd.DataFrame
     gains_table: pd.DataFrame
     interactions_table: pd.DataFrame
+    capacity_table: pd.DataFrame
     fidelity: Fidelity
     std: float
     """Standard deviation within groups, pooled over them, points."""
@@ -95,6 +102,7 @@ def build_report(
     table = add_primary_to_gains(gains_table(gains, std, margin), gains, placed, margin)
     pairs, unmatched = match_students(gains)
     interactions = add_primary_to_interactions(interactions_table(pairs, std), pairs, placed)
+    capacity = capacity_table(match_capacity(gains), placed)
     fidelity = compute_fidelity(runs, groups, gains)
     return Report(
         runs=runs,
@@ -104,11 +112,12 @@ def build_report(
         groups_table=pd.DataFrame([group_row(group) for group in groups], columns=GROUPS),
         gains_table=table,
         interactions_table=interactions,
+        capacity_table=capacity,
         fidelity=fidelity,
         std=std,
         margin=margin,
         placed=placed,
-        verdict=[*verdict(gains, table, interactions, placed, margin), *describe_selection(selection, runs)],
+        verdict=[*verdict(gains, table, interactions, capacity, placed, margin), *describe_selection(selection, runs)],
         remarks=[
             *found.remarks,
             *remark_without_validation(runs),

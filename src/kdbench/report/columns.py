@@ -125,6 +125,8 @@ COLUMNS = named(
     remarks=Column("remarks", "what is missing or unusual"),
     student_a=Column("larger student", "student with more parameters"),
     student_b=Column("smaller student", "student with fewer parameters"),
+    gains_a=Column("gains (larger)", "number of gains that the mean of the larger student is over", "d"),
+    gains_b=Column("gains (smaller)", "number of gains that the mean of the smaller student is over", "d"),
     gain_a=Column("its gain", "gain of the larger student, in points", POINTS),
     gain_b=Column("gain of the smaller", "gain of the smaller student, in points", POINTS),
     difference=Column("difference", "gain of the larger minus gain of the smaller, in points", POINTS),
@@ -189,6 +191,10 @@ INTERACTIONS = (
     "n_base_b setting_a setting_b role teacher_seed analysis family primary_se primary_df primary_low primary_high "
     "p_primary p_adjusted significant image_se images_low images_high p_images detectable detectable_low "
     "detectable_high needed_0p1 needed_0p1_low needed_0p1_high needed_0p2 needed_0p2_low needed_0p2_high"
+).split()
+CAPACITY = (
+    "student_a student_b gains_a gains_b gain_a gain_b difference analysis primary_se primary_df primary_low "
+    "primary_high p_primary image_se images_low images_high p_images"
 ).split()
 GROUPS = "student teacher method role setting teacher_seed params macs n mean std mean_last std_last".split()
 RUNS = (

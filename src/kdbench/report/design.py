@@ -172,39 +172,52 @@ class Design:
         alike = self.p_homogeneity() >= homogeneity_level(min(block.n for block in blocks))
         return Analysis.BLOCKS if alike else Analysis.PAIRED
 
-    def compare(self, arms: Sequence[tuple[Block, int]], weights: Sequence[float]) -> Estimate:
-        """Return the estimate of a weighted sum of differences between arms and their baselines.
+    def compare(self, gains: Sequence[tuple[Block, int]], weights: Sequence[float]) -> Estimate:
+        """Return the estimate of a weighted sum of gains.
 
         Args:
-            arms: for each difference its block and the arm's column.
-            weights: weight of each difference; 1 for a gain, 1 and -1 for an interaction.
+            gains: for each gain its block and the arm's column.
+            weights: weight of each gain; 1 for a gain, 1 and -1 for an interaction.
         """
-        differences = [block.values[:, arm] - block.values[:, 0] for block, arm in arms]
-        value = float(sum(w * d.mean() for w, d in zip(weights, differences, strict=True)))
+        parts = contrasts_of(gains, weights)
+        own = paired_estimate([block.values @ contrast for block, contrast in parts])
         variance, df = self.pooled()
-        own = paired_estimate(value, differences, weights, [block for block, _ in arms])
-        in_pool = all(any(block is other for other in self.poolable()) for block, _ in arms)
+        in_pool = all(any(block is other for other in self.poolable()) for block, _ in parts)
         if self.of_blocks() != Analysis.BLOCKS or not in_pool:
             return own
-        se = math.sqrt(sum(w**2 * 2 * variance / block.n for w, (block, _) in zip(weights, arms, strict=True)))
+        se = math.sqrt(sum(float((contrast**2).sum()) * variance / block.n for block, contrast in parts))
         if self.analysis == Analysis.AUTO and own.se > se:
             se = own.se
-        return Estimate(Analysis.BLOCKS, value, se, df)
+        return Estimate(Analysis.BLOCKS, own.difference, se, df)
 
 
-def paired_estimate(
-    value: float, differences: Sequence[Floats], weights: Sequence[float], blocks: Sequence[Block]
-) -> Estimate:
-    """Return the paired estimate of a weighted sum of mean differences.
+def contrasts_of(gains: Sequence[tuple[Block, int]], weights: Sequence[float]) -> list[tuple[Block, Floats]]:
+    """Return the weights of a weighted sum of gains over the columns of each block, whose baseline they share."""
+    found: list[tuple[Block, Floats]] = []
+    for (block, column), weight in zip(gains, weights, strict=True):
+        contrast = next((own for other, own in found if other is block), None)
+        if contrast is None:
+            contrast = np.zeros(block.arms)
+            found.append((block, contrast))
+        contrast[column] += weight
+        contrast[0] -= weight
+    return found
 
-    Differences of as many seeds are summed seed by seed; others count as independent (Welch and Satterthwaite).
+
+def paired_estimate(differences: Sequence[Floats]) -> Estimate:
+    """Return the estimate of a sum of means of differences, seed by seed.
+
+    Differences over as many seeds are added seed by seed; others count as independent (Welch and Satterthwaite).
+
+    Args:
+        differences: of each block, [n].
     """
-    if len({block.n for block in blocks}) == 1:
-        differences = [sum((w * d for w, d in zip(weights, differences, strict=True)), start=np.zeros(blocks[0].n))]
-        weights = [1.0]
+    value = float(sum(d.mean() for d in differences))
+    if len({len(d) for d in differences}) == 1:
+        differences = [np.sum(differences, axis=0)]
     if not any(varies(d.tolist()) for d in differences):
         return Estimate(Analysis.PAIRED, value, NAN, NAN)
-    parts = [w**2 * float(np.var(d, ddof=1)) / len(d) for w, d in zip(weights, differences, strict=True)]
+    parts = [float(np.var(d, ddof=1)) / len(d) for d in differences]
     df = sum(parts) ** 2 / sum(part**2 / (len(d) - 1) for part, d in zip(parts, differences, strict=True))
     return Estimate(Analysis.PAIRED, value, math.sqrt(sum(parts)), df)
 

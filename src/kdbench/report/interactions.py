@@ -10,8 +10,11 @@ import pandas as pd
 from kdbench.report import statistics as st
 from kdbench.report.columns import INTERACTIONS, row
 from kdbench.report.gains import Gain, group_by, holm_by_role, settings
-from kdbench.report.groups import METHOD, STUDENT, plain
+from kdbench.report.groups import DISTILLED, METHOD, STUDENT, plain
 from kdbench.rundir.summary import KEY
+
+SHARED = tuple(key for key in STUDENT if key not in (KEY.student, KEY.num_params))
+"""Keys that two students share whose gains are compared."""
 
 
 def match_students(gains: Sequence[Gain]) -> tuple[list[tuple[Gain, Gain]], list[str]]:
@@ -23,11 +26,10 @@ def match_students(gains: Sequence[Gain]) -> tuple[list[tuple[Gain, Gain]], list
     pairs, remarks = list[tuple[Gain, Gain]](), []
     for _, comparable in group_by([gain for gain in gains if gain.baseline], interaction_key):
         students = group_by(comparable, lambda gain: gain.group.shared.student)
-        measure = next((k for k in (KEY.num_params, KEY.macs) if all(size(of, k) is not None for of in students)), None)
-        if measure is None and len(students) > 1:
+        by_size = larger_first(students)
+        if by_size is None:
             remarks.append(f"no interaction of {', '.join(name for name, _ in students)}: their sizes are not known")
             continue
-        by_size = sorted(students, key=lambda of: (size(of, measure) if measure else 0, of[0]), reverse=True)
         for (name_a, of_a), (name_b, of_b) in itertools.combinations(by_size, 2):
             matched = match_gains(of_a, of_b)
             pairs += matched
@@ -38,6 +40,19 @@ def match_students(gains: Sequence[Gain]) -> tuple[list[tuple[Gain, Gain]], list
                     "settings, none that both have (choose one each: --select)"
                 )
     return pairs, remarks
+
+
+def match_capacity(gains: Sequence[Gain]) -> list[tuple[list[Gain], list[Gain]]]:
+    """Return all distilled gains of two students that are compared as a whole, the larger student's first.
+
+    Only students of one protocol and recipe are compared; rows that a pooled row summarises are left out.
+    """
+    counted = [g for g in gains if g.baseline and g.group.shared.role == DISTILLED and not g.is_summarised]
+    pairs = []
+    for _, comparable in group_by(counted, lambda gain: settings(gain.group, SHARED)):
+        students = larger_first(group_by(comparable, lambda gain: gain.group.shared.student)) or []
+        pairs += [(of_a, of_b) for (_, of_a), (_, of_b) in itertools.combinations(students, 2)]
+    return pairs
 
 
 def interactions_table(pairs: Sequence[tuple[Gain, Gain]], std: float) -> pd.DataFrame:
@@ -51,6 +66,14 @@ def interactions_table(pairs: Sequence[tuple[Gain, Gain]], std: float) -> pd.Dat
     return table.assign(p_holm=holm_by_role(table, table.p))
 
 
+def larger_first(students: list[tuple[str, list[Gain]]]) -> list[tuple[str, list[Gain]]] | None:
+    """Return students with their gains by falling size, or None if no measure of size is known for all of several."""
+    measure = next((k for k in (KEY.num_params, KEY.macs) if all(size(of, k) is not None for of in students)), None)
+    if measure is None and len(students) > 1:
+        return None
+    return sorted(students, key=lambda of: (size(of, measure) if measure else 0, of[0]), reverse=True)
+
+
 def size(student: tuple[str, list[Gain]], key: str) -> Any:
     """Return the size of a student with its gains."""
     return student[1][0].group.shared[key]
@@ -58,10 +81,9 @@ def size(student: tuple[str, list[Gain]], key: str) -> Any:
 
 def interaction_key(gain: Gain) -> str:
     """Return what two students share whose gains may be compared: everything but student and setting."""
-    student = [key for key in STUDENT if key not in (KEY.student, KEY.num_params)]
     method = [key for key in METHOD if key != KEY.method_params]
     teacher = (gain.teacher_seed, None if gain.is_pooled else gain.group.shared.teacher_key)
-    return plain([settings(gain.group, (*student, *method)), teacher])
+    return plain([settings(gain.group, (*SHARED, *method)), teacher])
 
 
 def match_gains(of_a: Sequence[Gain], of_b: Sequence[Gain]) -> list[tuple[Gain, Gain]]:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from kdbench.report import statistics as st
-from kdbench.report.columns import row
+from kdbench.report.columns import CAPACITY, row
 from kdbench.report.design import Analysis, Block, Design, Estimate, crossed_estimate, welch_estimate, with_part
 from kdbench.report.gains import Gain, are_replicates, decide
 from kdbench.report.groups import CONTROL
@@ -92,6 +92,49 @@ def estimate_interaction(a: Gain, b: Gain, placed: PlacedDesign) -> Estimate:
     if any(math.isnan(estimate_gain(gain, placed).se) for gain in (a, b)):
         return Estimate(Analysis.WELCH, welch.difference, math.nan, math.nan)
     return welch
+
+
+def estimate_capacity(of_a: Sequence[Gain], of_b: Sequence[Gain], placed: PlacedDesign) -> Estimate:
+    """Return the primary estimate of the mean of one student's gains minus the mean of another's."""
+    gains = [*of_a, *of_b]
+    weights = [1 / len(of_a)] * len(of_a) + [-1 / len(of_b)] * len(of_b)
+    value = float(sum(w * gain.delta for w, gain in zip(weights, gains, strict=True)))
+    if placed.design.analysis != Analysis.WELCH:
+        places = [place for gain in gains if (place := placed.place(gain)) is not None]
+        if len(places) == len(gains):
+            return placed.design.compare(places, weights)
+        if any(gain.is_pooled for gain in gains) or any(math.isnan(estimate_gain(gain, placed).se) for gain in gains):
+            return Estimate(Analysis.WELCH, value, math.nan, math.nan)
+    arms: dict[int, tuple[Sequence[float], float]] = {}
+    for gain, weight in zip(gains, weights, strict=True):
+        assert gain.baseline is not None
+        for identity, values, own in ((id(gain), gain.values, weight), (id(gain.baseline), gain.base_values, -weight)):
+            arms[identity] = values, arms.get(identity, (values, 0.0))[1] + own
+    return welch_estimate([values for values, _ in arms.values()], [weight for _, weight in arms.values()])
+
+
+def capacity_table(pairs: Sequence[tuple[Sequence[Gain], Sequence[Gain]]], placed: PlacedDesign) -> pd.DataFrame:
+    """Return the content of capacity.csv: whether one student gains more than another over all methods and teachers.
+
+    Args:
+        pairs: distilled gains of the larger and of the smaller student of each row.
+        placed: design of the report.
+    """
+    rows = []
+    for of_a, of_b in pairs:
+        estimate = estimate_capacity(of_a, of_b, placed)
+        parts = [correctness_parts(gain) for gain in (*of_a, *of_b)]
+        weights = [1 / len(of_a)] * len(of_a) + [-1 / len(of_b)] * len(of_b)
+        cells = cells_of(estimate, parts, weights)
+        rows.append(
+            {name: value for name, value in cells.items() if name in CAPACITY}
+            | row(
+                student_a=of_a[0].group.shared.student, student_b=of_b[0].group.shared.student, gains_a=len(of_a),
+                gains_b=len(of_b), gain_a=float(np.mean([gain.delta for gain in of_a])),
+                gain_b=float(np.mean([gain.delta for gain in of_b])), difference=estimate.difference,
+            )
+        )  # fmt: skip
+    return pd.DataFrame(rows, columns=CAPACITY)
 
 
 def are_alike(a: Gain, b: Gain) -> bool:

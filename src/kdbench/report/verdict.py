@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from kdbench.report import statistics as st
+from kdbench.report.columns import P, format_value
 from kdbench.report.design import FEWEST_SEEDS, Analysis
 from kdbench.report.gains import Gain
 from kdbench.report.groups import DISTILLED
@@ -18,6 +19,7 @@ def verdict(
     gains: Sequence[Gain],
     gains_table: pd.DataFrame,
     interactions: pd.DataFrame,
+    capacity: pd.DataFrame,
     placed: PlacedDesign,
     margin: float,
 ) -> list[str]:
@@ -29,13 +31,18 @@ def verdict(
         gains: gains of the report.
         gains_table: their table, with the columns of the primary analysis.
         interactions: table of interactions, likewise.
+        capacity: table of differences between students over all methods and teachers.
         placed: design of the report.
         margin: margin of equivalence, points.
     """
     is_primary = (gains_table.role == DISTILLED) & (gains_table.family == PRIMARY)
     counted = [gain for gain, primary in zip(gains, is_primary, strict=True) if primary]
     of_interest = interactions[(interactions.role == DISTILLED) & (interactions.family == PRIMARY)]
-    return [*judge_gains(counted, gains_table[is_primary], placed, margin), *judge_interactions(of_interest)]
+    return [
+        *judge_gains(counted, gains_table[is_primary], placed, margin),
+        *judge_interactions(of_interest),
+        *judge_capacity(capacity),
+    ]
 
 
 def judge_gains(gains: Sequence[Gain], table: pd.DataFrame, placed: PlacedDesign, margin: float) -> list[str]:
@@ -188,6 +195,17 @@ def judge_interactions(interactions: pd.DataFrame) -> list[str]:
     return [
         f"{len(significant)} of {len(tested)} interactions (one student gains more than the other) "
         f"{be(len(significant))} significant after Holm{list_interactions(significant)}{power}."
+    ]
+
+
+def judge_capacity(capacity: pd.DataFrame) -> list[str]:
+    """Return whether one student gains more than another over all methods and teachers, for up to three pairs."""
+    tested = capacity[capacity.p_primary.notna()]
+    several = tested[(tested.gains_a > 1) | (tested.gains_b > 1)]
+    return [
+        f"Over all methods and teachers {pair.student_a} gains {pair.difference:+.2f} points beside {pair.student_b} "
+        f"(95 % {pair.primary_low:+.2f} to {pair.primary_high:+.2f}, p = {format_value(pair.p_primary, P)}, one test)."
+        for pair in rows_of(several)[:3]
     ]
 
 

@@ -59,6 +59,7 @@ def write_report(report: Report, out: Path, title: str, command: Sequence[str], 
         "groups": report.groups_table,
         "gains": report.gains_table,
         "interactions": report.interactions_table,
+        "capacity": report.capacity_table,
         "fidelity": report.fidelity.groups,
         "per_class": report.fidelity.per_class,
         "flips": report.fidelity.flips,
@@ -100,6 +101,11 @@ TITLES = {
         "Interactions",
         "Whether the larger student gains more than the smaller one from the same teacher by the same method.",
     ),
+    "capacity": (
+        "Capacity",
+        "Mean of all distilled gains of the larger student minus that of the smaller one. One test for each pair of "
+        "students, not corrected.",
+    ),
     "groups": ("Groups", "Runs that differ in their seeds alone."),
     "fidelity": (
         "Fidelity",
@@ -137,7 +143,10 @@ def page_table(name: str, table: pd.DataFrame, protocol: Sequence[str] = ()) -> 
     classes = [c for c in table.columns if c.startswith(OF_CLASS)]
     if len(classes) > MOST_CLASSES:
         return classes_as_rows(title, note, table, classes)
-    hidden = [*ONLY_IN_CSV.get(name, ()), *((KEY.role,) if table.role.nunique(dropna=False) == 1 else ())]
+    hidden = [
+        *ONLY_IN_CSV.get(name, ()),
+        *((KEY.role,) if KEY.role in table and table.role.nunique(dropna=False) == 1 else ()),
+    ]
     shown = [c for c in table.columns if c not in hidden and not table[c].map(is_missing_or_blank).all()]
     forms = [column_of(c).form for c in shown]
     rows = [[make_cell(value, form) for value, form in zip(row, forms, strict=True)] for row in table[shown].values]
