@@ -436,11 +436,18 @@ def test_no_gain_of_the_reference_study_survives_holm(tmp_path):
     assert report.verdict[0] == "0 of 8 gains are significant after Holm."
     assert report.std == pytest.approx(math.sqrt(sum(std**2 for *_, std in REFERENCE) / 10))
     assert gains["seeds_for_0p2"].tolist() == [9] * 8
-    assert "0.2 points would need 9 seeds per arm" in report.verdict[1]
+    assert set(gains["analysis"]) == {"blocks"}
+    needed = gains["needed_0p2"].iloc[0]
+    assert 1.4 * 9 < needed < 2.2 * 9  # with the correction, and the spread after the removal of seeds
+    assert any(f"0.2 points would need {needed} (" in line for line in report.verdict)
     assert (report.interactions_table["p"] > 0.05).all()
     logit = the_row(report.interactions_table, method="logit")
     assert (logit["student_a"], logit["teacher"]) == ("resnet34", "resnet50")
     assert logit["difference"] == pytest.approx((95.13 - 95.04) - (94.91 - 94.86))
+    claim = the_row(report.capacity_table)
+    assert round(claim["difference"], 2) == 0.10
+    assert claim["primary_low"] < 0 < claim["primary_high"]
+    assert any("resnet34 gains +0.10 points beside resnet18 (95 % " in line for line in report.verdict)
 
 
 def test_a_report_of_baselines_says_that_there_is_no_gain(tmp_path):

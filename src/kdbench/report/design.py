@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,7 @@ def homogeneity_level(seeds: int) -> float:
 
     High, because a wrong pooling costs more than a wrong pairing, and higher with few seeds, where the test is weak.
     """
-    return 0.5 if seeds < MANY_SEEDS else 0.2
+    return 0.7 if seeds < MANY_SEEDS else 0.3
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Block:
     def arms(self) -> int:
         return self.values.shape[1]
 
-    @property
+    @cached_property
     def residuals(self) -> Floats:
         """Accuracies without the means of arm and seed."""
         y = self.values
@@ -141,35 +142,39 @@ class Design:
         total = sum(float((block.residuals**2).sum()) for block in self.blocks)
         return math.sqrt(total / self.residual_df) if self.residual_df else NAN
 
+    @cached_property
     def poolable(self) -> list[Block]:
-        """Return the blocks over which the residual variance is pooled."""
+        """Blocks over which the residual variance is pooled."""
         fewest = 2 if self.analysis == Analysis.BLOCKS else FEWEST_SEEDS
         return [block for block in self.blocks if block.n >= fewest]
 
+    @cached_property
     def pooled(self) -> tuple[float, int]:
-        """Return the residual variance of the poolable blocks and its degrees of freedom; (NaN, 0) without any."""
-        blocks = self.poolable()
+        """Residual variance of the poolable blocks and its degrees of freedom; (NaN, 0) without any."""
+        blocks = self.poolable
         df = sum(block.df for block in blocks)
         return (sum(float((block.residuals**2).sum()) for block in blocks) / df, df) if df else (NAN, 0)
 
+    @cached_property
     def p_homogeneity(self) -> float:
-        """Return the p of Bartlett's test that all arms of the poolable blocks have one residual variance.
+        """P of Bartlett's test that all arms of the poolable blocks have one residual variance.
 
         Source: Bartlett 1937, Proceedings of the Royal Society A 160.
         """
-        blocks = self.poolable()
+        blocks = self.poolable
         variances = np.concatenate([block.arm_variances for block in blocks])
         freedom = np.concatenate([np.full(block.arms, block.df / block.arms) for block in blocks])
         return float(bartlett(variances[None], freedom)[0])
 
+    @cached_property
     def of_blocks(self) -> Analysis:
-        """Return the analysis of comparisons within blocks: steps 3 and 4 of the rule."""
+        """Analysis of comparisons within blocks: steps 3 and 4 of the rule."""
         if self.analysis != Analysis.AUTO:
             return self.analysis
-        blocks = self.poolable()
+        blocks = self.poolable
         if not blocks:
             return Analysis.PAIRED
-        alike = self.p_homogeneity() >= homogeneity_level(min(block.n for block in blocks))
+        alike = self.p_homogeneity >= homogeneity_level(min(block.n for block in blocks))
         return Analysis.BLOCKS if alike else Analysis.PAIRED
 
     def compare(self, gains: Sequence[tuple[Block, int]], weights: Sequence[float]) -> Estimate:
@@ -181,9 +186,9 @@ class Design:
         """
         parts = contrasts_of(gains, weights)
         own = paired_estimate([block.values @ contrast for block, contrast in parts])
-        variance, df = self.pooled()
-        in_pool = all(any(block is other for other in self.poolable()) for block, _ in parts)
-        if self.of_blocks() != Analysis.BLOCKS or not in_pool:
+        variance, df = self.pooled
+        in_pool = all(any(block is other for other in self.poolable) for block, _ in parts)
+        if self.of_blocks != Analysis.BLOCKS or not in_pool:
             return own
         se = math.sqrt(sum(float((contrast**2).sum()) * variance / block.n for block, contrast in parts))
         if self.analysis == Analysis.AUTO and own.se > se:

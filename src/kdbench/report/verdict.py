@@ -103,16 +103,16 @@ def describe_analysis(gains: Sequence[Gain], table: pd.DataFrame, placed: Placed
 def reason_for_blocks(placed: PlacedDesign) -> str:
     if placed.design.analysis == Analysis.BLOCKS:
         return "seeds as blocks over all arms with one spread, as declared"
-    p = placed.design.p_homogeneity()
+    p = placed.design.p_homogeneity
     return f"seeds as blocks over all arms with one spread, which Bartlett's test does not find to differ (p = {p:.2f})"
 
 
 def reason_for_pairs(placed: PlacedDesign) -> str:
     if placed.design.analysis == Analysis.PAIRED:
         return "paired t-tests over seeds, as declared"
-    if not placed.design.poolable():
+    if not placed.design.poolable:
         return f"paired t-tests over seeds, since fewer than {FEWEST_SEEDS} seeds cannot show that spreads are equal"
-    p = placed.design.p_homogeneity()
+    p = placed.design.p_homogeneity
     return f"paired t-tests over seeds, since the arms' spreads may differ (Bartlett's test, p = {p:.2f})"
 
 

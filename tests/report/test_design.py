@@ -1,0 +1,278 @@
+"""The primary analysis: the rule, each of its estimates against an independent computation, families and verdict."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.formula.api as smf
+from scipy import stats
+
+from kdbench.report.design import Analysis, Block, Design, Estimate, bartlett, crossed_estimate
+from kdbench.report.power import joint_level
+from kdbench.report.sizes import exaggeration, shrink
+from tests.report.conftest import report_of, write_group, write_run
+from tests.report.test_gains import the_row
+
+BY_LOGIT = {"method": "logit", "teacher": "resnet20"}
+BY_FEATURE = {"method": "feature", "teacher": "resnet20"}
+
+
+def blocks_of(random, seeds=6, arms=4, spread=1.0):
+    return Block(90 + random.standard_normal((seeds, 1)) + spread * random.standard_normal((seeds, arms)))
+
+
+def frame(blocks):
+    """Accuracies of blocks as a long table for statsmodels."""
+    return pd.DataFrame(
+        [
+            {"arm": f"{number}_{arm}", "seed": f"{number}_{seed}", "accuracy": block.values[seed, arm]}
+            for number, block in enumerate(blocks)
+            for seed in range(block.n)
+            for arm in range(block.arms)
+        ]
+    )
+
+
+@pytest.mark.filterwarnings("ignore:The design matrix is rank-deficient")
+def test_blocks_are_the_linear_model_of_arms_and_seeds():
+    random = np.random.default_rng(0)
+    blocks = [blocks_of(random), blocks_of(random, arms=3)]
+    design = Design(blocks, Analysis.BLOCKS)
+    fit = smf.ols("accuracy ~ C(arm) + C(seed)", frame(blocks)).fit()
+    assert design.residual_df == fit.df_resid
+    assert design.residual_std == pytest.approx(np.sqrt(fit.mse_resid))
+    test = fit.t_test("C(arm)[T.0_2] = 0")  # arm 0 of block 0 is the reference level
+    found = design.compare([(blocks[0], 2)], [1.0])
+    assert (found.difference, found.se, found.df) == pytest.approx((test.effect[0], test.sd[0, 0], fit.df_resid))
+    assert (found.p, found.interval()) == (pytest.approx(test.pvalue), pytest.approx(tuple(test.conf_int()[0])))
+
+
+@pytest.mark.filterwarnings("ignore:The design matrix is rank-deficient")
+def test_an_interaction_in_blocks_is_the_contrast_of_the_linear_model():
+    random = np.random.default_rng(1)
+    blocks = [blocks_of(random), blocks_of(random, arms=3)]
+    fit = smf.ols("accuracy ~ C(arm) + C(seed)", frame(blocks)).fit()
+    weights = pd.Series(0.0, fit.params.index)
+    weights["C(arm)[T.0_1]"], weights["C(arm)[T.1_1]"], weights["C(arm)[T.1_0]"] = 1, -1, 1
+    test = fit.t_test(weights.to_numpy())
+    found = Design(blocks, Analysis.BLOCKS).compare([(blocks[0], 1), (blocks[1], 1)], [1.0, -1.0])
+    assert (found.difference, found.se) == pytest.approx((test.effect.item(), test.sd.item()))
+
+
+def test_a_baseline_that_several_gains_share_enters_their_mean_once():
+    block = blocks_of(np.random.default_rng(2))
+    found = Design([block], Analysis.BLOCKS).compare([(block, 1), (block, 2)], [0.5, 0.5])
+    variance = Design([block], Analysis.BLOCKS).residual_std ** 2
+    assert found.se == pytest.approx(np.sqrt((0.25 + 0.25 + 1) * variance / block.n))
+
+
+def test_pairs_are_the_paired_t_test():
+    block = blocks_of(np.random.default_rng(3))
+    found = Design([block], Analysis.PAIRED).compare([(block, 1)], [1.0])
+    test = stats.ttest_rel(block.values[:, 1], block.values[:, 0])
+    interval = test.confidence_interval()
+    assert found.p == pytest.approx(test.pvalue)
+    assert found.interval() == pytest.approx((interval.low, interval.high))
+
+
+def test_equivalence_is_two_one_sided_tests():
+    block = blocks_of(np.random.default_rng(4))
+    found = Design([block], Analysis.PAIRED).compare([(block, 1)], [1.0])
+    difference = block.values[:, 1] - block.values[:, 0]
+    both = [
+        stats.ttest_1samp(difference, -2.0, alternative="greater").pvalue,
+        stats.ttest_1samp(difference, 2.0, alternative="less").pvalue,
+    ]
+    assert found.p_equivalence(2.0) == pytest.approx(max(both))
+
+
+def test_bartlett_is_that_of_scipy_for_independent_samples():
+    samples = np.random.default_rng(5).standard_normal((3, 7)) * [[1], [2], [3]]
+    found = bartlett(samples.var(axis=1, ddof=1)[None], np.full(3, 6.0))
+    assert found[0] == pytest.approx(stats.bartlett(*samples).pvalue)
+
+
+def test_the_mean_of_crossed_gains_has_the_variance_of_both_factors():
+    gains = np.array([[1.0, 2.0, 4.0], [2.0, 2.0, 5.0]])
+    found = crossed_estimate(gains)
+    rows, columns = np.var([7 / 3, 3], ddof=1) / 2, np.var([1.5, 2, 4.5], ddof=1) / 3
+    assert found.difference == pytest.approx(gains.mean())
+    assert found.se == pytest.approx(np.sqrt(rows + columns))
+    assert found.df == pytest.approx((rows + columns) ** 2 / (rows**2 / 1 + columns**2 / 2))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "spreads", "expected"),
+    [(5, (1, 1, 1, 1), "blocks"), (4, (1, 1, 1, 1), "paired"), (10, (1, 1, 1, 30), "paired")],
+)
+def test_the_rule_pools_only_with_enough_seeds_and_like_spreads(tmp_path, seeds, spreads, expected):
+    random = np.random.default_rng(11)
+    for number, spread in enumerate(spreads):
+        arm = {} if number == 0 else {**BY_LOGIT, "method_params": {"temperature": number}}
+        write_group(
+            tmp_path,
+            80 + 0.1 * spread * stats.norm.ppf(random.permutation(np.arange(1, seeds + 1) / (seeds + 1))),
+            **arm,
+        )
+    assert set(report_of(tmp_path).gains_table.analysis) == {expected}
+
+
+def test_the_rule_never_takes_a_standard_error_below_that_of_the_gains_own_differences(tmp_path):
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        block = blocks_of(random, seeds=8, arms=3)
+        design = Design([block], Analysis.AUTO)
+        if design.of_blocks == Analysis.BLOCKS:
+            own = np.std(block.values[:, 1] - block.values[:, 0], ddof=1) / np.sqrt(8)
+            assert design.compare([(block, 1)], [1.0]).se >= own - 1e-12
+
+
+def test_arms_without_the_seeds_of_the_baseline_have_welchs_test(tmp_path):
+    write_group(tmp_path, (90.0, 90.2, 90.1, 90.4))
+    write_group(tmp_path, (91.0, 91.1, 91.3), seeds=(7, 8, 9), **BY_LOGIT)
+    row = the_row(report_of(tmp_path).gains_table)
+    assert row.analysis == "welch"
+    assert (row.p_primary, row.primary_low) == pytest.approx((row.p_welch, row.ci_low))
+
+
+@pytest.mark.parametrize("analysis", ["blocks", "paired", "welch"])
+def test_a_declared_analysis_is_the_one_of_every_gain(tmp_path, analysis):
+    write_group(tmp_path, (90.0, 90.2, 90.1, 90.4))
+    write_group(tmp_path, (91.0, 91.1, 91.3, 91.2), **BY_LOGIT)
+    report = report_of(tmp_path, analysis=Analysis(analysis))
+    assert report.gains_table.analysis.tolist() == [analysis]
+    assert any("as declared" in line for line in report.verdict)
+
+
+def test_significance_follows_the_primary_analysis(tmp_path):
+    base = (90.0, 91.0, 92.0, 93.0, 94.0, 95.0)
+    write_group(tmp_path, base)
+    write_group(tmp_path, [value + 0.5 + 0.01 * turn for turn, value in enumerate(base)], **BY_LOGIT)
+    row = the_row(report_of(tmp_path).gains_table)
+    assert row.p_welch > 0.5
+    assert row.significant
+    assert row.correlation == pytest.approx(1, abs=1e-3)
+
+
+def with_teachers(root, gains, students=("resnet8",)):
+    random = np.random.default_rng(0)
+    for student in students:
+        base = random.normal(90, 0.1, 3)
+        write_group(root, base, student=student)
+        for seed, gain in enumerate(gains):
+            write_group(root, base + gain + random.normal(0, 0.05, 3), student=student, teacher_seed=seed, **BY_LOGIT)
+
+
+def test_a_pooled_gain_is_the_primary_one_and_its_single_teachers_are_not_in_the_family(tmp_path):
+    with_teachers(tmp_path, (1.0, 1.2, 0.9))
+    report = report_of(tmp_path)
+    families = dict(zip(report.gains_table.teacher_seed, report.gains_table.family, strict=True))
+    assert families == {0: "secondary", 1: "secondary", 2: "secondary", "pooled": "primary"}
+    pooled = the_row(report.gains_table, teacher_seed="pooled")
+    assert (pooled.analysis, pooled.p_adjusted) == ("crossed", pytest.approx(pooled.p_primary))
+    assert report.gains_table[report.gains_table.family == "secondary"].significant.isna().all()
+    assert " of 1 gains " in report.verdict[0]
+
+
+def test_pooled_interactions_are_paired_by_teacher_and_seed(tmp_path):
+    with_teachers(tmp_path, (1.0, 3.0, -1.0), students=("resnet8", "resnet14"))
+    report = report_of(tmp_path)
+    row = the_row(report.interactions_table, teacher_seed="pooled")
+    assert row.analysis == "crossed"
+    assert row.primary_se < 0.3  # the teachers' own spread of 2 points is the same in both students
+
+
+def test_crossed_seeds_are_no_replicates(tmp_path):
+    random = np.random.default_rng(0)
+    for arm in ({}, BY_LOGIT):
+        for init in range(2):
+            for data in range(3):
+                write_run(tmp_path, init_seed=init, data_seed=data, accuracy=0.9 + random.normal(0, 0.01), **arm)
+    row = the_row(report_of(tmp_path).gains_table)
+    assert row.analysis == "crossed"
+    assert row.primary_df < 3
+
+
+def test_seeds_that_are_crossed_in_part_have_no_test(tmp_path):
+    for arm in ({}, BY_LOGIT):
+        for number, (init, data) in enumerate(((0, 0), (0, 1), (1, 1))):
+            write_run(tmp_path, init_seed=init, data_seed=data, accuracy=0.9 + number / 100 + 0.01 * bool(arm), **arm)
+    row = the_row(report_of(tmp_path).gains_table)
+    assert np.isnan(row.p_primary)
+    assert pd.isna(row.significant)
+
+
+def test_equivalence_is_corrected_for_the_number_of_gains(tmp_path):
+    write_group(tmp_path, (90.0, 90.2, 90.1, 90.4, 90.3))
+    for number in range(3):
+        write_group(tmp_path, (90.1, 90.3, 90.05, 90.4, 90.3), method_params={"temperature": number}, **BY_LOGIT)
+    table = report_of(tmp_path, margin=0.25).gains_table
+    assert table.p_equivalence_adjusted.to_numpy() == pytest.approx(
+        min(1, 3 * table.p_equivalence_adjusted.iloc[0] / 3)
+    )
+    raw = report_of(tmp_path, margin=0.25, analysis=Analysis.PAIRED).gains_table
+    difference = np.array((90.1, 90.3, 90.05, 90.4, 90.3)) - np.array((90.0, 90.2, 90.1, 90.4, 90.3))
+    one = stats.ttest_1samp(difference, 0.25, alternative="less").pvalue
+    assert raw.p_equivalence_adjusted.iloc[0] == pytest.approx(min(1, 3 * one))
+
+
+def test_simultaneous_intervals_hold_the_marginal_ones(tmp_path):
+    random = np.random.default_rng(0)
+    write_group(tmp_path, random.normal(90, 0.2, 6))
+    for number in range(4):
+        write_group(tmp_path, random.normal(90.2, 0.2, 6), method_params={"temperature": number}, **BY_LOGIT)
+    table = report_of(tmp_path).gains_table
+    assert (table.joint_low < table.primary_low).all()
+    assert (table.joint_high > table.primary_high).all()
+
+
+def test_simultaneous_intervals_of_one_spread_are_dunnetts():
+    samples = np.random.default_rng(0).normal(0, 1, (4, 200))
+    interval = stats.dunnett(*samples[1:], control=samples[0]).confidence_interval()
+    width = (interval.high - interval.low)[0] / 2
+    se = np.sqrt(samples.var(axis=1, ddof=1).mean() * 2 / 200)
+    level = joint_level((4,), 200, Analysis.BLOCKS, 0)
+    assert width / se == pytest.approx(stats.t.isf(level / 2, 597), rel=0.03)
+
+
+def test_a_lonely_gain_shrinks_by_its_squared_standard_error():
+    block = blocks_of(np.random.default_rng(6))
+    estimate = Design([block], Analysis.PAIRED).compare([(block, 1)], [1.0])
+    kept = max(0.0, 1 - (estimate.se / estimate.difference) ** 2)
+    assert shrink([estimate]) == pytest.approx([kept * estimate.difference])
+
+
+@pytest.mark.parametrize("level", [0.05, 0.01])
+def test_exaggeration_is_that_of_a_simulation_of_tests(level):
+    """Three seeds, a true gain of one standard deviation: what comes out significant is about twice too large."""
+    random = np.random.default_rng(0)
+    ours, base = random.normal(1, 1, (100_000, 3)), random.normal(0, 1, (100_000, 3))
+    found = stats.ttest_ind(ours, base, axis=1)
+    simulated = abs(ours.mean(axis=1) - base.mean(axis=1))[found.pvalue < level].mean()
+    known = Estimate(Analysis.WELCH, 1.0, np.sqrt(2 / 3), 4.0)
+    assert simulated > 1.8
+    assert exaggeration(known, 1.0, level) == pytest.approx(simulated, rel=0.03)
+    assert np.isnan(exaggeration(known, 0.0, level))
+
+
+def test_losses_and_interactions_are_named_with_their_direction(tmp_path):
+    for student, gain in (("resnet8", -2.0), ("resnet14", 2.0)):
+        base = np.array((80.0, 80.1, 80.3, 80.2, 80.15))
+        write_group(tmp_path, base, student=student)
+        write_group(tmp_path, base + gain + np.array((0.02, 0, 0.01, 0.03, 0)), student=student, **BY_LOGIT)
+    verdict = report_of(tmp_path).verdict
+    assert "-1.99 (a loss)" in verdict[0]
+    assert any("resnet14 gains 4.00 more than resnet8 by logit from resnet20" in line for line in verdict)
+
+
+def test_the_claim_about_capacity_is_one_contrast_over_all_gains(tmp_path):
+    random = np.random.default_rng(0)
+    for student, gain in (("resnet8", 0.1), ("resnet14", 0.4)):
+        write_group(tmp_path, random.normal(80, 0.1, 6), student=student)
+        for arm in (BY_LOGIT, BY_FEATURE):
+            write_group(tmp_path, random.normal(80 + gain, 0.1, 6), student=student, **arm)
+    report = report_of(tmp_path)
+    row = the_row(report.capacity_table)
+    means = report.gains_table.groupby("student").delta.mean()
+    assert (row.student_a, row.difference) == ("resnet14", pytest.approx(means.resnet14 - means.resnet8))
+    assert (row.gains_a, row.gains_b) == (2, 2)
+    assert any("Over all methods and teachers resnet14 gains" in line for line in report.verdict)
