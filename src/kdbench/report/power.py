@@ -22,6 +22,8 @@ DRAWS = 4000
 MOST_NUMBERS = 3_000_000
 """Random numbers of one simulation, beyond which it has fewer draws."""
 LEAST_DRAWS = 500
+MOST_COLUMNS = 24
+"""Arms of the simulated report that a power is computed from."""
 LARGE = 400
 """Seeds per arm from which the seeds needed follow from the square of the difference."""
 
@@ -49,6 +51,17 @@ class Draws:
     def p(self) -> Floats:
         """Return the p of each estimate, [R, J]."""
         return np.asarray(2 * stats.t.sf(abs(self.noise) / self.se, self.df))
+
+
+def capped(arms: tuple[int, ...]) -> tuple[int, ...]:
+    """Return blocks with at most `MOST_COLUMNS` columns in all, two or more each where that is possible.
+
+    The degrees of freedom of so many arms count almost as infinite, so more of them hardly change a power.
+    """
+    sizes = list(arms)
+    while sum(sizes) > MOST_COLUMNS and max(sizes) > 2:
+        sizes[sizes.index(max(sizes))] -= 1
+    return tuple(sizes[: MOST_COLUMNS // 2])
 
 
 def contrasts(arms: tuple[int, ...]) -> Floats:
@@ -153,7 +166,7 @@ class RulePower:
         """
         if self.analysis == Analysis.WELCH:
             return self.power_of_welch(ratio, n)
-        draws = simulate(self.arms, n, self.analysis, self.interaction).first()
+        draws = simulate(capped(self.arms), n, self.analysis, self.interaction).first()
         return float(np.mean(abs(draws.noise + ratio) >= draws.margin(self.level)))
 
     def power_of_welch(self, ratio: float, n: int) -> float:
@@ -169,7 +182,7 @@ class RulePower:
         if self.analysis == Analysis.WELCH:
             most = CERTAIN * 4 / math.sqrt(n) + 10 * stats.t.isf(self.level / 2, n - 1)
             return float(optimize.brentq(lambda ratio: self.power_of_welch(ratio, n) - POWER, 1e-9, most))
-        draws = simulate(self.arms, n, self.analysis, self.interaction).first()
+        draws = simulate(capped(self.arms), n, self.analysis, self.interaction).first()
         return float(np.quantile(draws.margin(self.level) - draws.noise, POWER))
 
     def needed(self, ratio: float) -> int | None:
