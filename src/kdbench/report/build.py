@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kdbench.report import statistics as st
+from kdbench.report.class_gains import class_gains_table
 from kdbench.report.columns import GROUPS, RUNS, row
 from kdbench.report.failures import FailedRun
 from kdbench.report.fidelity import Fidelity, compute_fidelity
@@ -108,6 +109,7 @@ def build_report(
             *remark_tuned(runs),
         ],
         damaged=found.damaged,
+        class_gains=class_gains_table(gains),
     )
 
 
