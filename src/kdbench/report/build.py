@@ -13,7 +13,7 @@ from kdbench.report.class_gains import class_gains_table
 from kdbench.report.columns import GROUPS, RUNS, row
 from kdbench.report.failures import FailedRun
 from kdbench.report.fidelity import Fidelity, compute_fidelity
-from kdbench.report.flipped import FlippedImage
+from kdbench.report.flipped import FlippedImage, ImageReader, find_flipped
 from kdbench.report.gains import Gain, compute_gains, gains_table, group_by, interactions_table
 from kdbench.report.groups import (
     RunGroup,
@@ -62,7 +62,12 @@ class Report:
 
 
 def build_report(
-    paths: Sequence[Path], selection: Selection | None = None, margin: float = 0.1, allow_mixed: bool = False
+    paths: Sequence[Path],
+    selection: Selection | None = None,
+    margin: float = 0.1,
+    allow_mixed: bool = False,
+    images: ImageReader | None = None,
+    data_root: Path | None = None,
 ) -> Report:
     """Read runs and compute the report.
 
@@ -71,6 +76,8 @@ def build_report(
         selection: choice of a study; its winners are reported, and the runs that chose are left out.
         margin: margin of equivalence, points, above 0.
         allow_mixed: accept runs of different data sets or splits, each compared only with runs of the same data.
+        images: reader of test images, for pictures of those that flip; None: no pictures.
+        data_root: folder with the data, for the reader.
 
     Raises:
         ConfigError: there are no runs, or they do not belong together.
@@ -85,6 +92,7 @@ def build_report(
     table = gains_table(gains, std, margin)
     interactions, unmatched = interactions_table(gains, std)
     fidelity = compute_fidelity(runs, groups, gains)
+    flipped, without_pictures = find_flipped(gains, runs, images, data_root)
     return Report(
         runs=runs,
         groups=groups,
@@ -106,10 +114,12 @@ def build_report(
             *remark_untested(table),
             *unmatched,
             *fidelity.remarks,
+            *without_pictures,
             *remark_tuned(runs),
         ],
         damaged=found.damaged,
         class_gains=class_gains_table(gains),
+        flipped=flipped,
     )
 
 
