@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from kdbench.report.runs import LOGITS, METRICS, read_runs
@@ -53,10 +54,21 @@ def keep_small_logits(run: Path, folder: Path) -> None:
         tensors = load_file(run / LOGITS)
         labels = tensors["test_labels"]
         small = {
-            "test_logits": tensors["test_logits"].astype(np.float16),
+            "test_logits": half_precision(tensors["test_logits"]),
             "test_labels": labels.astype(np.uint8 if labels.max() < 256 else np.int32),
         }
         save_file(small, folder / LOGITS)
+
+
+def half_precision(logits: NDArray[np.floating]) -> NDArray[np.float16]:
+    """Return logits [N, C] in half precision with the same predicted classes.
+
+    Where rounding makes another logit equal to the largest one, that other is moved one step down.
+    """
+    small = logits.astype(np.float16)
+    is_best = np.arange(logits.shape[1]) == logits.argmax(axis=1)[:, None]
+    best = small[is_best][:, None]
+    return np.where(~is_best & (small >= best), np.nextafter(best, np.float16(-np.inf)), small)
 
 
 if __name__ == "__main__":

@@ -424,6 +424,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "lacking": {"test_acc_best": "absent"},
     "wrong": {"macs": "many"}, "without_seed": {"seed": None, "run_key": "1" * 16},
     "other_data": {"dataset": "shapes", "run_key": "2" * 16}, "other_version": {"schema_version": 2},
+    "other_names": {"class_names": [*"abcdefghij"], "run_key": "3" * 16},
 }  # fmt: skip
 """Changes of a committed run's summary."""
 STUDY: dict[str, Any] = {
@@ -645,7 +646,9 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: report(["runs", "--out", "out"]), lambda: report(["@missing", "--out", "out"]),
         lambda: report(["runs/changed", "--out", "out"]), lambda: report(["runs/without_seed", "--out", "out"]),
         lambda: report(["runs/right", "runs/other_data", "--out", "out"]),
+        lambda: report(["runs/right", "runs/other_names", "--out", "out"]),
         lambda: report(["runs/other_version", "--out", "out"]),
+        lambda: report(["runs/right", "--out", "out", "--data-root", "nowhere"]),
         lambda: report(["runs/right", "--out", "file/out"]),
         lambda: report(["runs/right", "--out", "out", "--margin", "0"]),
         lambda: report(["runs/right", "--out", "out", "--select", "nowhere.yaml"]),

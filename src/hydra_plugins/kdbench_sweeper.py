@@ -160,5 +160,6 @@ def show_runs(report_folder: str | None, paths: Sequence[Path]) -> None:
     print(f"\n{runs_table(paths)}")
     if report_folder:
         from kdbench.report.command import report_runs  # late: most sweeps end without one
+        from kdbench.runner.images import read_test_images
 
-        report_runs(paths, report_folder)
+        report_runs(paths, report_folder, read_test_images)

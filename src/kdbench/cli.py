@@ -80,6 +80,7 @@ def run_job(config: DictConfig) -> Any:
         log.info("hydra/launcher=lockstep is for sweeps with -m; this is one run")
     from kdbench.report.command import report_runs
     from kdbench.rundir.files import check_writable
+    from kdbench.runner.images import read_test_images
     from kdbench.runner.policy import run_with_retries  # here, since it imports torch
 
     if single:
@@ -91,7 +92,7 @@ def run_job(config: DictConfig) -> Any:
             if result.error:
                 raise result.error
             if run.report is not None and result.path is not None:
-                report_runs([result.path], run.report)
+                report_runs([result.path], run.report, read_test_images)
         except Exception as error:
             sys.exit(exit_code(error, "kdbench", CONTINUES))  # past Hydra, which would print lines of its own
         return {"status": result.status, "run": str(result.path)}
@@ -129,8 +130,9 @@ def main_report() -> NoReturn:
     try:
         start()
         from kdbench.report.command import report
+        from kdbench.runner.images import read_test_images
 
-        finish(report(sys.argv[1:]))
+        finish(report(sys.argv[1:], read_test_images))
     except BaseException as error:
         finish(exit_code(error, "kdbench-report"))
 

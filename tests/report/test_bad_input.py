@@ -77,6 +77,41 @@ def test_mixed_runs_are_refused_with_the_keys_and_their_values(runs, kdbench_rep
     assert not result.folder.exists()
 
 
+NAMES = [f"kind {n}" for n in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [([*NAMES[:8], "kind 9", "kind 8"], "class 8 is 'kind "), (NAMES[:9], "10 and 9 names|9 and 10 names")],
+)
+def test_runs_whose_class_names_differ_are_refused(tmp_path, kdbench_report, names, said):
+    write_group(tmp_path / "runs", BASELINE, class_names=NAMES)
+    write_group(tmp_path / "runs", DISTILLED, class_names=names, **BY_LOGIT)
+    result = kdbench_report(tmp_path / "runs")
+    assert (result.code, result.error.code, result.error.key) == (2, "mismatch", "class_names")
+    assert re.search(f"class_names: ({said})", str(result.error))
+
+
+def test_runs_of_other_class_names_stand_apart_when_allowed(tmp_path, kdbench_report):
+    write_group(tmp_path / "runs", BASELINE, class_names=NAMES)
+    write_group(tmp_path / "runs", DISTILLED, class_names=NAMES[::-1], **BY_LOGIT)
+    result = kdbench_report(tmp_path / "runs", "--allow-mixed")
+    assert result.code == 0
+    assert result.table("gains")["delta"].isna().all()
+
+
+def test_summaries_without_class_names_go_with_any(runs, kdbench_report):
+    write_group(runs, DISTILLED, class_names=NAMES, method="feature", teacher="resnet20")
+    result = kdbench_report(runs)
+    assert result.code == 0
+    assert result.table("gains")["delta"].notna().all()
+
+
+def test_a_folder_of_data_that_is_not_there_is_refused(runs, kdbench_report, tmp_path):
+    result = kdbench_report(runs, "--data-root", tmp_path / "nowhere")
+    assert (result.code, result.error.code, result.error.key) == (2, "not_found", "--data-root")
+
+
 def test_all_differing_keys_are_named_at_once(runs, kdbench_report):
     write_run(runs, dataset="shapes", num_train=5)
     assert re.search(r"dataset: .*num_train: ", str(kdbench_report(runs).error))

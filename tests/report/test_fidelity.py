@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kdbench.report.build import build_report
+from kdbench.report.predictions import correctness
 from kdbench.report.write import page_table
 from tests.report.conftest import report_of, write_logits, write_run
 
@@ -180,6 +181,51 @@ def test_figures_of_summaries_alone_are_those_that_need_no_more(tmp_path, kdbenc
     drawn = {path.name for path in (result.folder / "figures").iterdir()}
     assert drawn == {f"{name}.{kind}" for name in ("gains", "size", "agreement") for kind in ("png", "svg")}
     assert "no run has a metrics.csv" in result.text("report.md")
+
+
+def test_runs_that_lack_logits_are_named_with_what_is_left_out(tmp_path):
+    study(tmp_path)
+    for folder in (*tmp_path.glob("ce_seed1_*"), *tmp_path.glob("logit_seed[02]_*")):
+        (folder / "logits.safetensors").unlink(missing_ok=True)
+    report = report_of(tmp_path)
+    (remark,) = [line for line in report.remarks if "no logits" in line]
+    assert remark.startswith("3 runs have no logits.safetensors: ")
+    assert "resnet8 ce (seed 1); resnet8 logit from resnet20 (seeds 0, 2)" in remark
+    assert "flips" in remark
+    assert report.fidelity.flips.empty  # there is no pair left that has both
+    assert report.fidelity.groups["base_agreement"].notna().all()
+
+
+def test_classes_that_rounding_leaves_open_are_counted_apart(tmp_path):
+    ours, theirs = logits(50).astype(np.float16), logits(0).astype(np.float16)
+    ours[3, :2], theirs[7, 1:3] = 9, 9
+    write_run(tmp_path, logits=(theirs, LABELS))
+    folder = write_run(tmp_path, teacher="t", method="logit", logits=(ours, LABELS))
+    (row,) = report_of(tmp_path).fidelity.flips.to_dict("records")
+    known = ~np.isin(np.arange(N), (3, 7))
+    assert row["ties"] == 2
+    assert row["both_right"] == int((right(ours) & right(theirs))[known].sum())
+    assert row["only_method"] == int((right(ours) & ~right(theirs))[known].sum())
+    assert row["only_baseline"] == int((right(theirs) & ~right(ours))[known].sum())
+    assert sum(row[name] for name in ("both_right", "only_method", "only_baseline", "both_wrong", "ties")) == N
+    assert correctness(folder).tolist() == (right(ours) & (np.arange(N) != 3)).tolist()
+
+
+def test_equal_logits_of_full_precision_count_as_in_the_accuracy(tmp_path):
+    values = np.zeros((N, C), dtype=np.float32)
+    write_run(tmp_path, logits=(values, LABELS))
+    folder = write_run(tmp_path, teacher="t", method="logit", logits=(values, LABELS))
+    assert report_of(tmp_path).fidelity.flips["ties"].tolist() == [0]
+    assert correctness(folder).tolist() == (LABELS == 0).tolist()
+
+
+def test_logits_that_were_written_anew_are_read_anew(tmp_path):
+    folder = write_run(tmp_path, logits=(logits(0), LABELS))
+    before = correctness(folder)
+    write_logits(folder, np.concatenate([logits(1), logits(2)]), np.concatenate([LABELS, LABELS]))
+    assert len(correctness(folder)) == 2 * len(before)
+    (folder / "logits.safetensors").unlink()
+    assert correctness(folder) is None
 
 
 DAMAGE = {

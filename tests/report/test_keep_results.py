@@ -4,12 +4,37 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from kdbench.report.command import report
-from tests.report.conftest import write_group
+from kdbench.report.predictions import read_predictions
+from tests.report.conftest import write_group, write_run
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "keep_results.py"
+
+
+def keep(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> None:
+    """Copy the runs in `runs` to `small`."""
+    arguments = [str(folder / "runs"), "--out", str(folder / "small"), *options]
+    monkeypatch.setattr(sys, "argv", ["keep_results.py", *arguments])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def test_rounded_logits_keep_every_predicted_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 5, 2000)
+    close = 8 + random.normal(0, 1e-3, (2000, 5)).astype(np.float32)  # half precision has steps of 2**-7 here
+    close[:500] *= -1
+    write_run(tmp_path / "runs", logits=(close, labels))
+    keep(monkeypatch, tmp_path)
+    (folder,) = (tmp_path / "small").iterdir()
+    small = load_file(folder / "logits.safetensors")["test_logits"]
+    assert small.dtype == np.float16
+    assert (small.argmax(axis=1) == close.argmax(axis=1)).all()
+    assert not read_predictions(folder).tied.any()
+    assert np.abs(small - close).max() <= 2**-8 + 2**-7
 
 
 @pytest.mark.slow
@@ -19,9 +44,7 @@ def test_a_report_of_small_results_says_the_same(
 ) -> None:
     write_group(tmp_path / "runs", (90.0, 90.2, 90.1))
     write_group(tmp_path / "runs", (90.5, 90.4, 90.6), teacher="resnet20", method="logit")
-    arguments = [str(tmp_path / "runs"), "--out", str(tmp_path / "small"), *options]
-    monkeypatch.setattr(sys, "argv", ["keep_results.py", *arguments])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    keep(monkeypatch, tmp_path, *options)
     assert report([str(tmp_path / "small"), "--out", str(tmp_path / "b"), "--no-figures"]) == 0
     assert report([str(tmp_path / "runs"), "--out", str(tmp_path / "a"), "--no-figures"]) == 0
     for name in ("gains", "groups", "interactions"):

@@ -38,11 +38,16 @@ def is_baseline(other: RunGroup, group: RunGroup) -> bool:
         common = [run for run in other.rows if run.baseline_key and run.seeds in known]
         if common:
             return all(run.baseline_key == known[run.seeds] for run in common)
-    images = {shared.get(TEST_IMAGES) for shared in (group.shared, other.shared)} - {None}
-    if len(images) > 1:
+    if differs(group, other, TEST_IMAGES) or differs(group, other, KEY.class_names):
         return False
     ours, theirs = settings_of(group, STUDENT), settings_of(other, STUDENT)
     return all(ours[column] == theirs[column] for column in ours if column != CLIP_PROJECTIONS)
+
+
+def differs(group: RunGroup, other: RunGroup, key: str) -> bool:
+    """Return whether two groups record different values; a value that one of them lacks is compatible."""
+    ours, theirs = group.shared.get(key), other.shared.get(key)
+    return ours is not None and theirs is not None and ours != theirs
 
 
 def settings_of(group: RunGroup, wanted: Sequence[str]) -> dict[str, Any]:

@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 
 from kdbench.report import statistics as st
+from kdbench.report.class_gains import class_gains_table
 from kdbench.report.columns import GROUPS, RUNS, row
 from kdbench.report.design import Analysis
 from kdbench.report.failures import FailedRun
 from kdbench.report.fidelity import Fidelity, compute_fidelity
-from kdbench.report.flipped import FlippedImage
+from kdbench.report.flipped import FlippedImage, ImageReader, find_flipped
 from kdbench.report.gains import Gain, compute_gains, gains_table, group_by
 from kdbench.report.groups import (
     RunGroup,
@@ -78,6 +79,8 @@ def build_report(
     margin: float = 0.1,
     allow_mixed: bool = False,
     analysis: Analysis = Analysis.AUTO,
+    images: ImageReader | None = None,
+    data_root: Path | None = None,
 ) -> Report:
     """Read runs and compute the report.
 
@@ -87,6 +90,8 @@ def build_report(
         margin: margin of equivalence, points, above 0.
         allow_mixed: accept runs of different data sets or splits, each compared only with runs of the same data.
         analysis: primary analysis, by the rule of `kdbench.report.design` or as declared.
+        images: reader of test images, for pictures of those that flip; None: no pictures.
+        data_root: folder with the data, for the reader.
 
     Raises:
         ConfigError: there are no runs, or they do not belong together.
@@ -104,6 +109,7 @@ def build_report(
     interactions = add_primary_to_interactions(interactions_table(pairs, std), pairs, placed)
     capacity = capacity_table(match_capacity(gains), placed)
     fidelity = compute_fidelity(runs, groups, gains)
+    flipped, without_pictures = find_flipped(gains, runs, images, data_root)
     return Report(
         runs=runs,
         groups=groups,
@@ -127,9 +133,12 @@ def build_report(
             *remark_untested(table),
             *unmatched,
             *fidelity.remarks,
+            *without_pictures,
             *remark_tuned(runs),
         ],
         damaged=found.damaged,
+        class_gains=class_gains_table(gains),
+        flipped=flipped,
     )
 
 

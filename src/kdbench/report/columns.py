@@ -144,6 +144,37 @@ COLUMNS = named(
     base_agreement=Column(
         "baseline agreement %", "the same for the baseline, which was trained without this teacher", PER_CENT
     ),
+    agreement_slope=Column(
+        "agreement per point",
+        "points of agreement with this teacher that undistilled networks gain per point of accuracy", PER_CENT,
+    ),
+    agreement_expected=Column(
+        "expected agreement %",
+        "agreement that an undistilled network of the student's accuracy would have with this teacher", PER_CENT,
+    ),
+    agreement_excess=Column(
+        "excess agreement", "agreement minus the expected one, in points: what accuracy does not explain", POINTS
+    ),
+    agreement_excess_low=Column(
+        "excess from", "lower end of its 95 % interval over seeds, with the error of the slope", POINTS
+    ),
+    agreement_excess_high=Column("excess to", "upper end of it", POINTS),
+    agreement_explained=Column(
+        "explained %",
+        "part of agreement minus baseline agreement that the gain in accuracy explains; empty where that is not "
+        "clearly above 0", ".0f",
+    ),
+    agreement_right=Column(
+        "agreement where right %", "test images that the student classifies as the teacher, of those where the teacher "
+        "is right", PER_CENT,
+    ),
+    base_agreement_right=Column("baseline agreement where right %", "the same for the baseline", PER_CENT),
+    same_mistake=Column(
+        "same mistakes %",
+        "test images on which the student makes the very mistake of the teacher, of those where the teacher is wrong",
+        PER_CENT,
+    ),
+    base_same_mistake=Column("baseline same mistakes %", "the same for the baseline", PER_CENT),
     kl_t1=Column("KL, T = 1", "mean KL(teacher ‖ student) in nats; 0: the same probabilities", ".3f"),
     base_kl_t1=Column("baseline KL, T = 1", "the same for the baseline", ".3f"),
     kl_t4=Column("KL, T = 4", "at temperature 4, without the factor 16", ".3f"),
@@ -162,9 +193,21 @@ COLUMNS = named(
     only_method=Column("only this run", "images that only this run classifies correctly", "d"),
     only_baseline=Column("only baseline", "images that only the baseline run classifies correctly", "d"),
     both_wrong=Column("both wrong", "images that neither classifies correctly", "d"),
+    ties=Column(
+        "open", "images on which rounded logits leave the class of either run open, in none of the four counts before",
+        "d",
+    ),
     p_mcnemar=Column(
         "p (McNemar)", "exact two-sided McNemar test of the two counts before, of this pair of runs alone", P
     ),
+    class_name=Column("class", "name of the class, or its number where the runs record no name"),
+    class_index=Column("class number", "place of the class in the order of the labels, from 0", "d"),
+    gain=Column("gain of the class", "gain in accuracy on the test images of this class, in points", POINTS),
+    class_low=Column(
+        "class from", "lower end of its 95 % interval over seeds, paired where both arms have the same seeds; "
+        "not corrected for the number of classes", POINTS,
+    ),
+    class_high=Column("class to", "upper end of it", POINTS),
     run_key=Column("key", "hash of what can change the numbers of the run"),
     epochs=Column("epochs", "number of epochs", "d"),
     best_val_acc=Column("validation %", "accuracy on the validation images at the best epoch", PER_CENT),
@@ -204,11 +247,13 @@ RUNS = (
 ).split()
 FIDELITY = (
     "student teacher method role setting n n_base agreement agreement_std base_agreement kl_t1 base_kl_t1 kl_t4 "
-    "base_kl_t4 ece base_ece nll base_nll"
+    "base_kl_t4 ece base_ece nll base_nll agreement_slope agreement_expected agreement_excess agreement_excess_low "
+    "agreement_excess_high agreement_explained agreement_right base_agreement_right same_mistake base_same_mistake"
 ).split()
 FLIPS = (
-    "student teacher method role setting seed images both_right only_method only_baseline both_wrong p_mcnemar"
+    "student teacher method role setting seed images both_right only_method only_baseline both_wrong ties p_mcnemar"
 ).split()
+CLASS_GAINS = "student teacher method role setting class_name class_index n gain class_low class_high".split()
 
 ONLY_IN_CSV = {
     "gains": ("teacher_seed",),
@@ -225,8 +270,10 @@ PUBLISHED = {
 """Columns of tables.tex, by table."""
 
 
+PER_CLASS = "per_class"
+"""Name of the table with a column for each class."""
 OF_CLASS = "class_"
-"""Beginning of the columns of the per-class table that hold accuracies."""
+"""Beginning of the columns of that table that hold accuracies."""
 
 
 def row(**values: Any) -> dict[str, Any]:
@@ -235,9 +282,9 @@ def row(**values: Any) -> dict[str, Any]:
     return values
 
 
-def column_of(name: str) -> Column:
-    """Return the description of a column; those of the per-class table have the name or number of a class."""
-    if name.startswith(OF_CLASS):
+def column_of(name: str, table: str = "") -> Column:
+    """Return the description of a column of a table; those of per_class have the name or number of a class."""
+    if name.startswith(OF_CLASS) and (table == PER_CLASS or name not in COLUMNS):
         own = name.removeprefix(OF_CLASS)
         heading = f"class {own}" if own.isdigit() else own
         return Column(heading, "mean test accuracy of the images of this class, per cent", ".1f")

@@ -5,14 +5,22 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kdbench.config.paths import is_file
+from kdbench.config.paths import is_file, is_folder
 from kdbench.errors import ConfigError, Parser, RunError
 from kdbench.rundir.files import check_writable
 
+if TYPE_CHECKING:
+    from kdbench.report.flipped import ImageReader
 
-def report(arguments: Sequence[str]) -> int:
+
+def report(arguments: Sequence[str], images: "ImageReader | None" = None) -> int:
     """Write the report of the command line and print its verdict.
+
+    Args:
+        arguments: of the command line.
+        images: reader of the test images of a run, for pictures of those that flip; None: no pictures of them.
 
     Returns:
         Exit code: 1 if a damaged summary was left out, else 0.
@@ -27,7 +35,8 @@ def report(arguments: Sequence[str]) -> int:
     from kdbench.report.write import write_report
 
     selection = read_selection(options.select) if options.select else None
-    made = build_report(options.paths, selection, options.margin, options.allow_mixed)
+    reader = images if options.figures else None
+    made = build_report(options.paths, selection, options.margin, options.allow_mixed, reader, options.data_root)
     try:
         page = write_report(made, options.out, options.title, ["kdbench-report", *arguments], options.figures)
     except OSError as error:
@@ -42,15 +51,16 @@ def report(arguments: Sequence[str]) -> int:
     return 1 if made.damaged else 0
 
 
-def report_runs(paths: Sequence[Path], folder: str) -> None:
+def report_runs(paths: Sequence[Path], folder: str, images: "ImageReader | None" = None) -> None:
     """Write the report that a run or a sweep ends with, or print why there is none: the runs are complete all the same.
 
     Args:
         paths: directories of the complete runs.
         folder: folder to write to.
+        images: reader of test images, as `report` takes it.
     """
     try:
-        report([*map(str, dict.fromkeys(paths)), "--out", folder])
+        report([*map(str, dict.fromkeys(paths)), "--out", folder], images)
     except ConfigError as error:
         print(f"no report: {error}")
 
@@ -75,6 +85,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--select", type=Path, metavar="FILE", help="selected.yaml of a study: report its winners only")
     parser.add_argument("--margin", type=float, default=0.1, help="margin of equivalence, in points of accuracy (0.1)")
     parser.add_argument("--allow-mixed", action="store_true", help="accept runs of different data sets or splits")
+    parser.add_argument(
+        "--data-root", type=Path, metavar="DIR",
+        help="folder of the data, for pictures of the images that flip (the runs' own, or $KDBENCH_DATA)",
+    )  # fmt: skip
     parser.add_argument("--title", default="What distillation did", help="heading of the page")
     parser.add_argument("--no-figures", dest="figures", action="store_false", help="write tables and page only")
     for argument in arguments:
@@ -90,6 +104,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
             f"--margin is {options.margin:g}; it must be any number of points above 0",
             code="out_of_range",
             key="--margin",
+        )
+    if options.data_root and not is_folder(options.data_root):
+        raise ConfigError(
+            f"--data-root is {options.data_root}, and there is no such folder", code="not_found", key="--data-root"
         )
     check_writable(options.out, "--out")
     return options

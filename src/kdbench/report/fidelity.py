@@ -1,39 +1,25 @@
 """Comparison of a student's predictions with those of its teacher and of its baseline, from saved logits."""
 
-import functools
 import glob
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from kdbench import metrics
 from kdbench.errors import KdbenchError
-from kdbench.metrics.probability import Floats, Ints
 from kdbench.report import statistics as st
-from kdbench.report.columns import FIDELITY, FLIPS, row
+from kdbench.report.class_gains import class_accuracies, class_names
+from kdbench.report.columns import FIDELITY, FLIPS, OF_CLASS, row
+from kdbench.report.equal_accuracy import Arm, Slope, agreement_by_correctness, excess_row, slope_of
 from kdbench.report.gains import Gain
-from kdbench.report.groups import RunGroup, percents
-from kdbench.report.runs import LOGITS, display_path
+from kdbench.report.groups import BASELINE, RunGroup, percents
+from kdbench.report.predictions import Predictions, logits_in, predictions_in, read_predictions, same_images
 from kdbench.rundir.summary import read_summary
-
-
-@dataclass(frozen=True, eq=False)
-class SavedLogits:
-    """Test logits [N, C] float64 and labels [N] of a run."""
-
-    logits: Floats
-    labels: Ints
-
-    @property
-    def correct(self) -> Any:
-        """Correctness of each image's predicted class, bool [N]."""
-        return self.logits.argmax(axis=1) == self.labels
 
 
 @dataclass(frozen=True)
@@ -46,25 +32,13 @@ class Fidelity:
     remarks: list[str]
 
 
-@functools.lru_cache(maxsize=512)
-def read_logits(file: Path) -> SavedLogits | str | None:
-    """Return the content of logits.safetensors, in any float precision; None without one, or what is wrong with it."""
-    if not file.is_file():
-        return None
-    try:
-        tensors = load_file(file)
-        logits, labels = tensors["test_logits"].astype(np.float64), tensors["test_labels"].astype(np.int64)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        return f"{display_path(file)} cannot be read ({type(error).__name__}: {error}); its run counts without logits"
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not np.isfinite(logits).all():
-        return f"{display_path(file)} holds no finite logits [N, C] with labels [N]; its run counts without logits"
-    return SavedLogits(logits, labels)
+@dataclass(frozen=True)
+class Teacher:
+    """Run that is the teacher of others, with its predictions and the slope of undistilled runs for it."""
 
-
-def logits_in(folder: Path | None) -> SavedLogits | None:
-    """Return the logits of a run directory, if they are there and usable."""
-    found = read_logits(folder / LOGITS) if folder else None
-    return found if isinstance(found, SavedLogits) else None
+    folder: Path
+    predictions: Predictions
+    slope: Slope | None
 
 
 def compute_fidelity(runs: pd.DataFrame, groups: Sequence[RunGroup], gains: Sequence[Gain]) -> Fidelity:
@@ -75,22 +49,82 @@ def compute_fidelity(runs: pd.DataFrame, groups: Sequence[RunGroup], gains: Sequ
         groups: groups of the report.
         gains: their gains, for the baselines.
     """
-    remarks = [found for folder in runs.path if isinstance(found := read_logits(folder / LOGITS), str)]
     gains = [gain for gain in gains if not gain.is_pooled]
-    if gains and not any(logits_in(folder) for folder in runs.path):
-        remarks.append("no logits here: agreement is that of the summaries, and the baseline's is not known")
-    rows = []
+    remarks = [found for folder in runs.path if isinstance(found := read_predictions(folder), str)]
+    remarks += remark_missing(groups, gains)
+    teachers: dict[str, Teacher | None] = {}
+    far, rows = [], []
+    divergence = cache(base_divergence)  # methods share their baselines, and so these comparisons
     for gain in gains:
-        teacher = logits_in(teacher_folder(gain.group.shared, runs))
-        has_logits = any(logits_in(folder) for folder in gain.group.runs.path)
-        if gain.group.shared.teacher_key and teacher is None and has_logits:
+        key = gain.group.shared.teacher_key
+        if key and key not in teachers:
+            teachers[key] = find_teacher(gain.group.shared, runs, groups)
+        teacher = teachers.get(key)
+        if key and teacher is None and any(predictions_in(folder) for folder in gain.group.runs.path):
             remarks.append(f"{gain.group.name}: the teacher's logits are not here, so the baseline has no agreement")
-        rows.append(fidelity_row(gain, teacher))
+        rows.append(fidelity_row(gain, teacher, divergence))
+        if teacher and teacher.slope and is_far(gain, teacher.slope):
+            far.append(gain.group.name)
+    if far:
+        remarks.append(
+            "agreement at equal accuracy goes beyond the undistilled networks, whose accuracies do not reach so far: "
+            f"{'; '.join(far)}"
+        )
     classes = [known for group in groups if (known := per_class_row(group))]
     flips = [flips for gain in gains for flips in flip_rows(gain)]
     return Fidelity(
         pd.DataFrame(rows, columns=FIDELITY), pd.DataFrame(classes), pd.DataFrame(flips, columns=FLIPS), remarks
     )
+
+
+def remark_missing(groups: Sequence[RunGroup], gains: Sequence[Gain]) -> list[str]:
+    """Remark on runs without logits: on all of them in a sentence, on some of them by name."""
+    missing, total = [], 0
+    for group in groups:
+        lacking = [run for run in group.rows if read_predictions(run.path) is None]
+        total += len(lacking)
+        if lacking:
+            seeds = ", ".join(str(run.seed) for run in lacking)
+            missing.append(f"{group.name} ({'seeds' if len(lacking) > 1 else 'seed'} {seeds})")
+    if total and total == sum(len(group.rows) for group in groups):
+        text = "no logits here: agreement is that of the summaries, and the baseline's is not known"
+        return [text] if gains else []
+    if not total:
+        return []
+    return [
+        f"{total} run{'s have' if total > 1 else ' has'} no logits.safetensors: {'; '.join(missing)}; flips, flipped "
+        "images, agreement of the baseline, agreement by correctness and intervals over test images are of the other "
+        "runs alone"
+    ]
+
+
+def find_teacher(run: Any, runs: pd.DataFrame, groups: Sequence[RunGroup]) -> Teacher | None:
+    """Return the teacher of a run; None where it or its logits are not here."""
+    folder = teacher_folder(run, runs)
+    predictions = predictions_in(folder)
+    if folder is None or predictions is None:
+        return None
+    arms = [
+        agreement_arm([own for own in group.rows if own.run_key != run.teacher_key], predictions)
+        for group in groups
+        if group.shared.role == BASELINE
+    ]
+    return Teacher(folder, predictions, slope_of(arms))
+
+
+def agreement_arm(runs: Sequence[Any], teacher: Predictions) -> Arm:
+    """Return accuracy and agreement with a teacher, per cent, of the runs that have logits of the same images."""
+    compared = [(run, own) for run in runs if (own := predictions_in(run.path)) and same_images(own, teacher)]
+    return (
+        [100 * run.test_acc_best for run, _ in compared],
+        [100 * float((own.predicted == teacher.predicted).mean()) for _, own in compared],
+    )
+
+
+def is_far(gain: Gain, slope: Slope) -> bool:
+    """Return whether a group's accuracy is beyond those of the undistilled runs by more than half their range."""
+    accuracy, margin = float(np.mean(gain.values)), (slope.highest - slope.lowest) / 2
+    return not slope.lowest - margin <= accuracy <= slope.highest + margin
 
 
 def teacher_folder(run: Any, runs: pd.DataFrame) -> Path | None:
@@ -110,8 +144,14 @@ def teacher_folder(run: Any, runs: pd.DataFrame) -> Path | None:
     return None
 
 
-def fidelity_row(gain: Gain, teacher: SavedLogits | None) -> dict[str, Any]:
-    """Return means over seeds: agreement in per cent, KL(teacher || student) in nats, ECE in per cent, NLL in nats."""
+def fidelity_row(gain: Gain, teacher: Teacher | None, divergence: Any) -> dict[str, Any]:
+    """Return means over seeds: agreement in per cent, KL(teacher || student) in nats, ECE in per cent, NLL in nats.
+
+    Args:
+        gain: gain of the group.
+        teacher: its teacher, if that has logits.
+        divergence: `base_divergence`, with a memory.
+    """
     shared, runs = gain.group.shared, gain.group.runs
     agreements = percents(runs.agreement)
     cells = row(
@@ -119,19 +159,44 @@ def fidelity_row(gain: Gain, teacher: SavedLogits | None) -> dict[str, Any]:
         n=len(runs), n_base=len(gain.base_values), agreement=mean(agreements), agreement_std=st.std(agreements),
         kl_t1=mean(runs.kl_t1), kl_t4=mean(runs.kl_t4), ece=mean(percents(runs.test_ece)), nll=mean(runs.test_nll),
     )  # fmt: skip
+    if teacher:
+        right, mistakes = by_correctness(gain.group.rows, teacher)
+        cells |= row(agreement_right=right, same_mistake=mistakes)
     if gain.baseline is None:
         return cells
     base = gain.baseline.runs
     cells |= row(base_ece=mean(percents(base.test_ece)), base_nll=mean(base.test_nll))
-    compared = [own for folder in base.path if (own := logits_in(folder)) and teacher and same_images(own, teacher)]
-    if teacher and compared:
+    if teacher is None:
+        return cells
+    compared = agreement_arm(gain.baseline.rows, teacher.predictions)
+    if not compared[0]:
+        return cells
+    divergences = [d for folder in base.path if (d := divergence(teacher, folder))]
+    right, mistakes = by_correctness(gain.baseline.rows, teacher)
+    cells |= row(
+        base_agreement=mean(compared[1]), base_kl_t1=mean(d[0] for d in divergences),
+        base_kl_t4=mean(d[1] for d in divergences), base_agreement_right=right, base_same_mistake=mistakes,
+    )  # fmt: skip
+    # The summaries' agreement is of the logits before any rounding.
+    known = [run for run in gain.group.rows if run.agreement is not None]
+    distilled = [100 * run.test_acc_best for run in known], [100 * run.agreement for run in known]
+    return cells | excess_row(distilled, compared, teacher.slope)
 
-        def kl(temperature: float) -> float | None:
-            return mean([metrics.kl_divergence(teacher.logits, p.logits, temperature=temperature) for p in compared])
 
-        agreement = mean([metrics.agreement(p.logits, teacher.logits) for p in compared])
-        cells |= row(base_agreement=100 * (agreement or 0), base_kl_t1=kl(1.0), base_kl_t4=kl(4.0))
-    return cells
+def by_correctness(runs: Sequence[Any], teacher: Teacher) -> tuple[float | None, float | None]:
+    """Return the means over runs of agreement where the teacher is right, and of equal mistakes where it is wrong."""
+    own = [found for run in runs if (found := predictions_in(run.path)) and same_images(found, teacher.predictions)]
+    shares = [agreement_by_correctness(found, teacher.predictions) for found in own]
+    return mean(right for right, _ in shares), mean(mistakes for _, mistakes in shares)
+
+
+def base_divergence(teacher: Teacher, folder: Path) -> tuple[float, float] | None:
+    """Return KL(teacher || run) in nats at temperatures 1 and 4; None without logits of the same images."""
+    own = predictions_in(folder)
+    if own is None or not same_images(own, teacher.predictions):
+        return None
+    ours, theirs = logits_in(teacher.folder), logits_in(folder)
+    return metrics.kl_divergence(ours, theirs, temperature=1.0), metrics.kl_divergence(ours, theirs, temperature=4.0)
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -140,23 +205,24 @@ def mean(values: Iterable[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def same_images(a: SavedLogits, b: SavedLogits) -> bool:
-    return a.logits.shape == b.logits.shape and bool((a.labels == b.labels).all())
-
-
 def flip_rows(gain: Gain) -> list[dict[str, Any]]:
-    """Return, per seed, how many test images only the run, and only the baseline run of that seed, gets right."""
+    """Return, per seed, how many test images only the run, and only the baseline run of that seed, gets right.
+
+    Images whose class the kept logits leave open, in either run, are counted apart.
+    """
     rows = []
     for run, base in gain.pairs:
-        ours, theirs = logits_in(run.path), logits_in(base.path)
+        ours, theirs = predictions_in(run.path), predictions_in(base.path)
         if ours is None or theirs is None or not same_images(ours, theirs):
             continue
-        gained, lost = int((ours.correct & ~theirs.correct).sum()), int((theirs.correct & ~ours.correct).sum())
+        known = ~(ours.tied | theirs.tied)
+        a, b = ours.correct[known], theirs.correct[known]
+        gained, lost = int((a & ~b).sum()), int((b & ~a).sum())
         rows.append(
             row(
                 student=run.student, teacher=run.teacher, method=run.method, role=run.role, setting=gain.setting,
-                seed=run.seed, images=len(ours.labels), both_right=int((ours.correct & theirs.correct).sum()),
-                only_method=gained, only_baseline=lost, both_wrong=int((~ours.correct & ~theirs.correct).sum()),
+                seed=run.seed, images=len(known), both_right=int((a & b).sum()), only_method=gained,
+                only_baseline=lost, both_wrong=int((~a & ~b).sum()), ties=int((~known).sum()),
                 p_mcnemar=st.mcnemar_exact(gained, lost),
             )
         )  # fmt: skip
@@ -165,16 +231,13 @@ def flip_rows(gain: Gain) -> list[dict[str, Any]]:
 
 def per_class_row(group: RunGroup) -> dict[str, Any] | None:
     """Return the mean test accuracy of each class over seeds, per cent, from the summaries."""
-    known = [accuracies for accuracies in group.runs.per_class_acc if accuracies]
-    if not known or len({len(accuracies) for accuracies in known}) > 1:
+    table = class_accuracies(group)
+    if table is None:
         return None
-    table = 100 * np.array([[np.nan if a is None else a for a in accuracies] for accuracies in known], dtype=float)
     shared = group.shared
     cells = row(
         student=shared.student, teacher=shared.teacher, method=shared.method, role=shared.role, setting=group.setting,
-        n=len(known),
+        n=len(table),
     )  # fmt: skip
-    names = shared.class_names
-    if not names or len(set(names)) != table.shape[1]:  # of an earlier version, or from elsewhere
-        names = range(table.shape[1])
-    return cells | {f"class_{name}": float(value) for name, value in zip(names, table.mean(axis=0), strict=True)}
+    names = class_names(shared, table.shape[1])
+    return cells | {f"{OF_CLASS}{name}": float(v) for name, v in zip(names, table.mean(axis=0), strict=True)}

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kdbench import metrics
 from kdbench.report import statistics as st
 from kdbench.report.build import Report
 from kdbench.report.drawing import (
@@ -28,9 +27,10 @@ from kdbench.report.drawing import (
     round_ticks,
     style,
 )
-from kdbench.report.fidelity import logits_in, same_images, teacher_folder
+from kdbench.report.fidelity import agreement_arm, teacher_folder
 from kdbench.report.gains import Gain, group_by
 from kdbench.report.groups import BASELINE, CONTROL, RunGroup, percent, size_of
+from kdbench.report.predictions import predictions_in
 from kdbench.report.runs import METRICS, rows_of
 from kdbench.rundir.summary import KEY
 
@@ -267,17 +267,13 @@ def draw_agreement(report: Report) -> tuple[Figure, str] | str:
     )
 
 
-def baseline_points(gain: Gain, runs: pd.DataFrame) -> list[tuple[float, float | None]]:
+def baseline_points(gain: Gain, runs: pd.DataFrame) -> list[tuple[float, float]]:
     """Return agreement with the group's teacher and accuracy, per cent, of the baseline runs."""
-    teacher = logits_in(teacher_folder(gain.group.shared, runs))
+    teacher = predictions_in(teacher_folder(gain.group.shared, runs))
     if not teacher or not gain.baseline:
         return []
-    known = [(run, own) for run in gain.baseline.rows if (own := logits_in(run.path))]
-    return [
-        (100 * metrics.agreement(own.logits, teacher.logits), percent(run.test_acc_best))
-        for run, own in known
-        if same_images(teacher, own)
-    ]
+    accuracies, agreements = agreement_arm(gain.baseline.rows, teacher)
+    return list(zip(agreements, accuracies, strict=True))
 
 
 def draw_power(report: Report) -> tuple[Figure, str] | str:

@@ -131,10 +131,21 @@ def differing_keys(runs: pd.DataFrame) -> dict[str, str]:
         values = {plain(value): value for value in runs[key] if value is not None}
         if len(values) > 1:
             found[key] = " and ".join(str(value) for _, value in sorted(values.items()))
+    names = {plain(names): names for names in runs.class_names if names}
+    if len(names) > 1 and not found:
+        found[KEY.class_names] = describe_names(*(value for _, value in sorted(names.items())[:2]))
     hashes = sorted({str(value)[:12] for value in runs.get(TEST_IMAGES, ()) if value is not None})
     if len(hashes) > 1 and not found:
         found[KEY.data_sha256] = " and ".join(hashes) + " (test images)"
     return found
+
+
+def describe_names(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    """Return two different lists of class names as text: their numbers, or the first class that differs."""
+    if len(ours) != len(theirs):
+        return f"{len(ours)} and {len(theirs)} names"
+    index = next(index for index, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+    return f"class {index} is {ours[index]!r} and {theirs[index]!r}"
 
 
 def group_runs(runs: pd.DataFrame) -> list[RunGroup]:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kdbench.report.fidelity import logits_in, same_images
+from kdbench.report.predictions import predictions_in, same_images
 
 Floats = NDArray[np.float64]
 
@@ -70,8 +70,8 @@ def image_variances(parts: Sequence[Correctness], weights: Sequence[float]) -> t
 
 def correctness_of(runs: pd.DataFrame) -> Floats | None:
     """Return the correctness [n, N] of some runs, or None if one has no logits, or has other images."""
-    known = [logits_in(path) for path in runs.path]
-    logits = [own for own in known if own is not None]
-    if not logits or len(logits) < len(known) or not all(same_images(own, logits[0]) for own in logits):
+    found = [predictions_in(path) for path in runs.path]
+    known = [own for own in found if own is not None]
+    if not known or len(known) < len(found) or not all(same_images(own, known[0]) for own in known):
         return None
-    return np.array([own.correct for own in logits], dtype=np.float64)
+    return np.array([own.correct for own in known], dtype=np.float64)

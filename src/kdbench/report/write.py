@@ -13,7 +13,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kdbench import __version__
 from kdbench.report.build import Report
-from kdbench.report.columns import OF_CLASS, ONLY_IN_CSV, PUBLISHED, Column, column_of, format_value, is_missing
+from kdbench.report.columns import (
+    OF_CLASS,
+    ONLY_IN_CSV,
+    PER_CLASS,
+    PUBLISHED,
+    Column,
+    column_of,
+    format_value,
+    is_missing,
+)
 from kdbench.report.figures import Picture, save_figures
 from kdbench.report.groups import columns_of, remark_without_validation
 from kdbench.rundir.summary import KEY
@@ -61,7 +70,8 @@ def write_report(report: Report, out: Path, title: str, command: Sequence[str], 
         "interactions": report.interactions_table,
         "capacity": report.capacity_table,
         "fidelity": report.fidelity.groups,
-        "per_class": report.fidelity.per_class,
+        PER_CLASS: report.fidelity.per_class,
+        "class_gains": report.class_gains,
         "flips": report.fidelity.flips,
     }
     for name, table in tables.items():
@@ -117,7 +127,7 @@ TITLES = {
         "Test images that a run and the baseline run of the same seed classify differently. "
         "Each row is one pair of runs with a test of its own; they are not pooled, and their p are not corrected.",
     ),
-    "per_class": ("Accuracy by class", "Means over seeds."),
+    PER_CLASS: ("Accuracy by class", "Means over seeds."),
     "runs": ("Runs", "One row per run; everything above is computed from these."),
 }
 
@@ -140,7 +150,7 @@ def page_table(name: str, table: pd.DataFrame, protocol: Sequence[str] = ()) -> 
     """
     title, note = TITLES[name]
     note = " ".join([note, *protocol])
-    classes = [c for c in table.columns if c.startswith(OF_CLASS)]
+    classes = [c for c in table.columns if name == PER_CLASS and c.startswith(OF_CLASS)]
     if len(classes) > MOST_CLASSES:
         return classes_as_rows(title, note, table, classes)
     hidden = [
@@ -148,9 +158,10 @@ def page_table(name: str, table: pd.DataFrame, protocol: Sequence[str] = ()) -> 
         *((KEY.role,) if KEY.role in table and table.role.nunique(dropna=False) == 1 else ()),
     ]
     shown = [c for c in table.columns if c not in hidden and not table[c].map(is_missing_or_blank).all()]
-    forms = [column_of(c).form for c in shown]
+    described = {c: column_of(c, name) for c in shown}
+    forms = [column.form for column in described.values()]
     rows = [[make_cell(value, form) for value, form in zip(row, forms, strict=True)] for row in table[shown].values]
-    return PageTable(name, title, note, [(c, column_of(c)) for c in shown], rows)
+    return PageTable(name, title, note, list(described.items()), rows)
 
 
 def classes_as_rows(title: str, note: str, table: pd.DataFrame, classes: Sequence[str]) -> PageTable:
@@ -160,12 +171,13 @@ def classes_as_rows(title: str, note: str, table: pd.DataFrame, classes: Sequenc
         source = "" if is_missing_or_blank(teacher) else f" from {teacher}"
         headings.append(f"{student} {method}{source} {setting or ''}".strip())
     columns = [("class", Column("class", "name of the class", ""))]
-    columns += [(heading, replace(column_of(classes[0]), heading=heading)) for heading in headings]
+    columns += [(heading, replace(column_of(classes[0], PER_CLASS), heading=heading)) for heading in headings]
+    described = [column_of(c, PER_CLASS) for c in classes]
     rows = [
-        [make_cell(column_of(c).heading, ""), *(make_cell(value, column_of(c).form) for value in table[c])]
-        for c in classes
+        [make_cell(column.heading, ""), *(make_cell(value, column.form) for value in table[c])]
+        for c, column in zip(classes, described, strict=True)
     ]
-    return PageTable("per_class", title, note, columns, rows)
+    return PageTable(PER_CLASS, title, note, columns, rows)
 
 
 def is_missing_or_blank(value: Any) -> bool:

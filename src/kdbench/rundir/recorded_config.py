@@ -15,7 +15,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from kdbench.config import MethodConfig, RunConfig, parse
+from kdbench.config import DataConfig, MethodConfig, RunConfig, parse
+from kdbench.config.parse import parse_data
 from kdbench.config.schema import typed
 from kdbench.config.targets import fault_of_data, fault_of_method
 from kdbench.errors import ConfigError, first_line
@@ -38,6 +39,41 @@ def read_config(file: Path, trusted: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: it cannot be read, is no config of a run, or names code that is not trusted.
     """
+    tree = read_tree(file)
+    for group in ("student", "teacher"):
+        check_model(tree.get(group), group, trusted)
+    if "data" in tree:
+        tree["data"] = checked_data(tree["data"], trusted)
+    method = tree.get("method")
+    if not isinstance(method, dict) or method.get("_target_") != GIVEN_WEIGHTS:
+        check_method(method, trusted)
+        return parse(tree)
+    # How given weights were trained is unknown: in the place of the method stands a record of the file.
+    params = typed(
+        GivenWeights, {key: value for key, value in method.items() if key not in ("name", "_target_")}, "method"
+    )
+    run = parse(tree | {"method": BASELINE})
+    return dataclasses.replace(run, method=MethodConfig(GIVEN, GivenWeights, params))
+
+
+def read_data_config(file: Path) -> DataConfig:
+    """Return the data set that a config.yaml describes, if its class is one of kdbench's own.
+
+    Raises:
+        ConfigError: the file cannot be read, describes no data set, or names a class outside kdbench.
+    """
+    node = checked_data(read_tree(file).get("data"), ())
+    if not isinstance(node, dict):
+        raise ConfigError(f"{file} does not describe a data set", code="damaged", key="data")
+    return parse_data(node, recorded=True)
+
+
+def read_tree(file: Path) -> dict[str, Any]:
+    """Return the content of a config.yaml as plain data, in which nothing is resolved.
+
+    Raises:
+        ConfigError: it cannot be read, is no mapping, or has interpolations.
+    """
     try:
         tree: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     except Exception as error:  # damaged bytes raise many types
@@ -55,20 +91,7 @@ def read_config(file: Path, trusted: Sequence[str] = ()) -> RunConfig:
                 code="untrusted",
                 key="config.yaml",
             )
-    for group in ("student", "teacher"):
-        check_model(tree.get(group), group, trusted)
-    if "data" in tree:
-        tree["data"] = checked_data(tree["data"], trusted)
-    method = tree.get("method")
-    if not isinstance(method, dict) or method.get("_target_") != GIVEN_WEIGHTS:
-        check_method(method, trusted)
-        return parse(tree)
-    # How given weights were trained is unknown: in the place of the method stands a record of the file.
-    params = typed(
-        GivenWeights, {key: value for key, value in method.items() if key not in ("name", "_target_")}, "method"
-    )
-    run = parse(tree | {"method": BASELINE})
-    return dataclasses.replace(run, method=MethodConfig(GIVEN, GivenWeights, params))
+    return tree
 
 
 def texts(node: Any) -> Iterator[str]:

@@ -62,6 +62,7 @@ def study(arguments: Sequence[str]) -> int:
 def write_report(execution: "StudyExecution") -> int:
     """Write the report of a study's results and return its exit code."""
     from kdbench.report.command import report
+    from kdbench.runner.images import read_test_images
 
     plan = execution.plan
     paths = plan.result_paths()
@@ -76,7 +77,7 @@ def write_report(execution: "StudyExecution") -> int:
         arguments += ["--select", str(plan.selected)]
     print(shlex.join(["kdbench-report", *arguments]))
     try:
-        return report(arguments)
+        return report(arguments, read_test_images)
     except ConfigError as error:
         raise RunError(str(error), code=error.code, key=error.key) from None
 
