@@ -36,7 +36,9 @@ def report(arguments: Sequence[str], images: "ImageReader | None" = None) -> int
 
     selection = read_selection(options.select) if options.select else None
     reader = images if options.figures else None
-    made = build_report(options.paths, selection, options.margin, options.allow_mixed, reader, options.data_root)
+    made = build_report(
+        options.paths, selection, options.margin, options.allow_mixed, images=reader, data_root=options.data_root
+    )
     try:
         page = write_report(made, options.out, options.title, ["kdbench-report", *arguments], options.figures)
     except OSError as error:
