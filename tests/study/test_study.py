@@ -488,3 +488,12 @@ def test_reading_the_arguments_imports_neither_torch_nor_pandas() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stderr == "[]\n"
     assert "kdbench-study" in result.stdout
+
+
+def test_runs_that_failed_are_handed_to_the_report(tiny: Tiny, trainer: Trainer) -> None:
+    study = tiny()
+    assert study.execute() == 0
+    run = study.plan.runs_of("finals")[0]
+    (run.directory.path / "summary.json").rename(run.directory.failure)
+    assert study.plan.failed_paths() == [run.directory.path]
+    assert run.directory.path not in study.plan.result_paths()

@@ -108,6 +108,7 @@ def build_report(
             *remark_tuned(runs),
         ],
         damaged=found.damaged,
+        failed=found.failed,
     )
 
 

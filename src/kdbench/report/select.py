@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from kdbench.errors import ConfigError
 from kdbench.report.groups import BASELINE, COMPARED, columns_of
-from kdbench.rundir.summary import KEY
+from kdbench.rundir.summary import KEY, Status
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,10 @@ class Selection:
 
     def is_left_out(self, run: Any) -> bool:
         """Return whether a run chose and is not meant to report, or has a setting that lost."""
-        if run.run_key in self.candidates and run.seed not in self.final_seeds:
+        took_part = run.run_key in self.candidates or (
+            run.status == Status.FAILED and run.seed in self.selection_seeds  # of a candidate, or of its winner's arm
+        )
+        if took_part and run.seed not in self.final_seeds:
             return True
         subject = [winner for winner in self.winners if winner.is_subject(run)]
         return run.role in COMPARED and bool(subject) and not any(winner.is_setting(run) for winner in subject)
