@@ -9,7 +9,10 @@ import numpy as np
 import pandas as pd
 
 from kdbench.report import statistics as st
+from kdbench.report.choices import choices_table, remark_untuned
 from kdbench.report.columns import GROUPS, RUNS, row
+from kdbench.report.comparability import remark_comparability
+from kdbench.report.components import components_table
 from kdbench.report.failures import FailedRun
 from kdbench.report.fidelity import Fidelity, compute_fidelity
 from kdbench.report.flipped import FlippedImage
@@ -84,6 +87,7 @@ def build_report(
     table = gains_table(gains, std, margin)
     interactions, unmatched = interactions_table(gains, std)
     fidelity = compute_fidelity(runs, groups, gains)
+    components, incomplete = components_table(groups)
     return Report(
         runs=runs,
         groups=groups,
@@ -106,9 +110,14 @@ def build_report(
             *unmatched,
             *fidelity.remarks,
             *remark_tuned(runs),
+            *remark_untuned(selection, runs),
+            *remark_comparability(groups, gains, table),
+            *incomplete,
         ],
         damaged=found.damaged,
         failed=found.failed,
+        choices=choices_table(selection, found.runs, groups),
+        components=components,
     )
 
 

@@ -28,6 +28,12 @@ class SelectedSetting:
     """Points ahead of the next best; None where there was none."""
     noise: float | None
     candidates: Sequence[Mapping[str, Any]]
+    noise_images: float | None = None
+    """Standard error of the margin that comes from the validation images, both settings on the same ones, points."""
+    noise_seeds: float | None = None
+    """The part that comes from the seeds beyond that, where several seeds chose."""
+    seed_scores: Sequence[Sequence[float]] = ()
+    """Scores of each candidate's runs, per cent, in the order of `candidates`."""
 
     @property
     def varied(self) -> tuple[str, ...]:
@@ -156,14 +162,15 @@ def read_selection(path: Path) -> Selection:
     """
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
-        fields = [field.name for field in dataclasses.fields(SelectedSetting)]
+        fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(SelectedSetting)}
         winners = []
         for winner in content["winners"]:
-            lacking = [name for name in fields if name not in winner]
+            lacking = [name for name, required in fields.items() if required and name not in winner]
             if lacking:
                 raise ValueError(f"a winner lacks {', '.join(lacking)}")
             candidates = [dict(candidate) for candidate in winner["candidates"]]
-            winners.append(SelectedSetting(**{name: winner[name] for name in fields} | {"candidates": candidates}))
+            given = {name: winner[name] for name in fields if name in winner}
+            winners.append(SelectedSetting(**given | {"candidates": candidates}))
         selection = Selection(
             str(content["study"]),
             str(content["chosen_by"]),

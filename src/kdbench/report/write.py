@@ -62,6 +62,8 @@ def write_report(report: Report, out: Path, title: str, command: Sequence[str], 
         "fidelity": report.fidelity.groups,
         "per_class": report.fidelity.per_class,
         "flips": report.fidelity.flips,
+        "choices": report.choices,
+        "components": report.components,
     }
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False)
@@ -112,6 +114,15 @@ TITLES = {
         "Each row is one pair of runs with a test of its own; they are not pooled, and their p are not corrected.",
     ),
     "per_class": ("Accuracy by class", "Means over seeds."),
+    "choices": (
+        "Choices of settings",
+        "Each setting that a study chose by validation accuracy: how far it led, and how far chance alone leads.",
+    ),
+    "components": (
+        "Parts of the spread",
+        "How much of the spread over runs comes from first weights, order of the images and teacher, where all of them "
+        "were combined with each other.",
+    ),
     "runs": ("Runs", "One row per run; everything above is computed from these."),
 }
 
@@ -137,7 +148,10 @@ def page_table(name: str, table: pd.DataFrame, protocol: Sequence[str] = ()) -> 
     classes = [c for c in table.columns if c.startswith(OF_CLASS)]
     if len(classes) > MOST_CLASSES:
         return classes_as_rows(title, note, table, classes)
-    hidden = [*ONLY_IN_CSV.get(name, ()), *((KEY.role,) if table.role.nunique(dropna=False) == 1 else ())]
+    hidden = [
+        *ONLY_IN_CSV.get(name, ()),
+        *((KEY.role,) if KEY.role in table and table.role.nunique(dropna=False) == 1 else ()),
+    ]
     shown = [c for c in table.columns if c not in hidden and not table[c].map(is_missing_or_blank).all()]
     forms = [column_of(c).form for c in shown]
     rows = [[make_cell(value, form) for value, form in zip(row, forms, strict=True)] for row in table[shown].values]

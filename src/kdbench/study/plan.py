@@ -139,7 +139,9 @@ class StudyPlan:
             pair, varied = pair_of(run), varied_overrides(run, stage)
             subject = (pair, run.config.student.name, run.config.method.name, varied)
             candidate = candidates.setdefault(subject, Candidate(pair, varied, []))
-            candidate.summaries.extend(filter(None, [summary_of(run)]))
+            if summary := summary_of(run):
+                candidate.summaries.append(summary)
+                candidate.paths.append(run.directory.path)
         self.winners[title] = choose(list(candidates.values()), stage.choose)
 
     def without_winner(self, title: str) -> list[str]:
