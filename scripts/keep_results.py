@@ -2,6 +2,7 @@
 
     python scripts/keep_results.py outputs/runs --out results/lab/runs
 
+Of a run that failed, failure.json is kept.
 Every table of a report can be made from it, at about 0.2 MB a run of ten classes. Teachers of these runs keep their
 weights and logits as they are, so that students can be trained with the same teachers. With many classes logits are
 large: --without-logits keeps metrics and summaries alone; a report then has no flips and no agreement of baselines.
@@ -18,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from kdbench.report.runs import LOGITS, METRICS, read_runs
 from kdbench.rundir.summary import SUMMARY_FILE
+from kdbench.rundir.unfinished import FAILURE_FILE
 
 
 def main() -> None:
@@ -26,7 +28,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--without-logits", action="store_true", help="keep metrics and summaries alone")
     options = parser.parse_args()
-    runs = read_runs(options.paths).runs
+    found = read_runs(options.paths)
+    runs = found.runs
+    for failed in found.failed:
+        keep(Path(failed.path), options.out / Path(failed.path).name, (FAILURE_FILE,))
     is_teacher = runs.run_key.isin(runs.teacher_key)
     for run, whole in zip(runs.path, is_teacher, strict=True):
         if options.without_logits:

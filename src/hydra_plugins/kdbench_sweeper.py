@@ -59,7 +59,7 @@ class KdbenchSweeper(BasicSweeper):
             launch_here if lockstep else partial(self.launch, returns),
             group,
             lockstep=lockstep,
-            show=partial(show_runs, report_of(runs)),
+            show=partial(show_runs, report_of(runs), runs),
         )
         return returns
 
@@ -153,8 +153,14 @@ def report_of(runs: Sequence["PlannedRun"]) -> str | None:
     return None
 
 
-def show_runs(report_folder: str | None, paths: Sequence[Path]) -> None:
-    """Print the table of a sweep's complete runs, and write a report of them if the config names a folder for it."""
+def show_runs(report_folder: str | None, runs: Sequence["PlannedRun"], paths: Sequence[Path]) -> None:
+    """Print the table of a sweep's complete runs, and write a report of all if the config names a folder for it.
+
+    Args:
+        report_folder: folder of the report; None for none.
+        runs: runs of the sweep; the report names those that failed.
+        paths: directories of the complete ones.
+    """
     from kdbench.report.table import runs_table
 
     print(f"\n{runs_table(paths)}")
@@ -162,4 +168,6 @@ def show_runs(report_folder: str | None, paths: Sequence[Path]) -> None:
         from kdbench.report.command import report_runs  # late: most sweeps end without one
         from kdbench.runner.images import read_test_images
 
-        report_runs(paths, report_folder, read_test_images)
+        directories = [run.directory for run in runs if run.composed]
+        failed = [directory.path for directory in directories if directory.has_failed()]
+        report_runs([*paths, *failed], report_folder, read_test_images)

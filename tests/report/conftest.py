@@ -17,6 +17,7 @@ from kdbench.errors import KdbenchError
 from kdbench.report.build import Report, build_report
 from kdbench.report.command import report as command
 from kdbench.report.select import read_selection
+from kdbench.rundir.unfinished import Failure, write_failure
 
 SIZES = {
     "resnet8": (78_042, 12_000_000),
@@ -95,6 +96,29 @@ def write_group(root: Path, percents: Sequence[float], seeds: Sequence[int] | No
         write_run(root, seed=seed, accuracy=percent / 100, **others)
         for seed, percent in zip(seeds, percents, strict=True)
     ]
+
+
+def write_failed_run(
+    root: Path, *, code: str = "not_finite", message: str = "epoch 2: it fails", **others: Any
+) -> Path:
+    """Write the directory of a run that failed, and return it; `others` as for `write_run`."""
+    folder = write_run(root, **others)
+    unknown = ("test_acc_best", "test_acc_final", "best_val_acc", "test_nll", "test_ece", "per_class_acc", "agreement")
+    known = {k: v for k, v in json.loads((folder / "summary.json").read_text()).items() if k not in unknown}
+    (folder / "summary.json").unlink()
+    write_failure(folder, Failure(code, message, 2, known))
+    return folder
+
+
+def write_unfinished_run(root: Path, *, student: str, method: str, seed: int, teacher: str | None = None) -> Path:
+    """Write the directory of a run that was interrupted, and return it."""
+    folder = root / f"{student}_{method}_seed{seed}"
+    folder.mkdir(parents=True)
+    names = {"student": student, "teacher": teacher or "none", "method": method}
+    config = {**{section: {"name": name} for section, name in names.items()}, "seed": seed}
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    (folder / "train.log").write_text("")
+    return folder
 
 
 def write_selected(

@@ -10,7 +10,8 @@ from safetensors.numpy import load_file
 
 from kdbench.report.command import report
 from kdbench.report.predictions import read_predictions
-from tests.report.conftest import write_group, write_run
+from kdbench.report.runs import read_runs
+from tests.report.conftest import write_failed_run, write_group, write_run
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "keep_results.py"
 
@@ -44,9 +45,11 @@ def test_a_report_of_small_results_says_the_same(
 ) -> None:
     write_group(tmp_path / "runs", (90.0, 90.2, 90.1))
     write_group(tmp_path / "runs", (90.5, 90.4, 90.6), teacher="resnet20", method="logit")
+    write_failed_run(tmp_path / "runs", seed=7)
     keep(monkeypatch, tmp_path, *options)
     assert report([str(tmp_path / "small"), "--out", str(tmp_path / "b"), "--no-figures"]) == 0
     assert report([str(tmp_path / "runs"), "--out", str(tmp_path / "a"), "--no-figures"]) == 0
+    assert [run.seed for run in read_runs([tmp_path / "small"]).failed] == [7]
     for name in ("gains", "groups", "interactions"):
         assert (tmp_path / "a" / f"{name}.csv").read_text() == (tmp_path / "b" / f"{name}.csv").read_text()
     assert list((tmp_path / "small").glob("*/logits.safetensors") if options else ()) == []

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from safetensors.numpy import save_file
 
 from kdbench.errors import ConfigError
 from kdbench.rundir.identity import teacher_key
@@ -488,3 +490,49 @@ def test_reading_the_arguments_imports_neither_torch_nor_pandas() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stderr == "[]\n"
     assert "kdbench-study" in result.stdout
+
+
+def test_runs_that_failed_are_handed_to_the_report(tiny: Tiny, trainer: Trainer) -> None:
+    study = tiny()
+    assert study.execute() == 0
+    run = study.plan.runs_of("finals")[0]
+    (run.directory.path / "summary.json").rename(run.directory.failure)
+    assert study.plan.failed_paths() == [run.directory.path]
+    assert run.directory.path not in study.plan.result_paths()
+
+
+def test_the_noise_of_a_choice_is_that_of_the_images_on_which_the_two_differ(tmp_path: Path) -> None:
+    candidates = []
+    for name, right in (("a", [True] * 60 + [False] * 40), ("b", [True] * 56 + [False] * 44)):
+        (tmp_path / name).mkdir()
+        logits = np.eye(2, dtype=np.float32)[[0 if r else 1 for r in right]]
+        arrays = {"val_logits": logits, "val_labels": np.zeros(100, dtype=np.int64)}
+        save_file(arrays, tmp_path / name / "logits.safetensors")
+        accuracy = sum(right) / 100
+        summary = RunSummary(
+            run_key=name, student="resnet8", method="logit", num_val=100, best_val_acc=accuracy, test_acc_best=0.5
+        )
+        candidates.append(Candidate("pair", (name,), [summary], [tmp_path / name]))
+    (winner,) = choose(candidates, "best_val_acc")
+    # On 4 of 100 images only the first is right: variance of the difference 0.04 - 0.04**2, by 99 in place of 100.
+    assert winner.noise_images == pytest.approx(100 * ((0.04 - 0.04**2) / 99) ** 0.5, abs=1e-4)
+    assert winner.noise is not None
+    assert winner.noise > 3 * winner.noise_images
+    assert winner.noise_seeds is None
+    assert winner.seed_scores == [[60.0], [56.0]]
+
+
+def test_several_seeds_that_choose_say_what_they_add_to_the_noise() -> None:
+    def candidate(name: str, scores: Sequence[float]) -> Candidate:
+        runs = [
+            RunSummary(
+                run_key=f"{name}{s}", student="resnet8", method="m", num_val=100, best_val_acc=s, test_acc_best=0
+            )
+            for s in scores
+        ]
+        return Candidate("pair", (name,), runs)
+
+    (winner,) = choose([candidate("a", (0.6, 0.62, 0.64)), candidate("b", (0.5, 0.54, 0.52))], "best_val_acc")
+    difference = np.array([10.0, 8.0, 12.0])
+    assert winner.noise_images is None
+    assert winner.noise_seeds == pytest.approx(difference.std(ddof=1) / 3**0.5, abs=1e-3)

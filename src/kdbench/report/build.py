@@ -9,8 +9,11 @@ import numpy as np
 import pandas as pd
 
 from kdbench.report import statistics as st
+from kdbench.report.choices import choices_table, remark_untuned
 from kdbench.report.class_gains import class_gains_table
 from kdbench.report.columns import GROUPS, RUNS, row
+from kdbench.report.comparability import remark_comparability
+from kdbench.report.components import components_table
 from kdbench.report.design import Analysis
 from kdbench.report.failures import FailedRun
 from kdbench.report.fidelity import Fidelity, compute_fidelity
@@ -110,6 +113,7 @@ def build_report(
     capacity = capacity_table(match_capacity(gains), placed)
     fidelity = compute_fidelity(runs, groups, gains)
     flipped, without_pictures = find_flipped(gains, runs, images, data_root)
+    components, incomplete = components_table(groups)
     return Report(
         runs=runs,
         groups=groups,
@@ -135,10 +139,16 @@ def build_report(
             *fidelity.remarks,
             *without_pictures,
             *remark_tuned(runs),
+            *remark_untuned(selection, runs),
+            *remark_comparability(groups, gains, table),
+            *incomplete,
         ],
         damaged=found.damaged,
         class_gains=class_gains_table(gains),
         flipped=flipped,
+        failed=found.failed,
+        choices=choices_table(selection, found.runs, groups),
+        components=components,
     )
 
 

@@ -219,6 +219,37 @@ COLUMNS = named(
     images_per_second=Column("images/s", "speed of the training steps, median over epochs", ",.0f"),
     device=Column("device", "processor or GPU of the run"),
     path=Column("run directory", "folder of the run"),
+    chosen=Column("chosen", "setting that won, by its overrides"),
+    candidates=Column("candidates", "number of settings that competed", "d"),
+    margin=Column("margin", "points of validation accuracy by which it leads the next best", PER_CENT),
+    noise_images=Column(
+        "noise (images)", "standard error of such a margin from the number of validation images, common to both",
+        PER_CENT,
+    ),
+    noise_seeds=Column("noise (seeds)", "what the spread over seeds adds to it", PER_CENT),
+    noise=Column("noise", "both together: the root of the sum of their squares", PER_CENT),
+    clear=Column("clear", "margin of at least twice the noise; empty: the spread over seeds is not known"),
+    optimism=Column(
+        "optimism",
+        "points by which the winner's validation score is too high on average because it is the best of several",
+        PER_CENT,
+    ),
+    optimism_nested=Column(
+        "optimism (nested)", "the same by leaving out each seed of the selection, where several seeds chose", PER_CENT
+    ),
+    noise_share=Column("noise share", "share of the variance of the candidates' scores that is noise", PER_CENT),
+    noise_from=Column("noise from", "from what the noise of images and of seeds is estimated"),
+    factor=Column("part", "part of a training whose seed was varied, parts combined, or the rest"),
+    levels=Column("levels", "number of seeds that it had", "d"),
+    component=Column(
+        "std of the part", "standard deviation of single runs that comes from this part alone, in points", PER_CENT
+    ),
+    component_low=Column(
+        "std from", "lower end of its 95 % interval, from the chi-squared distribution of the mean squares", PER_CENT
+    ),
+    component_high=Column("std to", "upper end of it", PER_CENT),
+    share=Column("share %", "share of the part in the variance of single runs, per cent", ".0f"),
+    component_df=Column("df (part)", "degrees of freedom of its mean square", "d"),
 )  # fmt: skip
 
 GAINS = (
@@ -249,6 +280,13 @@ FIDELITY = (
     "student teacher method role setting n n_base agreement agreement_std base_agreement kl_t1 base_kl_t1 kl_t4 "
     "base_kl_t4 ece base_ece nll base_nll agreement_slope agreement_expected agreement_excess agreement_excess_low "
     "agreement_excess_high agreement_explained agreement_right base_agreement_right same_mistake base_same_mistake"
+).split()
+CHOICES = (
+    "student teacher method chosen candidates margin noise_images noise_seeds noise clear optimism optimism_nested "
+    "noise_share noise_from"
+).split()
+COMPONENTS = (
+    "student teacher method role setting n factor levels component component_low component_high share component_df"
 ).split()
 FLIPS = (
     "student teacher method role setting seed images both_right only_method only_baseline both_wrong ties p_mcnemar"

@@ -57,7 +57,7 @@ def report_runs(paths: Sequence[Path], folder: str, images: "ImageReader | None"
     """Write the report that a run or a sweep ends with, or print why there is none: the runs are complete all the same.
 
     Args:
-        paths: directories of the complete runs.
+        paths: directories of the runs, complete or failed.
         folder: folder to write to.
         images: reader of test images, as `report` takes it.
     """

@@ -11,9 +11,11 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from kdbench.errors import ConfigError, KdbenchError
+from kdbench.report.failures import FailedRun, read_failed, remark_failed, remark_unfinished
 from kdbench.rundir.files import sha256
 from kdbench.rundir.load import row_of, run_folders
-from kdbench.rundir.summary import GIVEN, RunSummary, Status, changed_file, read_summary
+from kdbench.rundir.summary import GIVEN, KEY, SUMMARY_FILE, RunSummary, Status, changed_file, read_summary
+from kdbench.rundir.unfinished import RecordedArm, read_arm
 
 METRICS, LOGITS = "metrics.csv", "logits.safetensors"
 
@@ -28,6 +30,8 @@ class FoundRuns:
     """A line for each run with a damaged file."""
     remarks: list[str]
     """A line for each run or number of runs left out for another reason."""
+    failed: list[FailedRun]
+    """Runs that ended in an error."""
 
 
 def read_runs(paths: Sequence[Path]) -> FoundRuns:
@@ -36,11 +40,14 @@ def read_runs(paths: Sequence[Path]) -> FoundRuns:
     Raises:
         ConfigError: a path does not exist, or there is no complete run.
     """
-    damaged, remarks, unfinished = [], [], 0
+    damaged, remarks, failed, unfinished = [], list[str](), list[FailedRun](), list[str]()
     rows: dict[str, dict[str, Any]] = {}
     for folder in dict.fromkeys(folder.resolve() for path in paths for folder in run_folders(path)):
-        if not (folder / "summary.json").is_file():
-            unfinished += 1
+        if not (folder / SUMMARY_FILE).is_file():
+            if ended := read_failed(folder, display_path(folder)):
+                failed.append(ended)
+            else:
+                unfinished.append(arm.name if (arm := read_arm(folder)) else display_path(folder))
             continue
         try:
             summary = read_checked(folder)
@@ -48,15 +55,15 @@ def read_runs(paths: Sequence[Path]) -> FoundRuns:
             damaged.append(f"left out: {error}")
             continue
         if summary.status not in (None, Status.COMPLETE):
-            unfinished += 1
+            unfinished.append(RecordedArm(summary.student, summary.teacher, summary.method, summary.seed).name)
             continue
         row = row_of(summary) | {"device": summary.device, "seeds": summary.seeds, "path": folder}
         if summary.run_key in rows:
             remarks.append(duplicate(rows[summary.run_key], row))
         else:
             rows[summary.run_key] = row
-    if unfinished:
-        remarks.append(f"{unfinished} unfinished run{'s were' if unfinished > 1 else ' was'} left out")
+    failed = [run for run in failed if not (run.failure and run.failure.run[KEY.run_key] in rows)]
+    remarks += [*remark_failed(failed), *remark_unfinished(unfinished)]
     if not rows:
         raise ConfigError(
             f"no complete run under {', '.join(map(str, paths))}; give run directories, or a folder that holds them "
@@ -67,7 +74,8 @@ def read_runs(paths: Sequence[Path]) -> FoundRuns:
     # Objects, so that whole numbers stay whole and a missing value is None in every column.
     runs = pd.DataFrame(list(rows.values()), dtype=object)
     runs = runs.where(runs.notna(), None)
-    return FoundRuns(runs, damaged, [*remarks, *changed_teachers(runs), *given_teachers(runs), *without_role(runs)])
+    remarks += [*changed_teachers(runs), *given_teachers(runs), *without_role(runs)]
+    return FoundRuns(runs, damaged, remarks, failed)
 
 
 def first_lines(lines: Sequence[str], most: int = 3) -> list[str]:

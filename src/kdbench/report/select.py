@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from kdbench.errors import ConfigError
 from kdbench.report.groups import BASELINE, COMPARED, columns_of
-from kdbench.rundir.summary import KEY
+from kdbench.rundir.summary import KEY, Status
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,12 @@ class SelectedSetting:
     """Points ahead of the next best; None where there was none."""
     noise: float | None
     candidates: Sequence[Mapping[str, Any]]
+    noise_images: float | None = None
+    """Standard error of the margin that comes from the validation images, both settings on the same ones, points."""
+    noise_seeds: float | None = None
+    """The part that comes from the seeds beyond that, where several seeds chose."""
+    seed_scores: Sequence[Sequence[float]] = ()
+    """Scores of each candidate's runs, per cent, in the order of `candidates`."""
 
     @property
     def varied(self) -> tuple[str, ...]:
@@ -63,7 +69,10 @@ class Selection:
 
     def is_left_out(self, run: Any) -> bool:
         """Return whether a run chose and is not meant to report, or has a setting that lost."""
-        if run.run_key in self.candidates and run.seed not in self.final_seeds:
+        took_part = run.run_key in self.candidates or (
+            run.status == Status.FAILED and run.seed in self.selection_seeds  # of a candidate, or of its winner's arm
+        )
+        if took_part and run.seed not in self.final_seeds:
             return True
         subject = [winner for winner in self.winners if winner.is_subject(run)]
         return run.role in COMPARED and bool(subject) and not any(winner.is_setting(run) for winner in subject)
@@ -153,14 +162,15 @@ def read_selection(path: Path) -> Selection:
     """
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
-        fields = [field.name for field in dataclasses.fields(SelectedSetting)]
+        fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(SelectedSetting)}
         winners = []
         for winner in content["winners"]:
-            lacking = [name for name in fields if name not in winner]
+            lacking = [name for name, required in fields.items() if required and name not in winner]
             if lacking:
                 raise ValueError(f"a winner lacks {', '.join(lacking)}")
             candidates = [dict(candidate) for candidate in winner["candidates"]]
-            winners.append(SelectedSetting(**{name: winner[name] for name in fields} | {"candidates": candidates}))
+            given = {name: winner[name] for name in fields if name in winner}
+            winners.append(SelectedSetting(**given | {"candidates": candidates}))
         selection = Selection(
             str(content["study"]),
             str(content["chosen_by"]),

@@ -73,6 +73,8 @@ def write_report(report: Report, out: Path, title: str, command: Sequence[str], 
         PER_CLASS: report.fidelity.per_class,
         "class_gains": report.class_gains,
         "flips": report.fidelity.flips,
+        "choices": report.choices,
+        "components": report.components,
     }
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False)
@@ -128,6 +130,15 @@ TITLES = {
         "Each row is one pair of runs with a test of its own; they are not pooled, and their p are not corrected.",
     ),
     PER_CLASS: ("Accuracy by class", "Means over seeds."),
+    "choices": (
+        "Choices of settings",
+        "Each setting that a study chose by validation accuracy: how far it led, and how far chance alone leads.",
+    ),
+    "components": (
+        "Parts of the spread",
+        "How much of the spread over runs comes from first weights, order of the images and teacher, where all of them "
+        "were combined with each other.",
+    ),
     "runs": ("Runs", "One row per run; everything above is computed from these."),
 }
 

@@ -17,6 +17,7 @@ from kdbench.rundir import checksummed
 from kdbench.rundir.files import atomic_path, check_no_links, sync_file, write_text
 from kdbench.rundir.lock import Lock
 from kdbench.rundir.summary import SUMMARY_FILE, RunSummary, read_summary, write_summary
+from kdbench.rundir.unfinished import CONFIG_FILE, FAILURE_FILE
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class RunDirectory:
 
     @property
     def config(self) -> Path:
-        return self.path / "config.yaml"
+        return self.path / CONFIG_FILE
 
     @property
     def metrics(self) -> Path:
@@ -71,11 +72,20 @@ class RunDirectory:
         return self.path / "nonfinite.json"
 
     @property
+    def failure(self) -> Path:
+        """The error that ended the run; only of a run that failed."""
+        return self.path / FAILURE_FILE
+
+    @property
     def log(self) -> Path:
         return self.path / "train.log"
 
     def is_complete(self) -> bool:
         return self.summary.is_file()
+
+    def has_failed(self) -> bool:
+        """Return whether the run ended in an error, and was not continued since."""
+        return self.failure.is_file() and not self.is_complete()
 
     def checkpoints(self) -> tuple[Path, Path]:
         """Return the checkpoint files, the newest first."""
@@ -109,7 +119,7 @@ class RunDirectory:
 
     def files(self) -> tuple[Path, ...]:
         """Return every file of the contract, the summary first."""
-        records = self.metrics, self.logits, self.weights, self.config, self.log, self.nonfinite
+        records = self.metrics, self.logits, self.weights, self.config, self.log, self.nonfinite, self.failure
         return self.summary, *self.checkpoints(), *records
 
     def write_config(self, config: RunConfig) -> None:

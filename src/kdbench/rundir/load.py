@@ -13,6 +13,7 @@ from kdbench.config.paths import is_file, is_folder
 from kdbench.errors import ConfigError
 from kdbench.rundir.files import sha256
 from kdbench.rundir.summary import KEYS, SUMMARY_FILE, RunSummary, Status, is_section, read_summary
+from kdbench.rundir.unfinished import CONFIG_FILE, FAILURE_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,7 +151,7 @@ def run_folders(path: Path) -> list[Path]:
             continue
         visited.add(real)
         below.sort()
-        if "summary.json" in files or {"config.yaml", "train.log"} <= set(files):
+        if {SUMMARY_FILE, FAILURE_FILE}.intersection(files) or {CONFIG_FILE, "train.log"} <= set(files):
             found.append(Path(folder))
             below.clear()
     return found

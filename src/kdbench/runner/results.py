@@ -1,6 +1,5 @@
 """Results: from logits and weights to the files that make a run complete."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,12 +11,13 @@ from torch import Tensor
 
 from kdbench import metrics
 from kdbench.config import RunConfig
+from kdbench.data import DataSpec
 from kdbench.data.dataset import Dataset
 from kdbench.models import ModelSummary, weights
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import sha256
 from kdbench.rundir.identity import GivenWeights, baseline_key, group_key, run_identity, section_identity
-from kdbench.rundir.summary import SCHEMA_VERSION, RunSummary, Status, names
+from kdbench.rundir.summary import KEY, SCHEMA_VERSION, RunSummary, Status, names
 from kdbench.runner.environment import environment
 from kdbench.teachers.store import weights_metadata
 
@@ -65,19 +65,12 @@ def write_result(
     }
     directory.write_with(directory.logits, lambda path: path.write_bytes(save(logits)))
     content = {
-        **restated(config),
-        **names(
-            class_names=list(dataset.spec.class_names),
-            input_shape=list(dataset.spec.input_shape),
-        ),
-        **names(num_params=model_summary.num_params, macs=model_summary.macs),
+        **known_before(directory, config, dataset.spec, model_summary, training[KEY.teacher_key]),
         **quality(predictions, dataset),
         **training,
     }
     summary = RunSummary(
         **content,
-        schema_version=SCHEMA_VERSION,
-        run_key=directory.key,
         status=Status.COMPLETE.value,
         data_sha256=data_sha256(dataset),
         config_sha256=sha256(directory.config) if directory.config.is_file() else None,
@@ -86,9 +79,32 @@ def write_result(
         logits_sha256=sha256(directory.logits),
         environment=environment(config),
     )
-    identity = run_identity(config, summary.teacher_key)
-    keys = names(group_key=group_key(identity), baseline_key=baseline_key(identity))
-    directory.write_summary(dataclasses.replace(summary, **keys))
+    directory.write_summary(summary)
+
+
+def known_before(
+    directory: RunDirectory, config: RunConfig, spec: DataSpec, model_summary: ModelSummary, teacher_key: str | None
+) -> dict[str, Any]:
+    """Return the keys of a summary that are known before the training: of complete and of failed runs.
+
+    Args:
+        directory: run directory.
+        config: resolved config.
+        spec: description of the data.
+        model_summary: summary of the student.
+        teacher_key: run key of the teacher.
+    """
+    identity = run_identity(config, teacher_key)
+    return restated(config) | names(
+        schema_version=SCHEMA_VERSION,
+        run_key=directory.key,
+        group_key=group_key(identity),
+        baseline_key=baseline_key(identity),
+        class_names=list(spec.class_names),
+        input_shape=list(spec.input_shape),
+        num_params=model_summary.num_params,
+        macs=model_summary.macs,
+    )
 
 
 def restated(config: RunConfig) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from kdbench.rundir.lock import Lock
 from kdbench.rundir.student import inference_size
 from kdbench.rundir.summary import Status, changed_file, names
 from kdbench.runner.build import Parts, bind, build_learner, build_parts, check_parts
+from kdbench.runner.failures import nonfinite_step, record_failure
 from kdbench.runner.resources import check_disk_space, user_error
 from kdbench.runner.results import Predictions, fidelity, write_result
 from kdbench.runner.settings import METADATA, NumericSettings, adopt_settings, check_settings, recorded_settings
@@ -195,7 +196,8 @@ class Run:
             self.config.title, directory.path, runtime.device, runtime.precision, runtime.threads,
         )  # fmt: skip
         directory.write_config(self.config)
-        directory.nonfinite.unlink(missing_ok=True)
+        for record in (directory.nonfinite, directory.failure):  # of an earlier attempt
+            record.unlink(missing_ok=True)
         self.checkpointer.resume()
         if self.learner.rows:
             directory.write_metrics(self.learner.rows)  # the file may be older, damaged or gone
@@ -288,11 +290,12 @@ class Run:
     def fail(self, error: Exception) -> None:
         """Store the error that ends this run, write what a step that was not finite saw, and release the run."""
         self.error = error
+        record_failure(self, error)
         if isinstance(error, NonFiniteError):
             try:
                 assert self.lock is not None
                 self.lock.check()
-                write_json(self.directory.nonfinite, self.nonfinite_step(error))
+                write_json(self.directory.nonfinite, nonfinite_step(self, error))
                 details = f"{error}. Inputs and values of the step: {self.directory.nonfinite}"
                 error = RunError(details, code=error.code, key=error.key)
             except OSError as refused:
@@ -306,22 +309,6 @@ class Run:
             log.debug("the log cannot be written")
         finally:
             self.close()
-
-    def nonfinite_step(self, error: NonFiniteError) -> dict[str, Any]:
-        """Return the inputs and values of a step that was not finite."""
-        learner = self.learner
-        batch = next(self.batches.epoch(error.epoch - 1, error.step - 1))
-        named = [*learner.student.named_parameters(), *learner.method.named_parameters()]
-        return {
-            "epoch": error.epoch,
-            "step": error.step,
-            "learning_rate": learner.schedule.at(error.epoch - 1, error.step - 1),
-            "precision": learner.runtime.precision,
-            "terms": {name: repr(value) for name, value in error.values.items()},
-            "weight_norms": {name: repr(float(value.detach().norm())) for name, value in named},
-            "indices": batch.indices.tolist(),
-            "views": batch.views.tolist(),
-        }
 
     def close(self) -> None:
         """Close the log and release the lock, as far as the disk allows."""

@@ -70,7 +70,7 @@ def write_report(execution: "StudyExecution") -> int:
         print("no report: no run of a reporting stage is complete")
         return 0
     runs = plan.folder / "runs.txt"
-    runs.write_text("".join(f"{path}\n" for path in paths))
+    runs.write_text("".join(f"{path}\n" for path in (*paths, *plan.failed_paths())))
     question = plan.study.config.question.strip()
     arguments = [f"@{runs}", "--out", str(plan.folder / "report"), f"--title={question}"]
     if plan.selected.is_file():

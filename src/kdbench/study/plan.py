@@ -139,7 +139,9 @@ class StudyPlan:
             pair, varied = pair_of(run), varied_overrides(run, stage)
             subject = (pair, run.config.student.name, run.config.method.name, varied)
             candidate = candidates.setdefault(subject, Candidate(pair, varied, []))
-            candidate.summaries.extend(filter(None, [summary_of(run)]))
+            if summary := summary_of(run):
+                candidate.summaries.append(summary)
+                candidate.paths.append(run.directory.path)
         self.winners[title] = choose(list(candidates.values()), stage.choose)
 
     def without_winner(self, title: str) -> list[str]:
@@ -180,8 +182,16 @@ class StudyPlan:
 
     def result_paths(self) -> list[Path]:
         """Return the complete runs of the stages that do not choose: the material of a report."""
-        runs = [run for title in self.study.stages if not self.stage(title).choose for run in self.runs_of(title)]
-        return list(dict.fromkeys(run.directory.path for run in runs if is_done(run)))
+        return list(dict.fromkeys(run.directory.path for run in self.reporting_runs() if is_done(run)))
+
+    def failed_paths(self) -> list[Path]:
+        """Return the runs of these stages that failed, which a report names."""
+        found = [run.directory for run in self.reporting_runs() if not run.error]
+        return list(dict.fromkeys(directory.path for directory in found if directory.has_failed()))
+
+    def reporting_runs(self) -> list[PlannedRun]:
+        """Return the runs of the stages that do not choose."""
+        return [run for title in self.study.stages if not self.stage(title).choose for run in self.runs_of(title)]
 
 
 def unique(runs: Any) -> list[PlannedRun]:

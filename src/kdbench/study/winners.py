@@ -2,14 +2,20 @@
 
 import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
+from kdbench.report.noise import interaction_variance, paired_noise, seed_noise
 from kdbench.rundir.files import write_text
 from kdbench.rundir.summary import KEY, RunSummary
 from kdbench.sweep.overrides import escape_interpolations
@@ -25,10 +31,16 @@ class Candidate:
     pair: str | None
     overrides: tuple[str, ...]
     summaries: list[RunSummary]
+    paths: list[Path] = field(default_factory=list)
+    """Directories of these runs, for their logits."""
+
+    def scores(self, by: str) -> list[float]:
+        """Return the score of each run, in per cent."""
+        return [100 * float(getattr(summary, by)) for summary in self.summaries]
 
     def score(self, by: str) -> float:
         """Return the mean over the seeds, in per cent."""
-        return 100 * mean(getattr(summary, by) for summary in self.summaries)
+        return mean(self.scores(by))
 
     @property
     def subject(self) -> tuple[str, str]:
@@ -58,9 +70,15 @@ class Winner:
     noise: float | None
     """Standard error of a difference of two such scores that comes from the number of validation images, were both
     measured on images of their own. Both are measured on the same ones, so the true one is smaller."""
+    noise_images: float | None
+    """The same, from the images on which the two differ; None without the logits of the runs."""
+    noise_seeds: float | None
+    """Standard error of that difference that comes from the seeds beyond that; None where one seed chose."""
     seed_std: float | None
     """Standard deviation over the seeds."""
     candidates: list[dict[str, Any]]
+    seed_scores: list[list[float]]
+    """Score of each run of each candidate."""
 
 
 def choose(candidates: Sequence[Candidate], by: str) -> list[Winner]:
@@ -74,15 +92,37 @@ def choose(candidates: Sequence[Candidate], by: str) -> list[Winner]:
     """
     able = [candidate for candidate in candidates if candidate.summaries]
     subjects = dict.fromkeys(candidate.subject for candidate in able)
-    return [winner_of([candidate for candidate in able if candidate.subject == subject], by) for subject in subjects]
+    rivals = [[candidate for candidate in able if candidate.subject == subject] for subject in subjects]
+    spreads = pool_by_student(rivals, by)
+    return [winner_of(of, by, spreads[of[0].summaries[0].student]) for of in rivals]
 
 
-def winner_of(rivals: Sequence[Candidate], by: str) -> Winner:
-    """Return the winner among the settings of one subject. Arguments: see `choose`."""
+def pool_by_student(choices: Sequence[Sequence[Candidate]], by: str) -> dict[str, float]:
+    """Return, for each student, the variance over the selection's seeds of what is not common to all settings of a
+    choice, pooled over its choices, in points squared; NaN where one seed chose."""
+    tables = defaultdict[str, list[list[list[float]]]](list)
+    for rivals in choices:
+        tables[rivals[0].summaries[0].student].append([c.scores(by) for c in competing(rivals)])
+    return {student: interaction_variance(of_student) for student, of_student in tables.items()}
+
+
+def competing(rivals: Sequence[Candidate]) -> list[Candidate]:
+    """Return the settings that have as many complete runs as the one with the most."""
     most = max(len(candidate.summaries) for candidate in rivals)
-    ranked = sorted((c for c in rivals if len(c.summaries) == most), key=lambda c: -c.score(by))
+    return [candidate for candidate in rivals if len(candidate.summaries) == most]
+
+
+def winner_of(rivals: Sequence[Candidate], by: str, spread: float = math.nan) -> Winner:
+    """Return the winner among the settings of one subject. Other arguments: see `choose`.
+
+    Args:
+        spread: variance over the seeds, see `pool_by_student`.
+    """
+    ranked = sorted(competing(rivals), key=lambda c: -c.score(by))
     best, second = ranked[0], ranked[1] if len(ranked) > 1 else None
-    summary = best.summaries[0]
+    summary, most = best.summaries[0], len(best.summaries)
+    images = noise_on_images(best, second) if second else None
+    seeds = seed_noise(spread, most, images or 0.0) if second and not math.isnan(spread) else None
     return Winner(
         pair=best.pair,
         student=summary.student,
@@ -96,6 +136,8 @@ def winner_of(rivals: Sequence[Candidate], by: str) -> Winner:
         margin=round(best.score(by) - second.score(by), 4) if second else None,
         tie=second is not None and best.score(by) == second.score(by),
         noise=round(noise(best, second, by), 4) if second else None,
+        noise_images=None if images is None else round(images, 4),
+        noise_seeds=None if seeds is None else round(seeds, 4),
         seed_std=round(100 * stdev(getattr(s, by) for s in best.summaries), 4) if most > 1 else None,
         candidates=[
             {
@@ -105,7 +147,31 @@ def winner_of(rivals: Sequence[Candidate], by: str) -> Winner:
             }
             for candidate in rivals
         ],
+        seed_scores=[[round(score, 4) for score in candidate.scores(by)] for candidate in rivals],
     )
+
+
+def noise_on_images(best: Candidate, second: Candidate) -> float | None:
+    """Return the standard error of a difference of two scores from the number of validation images, in points.
+
+    Both settings are measured on the same images, so only those on which they differ count. None without logits.
+    """
+    correct = [[correctness(path) for path in candidate.paths] for candidate in (best, second)]
+    ours, theirs = ([row for row in rows if row is not None] for rows in correct)
+    if not ours or (len(ours), len(theirs)) != (len(best.summaries), len(second.summaries)):
+        return None
+    if len({len(row) for row in (*ours, *theirs)}) > 1:
+        return None
+    return paired_noise(np.array(ours), np.array(theirs))
+
+
+def correctness(path: Path) -> NDArray[np.bool_] | None:
+    """Return whether each validation image is classified correctly by a run, or None without its logits."""
+    try:
+        arrays = load_file(path / "logits.safetensors")
+        return np.asarray(arrays["val_logits"].argmax(axis=1) == arrays["val_labels"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
 
 
 def noise(best: Candidate, second: Candidate, by: str) -> float:
@@ -127,8 +193,11 @@ def write_selected(
     header = (
         f"# Chosen by {by} on validation images, mean over the selection's seeds, in per cent; not on test data.\n"
         "# margin: points ahead of the runner-up; of a tie the first of the grid wins. noise: the standard error of\n"
-        "# that margin from the number of validation images alone. A margin below twice the noise is weak evidence\n"
-        "# of which setting is better.\n"
+        "# that margin from the number of validation images alone, were both measured on images of their own.\n"
+        "# noise_images: the same for the common images on which both were measured (null without logits).\n"
+        "# noise_seeds: what the seeds add to it (null where one seed chose: kdbench-report estimates it from runs\n"
+        "# that report). A margin below twice the root of the sum of their squares is weak evidence of which setting\n"
+        "# is better: choices.csv of the report. seed_scores: score of each run of each candidate.\n"
     )
     content = {
         "study": study,
