@@ -376,7 +376,7 @@ def test_a_selection_keeps_the_winner_and_leaves_out_the_runs_that_chose(tmp_pat
     assert set(report.runs["method_params.alpha"]) == {None, 0.5}
     assert not report.runs.run_key.str.startswith("selection").any()
     assert not any("MARKED" in line for line in report.verdict)
-    assert any("1 of 1 choices were closer than twice their noise" in line for line in report.verdict)
+    assert any("0 of 1 choices of a setting were clear" in line for line in report.verdict)
 
 
 def test_seeds_that_choose_and_report_are_marked(tmp_path):

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from kdbench.report import statistics as st
-from kdbench.report.choices import choices_table, remark_untuned
+from kdbench.report.choices import choices_table, describe_choices, remark_untuned
 from kdbench.report.class_gains import class_gains_table
 from kdbench.report.columns import GROUPS, RUNS, row
 from kdbench.report.comparability import remark_comparability
 from kdbench.report.components import components_table
 from kdbench.report.design import Analysis
-from kdbench.report.failures import FailedRun
+from kdbench.report.failures import FailedRun, with_failures
 from kdbench.report.fidelity import Fidelity, compute_fidelity
 from kdbench.report.flipped import FlippedImage, ImageReader, find_flipped
 from kdbench.report.gains import Gain, compute_gains, gains_table, group_by
@@ -35,11 +35,12 @@ from kdbench.report.primary import (
     add_primary_to_gains,
     add_primary_to_interactions,
     capacity_table,
+    count_verdict,
     place_gains,
 )
-from kdbench.report.runs import display_path, read_runs, rows_of
+from kdbench.report.runs import FoundRuns, display_path, read_runs, rows_of
 from kdbench.report.select import Selection, with_selection
-from kdbench.report.verdict import describe_selection, verdict
+from kdbench.report.verdict import describe_selection, judge_failures, verdict
 from kdbench.rundir.summary import KEY
 
 
@@ -114,6 +115,7 @@ def build_report(
     fidelity = compute_fidelity(runs, groups, gains)
     flipped, without_pictures = find_flipped(gains, runs, images, data_root)
     components, incomplete = components_table(groups)
+    choices = choices_table(selection, found.runs, groups)
     return Report(
         runs=runs,
         groups=groups,
@@ -127,7 +129,14 @@ def build_report(
         std=std,
         margin=margin,
         placed=placed,
-        verdict=[*verdict(gains, table, interactions, capacity, placed, margin), *describe_selection(selection, runs)],
+        verdict=[
+            *verdict(gains, table, interactions, capacity, placed, margin),
+            *judge_failures(
+                found.failed, count_verdict(gains, placed), count_with_failures(found, selection, analysis)
+            ),
+            *describe_selection(selection, runs),
+            *describe_choices(choices),
+        ],
         remarks=[
             *found.remarks,
             *remark_without_validation(runs),
@@ -147,9 +156,18 @@ def build_report(
         class_gains=class_gains_table(gains),
         flipped=flipped,
         failed=found.failed,
-        choices=choices_table(selection, found.runs, groups),
+        choices=choices,
         components=components,
     )
+
+
+def count_with_failures(found: FoundRuns, selection: Selection | None, analysis: Analysis) -> tuple[int, int] | None:
+    """Return the numbers of significant and tested gains with failed runs at chance accuracy; None if none counts."""
+    runs = with_failures(found.runs, found.failed)
+    if runs is None:
+        return None
+    gains = compute_gains(group_runs(with_selection(runs, selection)))
+    return count_verdict(gains, place_gains(gains, analysis))
 
 
 def remark_mixed(runs: pd.DataFrame) -> list[str]:

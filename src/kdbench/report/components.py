@@ -74,8 +74,8 @@ def crossings(groups: Sequence[RunGroup]) -> Iterator[tuple[pd.DataFrame, RunGro
         seeds = [key for key in FACTORS if len(set(runs[key])) > 1]
         if runs[list(FACTORS)[:2]].isna().any(axis=None) or len(seeds) < 2:
             continue
-        if not shares_values(runs, seeds):
-            continue
+        if not shares_values(runs, seeds) or (KEY.teacher_seed in seeds and runs[KEY.teacher_seed].isna().any()):
+            continue  # teachers of unknown seeds are no levels of a factor
         setting = members[0].setting
         if len(members) > 1:
             kept = [part for part in setting.split() if not part.startswith("teacher_")]

@@ -163,6 +163,13 @@ def count_significant(gains: Sequence[Gain], placed: PlacedDesign, analysis: Ana
     return sum(p < st.ALPHA for p in adjusted)
 
 
+def count_verdict(gains: Sequence[Gain], placed: PlacedDesign) -> tuple[int, int]:
+    """Return how many gains of the primary family are significant after Holm, and how many are tested."""
+    counted = [gain for gain in gains if family_of(gain) == PRIMARY]
+    tested = sum(estimate_gain(gain, placed).se > 0 for gain in counted)
+    return count_significant(counted, placed, placed.design.analysis), tested
+
+
 def add_primary_to_gains(
     table: pd.DataFrame, gains: Sequence[Gain], placed: PlacedDesign, margin: float
 ) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Conclusions from the numbers, as sentences."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import pandas as pd
 from kdbench.report import statistics as st
 from kdbench.report.columns import P, format_value
 from kdbench.report.design import FEWEST_SEEDS, Analysis
+from kdbench.report.failures import FailedRun
 from kdbench.report.gains import Gain
 from kdbench.report.groups import DISTILLED
 from kdbench.report.primary import PRIMARY, PlacedDesign, count_significant
@@ -256,13 +258,39 @@ def describe_selection(selection: Selection | None, runs: pd.DataFrame) -> list[
             f"MARKED: seeds {join(overlap)} both chose the settings and report them, so gains over the baseline are "
             "biased upwards."
         )
-    compared = [w for w in selection.winners if w.margin is not None and w.noise is not None]
-    close = [w for w in compared if (w.margin or 0) < 2 * (w.noise or 0)]
-    if compared:
-        lines.append(
-            f"{len(close)} of {len(compared)} choices were closer than twice their noise: chance could have made them."
-        )
     return lines
+
+
+def judge_failures(
+    failed: Sequence[FailedRun], without: tuple[int, int], with_them: tuple[int, int] | None
+) -> list[str]:
+    """Return what failed runs would change, as sentences.
+
+    Args:
+        failed: runs that failed.
+        without: numbers of significant and of tested gains of the report.
+        with_them: the same with failed runs at chance accuracy; None if none of them counts.
+    """
+    if not failed:
+        return []
+    arms = Counter(run.name.rpartition(", seed ")[0] for run in failed)
+    named = "; ".join(
+        f"{arm}: seed {', '.join(str(run.seed) for run in failed if run.name.startswith(f'{arm}, '))}" for arm in arms
+    )
+    lines = [
+        f"{len(failed)} {'runs' if len(failed) > 1 else 'run'} failed and {'have' if len(failed) > 1 else 'has'} no "
+        f"result ({named})."
+    ]
+    if with_them is None:
+        return [
+            *lines,
+            "The reasons lie in the machine (memory, disk, locks), so repeat the runs; nothing else is assumed.",
+        ]
+    return [
+        *lines,
+        f"Without the failed runs {without[0]} of {without[1]} gains {be(without[0])} significant after Holm; with "
+        f"them, at the accuracy of chance, {with_them[0]} of {with_them[1]}.",
+    ]
 
 
 def join(seeds: Sequence[int]) -> str:
