@@ -208,6 +208,17 @@ ONLY_IN_CSV = {
     "runs": "init_seed data_seed teacher_seed params macs kl_t1 kl_t4 nll ece precision".split(),
 }
 """Columns that the page does not show, by table."""
+FIRST = {
+    "gains": "student teacher method setting delta primary_low primary_high p_adjusted n".split(),
+    "interactions": "method teacher student_a student_b difference primary_low primary_high p_adjusted".split(),
+    "groups": "student teacher method role setting n mean std".split(),
+    "fidelity": "student teacher method setting agreement base_agreement ece nll".split(),
+    "flips": "student teacher method setting seed only_method only_baseline p_mcnemar".split(),
+    "runs": "student teacher method setting seed best_val_acc test_acc_best agreement train_seconds".split(),
+    "class_gains": "student teacher method setting class_name gain class_low class_high".split(),
+}
+"""Columns that the page shows at first, by table; of those that are not empty, the first eight."""
+MOST_FIRST = 8
 PUBLISHED = {
     "groups": "student teacher method setting n mean std mean_last std_last".split(),
     "gains": "student teacher method setting n n_base delta ci_low ci_high p_holm mde80".split(),
@@ -228,7 +239,7 @@ def row(**values: Any) -> dict[str, Any]:
 
 def column_of(name: str) -> Column:
     """Return the description of a column; those of the per-class table have the name or number of a class."""
-    if name.startswith(OF_CLASS):
+    if name.startswith(OF_CLASS) and name not in COLUMNS:
         own = name.removeprefix(OF_CLASS)
         heading = f"class {own}" if own.isdigit() else own
         return Column(heading, "mean test accuracy of the images of this class, per cent", ".1f")

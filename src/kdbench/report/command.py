@@ -75,7 +75,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--select", type=Path, metavar="FILE", help="selected.yaml of a study: report its winners only")
     parser.add_argument("--margin", type=float, default=0.1, help="margin of equivalence, in points of accuracy (0.1)")
     parser.add_argument("--allow-mixed", action="store_true", help="accept runs of different data sets or splits")
-    parser.add_argument("--title", default="What distillation did", help="heading of the page")
+    parser.add_argument("--title", default="Gains from distillation", help="heading of the page")
     parser.add_argument("--no-figures", dest="figures", action="store_false", help="write tables and page only")
     for argument in arguments:
         if argument.startswith("@") and not is_file(Path(argument[1:])):

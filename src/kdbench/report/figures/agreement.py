@@ -1,0 +1,80 @@
+"""Figure of agreement with the teacher against accuracy."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kdbench import metrics
+from kdbench.report.drawing import INK, legend_below, name_panel, panels
+from kdbench.report.fidelity import logits_in, same_images, teacher_folder
+from kdbench.report.figures.sheet import Sheet, arm, first_of
+from kdbench.report.gains import Gain, group_by
+from kdbench.report.groups import BASELINE, percent
+from kdbench.report.runs import rows_of
+
+MOST_PANELS = 12
+
+
+def draw_agreement(sheet: Sheet) -> tuple[Figure, str] | str:
+    gains = [g for g in sheet.report.gains if not g.is_pooled and any(a is not None for a in g.group.runs.agreement)]
+    if not gains:
+        return "no run has an agreement with a teacher"
+    pairs = group_by(gains, lambda gain: (gain.group.shared.student, gain.group.shared.teacher))
+    shown, cut = first_of(pairs, MOST_PANELS, "students with a teacher")
+    figure, all_axes = panels(len(shown), sheet.width)
+    handles: dict[str, Any] = {}
+    for axes, ((student, teacher), of_pair) in zip(all_axes, shown, strict=True):
+        handles |= draw_pair(sheet, axes, of_pair)
+        name_panel(axes, f"{student} from {teacher}", "agreement with the teacher, %", "test accuracy, %")
+    for last in (BASELINE, "other methods"):
+        if last in handles:
+            handles[last] = handles.pop(last)
+    legend_below(figure, handles)
+    return figure, (
+        "One point for each run. Hollow: baseline runs, compared with the teacher that they were trained without. More "
+        "accurate networks agree more with any good teacher, so a student was drawn towards its teacher only where it "
+        f"agrees more than undistilled networks of the same accuracy would.{sheet.looks.caption()}{cut}"
+    )
+
+
+def draw_pair(sheet: Sheet, axes: Axes, gains: Sequence[Gain]) -> dict[str, Any]:
+    """Draw the runs of one student and teacher, grey ones behind; return a handle for each method and the baseline."""
+    looks, handles, seen = sheet.looks, dict[str, Any](), set[tuple[str, Any]]()
+    for gain in sorted(gains, key=lambda gain: not looks.is_grey(gain.group.shared)):
+        shared, grey = gain.group.shared, looks.is_grey(gain.group.shared)
+        style: Any = {"color": looks.colour(shared), "marker": looks.marker(shared), "ls": "", "ms": 5 if grey else 6.5}
+        runs = gain.group.runs[gain.group.runs.agreement.notna()]
+        for run in rows_of(runs):
+            agreement, accuracy = percent(run.agreement) or 0.0, percent(run.test_acc_best)
+            dot = axes.plot([agreement], [accuracy], zorder=2 if grey else 3, **style)
+            sheet.mark_run(run, describe(agreement, accuracy), dot)
+            handles["other methods" if grey else arm(shared).partition(" from ")[0]] = dot[0]
+        for run, agreement, accuracy in baseline_points(gain, sheet.report.runs):
+            if (run.run_key, shared.teacher_key) in seen:
+                continue
+            seen.add((run.run_key, shared.teacher_key))
+            dot = axes.plot([agreement], [accuracy], "o", mfc="none", mec=INK, mew=1.2, ms=6.5, zorder=4)
+            sheet.mark_run(run, describe(agreement, accuracy), dot)
+            handles[BASELINE] = dot[0]
+    return handles
+
+
+def describe(agreement: float, accuracy: float | None) -> str:
+    right = "" if accuracy is None else f", test accuracy {accuracy:.2f} %"
+    return f"agreement {agreement:.2f} %{right}"
+
+
+def baseline_points(gain: Gain, runs: pd.DataFrame) -> list[tuple[Any, float, float | None]]:
+    """Return each baseline run with its agreement with the group's teacher and its accuracy, per cent."""
+    teacher = logits_in(teacher_folder(gain.group.shared, runs))
+    if not teacher or not gain.baseline:
+        return []
+    known = [(run, own) for run in gain.baseline.rows if (own := logits_in(run.path))]
+    return [
+        (run, 100 * metrics.agreement(own.logits, teacher.logits), percent(run.test_acc_best))
+        for run, own in known
+        if same_images(teacher, own)
+    ]
