@@ -234,6 +234,10 @@ def test_every_size_of_text_is_eleven_pixels_or_more():
     assert SMALL * 4 / 3 >= 11
 
 
+def marks_of(drawing):
+    return [*drawing.marks.values(), *(mark for marks in drawing.points.values() for mark in marks)]
+
+
 def contrast(colour, other):
     light, dark = sorted((luminance(colour), luminance(other)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
@@ -268,7 +272,7 @@ def test_gains_mark_significance_by_star_and_fill_and_link_runs_and_rows(tmp_pat
     assert [text.get_text().startswith("★") for text in names] == significant
     diamonds = [line for line in drawing.figure.axes[0].lines if line.get_marker() == "D"]
     assert [line.get_markerfacecolor() != "#ffffff" for line in diamonds] == significant
-    links = [mark.href for mark in drawing.marks.values()]
+    links = [mark.href for mark in marks_of(drawing)]
     assert {f"#gain-{number}" for number in (1, 2, 3, 4)} < set(links)
     distilled = {f"#run-{run.run_key}" for run in report.runs_table.itertuples() if run.role == "distilled"}
     assert distilled == {link for link in links if link.startswith("#run-")}
@@ -324,7 +328,7 @@ def test_of_many_methods_significant_ones_and_those_that_validation_shows_are_co
     colours = [line.get_markeredgecolor() for line in axes.lines if line.get_marker() == "D"]
     coloured = {name.split()[1] for name, line in zip(names, colours, strict=True) if line != GREY}
     assert coloured == {"m02", "m06", "m07", "m08", "m09", "m10", "m11"}
-    assert len({mark.text.split()[1] for mark in drawing.marks.values()}) == 12  # grey ones are named too
+    assert len({mark.text.split()[1] for mark in marks_of(drawing)}) == 12  # grey ones are named too
 
 
 def class_frame(report, classes):
@@ -377,11 +381,11 @@ def test_stacked_labels_of_one_row_do_not_overlap(places, width):
 
 def test_neighbouring_sizes_share_a_label_only_where_three_rows_are_too_few():
     with style():
-        figure, (axes,) = panels(1, NARROW)
+        _, (axes,) = panels(1, NARROW)
         axes.set_xlim(4.9, 5.1)
         label_sizes(axes, {f"student{number}": 1e5 * (1 + number / 1000) for number in range(2)})
         assert [text.get_text().split("\n")[0] for text in axes.texts] == ["student0", "student1"]
-        figure, (axes,) = panels(1, NARROW)
+        _, (axes,) = panels(1, NARROW)
         axes.set_xlim(4.9, 5.1)
         label_sizes(axes, {f"student{number}": 1e5 * (1 + number / 1000) for number in range(9)})
         assert sum("more" in text.get_text() for text in axes.texts) >= 1

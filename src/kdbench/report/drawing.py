@@ -20,8 +20,8 @@ from matplotlib.transforms import ScaledTranslation
 from kdbench.errors import printable
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#c0699a", "#b87d00", "#3d97cc", "#8c613c")
-"""After Okabe and Ito (2008), distinguishable with any colour vision; the light ones darker, so that each has a contrast
-of 3 with white and with the dark page."""
+"""After Okabe and Ito (2008), distinguishable with any colour vision; the light ones are darker, so that each has a
+contrast of 3 with white and with the dark page."""
 INK, PAPER, GREY, BAND = "#000000", "#ffffff", "#8a8a8a", "#808080"
 """Text, axes and baselines; background; what is not highlighted; the band of equivalence."""
 MARKERS = "sD^vPX*"
@@ -266,6 +266,7 @@ def label_sizes(axes: Axes, students: Mapping[str, float]) -> int:
         axes.annotate(
             text, (place * per_inch, 0), xytext=(0, -6 - 28 * level), xycoords=axes.get_xaxis_transform(),
             textcoords="offset points", ha="center", va="top", fontsize=SMALL, arrowprops=drop if level else None,
+            zorder=4 - level, bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5},
         )  # fmt: skip
     axes.xaxis.labelpad = 24 + 28 * max(levels)
     return max(levels) + 1

@@ -1,7 +1,7 @@
 """Figures as parts of the page: SVG that links its points to rows, and takes the page's colours."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
@@ -15,26 +15,28 @@ REACH = 7.0
 """Radius around a marker, points, in which the pointer finds it."""
 
 
-def inline_svg(svg: str, name: str, marks: Mapping[str, Mark]) -> str:
+def inline_svg(svg: str, name: str, marks: Mapping[str, Mark], points: Mapping[str, Sequence[Mark]]) -> str:
     """Return a figure as an element of an HTML page.
 
     Args:
         svg: figure as matplotlib writes it.
         name: name that no other figure of the page has; every id begins with it.
         marks: links by the beginning of the ids of their parts.
+        points: links of the points of a line by its id, in the order of its points.
     """
     root = ElementTree.fromstring(svg)
     for element in root.iter():
         element.tag = local(element.tag)
         element.attrib = {local(key): value for key, value in element.attrib.items()}
     remove_background(root)
+    wrap_points(root, points)
     wrap_marks(root, marks)
     for element in root.iter():
         clean(element, name)
-    points = float(root.attrib["viewBox"].split()[2])
+    width = float(root.attrib["viewBox"].split()[2])
     root.attrib = {
         "viewBox": root.attrib["viewBox"], "role": "group", "aria-labelledby": f"caption-{name.rpartition('-')[0]}",
-        "style": f"max-width: {points * 4 / 3:.0f}px",
+        "style": f"max-width: {width * 4 / 3:.0f}px",
     }  # fmt: skip
     return ElementTree.tostring(root, encoding="unicode")
 
@@ -61,9 +63,7 @@ def wrap_marks(root: Element, marks: Mapping[str, Mark]) -> None:
             if key not in marks:
                 continue
             if key not in links:
-                mark = marks[key]
-                links[key] = Element("a", {"class": "mark", "href": mark.href, "aria-label": mark.text})
-                SubElement(links[key], "title").text = mark.text
+                links[key] = anchor(marks[key])
                 parent.insert(place, links[key])
             del child.attrib["id"]
             parent.remove(child)
@@ -73,9 +73,30 @@ def wrap_marks(root: Element, marks: Mapping[str, Mark]) -> None:
             holder.extend(list(areas(holder)))
 
 
-def areas(holder: Element) -> Iterator[Element]:
-    """Yield an invisible area around each line and marker that an element holds, wider than these."""
-    for child in holder:
+def wrap_points(root: Element, points: Mapping[str, Sequence[Mark]]) -> None:
+    """Put each marker of some lines into a link of its own."""
+    for line in root.iter("g"):
+        if line.get("id") not in points:
+            continue
+        own = points[line.attrib.pop("id")]
+        markers = [(holder, use) for holder in list(line.iter("g")) for use in holder.findall("use")]
+        assert len(markers) == len(own), f"{len(markers)} markers, {len(own)} marks"
+        for (holder, use), mark in zip(markers, own, strict=True):
+            place = list(holder).index(use)
+            holder[place] = anchor(mark)
+            holder[place].extend([use, *areas([use])])
+
+
+def anchor(mark: Mark) -> Element:
+    """Return a link without content but its text."""
+    made = Element("a", {"class": "mark", "href": mark.href, "aria-label": mark.text})
+    SubElement(made, "title").text = mark.text
+    return made
+
+
+def areas(children: Iterable[Element]) -> Iterator[Element]:
+    """Yield an invisible area around each line and marker, wider than these."""
+    for child in children:
         if child.tag == "use":
             yield Element(
                 "circle", {"class": "near", "cx": child.get("x", ""), "cy": child.get("y", ""), "r": f"{REACH:g}"}

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from kdbench import metrics
 from kdbench.report.drawing import INK, legend_below, name_panel, panels
 from kdbench.report.fidelity import logits_in, same_images, teacher_folder
-from kdbench.report.figures.sheet import Sheet, arm, first_of
+from kdbench.report.figures.sheet import Sheet, arm, first_of, mark_of_run
 from kdbench.report.gains import Gain, group_by
-from kdbench.report.groups import BASELINE, percent
+from kdbench.report.groups import BASELINE
 from kdbench.report.runs import rows_of
 
 MOST_PANELS = 12
@@ -42,39 +42,41 @@ def draw_agreement(sheet: Sheet) -> tuple[Figure, str] | str:
 
 def draw_pair(sheet: Sheet, axes: Axes, gains: Sequence[Gain]) -> dict[str, Any]:
     """Draw the runs of one student and teacher, grey ones behind; return a handle for each method and the baseline."""
-    looks, handles, seen = sheet.looks, dict[str, Any](), set[tuple[str, Any]]()
+    looks, handles, seen = sheet.looks, dict[str, Any](), set[Any]()
     for gain in sorted(gains, key=lambda gain: not looks.is_grey(gain.group.shared)):
         shared, grey = gain.group.shared, looks.is_grey(gain.group.shared)
         style: Any = {"color": looks.colour(shared), "marker": looks.marker(shared), "ls": "", "ms": 5 if grey else 6.5}
         runs = gain.group.runs[gain.group.runs.agreement.notna()]
-        for run in rows_of(runs):
-            agreement, accuracy = percent(run.agreement) or 0.0, percent(run.test_acc_best)
-            dot = axes.plot([agreement], [accuracy], zorder=2 if grey else 3, **style)
-            sheet.mark_run(run, describe(agreement, accuracy), dot)
-            handles["other methods" if grey else arm(shared).partition(" from ")[0]] = dot[0]
-        for run, agreement, accuracy in baseline_points(gain, sheet.report.runs):
-            if (run.run_key, shared.teacher_key) in seen:
-                continue
-            seen.add((run.run_key, shared.teacher_key))
-            dot = axes.plot([agreement], [accuracy], "o", mfc="none", mec=INK, mew=1.2, ms=6.5, zorder=4)
-            sheet.mark_run(run, describe(agreement, accuracy), dot)
-            handles[BASELINE] = dot[0]
+        points = [(run, 100 * float(run.agreement), 100 * float(run.test_acc_best)) for run in rows_of(runs)]
+        dots = draw_points(sheet, axes, points, zorder=2 if grey else 3, **style)
+        handles["other methods" if grey else arm(shared).partition(" from ")[0]] = dots
+        compared = (shared.teacher_key, tuple(gain.baseline.runs.run_key) if gain.baseline else ())
+        if compared in seen:
+            continue
+        seen.add(compared)
+        if points := baseline_points(gain, sheet.report.runs):
+            style = {"marker": "o", "ls": "", "mfc": "none", "mec": INK, "mew": 1.2, "ms": 6.5}
+            handles[BASELINE] = draw_points(sheet, axes, points, zorder=4, **style)
     return handles
 
 
-def describe(agreement: float, accuracy: float | None) -> str:
-    right = "" if accuracy is None else f", test accuracy {accuracy:.2f} %"
-    return f"agreement {agreement:.2f} %{right}"
+def draw_points(sheet: Sheet, axes: Axes, points: Sequence[tuple[Any, float, float]], **style: Any) -> Any:
+    """Draw runs at their agreement and accuracy, linked to their rows; return the handle."""
+    _, agreements, accuracies = zip(*points, strict=True)
+    (line,) = axes.plot(agreements, accuracies, **style)
+    marks = [mark_of_run(run, f"agreement {a:.2f} %, test accuracy {b:.2f} %") for run, a, b in points]
+    sheet.mark_points(line, marks)
+    return line
 
 
-def baseline_points(gain: Gain, runs: pd.DataFrame) -> list[tuple[Any, float, float | None]]:
+def baseline_points(gain: Gain, runs: pd.DataFrame) -> list[tuple[Any, float, float]]:
     """Return each baseline run with its agreement with the group's teacher and its accuracy, per cent."""
     teacher = logits_in(teacher_folder(gain.group.shared, runs))
     if not teacher or not gain.baseline:
         return []
     known = [(run, own) for run in gain.baseline.rows if (own := logits_in(run.path))]
     return [
-        (run, 100 * metrics.agreement(own.logits, teacher.logits), percent(run.test_acc_best))
+        (run, 100 * metrics.agreement(own.logits, teacher.logits), 100 * float(run.test_acc_best))
         for run, own in known
         if same_images(teacher, own)
     ]

@@ -1,5 +1,6 @@
 """Figure of validation accuracy by epoch."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def draw_student(sheet: Sheet, axes: Axes, groups: list[tuple[RunGroup, pd.DataF
     return handles
 
 
+@lru_cache(maxsize=2048)  # every figure is drawn in two widths
 def read_history(folder: Path) -> "pd.Series[float] | None":
     """Return validation accuracy by epoch, or None where there is no readable metrics.csv."""
     try:

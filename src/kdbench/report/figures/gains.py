@@ -9,15 +9,28 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from kdbench.report.anchors import row_anchor
+from kdbench.errors import printable
+from kdbench.report.anchors import link, row_anchor
 from kdbench.report.columns import P, format_value, is_missing
 from kdbench.report.drawing import BAND, GREY, INK, LINE, PAPER, fit, hide_vertical_axis, legend_below, round_ticks
-from kdbench.report.figures.sheet import Sheet, count, first_of, interval, is_true, known_interval, points
+from kdbench.report.figures.sheet import (
+    Mark,
+    Sheet,
+    count,
+    first_of,
+    interval,
+    is_true,
+    known_interval,
+    mark_of_run,
+    points,
+)
 from kdbench.report.gains import Gain
 from kdbench.report.groups import CONTROL, DISTILLED
 from kdbench.report.runs import rows_of
 
-MOST_ROWS = 80
+MOST_ROWS = 60
+TALL = 6.0
+"""Height, inches, above which the horizontal axis has numbers at its upper end too."""
 ROOM = 0.36
 """Height of an interval with its seeds below the label, inches."""
 
@@ -34,19 +47,28 @@ def draw_gains(sheet: Sheet) -> tuple[Figure, str] | str:
     axes.axvspan(-report.margin, report.margin, color=BAND, alpha=0.2, lw=0)
     axes.axvline(0, color=INK, lw=1)
     top = 0.05
+    seeds: dict[str, list[tuple[float, float, Mark]]] = {}
     for number, gain, row in shown:
         at = label_row(sheet, axes, top, gain, row)
         draw_row(sheet, axes, at, number, gain, row)
+        own = [(value, at + 0.14, mark) for value, mark in seeds_of(gain, number)]
+        seeds.setdefault(sheet.looks.colour(gain.group.shared), []).extend(own)
         top = at + ROOM - 0.09
         axes.axhline(top - 0.03, color=GREY, lw=0.4, alpha=0.6)
+    for colour, dots in seeds.items():
+        xs, ys, marks = zip(*dots, strict=True)
+        (line,) = axes.plot(xs, ys, "o", ms=4.5, mfc="none", mec=colour, mew=1)
+        sheet.mark_points(line, marks)
     figure.set_figheight(top + 0.6)
     axes.set_ylim(top, 0)
     hide_vertical_axis(axes)
     axes.set_xlabel("gain in points of test accuracy")
     axes.xaxis.set_major_locator(round_ticks(most=9 if sheet.width.inches > 6 else 5))
     axes.grid(axis="y", visible=False)
+    if top > TALL:
+        axes.tick_params(top=True, labeltop=True)
     legend_below(figure, legend_of(shown))
-    return figure, describe(shown) + cut
+    return figure, f"{describe(shown)}{sheet.looks.caption()}{cut}"
 
 
 def label_row(sheet: Sheet, axes: Axes, top: float, gain: Gain, row: Any) -> float:
@@ -68,6 +90,7 @@ def label_row(sheet: Sheet, axes: Axes, top: float, gain: Gain, row: Any) -> flo
     style: Any = {
         "transform": axes.get_yaxis_transform(), "va": "top", "weight": "bold" if significant else "normal",
         "bbox": {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+        "in_layout": False,  # it lies within the axes, and measuring it takes long
     }  # fmt: skip
     axes.text(0, top, name, ha="left", **style)
     if is_wide:
@@ -76,7 +99,7 @@ def label_row(sheet: Sheet, axes: Axes, top: float, gain: Gain, row: Any) -> flo
 
 
 def draw_row(sheet: Sheet, axes: Axes, at: float, number: int, gain: Gain, row: Any) -> None:
-    """Draw interval, mean and seeds of a gain, and link them to their rows."""
+    """Draw interval and mean of a gain, and link them to its row."""
     shared, significant = gain.group.shared, is_true(row.significant)
     colour = sheet.looks.colour(shared)
     low, high = known_interval(row)
@@ -88,12 +111,18 @@ def draw_row(sheet: Sheet, axes: Axes, at: float, number: int, gain: Gain, row: 
     face = colour if significant else PAPER
     parts += axes.plot([row.delta], [at], "D", ms=7, mfc=face, mec=colour, mew=1.6)
     sheet.mark(row_anchor("gains", number), gain_text(gain, row), parts)
-    for value, run in zip(gain.single, [None] * len(gain.single) if gain.is_pooled else gain.group.rows, strict=True):
-        dot = axes.plot([value], [at + 0.14], "o", ms=4.5, mfc="none", mec=colour, mew=1)
-        if run is None:
-            sheet.mark(row_anchor("gains", number), f"{row_name(gain)}: mean of a teacher, {points(value)} points", dot)
-        else:
-            sheet.mark_run(run, f"gain {points(value)} points, test accuracy {100 * run.test_acc_best:.2f} %", dot)
+
+
+def seeds_of(gain: Gain, number: int) -> list[tuple[float, Mark]]:
+    """Return the gain of every seed, or teacher if pooled, with its link."""
+    if gain.is_pooled:
+        address = link(row_anchor("gains", number))
+        name = printable(row_name(gain))
+        return [(value, Mark(address, f"{name}: mean of a teacher, {points(value)} points")) for value in gain.single]
+    return [
+        (value, mark_of_run(run, f"gain {points(value)} points, test accuracy {100 * run.test_acc_best:.2f} %"))
+        for value, run in zip(gain.single, gain.group.rows, strict=True)
+    ]
 
 
 def gain_text(gain: Gain, row: Any) -> str:
@@ -144,8 +173,8 @@ def describe(shown: Sequence[tuple[int, Gain, Any]]) -> str:
         not is_missing(row.joint_low) for row in rows
     ) else ""  # fmt: skip
     return (
-        f"Every gain over the baseline. Significant after correction (★, filled): {found} of {len(distilled)} distilled "
-        f"gains shown here.{extent} Thick lines: 95 % interval of {which}, for each gain alone.{joint} Circles: "
+        f"Every gain over the baseline. Significant after correction (★, filled): {found} of the {len(distilled)} "
+        f"distilled gains here.{extent} Thick lines: 95 % interval of {which}, for each gain alone.{joint} Circles: "
         "every seed, over the baseline run of the same seed where seeds match, else over the baseline's mean. Shaded: "
         "the margin of equivalence."
     )

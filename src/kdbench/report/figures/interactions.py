@@ -12,7 +12,7 @@ from kdbench.report.figures.sheet import Sheet, arm, first_of, interval, is_true
 from kdbench.report.gains import group_by
 from kdbench.report.runs import rows_of
 
-MOST_PANELS, MOST_LINES = 12, 12
+MOST_PANELS, MOST_LINES = 6, 8
 
 
 def draw_interactions(sheet: Sheet) -> tuple[Figure, str] | str:
@@ -26,6 +26,7 @@ def draw_interactions(sheet: Sheet) -> tuple[Figure, str] | str:
     legends, most = [], 0
     for axes, ((smaller, larger), rows) in zip(all_axes, shown, strict=True):
         most = max(most, len(rows))
+        rows.sort(key=lambda item: sheet.looks.is_grey(item[1]))  # stable: else in the order of the table
         legends.append((axes, draw_pair(sheet, axes, rows[:MOST_LINES], gains)))
         name_panel(axes, "", "", "gain, points")
         inches = panel_inches(axes) / 2 - 0.6
@@ -33,7 +34,7 @@ def draw_interactions(sheet: Sheet) -> tuple[Figure, str] | str:
         axes.set_xlim(-0.35, 1.35)
         axes.grid(axis="x", visible=False)
     panel_legends_below(figure, legends)
-    few = f" The first {MOST_LINES} lines of each panel are shown." if most > MOST_LINES else ""
+    few = f" Of each pair, {MOST_LINES} lines are shown, methods in colour first." if most > MOST_LINES else ""
     return figure, (
         "Each line is a method and a teacher: the gain of the smaller student on the left, of the larger on the right, "
         "with their 95 % intervals, each for itself. A line that rises: the larger student gains more. Whether the two "
@@ -66,9 +67,8 @@ def draw_pair(sheet: Sheet, axes: Axes, rows: list[tuple[int, Any]], gains: dict
         parts = [line]
         for at, student, setting in ((shift, row.student_b, row.setting_b), (1 + shift, row.student_a, row.setting_a)):
             gain = gains.get(place_of(row, student, setting))
-            low, high = known_interval(gain) if gain else (None, None)
-            if not is_missing(low):
-                parts += axes.plot([at, at], [low, high], color=colour, lw=1.2)
+            ends = [float(end) for end in known_interval(gain) if not is_missing(end)] if gain else []
+            parts += axes.plot([at] * len(ends), ends, color=colour, lw=1.2)
         text = interaction_text(row)
         name = f"{arm(row)}{f' {row.setting_a}' if row.setting_a == row.setting_b and row.setting_a else ''}"
         sheet.mark(

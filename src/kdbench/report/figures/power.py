@@ -47,8 +47,8 @@ def draw_power(sheet: Sheet) -> tuple[Figure, str] | str:
     label_log_axis(axes.yaxis)
     legend_below(figure, handles)
     return figure, (
-        "Lines: a two-sided test at 0.05 with 80 % power, and two one-sided tests where there is no gain at all, for the "
-        f"standard deviation {std:.3f} points, pooled over all groups here."
+        "Lines: a two-sided test at 0.05 with 80 % power, and two one-sided tests where there is no gain at all, for "
+        f"the standard deviation {std:.3f} points, pooled over all groups here."
         + (
             " Marks in colour: the seeds that the rule of this report, correction included, needs, with what the "
             "uncertainty of the spread makes of them."

@@ -1,7 +1,7 @@
 """Drawing and saving of all figures."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class Drawing:
     caption: str
     figure: Figure
     marks: Mapping[str, Mark]
+    points: Mapping[str, Sequence[Mark]]
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def draw_figure(name: str, sheet: Sheet) -> Drawing | str:
     if isinstance(drawn, str):
         return f"no figure “{title}”: {drawn}"
     figure, caption = drawn
-    return Drawing(name, title, caption, figure, sheet.marks)
+    return Drawing(name, title, caption, figure, sheet.marks, sheet.points)
 
 
 def save_figures(report: Report, folder: Path) -> tuple[list[Picture], list[str]]:
@@ -103,8 +104,8 @@ def save_figures(report: Report, folder: Path) -> tuple[list[Picture], list[str]
         for drawing, small in zip(drawings, narrow, strict=True):
             svg = save(drawing.figure, folder / drawing.name)
             inline = {
-                WIDE.name: inline_svg(svg, f"{drawing.name}-{WIDE.name}", drawing.marks),
-                NARROW.name: inline_svg(svg_of(small.figure), f"{small.name}-{NARROW.name}", small.marks),
+                WIDE.name: inline_svg(svg, f"{drawing.name}-{WIDE.name}", drawing.marks, drawing.points),
+                NARROW.name: inline_svg(svg_of(small.figure), f"{small.name}-{NARROW.name}", small.marks, small.points),
             }
             png = folder / f"{drawing.name}.png"
             pictures.append(Picture(drawing.name, drawing.title, drawing.caption, png, inline))
@@ -126,7 +127,8 @@ def svg_of(figure: Figure) -> str:
 
     The canvases are used directly because `Figure.savefig` draws everything twice.
     """
-    figure.draw_without_rendering()
+    if layout := figure.get_layout_engine():
+        layout.execute(figure)
     figure.set_layout_engine("none")
     written = io.StringIO()
     FigureCanvasSVG(figure).print_svg(written, metadata=DATES["svg"])

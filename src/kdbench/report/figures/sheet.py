@@ -12,7 +12,7 @@ from kdbench.report.build import Report
 from kdbench.report.columns import POINTS, format_value, is_missing
 from kdbench.report.drawing import COLOURS, DASHES, GREY, INK, MARKERS, Width
 from kdbench.report.gains import Gain
-from kdbench.report.groups import BASELINE, COMPARED, CONTROL, RunGroup, percents
+from kdbench.report.groups import BASELINE, CONTROL, RunGroup, percents
 from kdbench.report.runs import rows_of
 
 MOST_COLOURED = len(COLOURS)
@@ -102,6 +102,8 @@ class Sheet:
     looks: Looks
     marks: dict[str, Mark] = field(default_factory=dict)
     """By the beginning of the ids of their parts."""
+    points: dict[str, list[Mark]] = field(default_factory=dict)
+    """Marks of the points of a line, by its id."""
 
     def mark(self, anchor: str, text: str, parts: Iterable[Any]) -> None:
         """Link the parts of a point or line, artists of one panel, to a row of the page."""
@@ -110,15 +112,22 @@ class Sheet:
         for number, part in enumerate(parts):
             part.set_gid(f"{name}.{number}")
 
-    def mark_run(self, run: Any, text: str, parts: Iterable[Any]) -> None:
-        """Link parts to a run's row; the text begins with the run's name and seed."""
-        seed = "" if run.seed is None else f", seed {run.seed}"
-        self.mark(run_anchor(run.run_key), f"{run_name(run)}{seed}: {text}", parts)
+    def mark_points(self, line: Any, marks: Sequence[Mark]) -> None:
+        """Link each point of a line of markers, which is drawn much faster than as many lines, to a row of its own."""
+        name = f"points{len(self.points)}"
+        self.points[name] = list(marks)
+        line.set_gid(name)
 
     def mark_group(self, group: RunGroup, text: str, parts: Iterable[Any]) -> None:
         """Link parts to a group's row; the text begins with the group's name."""
         number = self.report.groups.index(group) + 1
         self.mark(row_anchor("groups", number), f"{group.name}, {count(len(group.runs))}: {text}", parts)
+
+
+def mark_of_run(run: Any, text: str) -> Mark:
+    """Return a link to a run's row; the text begins with the run's name and seed."""
+    seed = "" if run.seed is None else f", seed {run.seed}"
+    return Mark(link(run_anchor(run.run_key)), printable(f"{run_name(run)}{seed}: {text}"))
 
 
 def is_true(value: Any) -> bool:
@@ -154,10 +163,6 @@ def arm(run: Any) -> str:
 
 def run_name(run: Any) -> str:
     return f"{run.student} {arm(run)}"
-
-
-def is_compared(group: RunGroup) -> bool:
-    return group.shared.role in COMPARED
 
 
 def first_of(items: Sequence[Any], most: int, what: str) -> tuple[Sequence[Any], str]:
