@@ -29,7 +29,10 @@ from kdbench.report.figures.save import draw_figure, draw_figures, save_figures
 from kdbench.report.figures.sheet import Sheet, choose_looks
 from tests.report.conftest import report_of, write_group, write_run
 
-HOSTILE = (r"_a$x_1$\mathdefault{b}", "50% of $y^2", "_hidden", "x" * 90, "many words in a name " * 5, "<b>&amp;")
+HOSTILE = (
+    r"_a$x_1$\mathdefault{b}", "50% of $y^2", "_hidden", "x" * 90, "many words in a name " * 5, "<b>&amp;",
+    "emoji 😀 \"it's\"",
+)  # fmt: skip
 
 
 def spread(center, std, seeds=3):
@@ -168,6 +171,8 @@ def check_figure(figure):
     boxes += [legend.get_window_extent() for legend in legends]
     assert all(is_inside(box, figure.bbox.padded(1)) for box in boxes)
     assert not [axes for axes in panels for legend in legends if legend.get_window_extent().overlaps(axes.bbox)]
+    labels = [box for axes in panels for axis in (axes.xaxis, axes.yaxis) for box in check_axis(axis)]
+    assert not [box for box in labels for legend in legends if legend.get_window_extent().padded(-2).overlaps(box)]
     assert all(axes.bbox.height > 0.5 * figure.dpi for axes in panels)
     ends = [(axes.dataLim.intervalx, axes.get_xlim()) for axes in panels if axes.has_data()]
     assert all(low <= first and last <= high for (first, last), (low, high) in ends)

@@ -185,20 +185,28 @@ def legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
     figure.legend(list(handles.values()), labels, loc="outside lower center", ncols=columns)
 
 
-def panel_legends_below(figure: Figure, panel_handles: Sequence[tuple[Axes, Mapping[str, Any]]]) -> None:
-    """Put a legend below each panel, in room of its own."""
+def panel_legends_below(
+    figure: Figure, panel_handles: Sequence[tuple[Axes, Mapping[str, Any]]], below: float = 0.5
+) -> None:
+    """Put a legend below each panel, in room of its own.
+
+    Args:
+        figure: the figure.
+        panel_handles: panels with the labels and handles of their legends.
+        below: distance from the lower end of the axes, which labels of ticks and axis fill, inches.
+    """
     heights = dict[int, float]()
     for axes, handles in panel_handles:
         inches = panel_inches(axes) - 0.7
         labels = [fit(label, inches - 0.7, SMALL, lines=3) for label in handles]
         columns, lines = columns_and_lines(labels, inches)
-        below = axes.transAxes + ScaledTranslation(0, -0.5, figure.dpi_scale_trans)
+        corner = axes.transAxes + ScaledTranslation(0, -below, figure.dpi_scale_trans)
         axes.legend(
             list(handles.values()), labels, loc="upper left", ncols=columns, bbox_to_anchor=(0, 0),
-            bbox_transform=below, borderaxespad=0,
+            bbox_transform=corner, borderaxespad=0,
         )  # fmt: skip
         row = axes.get_subplotspec().rowspan.start  # type: ignore[union-attr]  # panels are subplots
-        heights[row] = max(heights.get(row, 0.0), legend_height(lines))
+        heights[row] = max(heights.get(row, 0.0), legend_height(lines) + below - 0.5)
     figure.set_figheight(figure.get_figheight() + sum(heights.values()))
 
 

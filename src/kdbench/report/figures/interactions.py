@@ -33,7 +33,7 @@ def draw_interactions(sheet: Sheet) -> tuple[Figure, str] | str:
         axes.set_xticks([0, 1], [f"{fit(name, inches)}\n({size})" for name, size in named(smaller, larger)])
         axes.set_xlim(-0.35, 1.35)
         axes.grid(axis="x", visible=False)
-    panel_legends_below(figure, legends)
+    panel_legends_below(figure, legends, below=0.75)
     few = f" Of each pair, {MOST_LINES} lines are shown, methods in colour first." if most > MOST_LINES else ""
     return figure, (
         "Each line is a method and a teacher: the gain of the smaller student on the left, of the larger on the right, "

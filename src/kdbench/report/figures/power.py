@@ -50,7 +50,7 @@ def draw_power(sheet: Sheet) -> tuple[Figure, str] | str:
         "Lines: a two-sided test at 0.05 with 80 % power, and two one-sided tests where there is no gain at all, for "
         f"the standard deviation {std:.3f} points, pooled over all groups here."
         + (
-            " Marks in colour: the seeds that the rule of this report, correction included, needs, with what the "
+            " Hollow marks: the seeds that the rule of this report, correction included, needs, with what the "
             "uncertainty of the spread makes of them."
             if any("by this report" in text for text in handles)
             else ""
@@ -72,7 +72,7 @@ def seeds_by_rule(gains: pd.DataFrame, column: str) -> tuple[int, Any, Any] | No
 def draw_rule(sheet: Sheet, axes: Axes, size: float, marker: str, rule: tuple[int, Any, Any]) -> tuple[str, Any]:
     """Draw the seeds that the rule needs for a gain, with their range; return their description and handle."""
     n, low, high = rule
-    parts = axes.plot([size], [n], linestyle="", marker=marker, color=COLOURS[0], ms=7)
+    parts = axes.plot([size], [n], linestyle="", marker=marker, mfc="none", mec=COLOURS[0], mew=1.6, ms=11)
     handle = parts[0]
     extent = ""
     if not is_missing(low) and not is_missing(high):
