@@ -49,6 +49,7 @@ WIDE, NARROW = Width("wide", 12.25, 3, 7.0), Width("narrow", 3.7, 1, 3.7)
 PANEL_HEIGHT = 3.4
 """Height of a panel, inches."""
 STYLE: Any = {
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib; a list of fonts would be searched for each text
     "font.size": TEXT,
     "figure.facecolor": PAPER,
     "axes.titlesize": 11,

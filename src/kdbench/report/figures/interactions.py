@@ -12,7 +12,7 @@ from kdbench.report.figures.sheet import Sheet, arm, first_of, interval, is_true
 from kdbench.report.gains import group_by
 from kdbench.report.runs import rows_of
 
-MOST_PANELS, MOST_LINES = 6, 8
+MOST_PANELS, MOST_LINES = 6, 6
 
 
 def draw_interactions(sheet: Sheet) -> tuple[Figure, str] | str:

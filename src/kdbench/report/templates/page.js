@@ -66,7 +66,11 @@ function show(mark) {
   title.remove(); // else the browser shows it as well
   tip.textContent = mark.getAttribute("aria-label");
   tip.hidden = false;
-  const at = mark.getBoundingClientRect(), [width, height] = [tip.offsetWidth, tip.offsetHeight];
+  place();
+}
+function place() {
+  if (!shownMark) return;
+  const at = shownMark.getBoundingClientRect(), [width, height] = [tip.offsetWidth, tip.offsetHeight];
   const left = Math.max(8, Math.min((at.left + at.right - width) / 2, document.documentElement.clientWidth - width - 8));
   tip.style.left = `${left}px`;
   tip.style.top = `${at.top - height - 8 > 0 ? at.top - height - 8 : at.bottom + 8}px`;
@@ -97,7 +101,7 @@ for (const svg of document.querySelectorAll("figure svg")) {
     });
   });
 }
-addEventListener("scroll", hide, { passive: true });
+addEventListener("scroll", place, { passive: true }); // focus may scroll the page
 let unfolded = [];
 addEventListener("beforeprint", () => {
   unfolded = Array.from(document.querySelectorAll("details:not([open])"));
