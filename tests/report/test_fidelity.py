@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from kdbench.report.build import build_report
+from kdbench.report.page import page_table
 from kdbench.report.predictions import correctness
-from kdbench.report.write import page_table
 from tests.report.conftest import report_of, write_logits, write_run
 
 N, C = 60, 4
@@ -179,7 +179,7 @@ def test_figures_of_summaries_alone_are_those_that_need_no_more(tmp_path, kdbenc
     write_run(tmp_path / "runs", teacher="t", method="logit")
     result = kdbench_report(tmp_path / "runs", figures=True)
     drawn = {path.name for path in (result.folder / "figures").iterdir()}
-    assert drawn == {f"{name}.{kind}" for name in ("gains", "size", "agreement") for kind in ("png", "svg")}
+    assert drawn == {f"{name}.{kind}" for name in ("gains", "size", "agreement") for kind in ("png", "svg", "pdf")}
     assert "no run has a metrics.csv" in result.text("report.md")
 
 

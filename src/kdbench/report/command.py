@@ -91,7 +91,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--data-root", type=Path, metavar="DIR",
         help="folder of the data, for pictures of the images that flip (the runs' own, or $KDBENCH_DATA)",
     )  # fmt: skip
-    parser.add_argument("--title", default="What distillation did", help="heading of the page")
+    parser.add_argument("--title", default="Gains from distillation", help="heading of the page")
     parser.add_argument("--no-figures", dest="figures", action="store_false", help="write tables and page only")
     for argument in arguments:
         if argument.startswith("@") and not is_file(Path(argument[1:])):

@@ -4,8 +4,8 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -19,17 +19,45 @@ from matplotlib.transforms import ScaledTranslation
 
 from kdbench.errors import printable
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c613c", "#000000")
-"""Distinguishable with any colour vision (Okabe and Ito 2008); black, the last, is the baseline's."""
-MARKERS = "osD^vPX*"
-DASHES = ("-", "--", "-.", ":")
-TEXT, SMALL = 10, 8
-"""Font sizes, points."""
-PANEL = (5.2, 3.7)
-"""Width and height of a panel, inches."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#c0699a", "#b87d00", "#3d97cc", "#8c613c")
+"""After Okabe and Ito (2008), distinguishable with any colour vision; the light ones are darker, so that each has a
+contrast of 3 with white and with the dark page."""
+INK, PAPER, GREY, BAND = "#000000", "#ffffff", "#8a8a8a", "#808080"
+"""Text, axes and baselines; background; what is not highlighted; the band of equivalence."""
+MARKERS = "sD^vPX*"
+DASHES: Sequence[Any] = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.5, 1.2)))
+TEXT, SMALL = 10, 9
+"""Font sizes, points; a point is 4/3 pixels on the page."""
+LINE = 0.19
+"""Height of a line of text, inches."""
+
+
+@dataclass(frozen=True)
+class Width:
+    """Width for which figures are drawn."""
+
+    name: str
+    inches: float
+    columns: int
+    """Largest number of panels beside each other."""
+    panel: float
+    """Largest width of a panel, inches."""
+
+
+WIDE, NARROW = Width("wide", 12.25, 3, 7.0), Width("narrow", 3.7, 1, 3.7)
+"""For the whole width of the page, 1180 pixels, and for a telephone; at 96 pixels per inch."""
+PANEL_HEIGHT = 3.4
+"""Height of a panel, inches."""
 STYLE: Any = {
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib; a list of fonts would be searched for each text
     "font.size": TEXT,
+    "figure.facecolor": PAPER,
     "axes.titlesize": 11,
+    "figure.constrained_layout.w_pad": 0.08,
+    "figure.constrained_layout.h_pad": 0.08,
+    "axes.facecolor": "none",
+    "text.color": INK,
+    "axes.edgecolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -37,6 +65,7 @@ STYLE: Any = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "legend.fontsize": SMALL,
+    "legend.handlelength": 3.0,
     "svg.hashsalt": "kdbench",
     "svg.fonttype": "path",
     "text.parse_math": False,  # `$` in a name is a dollar sign
@@ -98,71 +127,95 @@ def split_word(word: str, inches: float, size: float) -> list[str]:
     return pieces
 
 
-def panels(count: int) -> tuple[Figure, list[Axes]]:
-    """Return a figure with some panels, at most two beside each other."""
-    columns = min(2, count)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
+def panels(count: int, width: Width, height: float = PANEL_HEIGHT) -> tuple[Figure, list[Axes]]:
+    """Return a figure with some panels, as many beside each other as the width allows."""
+    rows = -(-count // width.columns)
+    columns = -(-count // rows)
+    inches = min(width.panel, width.inches / columns)
+    figure = Figure(figsize=(inches * columns, height * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for spare in axes[count:]:
         spare.set_axis_off()
     return figure, axes[:count]
 
 
+def panel_inches(axes: Axes) -> float:
+    """Return the width of a panel with its labels, inches."""
+    grid = axes.get_subplotspec().get_gridspec()  # type: ignore[union-attr]  # panels are subplots
+    return float(axes.figure.get_figwidth()) / grid.ncols  # type: ignore[union-attr]
+
+
 def name_panel(axes: Axes, title: str, xlabel: str, ylabel: str, integer: bool = False) -> None:
     """Give a panel its title, the names of its linear axes, and few enough ticks for long numbers."""
-    axes.set_title(fit(title, PANEL[0] - 1.2, STYLE["axes.titlesize"]))
-    axes.set_xlabel(xlabel)
+    inches = panel_inches(axes)
+    axes.set_title(fit(title, inches - 0.9, STYLE["axes.titlesize"]))
+    axes.set_xlabel(fit(xlabel, inches - 0.9))
     axes.set_ylabel(ylabel)
-    axes.xaxis.set_major_locator(round_ticks(integer))
+    axes.xaxis.set_major_locator(round_ticks(integer, 6 if inches > 4 else 4))
     axes.yaxis.set_major_locator(round_ticks())
 
 
-def round_ticks(integer: bool = False) -> MaxNLocator:
-    """Return a locator of ticks few enough for numbers of eight digits on a panel's horizontal axis."""
-    return MaxNLocator(6, integer=integer, steps=[1, 2, 2.5, 5, 10])
+def hide_vertical_axis(axes: Axes) -> None:
+    """Take away the vertical axis of a panel whose rows have labels of their own."""
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+
+
+def round_ticks(integer: bool = False, most: int = 6) -> MaxNLocator:
+    """Return a locator of ticks at round numbers, few enough for numbers of eight digits on a panel's axis."""
+    return MaxNLocator(most, integer=integer, steps=[1, 2, 2.5, 5, 10])
 
 
 def columns_and_lines(labels: Sequence[str], inches: float) -> tuple[int, int]:
     """Return how many columns a legend can have in a given width, and how many lines it then has."""
-    entry = max(width_of(label, SMALL) for label in labels) + 0.65  # handle, and space between columns
+    entry = max(width_of(label, SMALL) for label in labels) + 0.8  # handle, and space between columns
     columns = max(1, min(4, len(labels), int(inches / entry)))
     return columns, -(-len(labels) // columns) * max(label.count("\n") + 1 for label in labels)
 
 
 def legend_height(lines: int) -> float:
-    return 0.17 * lines + 0.15
+    return LINE * lines + 0.15
 
 
 def legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
     """Put a legend below all panels, in room of its own."""
     inches = figure.get_figwidth() - 0.3
-    labels = [fit(label, min(inches - 0.7, 4.0), SMALL) for label in handles]
+    labels = [fit(label, min(inches - 0.9, 4.0), SMALL, lines=3) for label in handles]
     columns, lines = columns_and_lines(labels, inches)
     figure.set_figheight(figure.get_figheight() + legend_height(lines))
     figure.legend(list(handles.values()), labels, loc="outside lower center", ncols=columns)
 
 
-def panel_legends_below(figure: Figure, panel_handles: Sequence[tuple[Axes, Mapping[str, Any]]]) -> None:
-    """Put a legend below each panel, in room of its own."""
-    inches, heights = PANEL[0] - 0.9, dict[int, float]()
+def panel_legends_below(
+    figure: Figure, panel_handles: Sequence[tuple[Axes, Mapping[str, Any]]], below: float = 0.5
+) -> None:
+    """Put a legend below each panel, in room of its own.
+
+    Args:
+        figure: the figure.
+        panel_handles: panels with the labels and handles of their legends.
+        below: distance from the lower end of the axes, which labels of ticks and axis fill, inches.
+    """
+    heights = dict[int, float]()
     for axes, handles in panel_handles:
-        labels = [fit(label, inches - 0.5, SMALL) for label in handles]
+        inches = panel_inches(axes) - 0.7
+        labels = [fit(label, inches - 0.7, SMALL, lines=3) for label in handles]
         columns, lines = columns_and_lines(labels, inches)
-        below = axes.transAxes + ScaledTranslation(0, -0.5, figure.dpi_scale_trans)
+        corner = axes.transAxes + ScaledTranslation(0, -below, figure.dpi_scale_trans)
         axes.legend(
             list(handles.values()), labels, loc="upper left", ncols=columns, bbox_to_anchor=(0, 0),
-            bbox_transform=below, borderaxespad=0,
+            bbox_transform=corner, borderaxespad=0,
         )  # fmt: skip
         row = axes.get_subplotspec().rowspan.start  # type: ignore[union-attr]  # panels are subplots
-        heights[row] = max(heights.get(row, 0.0), legend_height(lines))
+        heights[row] = max(heights.get(row, 0.0), legend_height(lines) + below - 0.5)
     figure.set_figheight(figure.get_figheight() + sum(heights.values()))
 
 
-def label_log_axis(axis: Axis) -> None:
+def label_log_axis(axis: Axis, most: int = 7) -> None:
     """Put few ticks with plain numbers on a logarithmic axis whose limits are set."""
     low, high = sorted(axis.get_view_interval())
     ticks = log_ticks(low, high)
+    ticks = ticks[:: -(-len(ticks) // most)]
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FixedFormatter([f"{tick:,.0f}" if tick >= 1e5 else f"{tick:,.5g}" for tick in ticks]))
     axis.set_minor_locator(NullLocator())
@@ -181,37 +234,60 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [float(tick) for tick in ticks if low <= tick <= high]
 
 
-def label_sizes(axes: Axes, students: Mapping[str, float]) -> bool:
+LEVELS = 3
+"""Largest number of rows of labels below an axis of sizes."""
+
+
+def label_sizes(axes: Axes, students: Mapping[str, float]) -> int:
     """Label the places of students on an axis of log10(size) with their names and sizes.
 
-    Labels that would overlap stand upright; students too near for that share a label, with the name of the smallest.
+    Labels that would overlap stand in rows below each other; where three rows are too few, the nearest students share a
+    label, with the name of the smallest.
 
     Args:
         axes: panel with its limits set.
         students: size of each.
 
     Returns:
-        Whether the labels stand upright.
+        The number of rows.
     """
+    inches, number = panel_inches(axes), EngFormatter(places=1)
     low, high = axes.get_xlim()
-    per_inch = (high - low) / (PANEL[0] - 1.0)
-    number = EngFormatter(places=1)
+    per_inch = (high - low) / (inches - 1.0)
     clusters = [([name], [math.log10(size)]) for name, size in sorted(students.items(), key=lambda item: item[1])]
-    labels = [f"{fit(names[0], 1.3, lines=1)}\n{number(10 ** at[0])}" for names, at in clusters]
-    gaps = [(b[1][0] - a[1][0]) / per_inch for a, b in pairwise(clusters)]
-    needed = [(width_of(a) + width_of(b)) / 2 + 0.1 for a, b in pairwise(labels)]
-    upright = any(gap < need for gap, need in zip(gaps, needed, strict=True))
-    while upright and len(clusters) > 1:
-        centres = [float(np.mean(at)) for _, at in clusters]
-        nearest = int(np.argmin(np.diff(centres)))
-        if centres[nearest + 1] - centres[nearest] >= 0.2 * per_inch:
+
+    def label(names: Sequence[str], at: Sequence[float]) -> str:
+        first = fit(names[0], min(1.5, inches / 3), SMALL, lines=1)
+        return f"{first}\n" + (f"and {len(names) - 1} more" if len(names) > 1 else number(10 ** at[0]))
+
+    while True:
+        places = [float(np.mean(at)) / per_inch for _, at in clusters]
+        labels = [label(names, at) for names, at in clusters]
+        levels = stack(places, [width_of(text, SMALL) + 0.12 for text in labels])
+        if max(levels) < LEVELS or len(clusters) == 1:
             break
+        nearest = int(np.argmin(np.diff(places)))
         names, at = clusters.pop(nearest + 1)
         clusters[nearest] = (clusters[nearest][0] + names, clusters[nearest][1] + at)
-    if upright:
-        labels = []
-        for names, at in clusters:
-            rest = f" and {len(names) - 1} more" if len(names) > 1 else f" ({number(10 ** at[0])})"
-            labels.append(fit(names[0], 1.0, lines=1) + rest)
-    axes.set_xticks([float(np.mean(at)) for _, at in clusters], labels, rotation=90 if upright else 0)
-    return upright
+    axes.set_xticks([place * per_inch for place in places], [""] * len(places))
+    for place, text, level in zip(places, labels, levels, strict=True):
+        drop = {"arrowstyle": "-", "color": GREY, "lw": 0.5, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate(
+            text, (place * per_inch, 0), xytext=(0, -6 - 28 * level), xycoords=axes.get_xaxis_transform(),
+            textcoords="offset points", ha="center", va="top", fontsize=SMALL, arrowprops=drop if level else None,
+            zorder=4 - level, bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5},
+        )  # fmt: skip
+    axes.xaxis.labelpad = 24 + 28 * max(levels)
+    return max(levels) + 1
+
+
+def stack(places: Sequence[float], widths: Sequence[float]) -> list[int]:
+    """Return the row of each label, from 0, in which it does not overlap the one to its left; in inches."""
+    ends: list[float] = []
+    levels = []
+    for place, width in zip(places, widths, strict=True):
+        free = [level for level, end in enumerate(ends) if end <= place - width / 2]
+        level = free[0] if free else len(ends)
+        ends[level : level + 1] = [place + width / 2]
+        levels.append(level)
+    return levels

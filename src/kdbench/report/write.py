@@ -1,52 +1,23 @@
 """Writing a report: tables as CSV and LaTeX, figures, and the pages."""
 
-import base64
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kdbench import __version__
 from kdbench.report.build import Report
-from kdbench.report.columns import (
-    OF_CLASS,
-    ONLY_IN_CSV,
-    PER_CLASS,
-    PUBLISHED,
-    Column,
-    column_of,
-    format_value,
-    is_missing,
-)
-from kdbench.report.figures import Picture, save_figures
+from kdbench.report.columns import PER_CLASS, PUBLISHED, column_of, format_value
+from kdbench.report.figures.save import save_figures
 from kdbench.report.groups import columns_of, remark_without_validation
+from kdbench.report.page import TITLES, page_table
 from kdbench.rundir.summary import KEY
 
-
-@dataclass(frozen=True)
-class Cell:
-    """Cell of the page's tables."""
-
-    text: str
-    sort: str
-    """Value by which a column is sorted: a number, or the text; empty cells come last."""
-    numeric: bool
-
-
-@dataclass(frozen=True)
-class PageTable:
-    """Table of the page."""
-
-    name: str
-    title: str
-    note: str
-    columns: Sequence[tuple[str, Any]]
-    rows: Sequence[Sequence[Cell]]
+MOST_FLIPPED = 10
+"""Largest number of test images on the page."""
 
 
 def write_report(report: Report, out: Path, title: str, command: Sequence[str], figures: bool = True) -> Path:
@@ -80,12 +51,14 @@ def write_report(report: Report, out: Path, title: str, command: Sequence[str], 
         table.to_csv(out / f"{name}.csv", index=False)
     pictures, left_out = save_figures(report, out / "figures") if figures else ([], [])
     protocol = [sentence(remark) for remark in remark_without_validation(report.runs)]
-    (out / "tables.tex").write_text(latex(tables, protocol))
+    (out / "tables.tex").write_text(latex(tables, protocol), encoding="utf-8")
     content = {
         "title": title,
         "verdict": report.verdict,
         "remarks": [*report.remarks, *left_out],
         "damaged": report.damaged,
+        "failed": report.failed,
+        "flipped": report.flipped[:MOST_FLIPPED],
         "tables": [page_table(name, tables[name], protocol) for name in TITLES if len(tables[name])],
         "pictures": pictures,
         "margin": report.margin,
@@ -101,105 +74,14 @@ def write_report(report: Report, out: Path, title: str, command: Sequence[str], 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"data_url": data_url, "markdown": escape_markdown}
+    templates.filters |= {"markdown": escape_markdown}
     for page in ("report.md", "report.html"):
-        (out / page).write_text(templates.get_template(f"{page}.j2").render(content))
+        (out / page).write_text(templates.get_template(f"{page}.j2").render(content), encoding="utf-8")
     return out / "report.html"
-
-
-TITLES = {
-    "gains": ("Gains", "Each distilled or control group against its baseline, equal in all but method and teacher."),
-    "interactions": (
-        "Interactions",
-        "Whether the larger student gains more than the smaller one from the same teacher by the same method.",
-    ),
-    "capacity": (
-        "Capacity",
-        "Mean of all distilled gains of the larger student minus that of the smaller one. One test for each pair of "
-        "students, not corrected.",
-    ),
-    "groups": ("Groups", "Runs that differ in their seeds alone."),
-    "fidelity": (
-        "Fidelity",
-        "How close students come to their teacher, beside the baseline, which was trained without it; and how well "
-        "they are calibrated. Means over seeds.",
-    ),
-    "flips": (
-        "Flips",
-        "Test images that a run and the baseline run of the same seed classify differently. "
-        "Each row is one pair of runs with a test of its own; they are not pooled, and their p are not corrected.",
-    ),
-    PER_CLASS: ("Accuracy by class", "Means over seeds."),
-    "choices": (
-        "Choices of settings",
-        "Each setting that a study chose by validation accuracy: how far it led, and how far chance alone leads.",
-    ),
-    "components": (
-        "Parts of the spread",
-        "How much of the spread over runs comes from first weights, order of the images and teacher, where all of them "
-        "were combined with each other.",
-    ),
-    "runs": ("Runs", "One row per run; everything above is computed from these."),
-}
-
-
-MOST_CLASSES = 20
-"""Largest number of classes that the page shows as columns; more are rows."""
 
 
 def sentence(remark: str) -> str:
     return f"{remark[0].upper()}{remark[1:]}."
-
-
-def page_table(name: str, table: pd.DataFrame, protocol: Sequence[str] = ()) -> PageTable:
-    """Return a table as the page shows it: without columns that are empty throughout, or a role that all rows share.
-
-    Args:
-        name: name of the table.
-        table: its content.
-        protocol: sentences that each table's note ends with.
-    """
-    title, note = TITLES[name]
-    note = " ".join([note, *protocol])
-    classes = [c for c in table.columns if name == PER_CLASS and c.startswith(OF_CLASS)]
-    if len(classes) > MOST_CLASSES:
-        return classes_as_rows(title, note, table, classes)
-    hidden = [
-        *ONLY_IN_CSV.get(name, ()),
-        *((KEY.role,) if KEY.role in table and table.role.nunique(dropna=False) == 1 else ()),
-    ]
-    shown = [c for c in table.columns if c not in hidden and not table[c].map(is_missing_or_blank).all()]
-    described = {c: column_of(c, name) for c in shown}
-    forms = [column.form for column in described.values()]
-    rows = [[make_cell(value, form) for value, form in zip(row, forms, strict=True)] for row in table[shown].values]
-    return PageTable(name, title, note, list(described.items()), rows)
-
-
-def classes_as_rows(title: str, note: str, table: pd.DataFrame, classes: Sequence[str]) -> PageTable:
-    """Return the per-class table with a row per class and a column per row of the table."""
-    headings = []
-    for student, teacher, method, setting in table[[KEY.student, KEY.teacher, KEY.method, "setting"]].values:
-        source = "" if is_missing_or_blank(teacher) else f" from {teacher}"
-        headings.append(f"{student} {method}{source} {setting or ''}".strip())
-    columns = [("class", Column("class", "name of the class", ""))]
-    columns += [(heading, replace(column_of(classes[0], PER_CLASS), heading=heading)) for heading in headings]
-    described = [column_of(c, PER_CLASS) for c in classes]
-    rows = [
-        [make_cell(column.heading, ""), *(make_cell(value, column.form) for value in table[c])]
-        for c, column in zip(classes, described, strict=True)
-    ]
-    return PageTable(PER_CLASS, title, note, columns, rows)
-
-
-def is_missing_or_blank(value: Any) -> bool:
-    return is_missing(value) or value == ""
-
-
-def make_cell(value: Any, form: str) -> Cell:
-    numeric = bool(form) and not isinstance(value, str)
-    if is_missing(value):
-        return Cell("", "", numeric)
-    return Cell(format_value(value, form), repr(float(value)) if numeric else str(value), numeric)
 
 
 def latex(tables: dict[str, pd.DataFrame], protocol: Sequence[str] = ()) -> str:
@@ -226,11 +108,6 @@ def list_environment(runs: pd.DataFrame) -> list[tuple[str, str]]:
     columns = columns_of(runs.columns, (KEY.environment, KEY.precision, KEY.dataset))
     values = {c.rpartition(".")[2]: ", ".join(dict.fromkeys(str(v) for v in runs[c] if v is not None)) for c in columns}
     return [(key.replace("_", " "), listed) for key, listed in sorted(values.items()) if listed]
-
-
-def data_url(picture: Picture) -> str:
-    """Return a figure as an address that holds the figure itself."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(picture.svg.read_bytes()).decode()}"
 
 
 def escape_markdown(text: str) -> str:
