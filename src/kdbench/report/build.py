@@ -13,6 +13,7 @@ from kdbench.report.columns import GROUPS, RUNS, row
 from kdbench.report.failures import FailedRun
 from kdbench.report.fidelity import Fidelity, compute_fidelity
 from kdbench.report.flipped import FlippedImage
+from kdbench.report.followed import check_followed
 from kdbench.report.gains import Gain, compute_gains, gains_table, group_by, interactions_table
 from kdbench.report.groups import (
     RunGroup,
@@ -24,6 +25,7 @@ from kdbench.report.groups import (
     remark_without_validation,
     size_of,
 )
+from kdbench.report.plan import Plan
 from kdbench.report.runs import display_path, read_runs, rows_of
 from kdbench.report.select import Selection, with_selection
 from kdbench.report.verdict import describe_selection, verdict
@@ -58,10 +60,22 @@ class Report:
     """Gain of each class with its interval."""
     flipped: list[FlippedImage] = field(default_factory=list)
     """Test images that most pairs of runs classify differently."""
+    analysis: str = "auto"
+    """Primary analysis as it was asked for."""
+    selection: Selection | None = None
+    plan: list[str] = field(default_factory=list)
+    """Whether the plan that was registered before the data was followed, a sentence for each respect."""
+    changes: list[str] = field(default_factory=list)
+    """Differences from an earlier report, and why."""
 
 
 def build_report(
-    paths: Sequence[Path], selection: Selection | None = None, margin: float = 0.1, allow_mixed: bool = False
+    paths: Sequence[Path],
+    selection: Selection | None = None,
+    margin: float = 0.1,
+    allow_mixed: bool = False,
+    analysis: str = "auto",
+    plan: Plan | None = None,
 ) -> Report:
     """Read runs and compute the report.
 
@@ -70,6 +84,8 @@ def build_report(
         selection: choice of a study; its winners are reported, and the runs that chose are left out.
         margin: margin of equivalence, points, above 0.
         allow_mixed: accept runs of different data sets or splits, each compared only with runs of the same data.
+        analysis: primary analysis: blocks, paired or welch; auto: by the rule stated beforehand.
+        plan: plan that a study registered.
 
     Raises:
         ConfigError: there are no runs, or they do not belong together.
@@ -108,6 +124,9 @@ def build_report(
             *remark_tuned(runs),
         ],
         damaged=found.damaged,
+        analysis=analysis,
+        selection=selection,
+        plan=check_followed(plan, gains, interactions, selection, analysis, margin) if plan else [],
     )
 
 

@@ -208,13 +208,6 @@ ONLY_IN_CSV = {
     "runs": "init_seed data_seed teacher_seed params macs kl_t1 kl_t4 nll ece precision".split(),
 }
 """Columns that the page does not show, by table."""
-PUBLISHED = {
-    "groups": "student teacher method setting n mean std mean_last std_last".split(),
-    "gains": "student teacher method setting n n_base delta ci_low ci_high p_holm mde80".split(),
-    "interactions": ("method teacher student_a student_b gain_a gain_b difference ci_low ci_high p_holm mde80").split(),
-}
-"""Columns of tables.tex, by table."""
-
 
 OF_CLASS = "class_"
 """Beginning of the columns of the per-class table that hold accuracies."""
