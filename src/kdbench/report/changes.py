@@ -166,7 +166,7 @@ def name_selection(selection: Record | None) -> str:
 def compare_families(kind: str, before: Any, after: Any) -> str:
     """Return in words that another number of tests is corrected for, or nothing."""
     counts = [sum(not math.isnan(row.p) for row in rows) for rows in (before, after)]
-    return "" if counts[0] == counts[1] else f"{counts[0]} tests of {kind}s then, {counts[1]} now"
+    return "" if counts[0] == counts[1] else f"number of tests among {kind}s: {counts[0]} then, {counts[1]} now"
 
 
 def reasons(row: Row, runs: RunChanges, options: Sequence[str], families: str, old: str, new: str) -> str:

@@ -15,8 +15,6 @@ from kdbench.report.runs import first_lines, rows_of
 from kdbench.report.select import Selection
 from kdbench.rundir.summary import KEY
 
-NOT_PLANNED = "not in the plan: exploratory"
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -62,13 +60,17 @@ def whole(plan: Plan, findings: Sequence[Finding]) -> str:
     """Return the sentence on the plan as a whole."""
     registered = (
         f"The plan of the study {plan.study}, registered on {plan.time:%Y-%m-%d at %H:%M %Z} with "
-        f"{len(plan.gains)} gains and {len(plan.interactions)} interactions"
+        f"{count(len(plan.gains), 'gain')} and {count(len(plan.interactions), 'interaction')}"
     )
     broken = sum(finding.followed is False for finding in findings)
     if broken:
-        return f"{registered}, was not followed in {broken} respect{'s' if broken > 1 else ''}."
+        return f"{registered}, was not followed in {count(broken, 'respect')}."
     unknown = sum(finding.followed is None for finding in findings)
     return f"{registered}, was followed{', as far as can be told' if unknown else ''}."
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def is_planned(planned: PlannedGain, found: Gain, selection: Selection | None) -> bool:
@@ -198,7 +200,8 @@ def named_findings(kind: str, planned: int, missing: Sequence[str], others: Sequ
     elif planned:
         findings.append(Finding(f"Every planned {kind} is here."))
     # What was not planned may stand beside what was, as long as it is named.
-    findings += [Finding(f"{name[0].upper()}{name[1:]}: {NOT_PLANNED}.") for name in dict.fromkeys(others)]
+    if others:
+        findings.append(Finding(f"Not in the plan, exploratory: {'; '.join(dict.fromkeys(others))}."))
     return findings
 
 

@@ -167,7 +167,7 @@ def table_float(table: LatexTable, protocol: Sequence[str]) -> str:
     parts = []
     for start, end in pages(lines):
         cells = [[escape(text) for text in row[: len(texts)]] + list(row[len(texts) :]) for row in rows[start:end]]
-        caption = "Continued." if start else " ".join([table.caption, *map(escape, protocol)])
+        caption = "Continued." if start else " ".join([table.caption, *map(escape_prose, protocol)])
         parts.append(float_of(table, texts, factors, cells, caption, "" if start else f"\\label{{tab:{table.label}}}"))
     return "\n".join(parts)
 
@@ -269,6 +269,11 @@ def escape(text: str) -> str:
     return " ".join(escape_word(word) for word in text.split())
 
 
+def escape_prose(text: str) -> str:
+    """Return a sentence that pdflatex prints as it is, with the usual ends of lines."""
+    return "".join(map(escape_character, text))
+
+
 def escape_word(word: str) -> str:
     if len(word) <= WORD and word.isalnum() and word.isascii():
         return word
@@ -276,7 +281,8 @@ def escape_word(word: str) -> str:
     for place, character in enumerate(word, 1):
         parts.append(escape_character(character))
         letters = letters + 1 if character.isalnum() else 0
-        if place < len(word) > WORD and (letters == WORD or character in "_-=/.:,;" or not character.isascii()):
+        is_end = letters == WORD or not character.isalnum()
+        if place < len(word) and (not character.isascii() or (is_end and len(word) > WORD)):
             parts.append(r"\kdbreak{}")
             letters = 0
     return "".join(parts)

@@ -146,7 +146,7 @@ def read_results(path: Path) -> dict[str, Any]:
     file = path / RESULTS_FILE if is_folder(path) else path
     if not is_file(file):
         raise ConfigError(
-            f"--against is {path}, and there is no {file}; give the folder of a report, which holds {RESULTS_FILE}",
+            f"--against is {path}, and {file} was not found; give the folder of a report, which holds {RESULTS_FILE}",
             code="not_found",
             key="--against",
         )

@@ -56,7 +56,7 @@ def write_report(report: Report, out: Path, title: str, command: Sequence[str], 
         The page, report.html.
     """
     out.mkdir(parents=True, exist_ok=True)
-    tables = {name: table for name, table in tables_of(report).items() if len(table.columns)}
+    tables = {name: table for name, table in tables_of(report).items() if name in TITLES or len(table.columns)}
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False)
     pictures, left_out = save_figures(report, out / "figures") if figures else ([], [])

@@ -68,11 +68,10 @@ def study(arguments: Sequence[str]) -> int:
 def registered(registration: "Registration") -> str:
     """Return what was registered, in words."""
     plan, file = registration.plan, registration.file
-    content = (
-        f"{len(plan.gains)} gains, {len(plan.interactions)} interactions, {plan.analysis}, ±{plan.margin:g} points"
-    )
     if not registration.is_new:
         return f"already registered on {plan.time:%Y-%m-%d at %H:%M %Z}, the same plan: {file}"
+    tests = f"analysis {plan.analysis}, margin {plan.margin:g} points"
+    content = f"gains: {len(plan.gains)}, interactions: {len(plan.interactions)}, {tests}"
     return f"registered: {file} ({content}); give the command without --register to execute the study"
 
 
