@@ -42,6 +42,7 @@ from kdbench.models import build, weights
 from kdbench.models.checkpoint_files import read_checkpoint
 from kdbench.models.weights import METHOD_PART, with_method
 from kdbench.report.command import report
+from kdbench.report.plan import hash_of
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import check_no_links, check_writable
 from kdbench.rundir.identity import model_identity
@@ -53,6 +54,8 @@ from kdbench.runner.resources import check_disk_space, user_error
 from kdbench.runner.run import check_run
 from kdbench.runner.settings import METADATA, NumericSettings, check_settings
 from kdbench.study.command import study
+from kdbench.study.plan import StudyPlan
+from kdbench.study.read import read_study
 from kdbench.sweep.execute import raise_failures
 from kdbench.sweep.plan import PlannedRun
 from kdbench.train.evaluate import check_finite
@@ -331,6 +334,18 @@ def command_line(arguments: list[str]) -> None:
         raise made[-1]
 
 
+def registered(output_root: str, *arguments: str) -> None:
+    """Register a small study."""
+    study(["study=to_register", "--config-dir", "own", f"output_root={output_root}", *arguments, "--register"])
+
+
+def registered_late() -> None:
+    """Register a small study of which a run that reports was started."""
+    arguments = ["study=to_register", "output_root=late"]
+    StudyPlan(read_study(arguments, Path("own"))).runs_of("finals")[0].directory.path.mkdir(parents=True)
+    registered("late")
+
+
 # Files that cases need
 
 
@@ -385,6 +400,13 @@ def prepare(folder: Path) -> None:
     (folder / "own" / "method").mkdir()
     (folder / "own" / "method" / "away.yaml").write_text("_target_: not_on_the_path.Mine\n")
     (folder / "selected.yaml").write_text("a: 1\n")
+    (folder / "own" / "study").mkdir()
+    (folder / "own" / "study" / "to_register.yaml").write_text(yaml.safe_dump(TO_REGISTER))
+    (folder / "plans").mkdir()
+    (folder / "plans" / "changed.yaml").write_text("schema: 1\nsha256: other\n")
+    other = {"schema": 2, "version": "9.9"}
+    (folder / "plans" / "other_version.yaml").write_text(yaml.safe_dump(other | {"sha256": hash_of(other)}))
+    (folder / "plans" / "other_version.json").write_text('{"schema": 2}')
     for name, change in RUNS.items():
         run = folder / "runs" / name
         shutil.copytree(RESULTS / "cifar10_resnet8_ce_seed0_10e8c82757fa64f7", run)
@@ -418,6 +440,15 @@ def prepare(folder: Path) -> None:
         (folder / f"{name}.yaml").write_text(content)
 
 
+TO_REGISTER = {
+    "question": "Does it work?", "overrides": list(SMALL[2:]),
+    "stages": {
+        "teachers": {"teachers": ["resnet20"], "seeds": [0]},
+        "finals": {
+            "students": ["resnet8"], "pairs": ["resnet20_resnet8"], "methods": {"logit": None}, "seeds": [0, 1],
+        },
+    },
+}  # fmt: skip
 RESULTS = Path(__file__).parents[1] / "results" / "lab" / "runs"
 RUNS: dict[str, dict[str, Any]] = {
     "right": {}, "edited": {"test_acc_best": 0.99}, "changed": {"metrics_sha256": "0" * 64},
@@ -651,6 +682,12 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: report(["runs/right", "--out", "out", "--data-root", "nowhere"]),
         lambda: report(["runs/right", "--out", "file/out"]),
         lambda: report(["runs/right", "--out", "out", "--margin", "0"]),
+        lambda: report(["runs/right", "--out", "out", "--analysis", "anova"]),
+        *(lambda flag=flag, file=file: report(["runs/right", "--out", "out", flag, file])
+          for flag in ("--plan", "--against") for file in ("nowhere", "selected.yaml")),
+        *(lambda name=name: report(["runs/right", "--out", "out", "--plan", f"plans/{name}.yaml"])
+          for name in ("changed", "other_version")),
+        lambda: report(["runs/right", "--out", "out", "--against", "plans/other_version.json"]),
         lambda: report(["runs/right", "--out", "out", "--select", "nowhere.yaml"]),
         lambda: report(["runs/right", "--out", "out", "--select", "selected.yaml"]),
         lambda: report(["runs/right", "--out", "out", "--select", str(RESULTS.parent / "selected.yaml")]),
@@ -666,6 +703,9 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         )),
         *(lambda name=name: study([f"study={name}", "--config-dir", "studies", "--dry-run"])
           for name in ("broken", "list", *STUDIES)),
+        lambda: registered("nothing", "stages=[teachers]"),
+        lambda: [registered("twice"), registered("twice", "--margin", "0.5")],
+        registered_late,
     ],
     "kdbench-bench": [
         *(lambda arguments=arguments: bench(arguments) for arguments in (

@@ -1,5 +1,6 @@
 """Runs that were killed or stopped continue to the same numbers, whatever became of their checkpoints."""
 
+import datetime
 import io
 import logging
 import pickle
@@ -121,6 +122,14 @@ def killed(small: Small, killed_once: tuple[Path, RunDirectory], tmp_path: Path)
 def whole(killed_once: tuple[Path, RunDirectory]) -> RunDirectory:
     """The same run undisturbed."""
     return killed_once[1]
+
+
+def test_a_resumed_run_keeps_the_time_of_its_first_start(killed: tuple[RunConfig, RunDirectory]) -> None:
+    config, directory = killed
+    first = directory.checkpoint_metadata()["started"]
+    summary = complete(config).read_summary()
+    assert summary.started == first
+    assert datetime.datetime.fromisoformat(first) < datetime.datetime.now(datetime.UTC)
 
 
 def test_a_damaged_checkpoint_is_replaced_by_the_one_before(

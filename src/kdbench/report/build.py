@@ -18,6 +18,7 @@ from kdbench.report.design import Analysis
 from kdbench.report.failures import FailedRun, with_failures
 from kdbench.report.fidelity import Fidelity, compute_fidelity
 from kdbench.report.flipped import FlippedImage, ImageReader, find_flipped
+from kdbench.report.followed import check_followed
 from kdbench.report.gains import Gain, compute_gains, gains_table, group_by
 from kdbench.report.groups import (
     RunGroup,
@@ -30,6 +31,7 @@ from kdbench.report.groups import (
     size_of,
 )
 from kdbench.report.interactions import interactions_table, match_capacity, match_students
+from kdbench.report.plan import Plan
 from kdbench.report.primary import (
     PlacedDesign,
     add_primary_to_gains,
@@ -75,6 +77,13 @@ class Report:
     """Gain of each class with its interval."""
     flipped: list[FlippedImage] = field(default_factory=list)
     """Test images that most pairs of runs classify differently."""
+    analysis: Analysis = Analysis.AUTO
+    """Choice of the primary analysis: by the rule, or as declared."""
+    selection: Selection | None = None
+    plan: list[str] = field(default_factory=list)
+    """Whether the plan that was registered before the data was followed, a sentence for each respect."""
+    changes: list[str] = field(default_factory=list)
+    """Differences from an earlier report, and why."""
 
 
 def build_report(
@@ -85,6 +94,7 @@ def build_report(
     analysis: Analysis = Analysis.AUTO,
     images: ImageReader | None = None,
     data_root: Path | None = None,
+    plan: Plan | None = None,
 ) -> Report:
     """Read runs and compute the report.
 
@@ -96,6 +106,7 @@ def build_report(
         analysis: primary analysis, by the rule of `kdbench.report.design` or as declared.
         images: reader of test images, for pictures of those that flip; None: no pictures.
         data_root: folder with the data, for the reader.
+        plan: plan that a study registered.
 
     Raises:
         ConfigError: there are no runs, or they do not belong together.
@@ -158,6 +169,9 @@ def build_report(
         failed=found.failed,
         choices=choices,
         components=components,
+        analysis=analysis,
+        selection=selection,
+        plan=check_followed(plan, gains, interactions, selection, analysis, margin) if plan else [],
     )
 
 

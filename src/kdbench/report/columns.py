@@ -315,12 +315,6 @@ FIRST = {
 }
 """Columns that the page shows at first, by table; of those that are not empty, the first eight."""
 MOST_FIRST = 8
-PUBLISHED = {
-    "groups": "student teacher method setting n mean std mean_last std_last".split(),
-    "gains": "student teacher method setting n n_base delta ci_low ci_high p_holm mde80".split(),
-    "interactions": ("method teacher student_a student_b gain_a gain_b difference ci_low ci_high p_holm mde80").split(),
-}
-"""Columns of tables.tex, by table."""
 
 
 PER_CLASS = "per_class"

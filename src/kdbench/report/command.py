@@ -1,7 +1,9 @@
 """`kdbench-report PATH... --out DIR`. Imports pandas and matplotlib only where the report is made."""
 
 import argparse
+import dataclasses
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +15,11 @@ from kdbench.rundir.files import check_writable
 
 if TYPE_CHECKING:
     from kdbench.report.flipped import ImageReader
+
+MARGIN = 0.1
+"""Margin of equivalence, points of accuracy."""
+ANALYSES = ("auto", "blocks", "paired", "welch")
+"""Primary analyses that can be asked for."""
 
 
 def report(arguments: Sequence[str], images: "ImageReader | None" = None) -> int:
@@ -31,16 +38,35 @@ def report(arguments: Sequence[str], images: "ImageReader | None" = None) -> int
     """
     options = parse_arguments(arguments)
     from kdbench.report.build import build_report
+    from kdbench.report.changes import describe_changes
+    from kdbench.report.design import Analysis
+    from kdbench.report.plan import read_plan
+    from kdbench.report.results import Making, read_results, results_of
     from kdbench.report.select import read_selection
     from kdbench.report.write import write_report
 
     selection = read_selection(options.select) if options.select else None
     reader = images if options.figures else None
+    plan = read_plan(options.plan) if options.plan else None
+    old = read_results(options.against) if options.against else None  # it may lie where the new one is written
+    margin = options.margin or (plan.margin if plan else MARGIN)
+    analysis = options.analysis or (plan.analysis if plan else "auto")
     made = build_report(
-        options.paths, selection, options.margin, options.allow_mixed, images=reader, data_root=options.data_root
+        options.paths,
+        selection,
+        margin,
+        options.allow_mixed,
+        analysis=Analysis(analysis),
+        images=reader,
+        data_root=options.data_root,
+        plan=plan,
     )
+    command = ["kdbench-report", *arguments]
+    if old:
+        now = results_of(made, Making(options.title, shlex.join(command), options.out))
+        made = dataclasses.replace(made, changes=describe_changes(old, now))
     try:
-        page = write_report(made, options.out, options.title, ["kdbench-report", *arguments], options.figures)
+        page = write_report(made, options.out, options.title, command, options.figures)
     except OSError as error:
         raise RunError(
             f"the report cannot be written to {options.out}: {error}", code="not_writable", key="--out"
@@ -49,6 +75,9 @@ def report(arguments: Sequence[str], images: "ImageReader | None" = None) -> int
         print(f"kdbench-report: error: {line}", file=sys.stderr)
     for line in made.remarks:
         print(f"note: {line}")
+    for title, lines in (("plan", made.plan), ("changes", made.changes)):
+        if lines:
+            print(f"\n{title}:", *lines, sep="\n")
     print("", *made.verdict, f"\nreport: {page}", sep="\n")
     return 1 if made.damaged else 0
 
@@ -85,7 +114,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--select", type=Path, metavar="FILE", help="selected.yaml of a study: report its winners only")
-    parser.add_argument("--margin", type=float, default=0.1, help="margin of equivalence, in points of accuracy (0.1)")
+    add_tests(parser)
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="plan.yaml of a study: say whether it was followed")
+    parser.add_argument(
+        "--against", type=Path, metavar="OLD", help="folder of an earlier report: say which verdicts changed, and why"
+    )
     parser.add_argument("--allow-mixed", action="store_true", help="accept runs of different data sets or splits")
     parser.add_argument(
         "--data-root", type=Path, metavar="DIR",
@@ -101,15 +134,32 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
                 key="PATH",
             )
     options = parser.parse_args(arguments)
-    if not (math.isfinite(options.margin) and options.margin > 0):
-        raise ConfigError(
-            f"--margin is {options.margin:g}; it must be any number of points above 0",
-            code="out_of_range",
-            key="--margin",
-        )
+    check_margin(options.margin)
     if options.data_root and not is_folder(options.data_root):
         raise ConfigError(
             f"--data-root is {options.data_root}, and there is no such folder", code="not_found", key="--data-root"
         )
     check_writable(options.out, "--out")
     return options
+
+
+def add_tests(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how a report tests; absent they are those of its plan, or the usual ones."""
+    parser.add_argument(
+        "--margin", type=float, help=f"margin of equivalence, in points of accuracy (the plan's, or {MARGIN:g})"
+    )
+    parser.add_argument(
+        "--analysis", choices=ANALYSES, help="primary analysis (the plan's, or auto: by the rule in docs/report.md)"
+    )
+
+
+def check_margin(margin: float | None) -> None:
+    """Check a margin of equivalence, if one is given.
+
+    Raises:
+        ConfigError: it is not above 0.
+    """
+    if margin is not None and not (math.isfinite(margin) and margin > 0):
+        raise ConfigError(
+            f"--margin is {margin:g}; it must be any number of points above 0", code="out_of_range", key="--margin"
+        )

@@ -5,16 +5,15 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kdbench import __version__
 from kdbench.report.build import Report
-from kdbench.report.columns import PER_CLASS, PUBLISHED, column_of, format_value
 from kdbench.report.figures.save import save_figures
-from kdbench.report.groups import columns_of, remark_without_validation
+from kdbench.report.groups import remark_without_validation
+from kdbench.report.latex import latex_tables
 from kdbench.report.page import TITLES, page_table
-from kdbench.rundir.summary import KEY
+from kdbench.report.results import Making, environment_of, tables_of, write_results
 
 MOST_FLIPPED = 10
 """Largest number of test images on the page."""
@@ -34,27 +33,18 @@ def write_report(report: Report, out: Path, title: str, command: Sequence[str], 
         The page, report.html.
     """
     out.mkdir(parents=True, exist_ok=True)
-    tables = {
-        "runs": report.runs_table,
-        "groups": report.groups_table,
-        "gains": report.gains_table,
-        "interactions": report.interactions_table,
-        "capacity": report.capacity_table,
-        "fidelity": report.fidelity.groups,
-        PER_CLASS: report.fidelity.per_class,
-        "class_gains": report.class_gains,
-        "flips": report.fidelity.flips,
-        "choices": report.choices,
-        "components": report.components,
-    }
+    tables = {name: table for name, table in tables_of(report).items() if name in TITLES or len(table.columns)}
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False)
     pictures, left_out = save_figures(report, out / "figures") if figures else ([], [])
     protocol = [sentence(remark) for remark in remark_without_validation(report.runs)]
-    (out / "tables.tex").write_text(latex(tables, protocol), encoding="utf-8")
+    (out / "tables.tex").write_text(latex_tables(tables, protocol), encoding="utf-8")
+    write_results(report, Making(title, shlex.join(command), out, pictures, left_out))
     content = {
         "title": title,
         "verdict": report.verdict,
+        "plan": report.plan,
+        "changes": report.changes,
         "remarks": [*report.remarks, *left_out],
         "damaged": report.damaged,
         "failed": report.failed,
@@ -64,7 +54,9 @@ def write_report(report: Report, out: Path, title: str, command: Sequence[str], 
         "margin": report.margin,
         "std": f"{report.std:.4f} points" if report.std > 0 else "unknown",
         "command": shlex.join(command),
-        "environment": list_environment(report.runs),
+        "environment": [
+            (key.replace("_", " "), ", ".join(values)) for key, values in environment_of(report.runs).items()
+        ],
         "version": __version__,
     }
     templates = Environment(
@@ -82,32 +74,6 @@ def write_report(report: Report, out: Path, title: str, command: Sequence[str], 
 
 def sentence(remark: str) -> str:
     return f"{remark[0].upper()}{remark[1:]}."
-
-
-def latex(tables: dict[str, pd.DataFrame], protocol: Sequence[str] = ()) -> str:
-    """Return the tables for a publication, for the package booktabs. `protocol`: sentences that a reader needs."""
-    parts = [
-        "% Requires \\usepackage{booktabs}. Accuracies in per cent, gains in points; "
-        "intervals are 95 % (Welch), not corrected.\n"
-        "% p (Holm): two-sided Welch tests, corrected over all rows of their table. "
-        "Detectable: 80 % power in one test at 0.05.\n" + "".join(f"% {line}\n" for line in protocol)
-    ]
-    for name, columns in PUBLISHED.items():
-        table = tables[name]
-        if not len(table):
-            continue
-        cells = {c: [format_value(value, column_of(c).form) for value in table[c]] for c in columns}
-        headed = pd.DataFrame(cells).rename(columns={c: column_of(c).heading for c in columns})
-        alignment = "".join("r" if column_of(c).form else "l" for c in columns)
-        parts.append(f"% {TITLES[name][0]}\n" + headed.to_latex(index=False, escape=True, column_format=alignment))
-    return "\n".join(parts).replace("< 0.0001", "$<$ 0.0001")
-
-
-def list_environment(runs: pd.DataFrame) -> list[tuple[str, str]]:
-    """Return with which software, devices, precisions and data the runs were made, each with its values."""
-    columns = columns_of(runs.columns, (KEY.environment, KEY.precision, KEY.dataset))
-    values = {c.rpartition(".")[2]: ", ".join(dict.fromkeys(str(v) for v in runs[c] if v is not None)) for c in columns}
-    return [(key.replace("_", " "), listed) for key, listed in sorted(values.items()) if listed]
 
 
 def escape_markdown(text: str) -> str:

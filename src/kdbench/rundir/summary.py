@@ -1,6 +1,7 @@
 """The summary of a complete run: summary.json as a typed class, with one reader and one writer. Imports no torch."""
 
 import dataclasses
+import datetime
 import hashlib
 import json
 import math
@@ -70,6 +71,14 @@ def is_switch(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def is_time(value: Any) -> bool:
+    """Return whether a value is a time in ISO 8601 with its offset from UTC, so that two of them can be compared."""
+    try:
+        return is_text(value) and datetime.datetime.fromisoformat(value).tzinfo is not None
+    except ValueError:
+        return False
+
+
 def key(allowed: Callable[[Any], bool], description: str, required: bool = False, absent: Any = None) -> Any:
     """Declare a key of summary.json: its check, its type in words, and whether no reader can do without it.
 
@@ -92,6 +101,10 @@ def number() -> Any:
 
 def fraction(**kwargs: Any) -> Any:
     return key(is_fraction, "a number from 0 to 1", **kwargs)
+
+
+def time() -> Any:
+    return key(is_time, "a time with its offset from UTC, such as 2026-01-31T12:00:00+00:00")
 
 
 def section() -> Any:
@@ -162,6 +175,8 @@ class RunSummary:
     kl_t1: float | None = number()
     """Mean KL(teacher || student) in nats at temperature 1."""
     kl_t4: float | None = number()
+    started: str | None = time()
+    """Time at which the training started, with its offset from UTC; a resumed run keeps the first."""
     train_seconds: float | None = number()
     images_per_second: float | None = number()
     lockstep: int | None = whole()

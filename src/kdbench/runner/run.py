@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import logging
 import resource
 import statistics
@@ -24,7 +25,7 @@ from kdbench.rundir.files import check_writable, write_json
 from kdbench.rundir.identity import run_key, teacher_directory, with_hashed_weights
 from kdbench.rundir.lock import Lock
 from kdbench.rundir.student import inference_size
-from kdbench.rundir.summary import Status, changed_file, names
+from kdbench.rundir.summary import KEY, Status, changed_file, names
 from kdbench.runner.build import Parts, bind, build_learner, build_parts, check_parts
 from kdbench.runner.failures import nonfinite_step, record_failure
 from kdbench.runner.resources import check_disk_space, user_error
@@ -92,6 +93,8 @@ class Run:
         self.log: RunLog | None = None
         self.lockstep = 1
         """Number of runs that train together, this one included."""
+        self.started: str | None = None
+        """Time at which the training started, of a resumed run for the first time."""
 
     @property
     def pending(self) -> bool:
@@ -185,7 +188,9 @@ class Run:
         self.learner = build_learner(self.config, self.parts, self.guard)
         if self.teacher:
             self.learner.teacher = self.teacher.source
-        metadata = {METADATA: dataclasses.asdict(settings)}
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        self.started = directory.checkpoint_metadata().get(KEY.started, now)
+        metadata = {METADATA: dataclasses.asdict(settings), KEY.started: self.started}
         self.checkpointer = Checkpointer(directory, self.config.checkpoint, self.learner, self.lock, metadata)
         self.learner.checkpointer = self.checkpointer
         runtime = self.config.runtime
@@ -254,6 +259,7 @@ class Run:
             teacher_test_acc=teacher.test_acc if teacher else None,
             teacher_key=teacher.directory.key if teacher else None,
             teacher_weights_sha256=teacher.weights_sha256 if teacher else None,
+            started=self.started,
             train_seconds=sum(row["seconds"] for row in learner.rows),
             images_per_second=statistics.median(speeds[1:] or speeds),
             lockstep=self.lockstep,

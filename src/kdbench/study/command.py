@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 from kdbench.config.paths import is_folder
 from kdbench.errors import ConfigError, Parser, RunError
+from kdbench.report.command import MARGIN, add_tests, check_margin
 from kdbench.study.read import read_study, study_files
 from kdbench.sweep import MAX_LEARNERS
 from kdbench.system.signals import INTERRUPTED, NOT_FINISHED, TIME_IS_UP
 
 if TYPE_CHECKING:
     from kdbench.study.execute import StudyExecution
+    from kdbench.study.register import Registration
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +41,15 @@ def study(arguments: Sequence[str]) -> int:
     from kdbench.study.execute import StudyExecution
     from kdbench.study.overview import overview
     from kdbench.study.plan import StudyPlan
+    from kdbench.study.register import describe_registration, register
 
     plan = StudyPlan(read, given.max_learners)
     if given.dry_run:
-        print(overview(plan))
+        print(f"{overview(plan)}\n{describe_registration(plan)}")
         return 2 if any(run.error for run in plan.all_runs()) else 0
+    if given.register:
+        print(registered(register(plan, given.analysis or "auto", given.margin or MARGIN)))
+        return 0
     log.info("study %s: %s\n%s", read.label, plan.folder, read.config.question.strip())
     execution = StudyExecution(plan, show=lambda paths: print(f"\n{runs_table(paths)}"))
     code = execution.execute(given.minutes)
@@ -56,13 +62,29 @@ def study(arguments: Sequence[str]) -> int:
         return code
     for title, message in execution.failed.items():
         print(f"kdbench-study: error: not done: {title}: {message}", file=sys.stderr)
-    return max(code, write_report(execution))
+    return max(code, write_report(execution, given))
 
 
-def write_report(execution: "StudyExecution") -> int:
-    """Write the report of a study's results and return its exit code."""
+def registered(registration: "Registration") -> str:
+    """Return what was registered, in words."""
+    plan, file = registration.plan, registration.file
+    if not registration.is_new:
+        return f"already registered on {plan.time:%Y-%m-%d at %H:%M %Z}, the same plan: {file}"
+    tests = f"analysis {plan.analysis}, margin {plan.margin:g} points"
+    content = f"gains: {len(plan.gains)}, interactions: {len(plan.interactions)}, {tests}"
+    return f"registered: {file} ({content}); give the command without --register to execute the study"
+
+
+def write_report(execution: "StudyExecution", given: argparse.Namespace) -> int:
+    """Write the report of a study's results and return its exit code.
+
+    Args:
+        execution: of the study.
+        given: arguments of the command line.
+    """
     from kdbench.report.command import report
     from kdbench.runner.images import read_test_images
+    from kdbench.study.register import find_plan
 
     plan = execution.plan
     paths = plan.result_paths()
@@ -75,6 +97,10 @@ def write_report(execution: "StudyExecution") -> int:
     arguments = [f"@{runs}", "--out", str(plan.folder / "report"), f"--title={question}"]
     if plan.selected.is_file():
         arguments += ["--select", str(plan.selected)]
+    if plan_file := find_plan(plan):
+        arguments += ["--plan", str(plan_file)]
+    for flag, value in (("--analysis", given.analysis), ("--margin", given.margin)):
+        arguments += [flag, str(value)] if value is not None else []
     print(shlex.join(["kdbench-report", *arguments]))
     try:
         return report(arguments, read_test_images)
@@ -96,6 +122,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "stages=[...] change the study; everything else is an override of every run, such as recipe=short",
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="show every run with its state, and the time left")
+    parser.add_argument(
+        "--register", action="store_true", help="write plan.yaml, what the study will test, before its first final run"
+    )
+    add_tests(parser)
     parser.add_argument("--minutes", type=float, help="stop after so many minutes, with exit code 3, to continue later")
     parser.add_argument(
         "--max-learners", type=int, default=MAX_LEARNERS,
@@ -111,6 +141,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
             code="out_of_range",
             key="--minutes",
         )
+    check_margin(given.margin)
     if given.max_learners < 1:
         raise ConfigError(
             f"--max-learners is {given.max_learners}; it must be a whole number of at least 1",
