@@ -17,11 +17,11 @@ from kdbench.report.figures.agreement import draw_agreement
 from kdbench.report.figures.classes import draw_classes
 from kdbench.report.figures.curves import draw_curves
 from kdbench.report.figures.gains import draw_gains
+from kdbench.report.figures.inline_svg import inline_svg
 from kdbench.report.figures.interactions import draw_interactions
 from kdbench.report.figures.power import draw_power
 from kdbench.report.figures.sheet import Mark, Sheet, choose_looks
 from kdbench.report.figures.size import draw_size
-from kdbench.report.inline_svg import inline_svg
 
 FIGURES: Mapping[str, tuple[str, Callable[[Sheet], tuple[Figure, str] | str]]] = {
     "gains": ("Gain over the baseline", draw_gains),
