@@ -31,7 +31,7 @@ HOSTILE = (
     "\\",
     "control \x07 \n newline",
 )
-BASELINE, DISTILLED = (90.0, 90.2, 89.9), (90.5, 90.4, 90.6)
+BASELINE, DISTILLED = (90.0, 90.2, 89.9), (90.5, 90.72, 90.38)
 needs_latex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 
 
@@ -161,7 +161,7 @@ def test_a_significant_gain_has_a_dagger_that_the_caption_explains(tmp_path):
     caption = re.search(r"\\caption\{(.*)\}\\label\{tab:gains\}", tex).group(1)
     assert r"$^{\dagger}$: $p < 0.05$" in caption
     assert "Holm's method over 2 tests" in caption
-    assert "Welch's t-test" in caption
+    assert "the paired t-test over seeds" in caption
 
 
 def test_the_primary_analysis_is_what_the_tables_show(tmp_path):
