@@ -124,3 +124,13 @@ def test_ordinary_runs_have_neither_components_nor_a_remark(tmp_path):
     report = report_of(tmp_path)
     assert len(report.components) == 0
     assert not any("parts of the spread" in remark for remark in report.remarks)
+
+
+def test_teachers_of_one_seed_with_other_weights_are_no_factor(tmp_path):
+    for key in ("one", "other"):
+        for teacher_seed in (None, 0):
+            others = {"teacher": "resnet20", "method": "logit", "teacher_seed": teacher_seed}
+            write_group(tmp_path, (60.0, 61.0), teacher_key=f"{key}{teacher_seed}", **others)
+    report = report_of(tmp_path)
+    assert len(report.components) == 0
+    assert not any("parts of the spread" in remark for remark in report.remarks)

@@ -54,7 +54,7 @@ def remark_surroundings(gains: Iterable[Gain]) -> list[str]:
             if ours and theirs and ours != theirs:
                 found.append((f"{words}: {listed(ours)} against {listed(theirs)}", gain.group.name))
     return [
-        f"{', '.join(name for _, name in of)}: this arm and its baseline were computed on different {difference}; a "
+        f"{'; '.join(name for _, name in of)}: this arm and its baseline were computed on different {difference}; a "
         "part of the gain may be theirs, so train both arms on the same"
         for difference, of in group_by(found, lambda item: item[0])
     ]
@@ -97,7 +97,7 @@ def remark_constant_seed(groups: Iterable[RunGroup], constant: str, words: str, 
     if not found:
         return []
     return [
-        f"{', '.join(found)}: all runs have one {constant}, so only {varied} varies; the spread is that of these "
+        f"{'; '.join(found)}: all runs have one {constant}, so only {varied} varies; the spread is that of these "
         f"{words}, too small for others, so give seed=... in place of {varied}=..."
     ]
 
@@ -108,7 +108,7 @@ def remark_crossed(groups: Iterable[RunGroup]) -> list[str]:
     if not found:
         return []
     return [
-        f"{', '.join(found)}: these runs are no replicates, since several share first weights (init_seed) or the order "
+        f"{'; '.join(found)}: these runs are no replicates, since several share first weights (init_seed) or the order "
         "of images (data_seed); a test that takes them as independent finds a difference where there is none in up to "
         "31 % of cases instead of 5 %, so use them for the parts of the spread, and seed=0,1,2,... for gains"
     ]
@@ -130,7 +130,7 @@ def remark_several_teachers(groups: Iterable[RunGroup]) -> list[str]:
     if not found:
         return []
     return [
-        f"{', '.join(found)}: the runs had teachers with different weights, read as one: runs of one teacher are more "
+        f"{'; '.join(found)}: the runs had teachers with different weights, read as one: runs of one teacher are more "
         "alike than their number says, so train all of a group with the same teacher, or give each its teacher.seed"
     ]
 
@@ -144,7 +144,7 @@ def remark_unequal_arms(gains: Sequence[Gain], table: pd.DataFrame) -> list[str]
         if by_welch and not gain.is_pooled and sizes[0] >= 2 and sizes[1] >= UNEQUAL * sizes[0]:
             found.append((f"{sizes[0]} runs against {sizes[1]}", gain.group.name))
     return [
-        f"{', '.join(name for _, name in of)}: {sizes} in the two arms; Welch's test then finds more than the stated "
+        f"{'; '.join(name for _, name in of)}: {sizes} in the two arms; Welch's test then finds more than the stated "
         "5 % where there is nothing (simulated for eight gains, all tests together: 11 % at 3 against 10, 24 % at 2 "
         "against 10), so train the missing seeds of the smaller arm"
         for sizes, of in group_by(found, lambda item: item[0])

@@ -69,13 +69,11 @@ def components_table(groups: Sequence[RunGroup]) -> tuple[pd.DataFrame, list[str
 
 def crossings(groups: Sequence[RunGroup]) -> Iterator[tuple[pd.DataFrame, RunGroup, str]]:
     """Yield runs whose seeds are crossed, with the first of their groups, and their setting."""
-    for _, members in group_by(groups, lambda group: settings(group, (*STUDENT, *METHOD))):
+    for members in with_teachers_together(groups):
         runs = pd.concat([group.runs for group in members])
         seeds = [key for key in FACTORS if len(set(runs[key])) > 1]
-        if runs[list(FACTORS)[:2]].isna().any(axis=None) or len(seeds) < 2:
+        if runs[[KEY.init_seed, KEY.data_seed]].isna().any(axis=None) or not shares_values(runs, seeds):
             continue
-        if not shares_values(runs, seeds) or (KEY.teacher_seed in seeds and runs[KEY.teacher_seed].isna().any()):
-            continue  # teachers of unknown seeds are no levels of a factor
         setting = members[0].setting
         if len(members) > 1:
             kept = [part for part in setting.split() if not part.startswith("teacher_")]
@@ -83,12 +81,24 @@ def crossings(groups: Sequence[RunGroup]) -> Iterator[tuple[pd.DataFrame, RunGro
         yield runs, members[0], setting
 
 
-def shares_values(runs: pd.DataFrame, seeds: Sequence[str]) -> bool:
-    """Return whether some runs have the same first weights or order of images as others, and not both.
+def with_teachers_together(groups: Sequence[RunGroup]) -> Iterator[list[RunGroup]]:
+    """Yield groups that differ in the teacher's seed alone together, and each other group alone."""
+    for _, members in group_by(groups, lambda group: settings(group, (*STUDENT, *METHOD))):
+        teachers = {group.shared.teacher_seed for group in members}
+        if None in teachers or len(teachers) < len(members):  # weights from elsewhere, or other teachers of a seed
+            yield from ([group] for group in members)
+        else:
+            yield members
 
-    Runs whose two seeds are always equal, from several teachers, are crossed with the teachers.
+
+def shares_values(runs: pd.DataFrame, seeds: Sequence[str]) -> bool:
+    """Return whether several seeds vary, and some runs have the same first weights or order of images as others.
+
+    Args:
+        runs: runs that differ in their seeds alone.
+        seeds: columns of the seeds that vary.
     """
-    return any(runs[seed].value_counts().max() > 1 for seed in seeds if seed != KEY.teacher_seed)
+    return len(seeds) > 1 and any(runs[seed].value_counts().max() > 1 for seed in seeds if seed != KEY.teacher_seed)
 
 
 def as_array(runs: pd.DataFrame) -> tuple[NDArray[np.float64] | None, tuple[str, ...]]:
