@@ -40,7 +40,9 @@ def test_the_simulated_rule_is_the_one_of_reports(analysis, seeds):
 def test_without_any_gain_at_most_one_report_in_twenty_finds_one(spreads, seeds, correlation):
     rates = simulate(seeds, SPREADS[spreads](9), correlation)
     assert rates.family_error <= 0.05 + NOISE
-    assert 0.93 <= rates.coverage <= 0.97
+    assert rates.coverage >= 0.93
+    if seeds >= 5:
+        assert rates.coverage <= 0.97  # with fewer, Welch's intervals do not use that seeds correlate
 
 
 @pytest.mark.slow
@@ -55,8 +57,9 @@ def test_small_families_find_nothing_either(gains):
 @pytest.mark.parametrize("analysis", ["auto", "paired", "blocks"])
 def test_power_is_the_stated_one(analysis, seeds):
     rule = RulePower((9,), 8, Analysis(analysis))
-    for correlation in (0.0, 0.5):
-        within = np.sqrt(1 - correlation)  # standard deviation of a run within its arm and seed
+    for correlation in (0.0,) if analysis == "auto" and seeds < 5 else (0.0, 0.5):
+        # The standard deviation that the test is up against: within arm and seed, or within the arm alone.
+        within = 1.0 if analysis == "auto" and seeds < 5 else np.sqrt(1 - correlation)
         for ratio in (rule.detectable(seeds), 0.7 * rule.detectable(seeds)):
             stated = rule.power(ratio, seeds)
             found = simulate(seeds, np.ones(9), correlation, ratio * within, analysis=analysis, seed=1).power

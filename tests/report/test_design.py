@@ -9,7 +9,7 @@ from scipy import stats
 from kdbench.report.design import Analysis, Block, Design, Estimate, bartlett, crossed_estimate
 from kdbench.report.power import joint_level
 from kdbench.report.sizes import exaggeration, shrink
-from tests.report.conftest import report_of, write_group, write_run
+from tests.report.conftest import report_of, write_group, write_run, write_selected
 from tests.report.test_gains import the_row
 
 BY_LOGIT = {"method": "logit", "teacher": "resnet20"}
@@ -102,7 +102,11 @@ def test_the_mean_of_crossed_gains_has_the_variance_of_both_factors():
 
 @pytest.mark.parametrize(
     ("seeds", "spreads", "expected"),
-    [(5, (1, 1, 1, 1), "blocks"), (4, (1, 1, 1, 1), "paired"), (10, (1, 1, 1, 30), "paired")],
+    [
+        (5, (1, 1, 1, 1), "blocks"),
+        (4, (1, 1, 1, 1), "welch"),
+        (10, (1, 1, 1, 30), "paired"),
+    ],
 )
 def test_the_rule_pools_only_with_enough_seeds_and_like_spreads(tmp_path, seeds, spreads, expected):
     random = np.random.default_rng(11)
@@ -276,3 +280,55 @@ def test_the_claim_about_capacity_is_one_contrast_over_all_gains(tmp_path):
     assert (row.student_a, row.difference) == ("resnet14", pytest.approx(means.resnet14 - means.resnet8))
     assert (row.gains_a, row.gains_b) == (2, 2)
     assert any("Over all methods and teachers resnet14 gains" in line for line in report.verdict)
+
+
+def crossed_in_part(root, **arm):
+    random = np.random.default_rng(len(str(arm)))
+    for init, data in ((0, 0), (0, 1), (0, 2), (1, 0)):
+        write_run(
+            root, init_seed=init, data_seed=data, accuracy=0.9 + random.normal(0, 0.001) + 0.02 * bool(arm), **arm
+        )
+
+
+def test_a_row_without_a_test_is_published_without_interval_and_verdict(tmp_path, kdbench_report):
+    crossed_in_part(tmp_path / "runs")
+    crossed_in_part(tmp_path / "runs", **BY_LOGIT)
+    result = kdbench_report(tmp_path / "runs")
+    row = the_row(result.table("gains"))
+    assert row.p_welch < 0.001
+    assert row[["p_primary", "primary_low", "joint_low", "detectable", "analysis"]].isna().all()
+    assert "dagger" not in result.text("tables.tex")
+    assert "No gain can be tested" in result.out
+
+
+def test_rows_over_teachers_have_no_test_where_seeds_are_crossed_in_part(tmp_path):
+    crossed_in_part(tmp_path)
+    for seed in (0, 1):
+        crossed_in_part(tmp_path, teacher_seed=seed, **BY_LOGIT)
+    pooled = the_row(report_of(tmp_path).gains_table, teacher_seed="pooled")
+    assert np.isnan(pooled.p_primary)
+    assert pd.isna(pooled.detectable)
+
+
+def test_a_selection_leaves_the_shared_baseline_of_capacity_as_it_is(tmp_path):
+    random = np.random.default_rng(0)
+    for student in ("resnet8", "resnet14"):
+        write_group(tmp_path, random.normal(80, 0.3, 5), student=student)
+        for arm in (BY_LOGIT, BY_FEATURE):
+            write_group(tmp_path, random.normal(80.3, 0.3, 5), student=student, **arm)
+    winners = [
+        {"student": student, "method": method, "margin": 1.0, "noise": 0.1}
+        for student in ("resnet8", "resnet14")
+        for method in ("logit", "feature")
+    ]
+    selected = write_selected(tmp_path / "selected.yaml", winners, (9,), range(5))
+    reports = [report_of(tmp_path, chosen, analysis=Analysis.WELCH) for chosen in (None, selected)]
+    without, with_choice = (the_row(report.capacity_table) for report in reports)
+    assert with_choice.primary_se == pytest.approx(without.primary_se)
+    assert with_choice.primary_df == pytest.approx(without.primary_df)
+
+
+def test_a_pooled_row_by_welch_states_no_power_of_runs(tmp_path):
+    with_teachers(tmp_path, (1.0, 1.2, 0.9))
+    table = report_of(tmp_path, analysis=Analysis.WELCH).gains_table
+    assert pd.isna(the_row(table, teacher_seed="pooled").detectable)

@@ -212,7 +212,7 @@ def read_gains(results: Results) -> dict[tuple[Any, ...], Row]:
         return name_gain(student, teacher, method, record["setting"] or ""), arms
 
     identity = ("student", "teacher", "method", "setting", "teacher_seed")
-    return read_rows(results["tables"]["gains"], GAINS, "p_welch", "delta", identity, describe)
+    return read_rows(results["tables"]["gains"], GAINS, "delta", identity, describe)
 
 
 def read_interactions(results: Results) -> dict[tuple[Any, ...], Row]:
@@ -226,7 +226,7 @@ def read_interactions(results: Results) -> dict[tuple[Any, ...], Row]:
         return name_gain(" against ".join(students), teacher, method, setting), arms
 
     identity = ("student_a", "student_b", "teacher", "method", "setting_a", "setting_b", "teacher_seed")
-    return read_rows(results["tables"]["interactions"], INTERACTIONS, "p", "difference", identity, describe)
+    return read_rows(results["tables"]["interactions"], INTERACTIONS, "difference", identity, describe)
 
 
 def baseline_methods(results: Results) -> set[str | None]:
@@ -236,7 +236,6 @@ def baseline_methods(results: Results) -> set[str | None]:
 def read_rows(
     records: Sequence[Record],
     columns: Sequence[str],
-    p: str,
     effect: str,
     identity: Sequence[str],
     describe: Callable[[Record], tuple[str, set[Arm]]],
@@ -246,12 +245,11 @@ def read_rows(
     Args:
         records: rows of results.json.
         columns: columns of that table.
-        p: column of Welch's p.
         effect: column of the gain or difference.
         identity: columns that identify a row.
         describe: function that returns the name of a row, and the runs that it compares.
     """
-    view = primary_view(pd.DataFrame(list(records), columns=list(columns), dtype=object), p)
+    view = primary_view(pd.DataFrame(list(records), columns=list(columns), dtype=object))
     rows = {}
     for record, seen in zip(records, rows_of(view), strict=True):
         name, arms = describe(record)

@@ -51,12 +51,17 @@ COLUMNS = named(
     p_holm=Column(
         "p (Holm)", "Welch p (of an interaction: its own) raised for the number of tests of this role in the table", P
     ),
-    significant=Column("significant", "p (Holm) below 0.05"),
+    significant=Column("significant", "p (adjusted) of the primary analysis below 0.05; empty: no verdict"),
     mde80=Column(
-        "detectable", "smallest true difference, in points, that this many runs detect 4 times in 5", PER_CENT
+        "detectable (one test)",
+        "smallest true difference that these runs detect 4 times in 5 by one uncorrected Welch test", PER_CENT
     ),
-    seeds_for_0p1=Column("seeds for 0.1", "runs per arm that detect a true gain of 0.1 points 4 times in 5", "d"),
-    seeds_for_0p2=Column("seeds for 0.2", "runs per arm that detect a true gain of 0.2 points 4 times in 5", "d"),
+    seeds_for_0p1=Column(
+        "seeds for 0.1 (one test)", "runs per arm that detect 0.1 points 4 times in 5 by one uncorrected test", "d"
+    ),
+    seeds_for_0p2=Column(
+        "seeds for 0.2 (one test)", "runs per arm that detect 0.2 points 4 times in 5 by one uncorrected test", "d"
+    ),
     p_equivalence=Column(
         "p (equivalence)", "two one-sided tests: small where the gain lies within the margin around zero", P
     ),
@@ -65,7 +70,7 @@ COLUMNS = named(
         "seeds to show it", "runs per arm that show equivalence 4 times in 5 if there is no gain", "d"
     ),
     analysis=Column(
-        "analysis", "primary analysis of this row: blocks, paired, crossed or welch, by the rule stated beforehand"
+        "analysis", "primary analysis by the rule stated beforehand: blocks, paired, crossed, welch; empty: none"
     ),
     family=Column(
         "family", "primary: counts in the verdict; secondary: one teacher's row, which a pooled row summarises; control"

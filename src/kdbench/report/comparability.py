@@ -110,7 +110,8 @@ def remark_crossed(groups: Iterable[RunGroup]) -> list[str]:
     return [
         f"{'; '.join(found)}: these runs are no replicates, since several share first weights (init_seed) or the order "
         "of images (data_seed); a test that takes them as independent finds a difference where there is none in up to "
-        "31 % of cases instead of 5 %, so use them for the parts of the spread, and seed=0,1,2,... for gains"
+        "31 % of cases instead of 5 %; complete crossings are analysed as such (analysis: crossed), others have no "
+        "test, so give seed=0,1,2,... for gains"
     ]
 
 

@@ -6,9 +6,10 @@ Arms of one student share first weights and order of images, seed by seed, so se
 2. An arm whose seeds are not those of its baseline has no blocks: `welch`.
 3. With `FEWEST_SEEDS` seeds or more, where Bartlett's test does not find the arms' spreads different, `blocks`: one
    residual variance pooled over all arms, or the variance of the comparison's own paired differences if that is larger.
-4. Everything else is `paired`: the paired t-test over seeds, which is valid whatever the spreads are.
+   Otherwise `paired`: the paired t-test over seeds, which is valid whatever the spreads are.
+4. With fewer seeds a pairing has too few degrees of freedom, and no test can tell whether spreads are equal: `welch`.
 
-Steps 3 and 4 read the spread of the residuals and never a difference or a p. Values are accuracies in per cent.
+Step 3 reads spreads and never a difference or a p. Values are accuracies in per cent.
 """
 
 import math
@@ -37,11 +38,23 @@ class Analysis(StrEnum):
     """Of rows alone: no choice of a report."""
 
 
-CHOICES = (Analysis.AUTO, Analysis.BLOCKS, Analysis.PAIRED, Analysis.WELCH)
-"""Values of `--analysis`."""
+WORDS = {
+    Analysis.BLOCKS: "seeds as blocks with one spread",
+    Analysis.PAIRED: "the paired t-test over seeds",
+    Analysis.WELCH: "Welch's t-test",
+    Analysis.CROSSED: "teachers and seeds crossed",
+}
+"""Analyses of rows in words."""
 FEWEST_SEEDS = 5
 """Fewest seeds per arm for pooled variances: with fewer, no test can tell whether the arms' spreads differ."""
 MANY_SEEDS = 8
+
+RULE = (
+    "rows over several teachers or crossed seeds: all factors crossed; arms without the seeds of the baseline, or with "
+    f"fewer than {FEWEST_SEEDS}: Welch's t-test; else seeds as blocks over all arms where Bartlett's test finds the "
+    f"arms' spreads alike (level 0.7, from {MANY_SEEDS} seeds on 0.3), else the paired t-test; never by the p of a gain"
+)
+"""The rule of `auto` in a sentence, for plans."""
 
 
 def homogeneity_level(seeds: int) -> float:
@@ -168,7 +181,7 @@ class Design:
 
     @cached_property
     def of_blocks(self) -> Analysis:
-        """Analysis of comparisons within blocks: steps 3 and 4 of the rule."""
+        """Analysis of comparisons within poolable blocks: step 3 of the rule."""
         if self.analysis != Analysis.AUTO:
             return self.analysis
         blocks = self.poolable
@@ -185,10 +198,11 @@ class Design:
             weights: weight of each gain; 1 for a gain, 1 and -1 for an interaction.
         """
         parts = contrasts_of(gains, weights)
+        if self.analysis == Analysis.AUTO and any(block.n < FEWEST_SEEDS for block, _ in parts):
+            return unpaired_estimate(parts)
         own = paired_estimate([block.values @ contrast for block, contrast in parts])
         variance, df = self.pooled
-        in_pool = all(any(block is other for other in self.poolable) for block, _ in parts)
-        if self.of_blocks != Analysis.BLOCKS or not in_pool:
+        if self.of_blocks != Analysis.BLOCKS:
             return own
         se = math.sqrt(sum(float((contrast**2).sum()) * variance / block.n for block, contrast in parts))
         if self.analysis == Analysis.AUTO and own.se > se:
@@ -207,6 +221,14 @@ def contrasts_of(gains: Sequence[tuple[Block, int]], weights: Sequence[float]) -
         contrast[column] += weight
         contrast[0] -= weight
     return found
+
+
+def unpaired_estimate(parts: Sequence[tuple[Block, Floats]]) -> Estimate:
+    """Return Welch's estimate of a sum of contrasts, all arms independent."""
+    arms = [
+        (block.values[:, at].tolist(), float(contrast[at])) for block, contrast in parts for at in contrast.nonzero()[0]
+    ]
+    return welch_estimate([values for values, _ in arms], [weight for _, weight in arms])
 
 
 def paired_estimate(differences: Sequence[Floats]) -> Estimate:

@@ -33,10 +33,14 @@ class FailedRun:
     """Content of its failure.json."""
 
     @property
+    def arm(self) -> str:
+        """Title without the seed."""
+        return f"{self.student} {self.method}" + (f" from {self.teacher}" if self.teacher else "")
+
+    @property
     def name(self) -> str:
         """Title of the run."""
-        source = f" from {self.teacher}" if self.teacher else ""
-        return f"{self.student} {self.method}{source}, seed {self.seed}"
+        return f"{self.arm}, seed {self.seed}"
 
 
 def read_failed(folder: Path, shown: str) -> FailedRun | None:

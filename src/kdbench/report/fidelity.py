@@ -93,8 +93,8 @@ def remark_missing(groups: Sequence[RunGroup], gains: Sequence[Gain]) -> list[st
         return []
     return [
         f"{total} run{'s have' if total > 1 else ' has'} no logits.safetensors: {'; '.join(missing)}; flips, flipped "
-        "images, agreement of the baseline, agreement by correctness and intervals over test images are of the other "
-        "runs alone"
+        "images, agreement of the baseline and agreement by correctness are of the other runs alone, and gains with "
+        "such a run have no interval for other test images"
     ]
 
 

@@ -170,7 +170,7 @@ def check_interactions(plan: Plan, interactions: pd.DataFrame) -> list[Finding]:
     """Compare the hypotheses on interactions with those of the report."""
     planned = {key_of(interaction): interaction for interaction in plan.interactions}
     found = {
-        (row.method, row.teacher, str(row.teacher_seed), frozenset((row.student_a, row.student_b))): row
+        (row.method, row.teacher, seed_text(row.teacher_seed), frozenset((row.student_a, row.student_b))): row
         for row in rows_of(interactions)
     }
     missing = [name_interaction(i.method, i.teacher, i.students) for key, i in planned.items() if key not in found]
@@ -182,8 +182,13 @@ def check_interactions(plan: Plan, interactions: pd.DataFrame) -> list[Finding]:
     return named_findings("interaction", len(plan.interactions), missing, others)
 
 
+def seed_text(seed: Any) -> str:
+    """Return a teacher's seed as text; tables with unknown ones hold whole numbers as 0.0."""
+    return str(int(seed)) if isinstance(seed, float) and not math.isnan(seed) else str(seed)
+
+
 def key_of(planned: PlannedInteraction) -> tuple[Any, ...]:
-    return planned.method, planned.teacher, str(planned.teacher_seed), frozenset(planned.students)
+    return planned.method, planned.teacher, seed_text(planned.teacher_seed), frozenset(planned.students)
 
 
 def name_interaction(method: str, teacher: str | None, students: Sequence[str]) -> str:

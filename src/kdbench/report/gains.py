@@ -62,6 +62,8 @@ class Gain:
         if self.baseline is None or any(group.seeds != self.baseline.seeds for group in self.groups):
             return None
         levels = crossing(self.baseline.seeds)
+        if levels is None and not are_replicates(self.baseline.seeds):
+            return None
         shape = ([len(self.members)] if self.members else []) + (levels or [len(self.base_values)])
         if len(shape) < 2 or min(shape) < 2:
             return None

@@ -80,7 +80,7 @@ def gains_for_latex(table: pd.DataFrame) -> LatexTable:
 
 
 def interactions_for_latex(table: pd.DataFrame) -> LatexTable:
-    view, rows = primary_view(table, "p"), rows_of(table)
+    view, rows = primary_view(table), rows_of(table)
     sizes = [", ".join((sizes_of((r.n_a, r.n_base_a)), sizes_of((r.n_b, r.n_base_b)))) for r in rows]
     alike = len(set(sizes)) == 1
     counted = f"$n$: runs of the method and of the baseline, of both students{': ' + sizes[0] if alike else ''}. "
@@ -104,7 +104,8 @@ def tests_of(table: pd.DataFrame, view: pd.DataFrame) -> str:
         return "Too few runs for intervals and tests."
     families = (table.family if table.family.notna().any() else table.role)[tested].value_counts(sort=False)
     named = ", ".join(f"{name}: {count}" for name, count in families.items())
-    over = f"{len(view[tested])} tests" if len(families) < 2 else f"the tests of a family ({named})"
+    count = len(view[tested])
+    over = f"{count} {'test' if count == 1 else 'tests'}" if len(families) < 2 else f"the tests of a family ({named})"
     return (
         f"Intervals: 95\\,\\%, by {name_analyses(view.analysis[tested].tolist())}, each for its row alone. "
         f"$p$: two-sided, by the same analysis, adjusted by Holm's method over {over}; "

@@ -12,13 +12,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from kdbench.errors import ConfigError
+from kdbench.report.design import RULE
 
 PLAN_FILE = "plan.yaml"
 PLAN_SCHEMA = 1
 """Version of the layout of plan.yaml."""
 RULES = {
-    "auto": "seeds as blocks where all arms have the same seeds, teachers and seeds crossed where rows are pooled over "
-    "teachers, Welch's t-test where seeds do not match; decided by the design as docs/report.md says, never by a p",
+    "auto": RULE,
     "blocks": "seeds as blocks over all arms",
     "paired": "paired t-test over the seeds of both arms",
     "welch": "Welch's t-test",
@@ -142,8 +142,8 @@ def read_plan(path: Path) -> Plan:
         intact = hash_of(content) == recorded
     except OSError as error:
         raise ConfigError(
-            f"--plan is {path}, which cannot be read ({error.strerror}); give the {PLAN_FILE} that kdbench-study "
-            "--register wrote",
+            f"--plan is {path}, which cannot be read ({error.strerror or error}); give the {PLAN_FILE} that "
+            "kdbench-study --register wrote",
             code="not_found",
             key="--plan",
         ) from None

@@ -102,11 +102,23 @@ def simulate(arms: tuple[int, ...], n: int, analysis: Analysis, interaction: boo
     if analysis == Analysis.BLOCKS:
         return Draws(noise, np.sqrt(pooled / n), np.full_like(noise, df))
     paired = np.sqrt(own / n), np.full_like(noise, n - 1.0)
-    if analysis == Analysis.PAIRED or n < FEWEST_SEEDS:
+    if analysis == Analysis.PAIRED:
         return Draws(noise, *paired)
+    if n < FEWEST_SEEDS:
+        variances = np.einsum("rkk->rk", scatter) / (n - 1)
+        return Draws(noise, *unpaired(variances, arms, n, interaction))
     alike = (bartlett(totals / freedom, freedom) >= homogeneity_level(n))[:, None]
     se = np.where(alike, np.sqrt(np.maximum(pooled, own) / n), paired[0])
     return Draws(noise, se, np.where(alike, float(df), paired[1]))
+
+
+def unpaired(variances: Floats, arms: tuple[int, ...], n: int, interaction: bool) -> tuple[Floats, Floats]:
+    """Return standard errors and degrees of freedom [R, J] of Welch's tests, from arms' variances [R, K]."""
+    weights = contrasts(arms)
+    if interaction:
+        weights = (weights[0] - weights[arms[0] - 1])[None]
+    total, squares = variances @ (weights**2).T, variances**2 @ (weights**4).T
+    return np.sqrt(total / n), (n - 1) * total**2 / squares
 
 
 def wishart(random: np.random.Generator, draws: int, columns: int, df: int) -> Floats:

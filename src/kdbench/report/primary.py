@@ -14,7 +14,16 @@ import pandas as pd
 
 from kdbench.report import statistics as st
 from kdbench.report.columns import CAPACITY, row
-from kdbench.report.design import Analysis, Block, Design, Estimate, crossed_estimate, welch_estimate, with_part
+from kdbench.report.design import (
+    FEWEST_SEEDS,
+    Analysis,
+    Block,
+    Design,
+    Estimate,
+    crossed_estimate,
+    welch_estimate,
+    with_part,
+)
 from kdbench.report.gains import Gain, are_replicates, decide
 from kdbench.report.groups import CONTROL
 from kdbench.report.images import Correctness, correctness_of, image_variances
@@ -73,7 +82,8 @@ def estimate_gain(gain: Gain, placed: PlacedDesign) -> Estimate:
         return crossed_estimate(crossed)
     if (place := placed.place(gain)) is not None:
         return placed.design.compare([place], [1.0])
-    if not are_replicates(gain.group.seeds) or not are_replicates(gain.baseline.seeds):
+    groups = [*gain.groups, gain.baseline]
+    if not all(are_replicates(group.seeds) for group in groups):
         return Estimate(Analysis.WELCH, gain.delta, math.nan, math.nan)
     return welch
 
@@ -105,10 +115,11 @@ def estimate_capacity(of_a: Sequence[Gain], of_b: Sequence[Gain], placed: Placed
             return placed.design.compare(places, weights)
         if any(gain.is_pooled for gain in gains) or any(math.isnan(estimate_gain(gain, placed).se) for gain in gains):
             return Estimate(Analysis.WELCH, value, math.nan, math.nan)
-    arms: dict[int, tuple[Sequence[float], float]] = {}
+    arms: dict[Any, tuple[Sequence[float], float]] = {}
     for gain, weight in zip(gains, weights, strict=True):
         assert gain.baseline is not None
-        for identity, values, own in ((id(gain), gain.values, weight), (id(gain.baseline), gain.base_values, -weight)):
+        base = tuple(gain.baseline.runs.run_key)  # a selection makes a group of the same runs for each gain
+        for identity, values, own in ((id(gain), gain.values, weight), (base, gain.base_values, -weight)):
             arms[identity] = values, arms.get(identity, (values, 0.0))[1] + own
     return welch_estimate([values for values, _ in arms.values()], [weight for _, weight in arms.values()])
 
@@ -227,8 +238,8 @@ def fill_family(
             joint = joint_level(arms, max(2, n), placed.design.analysis, max(0, others))
             low, high = estimate.interval(1 - joint)
             cells |= row(joint_low=low, joint_high=high)
-        if placed.place(gain) is not None or estimate.analysis == Analysis.WELCH:
-            cells |= power_cells(rule_for(rule, estimate), min(n, len(gain.base_values)), spread_of(placed, gains))
+        if estimate.analysis != Analysis.CROSSED and estimate.se > 0 and not gain.is_pooled:
+            cells |= power_cells(rule_for(rule, estimate), min(n, len(gain.base_values)), placed, gains)
         for name, value in cells.items():
             added.loc[i, name] = value
 
@@ -244,34 +255,47 @@ def with_usual_spread(estimate: Estimate, place: tuple[Block, int] | None, desig
 
 
 def rule_for(rule: RulePower, estimate: Estimate) -> RulePower:
-    """Return the rule for an estimate: Welch's test where it has no block."""
-    is_welch = estimate.analysis == Analysis.WELCH or not rule.arms
-    return RulePower((), rule.family, Analysis.WELCH, rule.interaction) if is_welch else rule
+    """Return the rule for an estimate: Welch's test where no arm has a block."""
+    if rule.arms and (estimate.analysis != Analysis.WELCH or rule.analysis == Analysis.AUTO):
+        return rule
+    return RulePower((), rule.family, Analysis.WELCH, rule.interaction)
 
 
-def spread_of(placed: PlacedDesign, gains: Sequence[Gain]) -> tuple[float, int]:
-    """Return the standard deviation of a run within its arm and seed, and its degrees of freedom.
+def spread_of(placed: PlacedDesign, gains: Sequence[Gain], n: int) -> tuple[float, int]:
+    """Return the standard deviation that a test of n seeds is up against, and its degrees of freedom.
 
-    Without blocks that within the arms of the gains.
+    Within arm and seed where the test pairs, else within the arms.
     """
-    if placed.design.residual_df:
-        return placed.design.residual_std, placed.design.residual_df
-    groups = {id(arm): arm for gain in gains if not gain.is_pooled for arm in (gain.values, gain.base_values)}
-    counted = [arm for arm in groups.values() if len(arm) > 1]
-    return st.pooled_std(counted), sum(len(arm) - 1 for arm in counted)
+    design = placed.design
+    if design.residual_df and (design.analysis in (Analysis.BLOCKS, Analysis.PAIRED) or n >= FEWEST_SEEDS):
+        return design.residual_std, design.residual_df
+    arms: list[Sequence[float]] = [column.tolist() for block in design.blocks for column in block.values.T]
+    if not arms:
+        of_gains = {id(arm): arm for gain in gains if not gain.is_pooled for arm in (gain.values, gain.base_values)}
+        arms = [arm for arm in of_gains.values() if len(arm) > 1]
+    return st.pooled_std(arms), sum(len(arm) - 1 for arm in arms)
 
 
-def power_cells(rule: RulePower, n: int, spread: tuple[float, int]) -> dict[str, Any]:
-    """Return the smallest detectable difference and the needed seeds, with their ranges over what the spread may be."""
-    std, df = spread
+def power_cells(rule: RulePower, n: int, placed: PlacedDesign, gains: Sequence[Gain]) -> dict[str, Any]:
+    """Return the smallest detectable difference and the needed seeds, with their ranges over what the spread may be.
+
+    Args:
+        rule: its correction included.
+        n: seeds per arm.
+        placed: design of the report.
+        gains: gains whose arms give the spread where there are no blocks.
+    """
+    std, df = spread_of(placed, gains, n)
     if not std > 0 or n < 2:
         return {}
     low, high = spread_interval(std, df)
     ratio = rule.detectable(n)
     cells: dict[str, Any] = row(detectable=ratio * std, detectable_low=ratio * low, detectable_high=ratio * high)
+    std, df = spread_of(placed, gains, FEWEST_SEEDS)
+    low, high = spread_interval(std, df)
     for size, name in SIZES.items():
         for end, value in (("", std), ("_low", low), ("_high", high)):
-            cells[f"needed_{name}{end}"] = rule.needed(size / value)
+            cells[f"needed_{name}{end}"] = rule.needed(size / value) if value > 0 else None
     return cells
 
 
@@ -303,10 +327,9 @@ def add_primary_to_interactions(
         )  # fmt: skip
         for i in of:
             a, b = pairs[i]
-            in_blocks = placed.place(a) is not None and placed.place(b) is not None
-            if in_blocks or estimates[i].analysis == Analysis.WELCH:
+            if estimates[i].analysis != Analysis.CROSSED and estimates[i].se > 0 and not a.is_pooled:
                 n = min(len(arm) for gain in (a, b) for arm in (gain.values, gain.base_values))
-                own = power_cells(rule_for(rule, estimates[i]), n, spread_of(placed, [a, b]))
+                own = power_cells(rule_for(rule, estimates[i]), n, placed, [a, b])
                 for name, value in own.items():
                     added.loc[added.index[i], name] = value
     return finished(table, added)

@@ -181,7 +181,7 @@ def read_selection(path: Path) -> Selection:
         assert all(isinstance(key, str) for key in selection.candidates)
     except OSError as error:
         raise ConfigError(
-            f"--select is {path}, which cannot be read ({error.strerror})", code="not_found", key="--select"
+            f"--select is {path}, which cannot be read ({error.strerror or error})", code="not_found", key="--select"
         ) from None
     except Exception as error:  # whatever YAML of another shape raises
         described = " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,6 +1,5 @@
 """Conclusions from the numbers, as sentences."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,7 +81,10 @@ def describe_size(significant: pd.DataFrame) -> list[str]:
     """Return how much too large the significant gains may be."""
     known = significant[significant.exaggeration.notna()]
     if not len(known):
-        return []
+        empty = (
+            "The significant gains are no larger than gains of this spread are by chance: shrunken, nothing is left."
+        )
+        return [empty] if len(significant) else []
     low, high = known.exaggeration.min(), known.exaggeration.max()
     factors = f"{low:.1f}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f}"
     shrunken = ", ".join(f"{value:+.2f}" for value in known.shrunken)
@@ -112,15 +114,17 @@ def reason_for_blocks(placed: PlacedDesign) -> str:
 def reason_for_pairs(placed: PlacedDesign) -> str:
     if placed.design.analysis == Analysis.PAIRED:
         return "paired t-tests over seeds, as declared"
-    if not placed.design.poolable:
-        return f"paired t-tests over seeds, since fewer than {FEWEST_SEEDS} seeds cannot show that spreads are equal"
     p = placed.design.p_homogeneity
     return f"paired t-tests over seeds, since the arms' spreads may differ (Bartlett's test, p = {p:.2f})"
 
 
 def reason_for_welch(placed: PlacedDesign) -> str:
-    declared = placed.design.analysis == Analysis.WELCH
-    return "Welch's t-tests, " + ("as declared" if declared else "where seeds do not match those of the baseline")
+    if placed.design.analysis == Analysis.WELCH:
+        return "Welch's t-tests, as declared"
+    return (
+        "Welch's t-tests, where seeds are not those of the baseline, or are fewer than "
+        f"{FEWEST_SEEDS} with no like spreads to pool"
+    )
 
 
 REASONS = {
@@ -201,13 +205,17 @@ def judge_interactions(interactions: pd.DataFrame) -> list[str]:
 
 
 def judge_capacity(capacity: pd.DataFrame) -> list[str]:
-    """Return whether one student gains more than another over all methods and teachers, for up to three pairs."""
+    """Return the difference of the mean gains of the largest and the next student over all methods and teachers."""
     tested = capacity[capacity.p_primary.notna()]
     several = tested[(tested.gains_a > 1) | (tested.gains_b > 1)]
+    also = (
+        f" This is one of {len(several)} pairs of students, each with an uncorrected test." if len(several) > 1 else ""
+    )
     return [
         f"Over all methods and teachers {pair.student_a} gains {pair.difference:+.2f} points beside {pair.student_b} "
-        f"(95 % {pair.primary_low:+.2f} to {pair.primary_high:+.2f}, p = {format_value(pair.p_primary, P)}, one test)."
-        for pair in rows_of(several)[:3]
+        f"(95 % {pair.primary_low:+.2f} to {pair.primary_high:+.2f}, p = {format_value(pair.p_primary, P)}, one "
+        f"test).{also}"
+        for pair in rows_of(several)[:1]
     ]
 
 
@@ -273,10 +281,10 @@ def judge_failures(
     """
     if not failed:
         return []
-    arms = Counter(run.name.rpartition(", seed ")[0] for run in failed)
-    named = "; ".join(
-        f"{arm}: seed {', '.join(str(run.seed) for run in failed if run.name.startswith(f'{arm}, '))}" for arm in arms
-    )
+    arms: dict[str, list[str]] = {}
+    for run in failed:
+        arms.setdefault(run.arm, []).append(str(run.seed))
+    named = "; ".join(f"{arm}: seed {', '.join(seeds)}" for arm, seeds in arms.items())
     lines = [
         f"{len(failed)} {'runs' if len(failed) > 1 else 'run'} failed and {'have' if len(failed) > 1 else 'has'} no "
         f"result ({named})."
@@ -288,8 +296,8 @@ def judge_failures(
         ]
     return [
         *lines,
-        f"Without the failed runs {without[0]} of {without[1]} gains {be(without[0])} significant after Holm; with "
-        f"them, at the accuracy of chance, {with_them[0]} of {with_them[1]}.",
+        f"Without them {without[0]} of {without[1]} gains {be(without[0])} significant after Holm; with those that the "
+        f"machine did not stop, at the accuracy of chance, {with_them[0]} of {with_them[1]}.",
     ]
 
 

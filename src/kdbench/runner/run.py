@@ -189,7 +189,8 @@ class Run:
         if self.teacher:
             self.learner.teacher = self.teacher.source
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        self.started = directory.checkpoint_metadata().get(KEY.started, now)
+        known = directory.checkpoint_metadata()
+        self.started = known.get(KEY.started) if known else now
         metadata = {METADATA: dataclasses.asdict(settings), KEY.started: self.started}
         self.checkpointer = Checkpointer(directory, self.config.checkpoint, self.learner, self.lock, metadata)
         self.learner.checkpointer = self.checkpointer

@@ -20,7 +20,6 @@ from kdbench.report.figures.sheet import (
     first_of,
     interval,
     is_true,
-    known_interval,
     mark_of_run,
     points,
 )
@@ -82,7 +81,7 @@ def label_row(sheet: Sheet, axes: Axes, top: float, gain: Gain, row: Any) -> flo
         row: its row in gains.csv.
     """
     inches, significant = sheet.width.inches - 0.3, is_true(row.significant)
-    numbers = f"{points(row.delta)} {interval(*known_interval(row))}".strip()
+    numbers = f"{points(row.delta)} {interval(row.primary_low, row.primary_high)}".strip()
     is_wide = inches > 6
     name = fit(f"{'★ ' if significant else ''}{row_name(gain)}", (inches - 2.6 if is_wide else inches) / 1.12, lines=2)
     if not is_wide:
@@ -102,7 +101,7 @@ def draw_row(sheet: Sheet, axes: Axes, at: float, number: int, gain: Gain, row: 
     """Draw interval and mean of a gain, and link them to its row."""
     shared, significant = gain.group.shared, is_true(row.significant)
     colour = sheet.looks.colour(shared)
-    low, high = known_interval(row)
+    low, high = row.primary_low, row.primary_high
     parts = []
     if not is_missing(row.joint_low):
         parts += axes.plot([row.joint_low, row.joint_high], [at, at], color=colour, lw=1)
@@ -127,8 +126,8 @@ def seeds_of(gain: Gain, number: int) -> list[tuple[float, Mark]]:
 
 def gain_text(gain: Gain, row: Any) -> str:
     """Return a gain with its interval and p as text."""
-    corrected = row.p_adjusted if not is_missing(row.p_adjusted) else row.p_holm
-    low_high = interval(*known_interval(row))
+    corrected = row.p_adjusted
+    low_high = interval(row.primary_low, row.primary_high)
     p = f", p {format_value(corrected, P)} after correction" if not is_missing(corrected) else ", not tested"
     found = ", significant" if is_true(row.significant) else ""
     return f"{row_name(gain)}: gain {points(row.delta)} points {low_high}".strip() + f"{p}{found}"
@@ -152,7 +151,7 @@ def legend_of(shown: Sequence[tuple[int, Gain, Any]]) -> dict[str, Any]:
     if any(is_true(row.significant) for row in rows):
         handles["★ significant gain"] = Line2D([], [], marker="D", ls="", ms=7, mfc=INK, mec=INK)
     handles["gain, not significant"] = Line2D([], [], marker="D", ls="", ms=7, mfc=PAPER, mec=INK, mew=1.6)
-    if any(not is_missing(known_interval(row)[0]) for row in rows):
+    if any(not is_missing(row.primary_low) for row in rows):
         handles["95 % interval"] = Line2D([], [], color=INK, lw=3.5, solid_capstyle="butt")
     if any(not is_missing(row.joint_low) for row in rows):
         handles["simultaneous interval"] = Line2D([], [], color=INK, lw=1)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from kdbench.report.anchors import row_anchor
 from kdbench.report.columns import P, format_value, is_missing
 from kdbench.report.drawing import INK, fit, name_panel, panel_inches, panel_legends_below, panels
-from kdbench.report.figures.sheet import Sheet, arm, first_of, interval, is_true, known_interval, points
+from kdbench.report.figures.sheet import Sheet, arm, first_of, interval, is_true, points
 from kdbench.report.gains import group_by
 from kdbench.report.runs import rows_of
 
@@ -67,7 +67,7 @@ def draw_pair(sheet: Sheet, axes: Axes, rows: list[tuple[int, Any]], gains: dict
         parts = [line]
         for at, student, setting in ((shift, row.student_b, row.setting_b), (1 + shift, row.student_a, row.setting_a)):
             gain = gains.get(place_of(row, student, setting))
-            ends = [float(end) for end in known_interval(gain) if not is_missing(end)] if gain else []
+            ends = [float(end) for end in (gain.primary_low, gain.primary_high) if not is_missing(end)] if gain else []
             parts += axes.plot([at] * len(ends), ends, color=colour, lw=1.2)
         text = interaction_text(row)
         name = f"{arm(row)}{f' {row.setting_a}' if row.setting_a == row.setting_b and row.setting_a else ''}"
@@ -80,17 +80,17 @@ def draw_pair(sheet: Sheet, axes: Axes, rows: list[tuple[int, Any]], gains: dict
 
 
 def difference_interval(row: Any) -> str:
-    return interval(*known_interval(row))
+    return interval(row.primary_low, row.primary_high)
 
 
 def is_significant(row: Any) -> bool:
     """Return whether the two gains differ after correction."""
-    return is_true(row.significant) if not is_missing(row.significant) else is_true(row.p_holm < 0.05)
+    return is_true(row.significant)
 
 
 def interaction_text(row: Any) -> str:
     """Return both gains and their difference as text."""
-    p = row.p_adjusted if not is_missing(row.p_adjusted) else row.p_holm
+    p = row.p_adjusted
     tested = f", p {format_value(p, P)} after correction" if not is_missing(p) else ", not tested"
     return (
         f"gains {points(row.gain_a)} and {points(row.gain_b)}, difference {points(row.difference)} points "

@@ -149,12 +149,6 @@ def interval(low: Any, high: Any) -> str:
     return "" if is_missing(low) or is_missing(high) else f"[{points(low)}, {points(high)}]"
 
 
-def known_interval(row: Any, plain: tuple[str, str] = ("ci_low", "ci_high")) -> tuple[Any, Any]:
-    """Return the interval of a row's primary analysis, or the plain one where there is none."""
-    own = (row.primary_low, row.primary_high)
-    return (getattr(row, plain[0]), getattr(row, plain[1])) if any(map(is_missing, own)) else own
-
-
 def arm(run: Any) -> str:
     """Return method and teacher as text; controls are named as such."""
     control = f" ({CONTROL})" if run.role == CONTROL else ""
