@@ -150,8 +150,8 @@ def test_without_a_selection_there_are_no_choices(tmp_path):
 
 def test_a_baseline_that_was_not_tuned_is_named(tmp_path):
     selected = write_choice(tmp_path, [[90.0], [89.0]])
-    remarks = report_of(tmp_path, selected).remarks
-    assert any("the baseline of resnet8 was not tuned, only the methods were" in remark for remark in remarks)
+    verdict = report_of(tmp_path, selected).verdict
+    assert any("The baseline of resnet8 was not tuned, only the methods were" in line for line in verdict)
 
 
 def test_a_baseline_that_was_tuned_is_not(tmp_path):
@@ -159,7 +159,7 @@ def test_a_baseline_that_was_tuned_is_not(tmp_path):
     write_group(tmp_path, (91.0, 91.1), **BY_LOGIT)
     winners = [{"teacher": None, "method": "ce", "overrides": ["recipe.lr=0.1"]}, {}]
     report = report_of(tmp_path, write_selected(tmp_path / "selected.yaml", winners, (9,), (0, 1)))
-    assert not any("not tuned" in remark for remark in report.remarks)
+    assert not any("not tuned" in line for line in report.verdict)
 
 
 class Chance:

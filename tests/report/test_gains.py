@@ -447,7 +447,7 @@ def test_no_gain_of_the_reference_study_survives_holm(tmp_path):
     claim = the_row(report.capacity_table)
     assert round(claim["difference"], 2) == 0.10
     assert claim["primary_low"] < 0 < claim["primary_high"]
-    assert any("resnet34 gains +0.10 points beside resnet18 (95 % " in line for line in report.verdict)
+    assert any("resnet34 gains +0.10 points more than resnet18 (95 % " in line for line in report.verdict)
 
 
 def test_a_report_of_baselines_says_that_there_is_no_gain(tmp_path):

@@ -167,7 +167,13 @@ def complete_with_all(self: Trainer, run: Any) -> Path:
     summary = RunSummary(**json.loads((path / "summary.json").read_text()) | {"checksum": None})
     role = "baseline" if summary.method == "ce" else "distilled"
     recipe = run.config.recipe.settings()
-    values = {"role": role, "dataset": "shapes", "test_acc_best": 0.5 + 0.01 * (summary.seed or 0), "recipe": recipe}
+    values = {
+        "role": role,
+        "dataset": "shapes",
+        "test_acc_best": 0.5 + 0.01 * (summary.seed or 0),
+        "recipe": recipe,
+        "num_val": 50,
+    }
     seeds = {"teacher_seed": 0 if summary.teacher else None, "started": "2099-01-01T00:00:00+00:00"}
     run.directory.write_summary(dataclasses.replace(summary, **values, **seeds))
     return path
@@ -208,7 +214,7 @@ def test_a_registered_study_with_other_seeds_and_margin_is_executed_and_the_repo
     assert study.execute() == 0
     lines = report_of(study, "--margin", "0.4")["plan"]
     assert lines[0].endswith("was not followed in 2 respects.")
-    assert any("seed 2 not planned" in line for line in lines)
+    assert any("by logit (the winner of stage selection): 2 not planned; of the baseline 2" in line for line in lines)
     assert "The margin of equivalence is 0.4 points; 0.1 points was planned." in lines
 
 

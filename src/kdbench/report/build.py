@@ -33,6 +33,7 @@ from kdbench.report.groups import (
 from kdbench.report.interactions import interactions_table, match_capacity, match_students
 from kdbench.report.plan import Plan
 from kdbench.report.primary import (
+    Count,
     PlacedDesign,
     add_primary_to_gains,
     add_primary_to_interactions,
@@ -42,7 +43,7 @@ from kdbench.report.primary import (
 )
 from kdbench.report.runs import FoundRuns, display_path, read_runs, rows_of
 from kdbench.report.select import Selection, with_selection
-from kdbench.report.verdict import describe_selection, judge_failures, verdict
+from kdbench.report.verdict import describe_selection, judge_failures, sentence, verdict
 from kdbench.rundir.summary import KEY
 
 
@@ -127,6 +128,8 @@ def build_report(
     flipped, without_pictures = find_flipped(gains, runs, images, data_root)
     components, incomplete = components_table(groups)
     choices = choices_table(selection, found.runs, groups)
+    counts = count_verdict(gains, placed), count_with_failures(found, selection, analysis)
+    limits = [*judge_failures(found.failed, *counts), *map(sentence, remark_untuned(selection, runs))]
     return Report(
         runs=runs,
         groups=groups,
@@ -141,10 +144,7 @@ def build_report(
         margin=margin,
         placed=placed,
         verdict=[
-            *verdict(gains, table, interactions, capacity, placed, margin),
-            *judge_failures(
-                found.failed, count_verdict(gains, placed), count_with_failures(found, selection, analysis)
-            ),
+            *verdict(gains, table, interactions, capacity, placed, margin, limits),
             *describe_selection(selection, runs),
             *describe_choices(choices),
         ],
@@ -159,7 +159,6 @@ def build_report(
             *fidelity.remarks,
             *without_pictures,
             *remark_tuned(runs),
-            *remark_untuned(selection, runs),
             *remark_comparability(groups, gains, table),
             *incomplete,
         ],
@@ -175,8 +174,8 @@ def build_report(
     )
 
 
-def count_with_failures(found: FoundRuns, selection: Selection | None, analysis: Analysis) -> tuple[int, int] | None:
-    """Return the numbers of significant and tested gains with failed runs at chance accuracy; None if none counts."""
+def count_with_failures(found: FoundRuns, selection: Selection | None, analysis: Analysis) -> Count | None:
+    """Return the counts of the verdict with failed runs at chance accuracy; None if none of them counts."""
     runs = with_failures(found.runs, found.failed)
     if runs is None:
         return None

@@ -93,7 +93,7 @@ def describe_changes(old: Results, new: Results) -> list[str]:
         families = compare_families(kind, before.values(), after.values())
         for key in dict.fromkeys([*after, *before]):
             was, now = before.get(key), after.get(key)
-            why = reasons(now or was, runs, options, families, old["version"], new["version"])  # type: ignore[arg-type]
+            why = reasons(after.get(key) or before[key], runs, options, families, old["version"], new["version"])
             changes = compare_rows(kind, was, now)
             verdicts += [f"{change} Why: {why}." for change in changes]
             same += not changes

@@ -14,7 +14,7 @@ Step 3 reads spreads and never a difference or a p. Values are accuracies in per
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
@@ -289,12 +289,3 @@ def welch_estimate(arms: Sequence[Sequence[float]], weights: Sequence[float]) ->
 
 def from_comparison(comparison: Comparison) -> Estimate:
     return Estimate(Analysis.WELCH, comparison.difference, comparison.se, comparison.df)
-
-
-def with_part(estimate: Estimate, variance: float, df: float) -> Estimate:
-    """Return an estimate with an independent part added to its variance, as of the choice of test images."""
-    if not estimate.se > 0 or not variance > 0:
-        return estimate
-    own = estimate.se**2
-    total = own + variance
-    return replace(estimate, se=math.sqrt(total), df=total**2 / (own**2 / estimate.df + variance**2 / df))

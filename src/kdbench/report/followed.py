@@ -138,14 +138,14 @@ def check_seeds(pairs: Sequence[tuple[PlannedGain, Gain]]) -> list[Finding]:
             differing.setdefault("; ".join(said), []).append(planned.name)
     if not differing:
         return [Finding("Every gain of the plan has the planned seeds.")] if pairs else []
-    return [Finding(f"{said}: {', '.join(first_lines(names))}.", False) for said, names in differing.items()]
+    return [Finding(f"Seeds of {', '.join(first_lines(names))}: {said}.", False) for said, names in differing.items()]
 
 
 def compare_seeds(arm: str, planned: Sequence[int], found: Sequence[Any]) -> str:
     """Return in words which seeds of an arm lack and which were added."""
     missing, added = sorted(set(planned) - set(found)), sorted(set(found) - set(planned), key=str)
     parts = [
-        f"seed{'s' if len(seeds) > 1 else ''} {arm}{', '.join(map(str, seeds))} {verb}"
+        f"{arm}{', '.join(map(str, seeds))} {verb}"
         for seeds, verb in ((missing, "missing"), (added, "not planned"))
         if seeds
     ]

@@ -8,16 +8,22 @@ Source of the method: the random-effects analysis of variance for two crossed fa
 1992, Variance Components.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import optimize, stats
 
+from kdbench.report.design import Estimate
 from kdbench.report.predictions import predictions_in, same_images
+from kdbench.report.statistics import ALPHA
 
 Floats = NDArray[np.float64]
+SMALLEST = 1e-12
+"""Smallest p that is computed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +49,41 @@ class Correctness:
         return residual_variance(self.runs) / len(self.runs) + residual_variance(self.base) / len(self.base)
 
 
+@dataclass(frozen=True)
+class WithImages:
+    """Estimate whose uncertainty has a second, independent part: the choice of the test images.
+
+    The half-width of its interval is the root of the sum of squares of both parts' half-widths, so that it is never
+    narrower than that of the seeds alone.
+
+    Source: Zou and Donner 2008, Statistics in Medicine 27 (recovery of variance estimates from intervals).
+    """
+
+    estimate: Estimate
+    se: float
+    """Standard error of the second part, known from many images."""
+
+    def half_width(self, level: float) -> float:
+        """Return half of the width of the two-sided interval that leaves out a share `level`."""
+        seeds = float(stats.t.isf(level / 2, self.estimate.df)) * self.estimate.se
+        return math.hypot(seeds, float(stats.norm.isf(level / 2)) * self.se)
+
+    def interval(self) -> tuple[float, float]:
+        """Return the 95 % interval."""
+        half = self.half_width(ALPHA)
+        return self.estimate.difference - half, self.estimate.difference + half
+
+    @property
+    def p(self) -> float:
+        """Share that the interval leaves out whose end is at zero."""
+        distance = abs(self.estimate.difference)
+        if distance <= 0:
+            return 1.0
+        if self.half_width(SMALLEST) <= distance:
+            return SMALLEST
+        return float(optimize.brentq(lambda level: self.half_width(level) - distance, SMALLEST, 1.0))
+
+
 def residual_variance(values: Floats) -> float:
     """Return the mean square of what rows and columns leave of values [n, N]; n and N at least 2."""
     rows, columns = values.shape
@@ -50,8 +91,8 @@ def residual_variance(values: Floats) -> float:
     return float((left**2).sum()) / ((rows - 1) * (columns - 1))
 
 
-def image_variances(parts: Sequence[Correctness], weights: Sequence[float]) -> tuple[float, float, int]:
-    """Return the variance of a weighted sum of gains over the choice of images, and its degrees of freedom.
+def image_variances(parts: Sequence[Correctness], weights: Sequence[float]) -> tuple[float, float]:
+    """Return the variance of a weighted sum of gains over the choice of images.
 
     Args:
         parts: correctness of both arms of each gain, on the same images; two runs or more in each arm.
@@ -59,13 +100,13 @@ def image_variances(parts: Sequence[Correctness], weights: Sequence[float]) -> t
 
     Returns:
         In squared points: the variance for these very networks; the part of it that the spread over seeds does not
-        have already, at least 0; degrees of freedom.
+        have already, at least 0.
     """
     gain = sum((w * part.gain for w, part in zip(weights, parts, strict=True)), start=np.zeros(parts[0].runs.shape[1]))
     noise = sum(w**2 * part.noise for w, part in zip(weights, parts, strict=True))
     images = len(gain)
     whole = float(np.var(gain, ddof=1))
-    return 1e4 * whole / images, 1e4 * max(0.0, whole - noise) / images, images - 1
+    return 1e4 * whole / images, 1e4 * max(0.0, whole - noise) / images
 
 
 def correctness_of(runs: pd.DataFrame) -> Floats | None:

@@ -22,11 +22,10 @@ from kdbench.report.design import (
     Estimate,
     crossed_estimate,
     welch_estimate,
-    with_part,
 )
 from kdbench.report.gains import Gain, are_replicates, decide
 from kdbench.report.groups import CONTROL
-from kdbench.report.images import Correctness, correctness_of, image_variances
+from kdbench.report.images import Correctness, WithImages, correctness_of, image_variances
 from kdbench.report.power import RulePower, joint_level, spread_interval
 from kdbench.report.sizes import exaggeration, shrink
 
@@ -46,6 +45,8 @@ class PlacedDesign:
     design: Design
     places: dict[int, tuple[Block, int]]
     """By the id of the gain."""
+    students: Sequence[str] = ()
+    """Student of each block."""
 
     def place(self, gain: Gain) -> tuple[Block, int] | None:
         return self.places.get(id(gain))
@@ -68,7 +69,8 @@ def place_gains(gains: Sequence[Gain], analysis: Analysis) -> PlacedDesign:
         block = Block(np.array([of_base[0].base_values, *(gain.values for gain in of_base)], dtype=float).T)
         blocks.append(block)
         places |= {id(gain): (block, column) for column, gain in enumerate(of_base, 1)}
-    return PlacedDesign(Design(blocks, analysis), places)
+    students = [of_base[0].group.shared.student for of_base in members.values()]
+    return PlacedDesign(Design(blocks, analysis), places, students)
 
 
 def estimate_gain(gain: Gain, placed: PlacedDesign) -> Estimate:
@@ -167,18 +169,39 @@ def correctness_parts(gain: Gain) -> Correctness | None:
     return Correctness(np.concatenate(known), np.tile(base, (len(known), 1)) if is_paired else base, is_paired)
 
 
-def count_significant(gains: Sequence[Gain], placed: PlacedDesign, analysis: Analysis) -> int:
-    """Return how many gains of one family another primary analysis would find significant after Holm."""
-    other = PlacedDesign(replace(placed.design, analysis=analysis), placed.places)
-    adjusted = st.holm([estimate_gain(gain, other).p for gain in gains])
-    return sum(p < st.ALPHA for p in adjusted)
+@dataclass(frozen=True)
+class Count:
+    """Numbers of gains of the primary family."""
+
+    significant: int
+    tested: int
+    losses: int
+    """Significant ones below zero."""
 
 
-def count_verdict(gains: Sequence[Gain], placed: PlacedDesign) -> tuple[int, int]:
-    """Return how many gains of the primary family are significant after Holm, and how many are tested."""
-    counted = [gain for gain in gains if family_of(gain) == PRIMARY]
-    tested = sum(estimate_gain(gain, placed).se > 0 for gain in counted)
-    return count_significant(counted, placed, placed.design.analysis), tested
+def count_gains(gains: Sequence[Gain], placed: PlacedDesign) -> Count:
+    """Return how many of some gains, one family, are tested and significant after Holm."""
+    estimates = [estimate_gain(gain, placed) for gain in gains]
+    adjusted = st.holm([estimate.p for estimate in estimates])
+    found = [estimate for estimate, p in zip(estimates, adjusted, strict=True) if p < st.ALPHA]
+    losses = sum(estimate.difference < 0 for estimate in found)
+    return Count(len(found), sum(estimate.se > 0 for estimate in estimates), losses)
+
+
+def count_significant(gains: Sequence[Gain], placed: PlacedDesign, analysis: Analysis) -> int | None:
+    """Return how many gains of one family another primary analysis would find significant after Holm.
+
+    None if it does not apply to all of them, as pairs where seeds do not match.
+    """
+    other = PlacedDesign(replace(placed.design, analysis=analysis), placed.places, placed.students)
+    tested = [gain for gain in gains if estimate_gain(gain, placed).se > 0]
+    applies = all(estimate_gain(gain, other).analysis == analysis for gain in tested)
+    return count_gains(tested, other).significant if applies else None
+
+
+def count_verdict(gains: Sequence[Gain], placed: PlacedDesign) -> Count:
+    """Return the counts of the primary family of a report."""
+    return count_gains([gain for gain in gains if family_of(gain) == PRIMARY], placed)
 
 
 def add_primary_to_gains(
@@ -233,7 +256,9 @@ def fill_family(
     usual = [with_usual_spread(e, p, placed.design) for e, p in zip(estimates, in_blocks, strict=True)]
     for i, gain, estimate, typical, small in zip(index, gains, estimates, usual, shrink(usual), strict=True):
         n = len(gain.values)
-        cells: dict[str, Any] = row(shrunken=small, exaggeration=exaggeration(typical, small, level))
+        is_found = added.loc[i, "p_adjusted"] < st.ALPHA
+        factor = exaggeration(typical, small, level) if is_found else math.nan
+        cells: dict[str, Any] = row(shrunken=small, exaggeration=factor)
         if estimate.se > 0:
             joint = joint_level(arms, max(2, n), placed.design.analysis, max(0, others))
             low, high = estimate.interval(1 - joint)
@@ -346,8 +371,8 @@ def cells_of(estimate: Estimate, parts: Sequence[Correctness | None], weights: S
     known = [part for part in parts if part is not None]
     if len(known) < len(parts) or len({part.runs.shape[1] for part in known}) != 1 or not estimate.se > 0:
         return cells
-    whole, own, df = image_variances(known, weights)
-    both = with_part(estimate, own, df)
+    whole, own = image_variances(known, weights)
+    both = WithImages(estimate, math.sqrt(own))
     low, high = both.interval()
     return cells | row(image_se=math.sqrt(whole), images_low=low, images_high=high, p_images=both.p)
 

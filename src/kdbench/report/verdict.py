@@ -11,9 +11,12 @@ from kdbench.report.design import FEWEST_SEEDS, Analysis
 from kdbench.report.failures import FailedRun
 from kdbench.report.gains import Gain
 from kdbench.report.groups import DISTILLED
-from kdbench.report.primary import PRIMARY, PlacedDesign, count_significant
+from kdbench.report.primary import PRIMARY, Count, PlacedDesign, count_significant
 from kdbench.report.runs import rows_of
 from kdbench.report.select import Selection, reporting_seeds
+
+FEW = 3
+"""Largest number of significant gains whose intervals are in the first sentence."""
 
 
 def verdict(
@@ -23,8 +26,9 @@ def verdict(
     capacity: pd.DataFrame,
     placed: PlacedDesign,
     margin: float,
+    limits: Sequence[str] = (),
 ) -> list[str]:
-    """Return the report's first lines: sentences on gains, their test, size and power, equivalence and interactions.
+    """Return the report's first lines: findings first, then their test, other readings and power.
 
     Only the primary family counts: controls, and rows that a pooled row summarises, are in the tables alone.
 
@@ -35,18 +39,26 @@ def verdict(
         capacity: table of differences between students over all methods and teachers.
         placed: design of the report.
         margin: margin of equivalence, points.
+        limits: sentences on failed runs and baselines that were not tuned; they follow the first finding.
     """
     is_primary = (gains_table.role == DISTILLED) & (gains_table.family == PRIMARY)
     counted = [gain for gain, primary in zip(gains, is_primary, strict=True) if primary]
+    table = gains_table[is_primary]
     of_interest = interactions[(interactions.role == DISTILLED) & (interactions.family == PRIMARY)]
-    return [
-        *judge_gains(counted, gains_table[is_primary], placed, margin),
-        *judge_interactions(of_interest),
-        *judge_capacity(capacity),
-    ]
+    lines = [*judge_gains(table), *limits]
+    if table.p_adjusted.notna().any():
+        lines += describe_size(table[is_true(table.significant)])
+    lines += [*judge_interactions(of_interest), *judge_capacity(capacity)]
+    if table.p_adjusted.notna().any():
+        lines += [
+            judge_equivalence(table, margin), describe_analysis(counted, table, placed), *describe_images(table),
+            *describe_power(table, of_interest),
+        ]  # fmt: skip
+    return lines
 
 
-def judge_gains(gains: Sequence[Gain], table: pd.DataFrame, placed: PlacedDesign, margin: float) -> list[str]:
+def judge_gains(table: pd.DataFrame) -> list[str]:
+    """Return how many gains are significant and which, and how many have no test."""
     computed, tested = int(table.delta.notna().sum()), int(table.p_adjusted.notna().sum())
     if not len(table):
         return ["There is no distilled student here, so there is no gain to report."]
@@ -54,8 +66,8 @@ def judge_gains(gains: Sequence[Gain], table: pd.DataFrame, placed: PlacedDesign
         return ["No gain can be computed: no distilled student has its baseline beside it."]
     if not tested:
         return [
-            f"No gain can be tested: of {computed} computed, none has two seeds or more in both arms that vary. "
-            "The numbers below are single numbers or means, and prove nothing."
+            f"No gain can be tested: each of {computed} computed has too few seeds, no variation over them, or seeds "
+            "that are crossed in part. The numbers below are single numbers or means, and prove nothing."
         ]
     significant = table[is_true(table.significant)]
     lines = [
@@ -66,15 +78,13 @@ def judge_gains(gains: Sequence[Gain], table: pd.DataFrame, placed: PlacedDesign
             f"{computed - tested} more {'have' if computed - tested > 1 else 'has'} no test: "
             "too few seeds, no variation, or crossed seeds that are no replicates."
         )
-    equivalent = int(is_true(table.equivalent_adjusted).sum())
-    return [
-        *lines,
-        *describe_size(significant),
-        describe_analysis(gains, table, placed),
-        *describe_images(table, tested),
-        *describe_power(table),
-        f"{equivalent} of {tested} gains {be(equivalent)} shown to be within ±{margin:g} points of zero after Holm.",
-    ]
+    return lines
+
+
+def judge_equivalence(table: pd.DataFrame, margin: float) -> str:
+    """Return how many gains are shown to be within the margin."""
+    equivalent, tested = int(is_true(table.equivalent_adjusted).sum()), int(table.p_adjusted.notna().sum())
+    return f"{equivalent} of {tested} gains {be(equivalent)} shown to be within ±{margin:g} points of zero after Holm."
 
 
 def describe_size(significant: pd.DataFrame) -> list[str]:
@@ -97,88 +107,112 @@ def describe_size(significant: pd.DataFrame) -> list[str]:
 def describe_analysis(gains: Sequence[Gain], table: pd.DataFrame, placed: PlacedDesign) -> str:
     """Return the primary analysis with its reason, and the counts by the other ones."""
     kinds = [kind for kind in Analysis if kind in set(table.analysis.dropna())]
-    chosen = "; ".join(REASONS[kind](placed) for kind in kinds)
-    others = [kind for kind in (Analysis.BLOCKS, Analysis.PAIRED, Analysis.WELCH) if kind not in kinds]
-    counts = [f"{count_significant(gains, placed, kind)} by {NAMES[kind]}" for kind in others]
-    beside = f" Beside it, by analyses that do not count: {', '.join(counts)}." if counts else ""
+    chosen = "; ".join(reason for kind in kinds for reason in REASONS[kind](gains, placed))
+    others = [kind for kind in OTHERS if kind not in kinds]
+    counts = [f"{n} by {OTHERS[kind]}" for kind in others if (n := count_significant(gains, placed, kind)) is not None]
+    beside = f" Other analyses, which do not count, would find {', '.join(counts)}." if counts else ""
     return f"Primary analysis: {chosen}.{beside}{describe_correlation(placed)}"
 
 
-def reason_for_blocks(placed: PlacedDesign) -> str:
+def reasons_for_blocks(gains: Sequence[Gain], placed: PlacedDesign) -> list[str]:
+    """Return why seeds are blocks."""
     if placed.design.analysis == Analysis.BLOCKS:
-        return "seeds as blocks over all arms with one spread, as declared"
+        return ["seeds as blocks over all arms with one spread, as declared"]
     p = placed.design.p_homogeneity
-    return f"seeds as blocks over all arms with one spread, which Bartlett's test does not find to differ (p = {p:.2f})"
+    return [f"seeds as blocks over all arms with one spread, which Bartlett's test finds alike (p = {p:.2f})"]
 
 
-def reason_for_pairs(placed: PlacedDesign) -> str:
+def reasons_for_pairs(gains: Sequence[Gain], placed: PlacedDesign) -> list[str]:
+    """Return why seeds are paired."""
     if placed.design.analysis == Analysis.PAIRED:
-        return "paired t-tests over seeds, as declared"
+        return ["paired t-tests over seeds, as declared"]
     p = placed.design.p_homogeneity
-    return f"paired t-tests over seeds, since the arms' spreads may differ (Bartlett's test, p = {p:.2f})"
+    return [f"paired t-tests over seeds, since the arms' spreads may differ (Bartlett's test, p = {p:.2f})"]
 
 
-def reason_for_welch(placed: PlacedDesign) -> str:
+def reasons_for_welch(gains: Sequence[Gain], placed: PlacedDesign) -> list[str]:
+    """Return why arms are independent: a reason for each kind of gain here."""
     if placed.design.analysis == Analysis.WELCH:
-        return "Welch's t-tests, as declared"
-    return (
-        "Welch's t-tests, where seeds are not those of the baseline, or are fewer than "
-        f"{FEWEST_SEEDS} with no like spreads to pool"
-    )
+        return ["Welch's t-tests, as declared"]
+    places = [placed.place(gain) for gain in gains]
+    found = []
+    if any(place is not None and place[0].n < FEWEST_SEEDS for place in places):
+        found.append(
+            f"Welch's t-tests, since fewer than {FEWEST_SEEDS} seeds are too few to pair or to compare spreads"
+        )
+    if any(
+        place is None and gain.baseline is not None and gain.crossed is None
+        for place, gain in zip(places, gains, strict=True)
+    ):
+        found.append("Welch's t-tests, where an arm has other seeds than its baseline")
+    return found
+
+
+def reasons_for_crossing(gains: Sequence[Gain], placed: PlacedDesign) -> list[str]:
+    """Return what is crossed."""
+    return ["teachers and seeds (or first weights and orders of images) as crossed samples"]
 
 
 REASONS = {
-    Analysis.BLOCKS: reason_for_blocks,
-    Analysis.PAIRED: reason_for_pairs,
-    Analysis.WELCH: reason_for_welch,
-    Analysis.CROSSED: lambda placed: "teachers and seeds (or first weights and orders of images) as crossed samples",
+    Analysis.BLOCKS: reasons_for_blocks,
+    Analysis.PAIRED: reasons_for_pairs,
+    Analysis.WELCH: reasons_for_welch,
+    Analysis.CROSSED: reasons_for_crossing,
 }
-NAMES = {
-    Analysis.BLOCKS: "seeds as blocks with one spread",
+OTHERS = {
+    Analysis.BLOCKS: "seeds as blocks (which takes all spreads as equal)",
     Analysis.PAIRED: "paired t-tests",
     Analysis.WELCH: "Welch's t-tests",
 }
+"""Analyses that may be declared, in words for the count beside the primary one."""
 
 
 def describe_correlation(placed: PlacedDesign) -> str:
     """Return how alike the accuracies of one seed are in the arms of a student."""
-    known = [f"{block.correlation:.2f}" for block in placed.design.blocks if not pd.isna(block.correlation)]
+    known = [
+        (block.correlation, student)
+        for block, student in zip(placed.design.blocks, placed.students, strict=True)
+        if not pd.isna(block.correlation)
+    ]
     if not known:
         return ""
-    return f" Accuracies of one seed correlate between arms by {', '.join(known)}: what pairing brings."
+    named = ", ".join(f"{value:.2f} ({student})" for value, student in known)
+    helps = "pairing removes that share of the spread" if max(known)[0] > 0.1 else "pairing brings nothing here"
+    return f" Accuracies of one seed correlate between arms by {named}: {helps}."
 
 
-def describe_images(table: pd.DataFrame, tested: int) -> list[str]:
+def describe_images(table: pd.DataFrame) -> list[str]:
     """Return what the verdict is about, and how it reads for other test images."""
-    known = table[table.p_images.notna()]
+    tested, known = int(table.p_adjusted.notna().sum()), table[table.p_images.notna()]
+    about = "The verdict is about other seeds on these very test images."
     if not len(known):
-        return ["The verdict is about other seeds on these very test images; without logits of all runs, no more."]
+        return [f"{about} For other test images the logits of all runs are needed, and some are missing."]
     adjusted = pd.Series(st.holm(known.p_images.astype(float).tolist()))
     count = int((adjusted < st.ALPHA).sum())
     missing = f" ({tested - len(known)} lack logits)" if tested > len(known) else ""
     return [
-        "The verdict is about other seeds on these very test images. For other test images of the same kind too, "
-        f"{count} of {len(known)} gains {be(count)} significant after Holm{missing}; their intervals are beside it."
+        f"{about} For other test images of the same kind too, {count} of {len(known)} gains {be(count)} "
+        f"significant after Holm{missing}; the table of gains has their intervals (images_low, images_high)."
     ]
 
 
-def describe_power(table: pd.DataFrame) -> list[str]:
-    """Return the power of the rule: what these seeds find, and the seeds that small gains need."""
-    known = table[table.detectable.notna()]
-    if not len(known):
-        return []
-    best = rows_of(known.sort_values("detectable", kind="stable"))[0]
-    needed = " and ".join(
-        f"{size} points would need {seed_range(*values)}"
-        for size, values in (
-            ("0.1", (best.needed_0p1, best.needed_0p1_low, best.needed_0p1_high)),
-            ("0.2", (best.needed_0p2, best.needed_0p2_low, best.needed_0p2_high)),
-        )
-    )
-    return [
-        f"By this rule, correction included, these seeds find a true gain of {best.detectable:.2f} points 4 times in 5 "
-        f"({best.detectable_low:.2f} to {best.detectable_high:.2f}, as the spread is known); {needed} seeds per arm."
-    ]
+def describe_power(gains: pd.DataFrame, interactions: pd.DataFrame) -> list[str]:
+    """Return the power of the rule: what these seeds find, and the seeds that small differences need."""
+    lines = []
+    for table, words in ((gains, "gain"), (interactions, "difference of gains")):
+        known = table[table.detectable.notna()]
+        if len(known):
+            best = rows_of(known.sort_values("detectable", kind="stable"))[0]
+            lines.append(
+                f"By this rule, correction included, and at the spread of all arms, these seeds find a true {words} of "
+                f"{best.detectable:.2f} points 4 times in 5 (between {best.detectable_low:.2f} and "
+                f"{best.detectable_high:.2f}, since the spread is uncertain); 0.1 points would need "
+                f"{seed_range(best.needed_0p1, best.needed_0p1_low, best.needed_0p1_high)} and 0.2 points would need "
+                f"{seed_range(best.needed_0p2, best.needed_0p2_low, best.needed_0p2_high)} seeds per arm."
+            )
+        elif table.p_adjusted.notna().any():
+            lines.append(f"The power to find a {words} over several teachers or crossed seeds is not computed.")
+    return lines
 
 
 def seed_range(n: Any, low: Any, high: Any) -> str:
@@ -186,21 +220,14 @@ def seed_range(n: Any, low: Any, high: Any) -> str:
 
 
 def judge_interactions(interactions: pd.DataFrame) -> list[str]:
+    """Return how many interactions are significant, and which student gains more."""
     tested = interactions[interactions.p_adjusted.notna()]
     if not len(tested):
         return ["Whether one student gains more than another cannot be tested here."] if len(interactions) else []
     significant = tested[is_true(tested.significant)]
-    power = ""
-    if tested.detectable.notna().any():
-        best = rows_of(tested[tested.detectable.notna()].sort_values("detectable", kind="stable"))[0]
-        power = (
-            f"; these seeds find a difference of {best.detectable:.2f} points 4 times in 5 ({best.detectable_low:.2f} "
-            f"to {best.detectable_high:.2f}), and 0.2 points would need "
-            f"{seed_range(best.needed_0p2, best.needed_0p2_low, best.needed_0p2_high)} seeds per arm"
-        )
     return [
         f"{len(significant)} of {len(tested)} interactions (one student gains more than the other) "
-        f"{be(len(significant))} significant after Holm{list_interactions(significant)}{power}."
+        f"{be(len(significant))} significant after Holm{list_interactions(significant)}."
     ]
 
 
@@ -212,11 +239,16 @@ def judge_capacity(capacity: pd.DataFrame) -> list[str]:
         f" This is one of {len(several)} pairs of students, each with an uncorrected test." if len(several) > 1 else ""
     )
     return [
-        f"Over all methods and teachers {pair.student_a} gains {pair.difference:+.2f} points beside {pair.student_b} "
-        f"(95 % {pair.primary_low:+.2f} to {pair.primary_high:+.2f}, p = {format_value(pair.p_primary, P)}, one "
-        f"test).{also}"
+        f"Over all methods and teachers {pair.student_a} gains {pair.difference:+.2f} points more than "
+        f"{pair.student_b} (95 % {pair.primary_low:+.2f} to {pair.primary_high:+.2f}, "
+        f"p = {format_value(pair.p_primary, P)}, one test).{also}"
         for pair in rows_of(several)[:1]
     ]
+
+
+def sentence(remark: str) -> str:
+    """Return a remark as a sentence."""
+    return f"{remark[0].upper()}{remark[1:]}."
 
 
 def is_true(column: "pd.Series[Any]") -> "pd.Series[bool]":
@@ -236,6 +268,7 @@ def list_gains(significant: pd.DataFrame) -> str:
     found = [
         f"{gain.student} {f'from {gain.teacher} ' if gain.teacher else ''}by {gain.method}"
         f"{f' ({gain.setting})' if gain.setting else ''} {gain.delta:+.2f}{' (a loss)' if gain.delta < 0 else ''}"
+        + (f" (95 % {gain.primary_low:+.2f} to {gain.primary_high:+.2f})" if len(significant) <= FEW else "")
         for gain in rows_of(significant)
     ]
     return f": {', '.join(found)}" if found else ""
@@ -269,15 +302,13 @@ def describe_selection(selection: Selection | None, runs: pd.DataFrame) -> list[
     return lines
 
 
-def judge_failures(
-    failed: Sequence[FailedRun], without: tuple[int, int], with_them: tuple[int, int] | None
-) -> list[str]:
+def judge_failures(failed: Sequence[FailedRun], without: Count, with_them: Count | None) -> list[str]:
     """Return what failed runs would change, as sentences.
 
     Args:
         failed: runs that failed.
-        without: numbers of significant and of tested gains of the report.
-        with_them: the same with failed runs at chance accuracy; None if none of them counts.
+        without: counts of the report.
+        with_them: counts with failed runs at chance accuracy; None if none of them counts.
     """
     if not failed:
         return []
@@ -285,19 +316,17 @@ def judge_failures(
     for run in failed:
         arms.setdefault(run.arm, []).append(str(run.seed))
     named = "; ".join(f"{arm}: seed {', '.join(seeds)}" for arm, seeds in arms.items())
-    lines = [
-        f"{len(failed)} {'runs' if len(failed) > 1 else 'run'} failed and {'have' if len(failed) > 1 else 'has'} no "
-        f"result ({named})."
-    ]
+    runs, have = ("runs", "have") if len(failed) > 1 else ("run", "has")
+    first = f"{len(failed)} {runs} failed and {have} no result ({named})."
     if with_them is None:
-        return [
-            *lines,
-            "The reasons lie in the machine (memory, disk, locks), so repeat the runs; nothing else is assumed.",
-        ]
+        return [f"{first} The reasons lie in the machine (memory, disk, locks): repeat the runs."]
+    losses = (
+        f", {with_them.losses} of them {'losses' if with_them.losses > 1 else 'a loss'}" if with_them.losses else ""
+    )
     return [
-        *lines,
-        f"Without them {without[0]} of {without[1]} gains {be(without[0])} significant after Holm; with those that the "
-        f"machine did not stop, at the accuracy of chance, {with_them[0]} of {with_them[1]}.",
+        f"{first} Without them {without.significant} of {without.tested} gains {be(without.significant)} "
+        "significant after Holm; with those that the machine did not stop, at the accuracy of chance, "
+        f"{with_them.significant} of {with_them.tested}{losses}."
     ]
 
 

@@ -14,6 +14,7 @@ from kdbench.report.groups import remark_without_validation
 from kdbench.report.latex import latex_tables
 from kdbench.report.page import TITLES, page_table
 from kdbench.report.results import Making, environment_of, tables_of, write_results
+from kdbench.report.verdict import sentence
 
 MOST_FLIPPED = 10
 """Largest number of test images on the page."""
@@ -70,10 +71,6 @@ def write_report(report: Report, out: Path, title: str, command: Sequence[str], 
     for page in ("report.md", "report.html"):
         (out / page).write_text(templates.get_template(f"{page}.j2").render(content), encoding="utf-8")
     return out / "report.html"
-
-
-def sentence(remark: str) -> str:
-    return f"{remark[0].upper()}{remark[1:]}."
 
 
 def escape_markdown(text: str) -> str:
