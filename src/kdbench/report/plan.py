@@ -103,7 +103,7 @@ class Plan:
 
     @property
     def intent(self) -> dict[str, Any]:
-        """What was planned, without when and by which version: equal for the same plan at another time."""
+        """Content without time and version: equal for the same plan at another time."""
         later = ("version", "git_revision", "registered")
         content = {name: value for name, value in as_content(self).items() if name not in later}
         selection = content["selection"]

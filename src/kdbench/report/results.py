@@ -31,7 +31,7 @@ RESULTS_SCHEMA = 1
 
 @dataclass(frozen=True)
 class Making:
-    """How a report was made: what is in no table of it."""
+    """Circumstances of the making of a report, which are in none of its tables."""
 
     title: str
     """Heading of the page."""
