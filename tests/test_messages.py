@@ -47,8 +47,9 @@ from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import check_no_links, check_writable
 from kdbench.rundir.identity import model_identity
 from kdbench.rundir.lock import Lock
-from kdbench.rundir.recorded_config import read_config
+from kdbench.rundir.recorded_config import read_config, read_data_config
 from kdbench.rundir.summary import Status, checksum_of, read_summary
+from kdbench.runner.images import data_config
 from kdbench.runner.policy import run_with_retries
 from kdbench.runner.resources import check_disk_space, user_error
 from kdbench.runner.run import check_run
@@ -610,6 +611,8 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
           for name in ("edited", "lacking", "wrong", "broken", "array", "nowhere")),
         *(lambda name=name: read_config(Path(f"{name}.yaml"))
           for name in ("text", "unreadable", "interpolated", "foreign", "no_model", "no_method", "gone", "value")),
+        lambda: read_data_config(Path("selected.yaml")),
+        lambda: data_config(Path("empty"), dataclasses.replace(read_summary(Path("runs/right")), dataset="mine")),
         lambda: check_no_links(Path("link")), lambda: check_writable(Path("file") / "x"),
         lambda: check_writable(Path("x" * 300), "--out"), unimportable_model,
     ],

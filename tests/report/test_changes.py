@@ -127,3 +127,18 @@ def test_a_report_is_compared_with_the_one_that_it_replaces(tmp_path, old, kdben
     write_run(tmp_path / "runs", seed=3, accuracy=0.85, **BY_LOGIT)
     result = kdbench_report(tmp_path / "runs", "--against", tmp_path / "report")
     assert any("not significant now" in line for line in changes(result))
+
+
+def test_another_analysis_of_a_row_is_the_reason_and_stands_in_the_last_line(tmp_path, old, kdbench_report):
+    edit(old, "gains", significant=False, analysis="blocks")
+    lines = changes(kdbench_report(tmp_path / "runs", "--against", old))
+    words = "by seeds as blocks with one spread then, by Welch's t-test now"
+    assert lines[0].endswith(f"Why: {words}.")
+    assert lines[-1] == f"Analysis of 1 of the gains and interactions: {words}."
+
+
+def test_another_analysis_without_another_verdict_is_said(tmp_path, old, kdbench_report):
+    edit(old, "gains", analysis="paired")
+    lines = changes(kdbench_report(tmp_path / "runs", "--against", old))
+    assert lines[0].startswith("No verdict changed; 0 of 1")
+    assert lines[-1].endswith("by the paired t-test over seeds then, by Welch's t-test now.")

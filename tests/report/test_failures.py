@@ -42,10 +42,15 @@ def test_a_failed_run_is_named_by_arm_and_seed_with_the_reason(runs):
     (failed,) = report.failed
     assert (failed.student, failed.teacher, failed.method, failed.seed) == ("resnet8", "resnet20", "logit", 3)
     assert failed.reason == "epoch 2, step 5: kd is nan"
-    assert any(
-        "resnet8 logit from resnet20, seed 3 (not_finite): epoch 2, step 5: kd is nan" in r for r in report.remarks
-    )
-    assert not any("unfinished" in remark for remark in report.remarks)
+    assert not any("kd is nan" in remark or "unfinished" in remark for remark in report.remarks)
+
+
+def test_the_console_names_a_failed_run_and_the_page_lists_it_once(runs, kdbench_report):
+    result = kdbench_report(runs)
+    failure = "resnet8 logit from resnet20, seed 3 (not_finite): epoch 2, step 5: kd is nan"
+    assert f"note: FAILED, and without a result: {failure}" in result.out
+    for page in ("report.html", "report.md"):
+        assert result.text(page).count("kd is nan") == 1
 
 
 def test_complete_and_interrupted_runs_are_no_failures(tmp_path):

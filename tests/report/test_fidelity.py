@@ -8,7 +8,7 @@ import pytest
 
 from kdbench.report.build import build_report
 from kdbench.report.page import page_table
-from kdbench.report.predictions import correctness
+from kdbench.report.predictions import predictions_in
 from tests.report.conftest import report_of, write_logits, write_run
 
 N, C = 60, 4
@@ -208,7 +208,7 @@ def test_classes_that_rounding_leaves_open_are_counted_apart(tmp_path):
     assert row["only_method"] == int((right(ours) & ~right(theirs))[known].sum())
     assert row["only_baseline"] == int((right(theirs) & ~right(ours))[known].sum())
     assert sum(row[name] for name in ("both_right", "only_method", "only_baseline", "both_wrong", "ties")) == N
-    assert correctness(folder).tolist() == (right(ours) & (np.arange(N) != 3)).tolist()
+    assert predictions_in(folder).correct.tolist() == (right(ours) & (np.arange(N) != 3)).tolist()
 
 
 def test_equal_logits_of_full_precision_count_as_in_the_accuracy(tmp_path):
@@ -216,16 +216,16 @@ def test_equal_logits_of_full_precision_count_as_in_the_accuracy(tmp_path):
     write_run(tmp_path, logits=(values, LABELS))
     folder = write_run(tmp_path, teacher="t", method="logit", logits=(values, LABELS))
     assert report_of(tmp_path).fidelity.flips["ties"].tolist() == [0]
-    assert correctness(folder).tolist() == (LABELS == 0).tolist()
+    assert predictions_in(folder).correct.tolist() == (LABELS == 0).tolist()
 
 
 def test_logits_that_were_written_anew_are_read_anew(tmp_path):
     folder = write_run(tmp_path, logits=(logits(0), LABELS))
-    before = correctness(folder)
+    before = predictions_in(folder).correct
     write_logits(folder, np.concatenate([logits(1), logits(2)]), np.concatenate([LABELS, LABELS]))
-    assert len(correctness(folder)) == 2 * len(before)
+    assert len(predictions_in(folder).correct) == 2 * len(before)
     (folder / "logits.safetensors").unlink()
-    assert correctness(folder) is None
+    assert predictions_in(folder) is None
 
 
 DAMAGE = {

@@ -5,7 +5,9 @@ import re
 
 import pytest
 
-from kdbench.report.plan import as_content, hash_of, plan_from
+from kdbench.report.command import ANALYSES
+from kdbench.report.design import Analysis
+from kdbench.report.plan import RULES, as_content, hash_of, plan_from
 from kdbench.study.winners import yaml_of
 from tests.report.conftest import RECIPE, write_group, write_run, write_selected
 
@@ -194,3 +196,8 @@ def test_a_plan_of_another_layout_is_refused(tmp_path, runs, kdbench_report, con
 def test_a_plan_that_does_not_exist_is_refused(runs, kdbench_report):
     result = kdbench_report(runs, "--plan", "nowhere.yaml")
     assert (result.code, result.error.code, result.error.key) == (2, "not_found", "--plan")
+
+
+def test_the_analyses_of_the_command_line_are_those_that_a_plan_can_register():
+    assert tuple(RULES) == ANALYSES == tuple(Analysis)[: len(ANALYSES)]
+    assert set(Analysis) - set(ANALYSES) == {Analysis.CROSSED}

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from kdbench import __version__
-from kdbench.report.results import plain_value
-from tests.report.conftest import write_group, write_selected
+from kdbench.errors import ConfigError
+from kdbench.report.results import Making, plain_value, read_results, results_of
+from tests.report.conftest import report_of, write_group, write_selected
 
 BASELINE, DISTILLED = (90.0, 90.2, 89.9), (90.5, 90.4, 90.6)
 BY_LOGIT = {"teacher": "resnet20", "method": "logit"}
@@ -107,3 +108,58 @@ def test_an_earlier_report_that_cannot_be_read_is_refused_in_one_line(tmp_path, 
     assert (result.code, result.error.code, result.error.key) == (2, code, "--against")
     assert "\n" not in str(result.error)
     assert not result.folder.exists()
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    """Return the text of results.json of a report with gains of two students."""
+    folder = tmp_path_factory.mktemp("runs")
+    for student in ("resnet8", "resnet14"):
+        write_group(folder, BASELINE, student=student)
+        write_group(folder, DISTILLED, student=student, **BY_LOGIT)
+    return json.dumps(results_of(report_of(folder), Making("title", "command", folder)))
+
+
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        ("gains", lambda row: row.pop("student")),
+        ("gains", lambda row: row.pop("teacher_seed")),
+        ("gains", lambda row: row.pop("delta")),
+        ("gains", lambda row: row.update(delta="much")),
+        ("gains", lambda row: row.update(method=["logit"])),
+        ("gains", lambda row: row.update(p_adjusted="small")),
+        ("gains", lambda row: row.update(analysis="by eye")),
+        ("interactions", lambda row: row.pop("student_b")),
+        ("interactions", lambda row: row.update(difference={})),
+        ("runs", lambda row: row.pop("run_key")),
+        ("runs", lambda row: row.update(nll="low")),
+    ],
+)
+def test_an_earlier_report_with_a_damaged_row_is_refused_in_one_line(tmp_path, earlier, table, change):
+    check_damage(tmp_path, earlier, lambda content: change(content["tables"][table][0]))
+
+
+@pytest.mark.parametrize(
+    "select",
+    [
+        {},
+        {"study": "lab", "selection_seeds": [9]},
+        {"study": "lab", "selection_seeds": [9], "winners": [{"student": "resnet8", "method": "logit"}]},
+    ],
+)
+def test_an_earlier_report_with_a_damaged_selection_is_refused_in_one_line(tmp_path, earlier, select):
+    check_damage(tmp_path, earlier, lambda content: content["options"].update(select=select))
+
+
+def check_damage(folder, results, change):
+    """Check that results are read, and refused after a change."""
+    content, file = json.loads(results), folder / "results.json"
+    file.write_text(results)
+    assert read_results(folder) == content
+    change(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(ConfigError) as error:
+        read_results(file)
+    assert (error.value.code, error.value.key) == ("damaged", "--against")
+    assert "\n" not in str(error.value)

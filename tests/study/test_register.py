@@ -148,6 +148,18 @@ def test_other_seeds_belong_to_the_registered_study_and_other_overrides_do_not(t
     assert find_plan(tiny("data.num_train=128").plan) is None
 
 
+def test_a_refused_run_of_a_registered_study_is_said_by_the_dry_run_which_ends_with_2(
+    tiny: Tiny, studies: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (studies / "study" / "tiny.yaml").write_text(FIXED)
+    file = registered(tiny()).file
+    (studies / "study" / "tiny.yaml").write_text(FIXED.replace("[2, 4]", "[2, -4]"))
+    (line,) = describe_registration(tiny().plan).splitlines()
+    assert f"{file}; this command line cannot be compared with it: method.temperature is -4" in line
+    assert command.study(["study=tiny", "output_root=out", "--config-dir", str(studies), "--dry-run"]) == 2
+    assert "cannot be compared with it" in capsys.readouterr().out
+
+
 def test_a_damaged_plan_is_an_error_of_the_dry_run(tiny: Tiny) -> None:
     file = registered(tiny()).file
     file.write_text(file.read_text().replace("margin: 0.1", "margin: 0.2"))
@@ -222,7 +234,9 @@ def test_register_writes_the_plan_and_trains_nothing(studies: Path, capsys: pyte
     arguments = ["study=tiny", "output_root=out", "--config-dir", str(studies), "--register", "--analysis", "blocks"]
     assert command.study(arguments) == 0
     file = Path("out/studies/tiny/plan.yaml")
-    assert f"registered: {file} (gains: 1, interactions: 0, analysis blocks, margin 0.1" in capsys.readouterr().out
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("study tiny: composing its runs")
+    assert second.startswith(f"registered: {file} (gains: 1, interactions: 0, analysis blocks, margin 0.1")
     assert isinstance(read_plan(file), Plan)
     assert not Path("out/runs").exists()
     assert OmegaConf.load(file).study == "tiny"

@@ -1,6 +1,7 @@
 """Differences between two reports: which verdicts changed, and why."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,8 @@ class Row:
     p: float
     significant: bool | None
     equivalent: bool | None
+    analysis: str
+    """Primary analysis in words; empty without a test."""
 
     @property
     def numbers(self) -> tuple[float, ...]:
@@ -87,20 +90,23 @@ def describe_changes(old: Results, new: Results) -> list[str]:
     """
     runs = compare_runs(old["tables"]["runs"], new["tables"]["runs"])
     options = compare_options(old, new)
-    verdicts, same, moved = [], 0, 0
+    verdicts, analyses, same, moved = list[str](), Counter[str](), 0, 0
     for kind, read in (("gain", read_gains), ("interaction", read_interactions)):
         before, after = read(old), read(new)
         families = compare_families(kind, before.values(), after.values())
         for key in dict.fromkeys([*after, *before]):
             was, now = before.get(key), after.get(key)
-            why = reasons(after.get(key) or before[key], runs, options, families, old["version"], new["version"])
+            analysis = compare_analyses(was, now)
+            analyses.update([analysis] if analysis else [])
+            why = reasons(now or before[key], runs, (*options, analysis, families), old["version"], new["version"])
             changes = compare_rows(kind, was, now)
             verdicts += [f"{change} Why: {why}." for change in changes]
             same += not changes
             moved += bool(not changes and was and now and not same_numbers(was.numbers, now.numbers))
-    if not (verdicts or moved or runs or options):
+    if not (verdicts or moved or runs or options or analyses):
         return ["Nothing changed: the same runs, options, numbers and verdicts as in the earlier report."]
     inputs = [f"Runs: {runs.text}." if runs else "", *(f"Options: {option}." for option in options)]
+    inputs += [f"Analysis of {count} of the gains and interactions: {text}." for text, count in analyses.items()]
     if not verdicts:
         verdicts = [f"No verdict changed; {moved} of {same} gains and interactions have other numbers."]
     elif same:
@@ -169,10 +175,26 @@ def compare_families(kind: str, before: Any, after: Any) -> str:
     return "" if counts[0] == counts[1] else f"number of tests among {kind}s: {counts[0]} then, {counts[1]} now"
 
 
-def reasons(row: Row, runs: RunChanges, options: Sequence[str], families: str, old: str, new: str) -> str:
-    """Return why a row changed: its own runs first, else everything that reaches it by spread and correction."""
+def compare_analyses(was: Row | None, now: Row | None) -> str:
+    """Return in words that the primary analysis of a row is another one, or nothing."""
+    if was is None or now is None or was.analysis == now.analysis:
+        return ""
+    then, later = (f"by {row.analysis}" if row.analysis else "without a test" for row in (was, now))
+    return f"{then} then, {later} now"
+
+
+def reasons(row: Row, runs: RunChanges, others: Sequence[str], old: str, new: str) -> str:
+    """Return why a row changed: its own runs first, else everything that reaches it by spread and correction.
+
+    Args:
+        row: gain or interaction.
+        runs: changes of all runs.
+        others: other changes that concern the row, in words; empty ones do not count.
+        old: version of kdbench that made the earlier report.
+        new: version that made the later one.
+    """
     own = runs.of(row)
-    found = [text for text in (own.text, *options, families) if text]
+    found = [text for text in (own.text, *others) if text]
     if runs and not own:
         found.append("runs of other groups changed, and with them the spread that all groups share")
     if found:
@@ -256,7 +278,7 @@ def read_rows(
         value = record[effect]
         rows[tuple(record[key] for key in identity)] = Row(
             name, frozenset(arms), math.nan if value is None else value, seen.low, seen.high, seen.p_adjusted,
-            known(seen.significant), known(seen.equivalent),
+            known(seen.significant), known(seen.equivalent), seen.analysis,
         )  # fmt: skip
     return rows
 

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from kdbench.report import statistics as st
 from kdbench.report.columns import CHOICES, row
@@ -23,8 +21,8 @@ from kdbench.report.noise import (
     share_of_discordance,
     unpaired_noise,
 )
-from kdbench.report.predictions import predictions_in, same_images
-from kdbench.report.runs import LOGITS, rows_of
+from kdbench.report.predictions import predictions_in, same_images, validation_correctness
+from kdbench.report.runs import rows_of
 from kdbench.report.select import SelectedSetting, Selection
 
 CLEAR = 2
@@ -115,7 +113,7 @@ def image_noise(
     pair = [[runs[key] for key in candidate["run_keys"] if key in runs] for candidate in (best, second)]
     seeds = len(best["run_keys"])
     if all(len(own) == seeds for own in pair):
-        ours, theirs = (stacked([validation_correctness(run) for run in own]) for own in pair)
+        ours, theirs = (stacked([validation_correctness(run.path) for run in own]) for own in pair)
         if ours is not None and theirs is not None and ours.shape == theirs.shape:
             return paired_noise(ours, theirs), BY_VALIDATION
     known = [run.num_val for run in (*pair[0], *pair[1], *(group.shared for group in groups)) if run.num_val]
@@ -140,15 +138,6 @@ def test_share(a: Any, b: Any) -> float | None:
     if ours is None or theirs is None or not same_images(ours, theirs):
         return None
     return share_of_discordance(ours.correct, theirs.correct)
-
-
-def validation_correctness(run: Any) -> NDArray[np.bool_] | None:
-    """Return whether a run classifies each validation image correctly; None without these logits."""
-    try:
-        arrays = load_file(run.path / LOGITS)
-        return np.asarray(arrays["val_logits"].argmax(axis=1) == arrays["val_labels"])
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return None
 
 
 def stacked(rows: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:

@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 MARGIN = 0.1
 """Margin of equivalence, points of accuracy."""
 ANALYSES = ("auto", "blocks", "paired", "welch")
-"""Primary analyses that can be asked for."""
+"""Values of --analysis: those of `design.Analysis` that a report can have. Not read from there: that imports scipy, for
+which --help would wait."""
 
 
 def report(arguments: Sequence[str], images: "ImageReader | None" = None) -> int:
     """Write the report of the command line and print its verdict.
 
     Args:
-        arguments: of the command line.
+        arguments: arguments of the command line.
         images: reader of the test images of a run, for pictures of those that flip; None: no pictures of them.
 
     Returns:
@@ -40,6 +41,7 @@ def report(arguments: Sequence[str], images: "ImageReader | None" = None) -> int
     from kdbench.report.build import build_report
     from kdbench.report.changes import describe_changes
     from kdbench.report.design import Analysis
+    from kdbench.report.failures import remark_failed
     from kdbench.report.plan import read_plan
     from kdbench.report.results import Making, read_results, results_of
     from kdbench.report.select import read_selection
@@ -73,7 +75,7 @@ def report(arguments: Sequence[str], images: "ImageReader | None" = None) -> int
         ) from error
     for line in made.damaged:
         print(f"kdbench-report: error: {line}", file=sys.stderr)
-    for line in made.remarks:
+    for line in (*remark_failed(made.failed), *made.remarks):
         print(f"note: {line}")
     for title, lines in (("plan", made.plan), ("changes", made.changes)):
         if lines:

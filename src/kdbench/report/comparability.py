@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from kdbench.report.columns import is_missing
+from kdbench.report.design import Analysis
 from kdbench.report.gains import Gain, group_by
 from kdbench.report.groups import BASELINE, RunGroup
 from kdbench.rundir.summary import KEY
@@ -19,7 +20,6 @@ SURROUNDINGS = {
     "compile": "values of runtime.compile",
 }
 """Keys of a run's environment that change numbers by rounding or more, in words."""
-WELCH = "welch"
 UNEQUAL = 2
 """Ratio of the numbers of runs from which arms are called unequal."""
 
@@ -141,7 +141,7 @@ def remark_unequal_arms(gains: Sequence[Gain], table: pd.DataFrame) -> list[str]
     found = []
     for gain, analysis in zip(gains, table.analysis, strict=True):
         sizes = sorted((len(gain.values), len(gain.base_values)))
-        by_welch = not gain.is_paired if is_missing(analysis) else analysis == WELCH
+        by_welch = not gain.is_paired if is_missing(analysis) else analysis == Analysis.WELCH
         if by_welch and not gain.is_pooled and sizes[0] >= 2 and sizes[1] >= UNEQUAL * sizes[0]:
             found.append((f"{sizes[0]} runs against {sizes[1]}", gain.group.name))
     return [

@@ -188,9 +188,9 @@ def interval(square: float, df: int, noise: float, noise_df: float) -> tuple[flo
     """Return the 95 % interval of a component times the number of values for each of its levels.
 
     Args:
-        square: its mean square.
+        square: mean square of the component.
         df: degrees of freedom.
-        noise: what that would be without the component; 0 for the rest.
+        noise: mean square that is expected without the component; 0 for the rest.
         noise_df: degrees of freedom of it.
     """
     ends = []
@@ -206,7 +206,7 @@ def component_row(component: Component, group: RunGroup, setting: str, n: int, t
     Args:
         component: part of the variance.
         group: group of the runs, or one of them.
-        setting: its setting.
+        setting: setting of the group.
         n: number of runs.
         total: variance of a single run.
     """

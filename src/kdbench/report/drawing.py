@@ -45,7 +45,7 @@ class Width:
 
 
 WIDE, NARROW = Width("wide", 12.25, 3, 7.0), Width("narrow", 3.7, 1, 3.7)
-"""For the whole width of the page, 1180 pixels, and for a telephone; at 96 pixels per inch."""
+"""Widths of the page, 1180 pixels, and of a telephone; at 96 pixels per inch."""
 PANEL_HEIGHT = 3.4
 """Height of a panel, inches."""
 STYLE: Any = {

@@ -94,7 +94,7 @@ def with_failures(runs: pd.DataFrame, failed: Sequence[FailedRun]) -> pd.DataFra
 
 
 def remark_failed(failed: Sequence[FailedRun]) -> list[str]:
-    """Remark which runs failed, by arm and seed, and why; a line for each."""
+    """Remark which runs failed, by arm and seed, and why; a line for each, for the console: the page lists them."""
     return [f"FAILED, and without a result: {run.name} ({run.code}): {run.reason}" for run in failed]
 
 

@@ -149,7 +149,7 @@ def fidelity_row(gain: Gain, teacher: Teacher | None, divergence: Any) -> dict[s
 
     Args:
         gain: gain of the group.
-        teacher: its teacher, if that has logits.
+        teacher: teacher of the group, if it has logits.
         divergence: `base_divergence`, with a memory.
     """
     shared, runs = gain.group.shared, gain.group.runs

@@ -19,6 +19,7 @@ from kdbench.report.gains import Gain, group_by
 from kdbench.report.groups import BASELINE, DISTILLED, TEST_IMAGES
 from kdbench.report.predictions import Predictions, predictions_in, same_images
 from kdbench.rundir.summary import KEY
+from kdbench.rundir.unfinished import CONFIG_FILE
 
 MOST_IMAGES = 10
 LARGEST_SIDE = 96
@@ -42,7 +43,7 @@ class FlippedImage:
     pairs: int
     """Number of pairs that were compared."""
     predictions: Sequence[tuple[str, str]]
-    """Who, and the classes with their counts as text: ("baseline resnet8", "cat 2, dog 1")."""
+    """Networks, each with the classes and their counts as text: ("baseline resnet8", "cat 2, dog 1")."""
     png: str | None
     """The image as a data URL of a PNG; None where the test images are not at hand."""
 
@@ -80,7 +81,7 @@ def find_flipped(
 
     Args:
         gains: gains of the report.
-        runs: its runs, to find teachers among.
+        runs: runs of the report, to find teachers among.
         images: reader of test images; None: no pixels.
         data_root: folder with the data, for the reader.
 
@@ -96,7 +97,7 @@ def find_flipped(
     if not flipped or images is None:
         return flipped, []
     # A run with its config says where its data were.
-    folder = next((folder for folder in compared.folders if (folder / "config.yaml").is_file()), compared.first.path)
+    folder = next((folder for folder in compared.folders if (folder / CONFIG_FILE).is_file()), compared.first.path)
     found = images(folder, data_root)
     if not isinstance(found, str) and not np.array_equal(found[1], compared.labels.labels):
         found = "the labels of the images that were found are not those of the runs"
@@ -133,12 +134,12 @@ def describe(compared: Compared, index: int) -> FlippedImage:
         kind, _, name = network.partition(" ")
         return kind != "teacher", name, order.index(kind)
 
-    said = [
+    predictions = [
         (network, count_classes(list(compared.networks[network].values()), index, names))
         for network in sorted(compared.networks, key=place)
     ]
     label = names[int(compared.labels.labels[index])]
-    return FlippedImage(index, label, int(compared.flips[index]), compared.pairs, said, None)
+    return FlippedImage(index, label, int(compared.flips[index]), compared.pairs, predictions, None)
 
 
 def count_classes(networks: Sequence[Predictions], index: int, names: Sequence[str]) -> str:

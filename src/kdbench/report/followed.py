@@ -1,4 +1,4 @@
-"""Whether a study followed the plan that it registered: seeds, hypotheses, tests, settings, and what came first."""
+"""Comparison of a study with the plan that it registered: seeds, hypotheses, tests, settings, and what came first."""
 
 import datetime
 import math
@@ -22,7 +22,7 @@ class Finding:
 
     text: str
     followed: bool | None = True
-    """None: it cannot be told."""
+    """Result of the comparison; None if it cannot be told."""
 
 
 def check_followed(
@@ -133,12 +133,17 @@ def check_seeds(pairs: Sequence[tuple[PlannedGain, Gain]]) -> list[Finding]:
         arms = [("", planned.seeds, found.group)]
         if found.baseline:
             arms.append(("of the baseline ", planned.baseline_seeds, found.baseline))
-        said = [text for arm, seeds, group in arms if (text := compare_seeds(arm, seeds, group.runs.seed.tolist()))]
-        if said:
-            differing.setdefault("; ".join(said), []).append(planned.name)
+        deviations = [
+            text for arm, seeds, group in arms if (text := compare_seeds(arm, seeds, group.runs.seed.tolist()))
+        ]
+        if deviations:
+            differing.setdefault("; ".join(deviations), []).append(planned.name)
     if not differing:
         return [Finding("Every gain of the plan has the planned seeds.")] if pairs else []
-    return [Finding(f"Seeds of {', '.join(first_lines(names))}: {said}.", False) for said, names in differing.items()]
+    return [
+        Finding(f"Seeds of {', '.join(first_lines(names))}: {deviations}.", False)
+        for deviations, names in differing.items()
+    ]
 
 
 def compare_seeds(arm: str, planned: Sequence[int], found: Sequence[Any]) -> str:

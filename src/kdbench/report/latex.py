@@ -1,5 +1,6 @@
 """tables.tex: groups, gains and interactions for a publication, set by pdflatex on a page of one or two columns."""
 
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -259,11 +260,14 @@ GREEK = {
 }
 """Letters for which TeX has commands, as Unicode spells their names."""
 WORD = 8
-"""Longest word without a possible end of line, and longest piece of a longer one."""
+"""Longest word without a possible end of line, and distance of such ends in a long piece of a word."""
+PIECE = 16
+"""Longest piece of a word without a possible end of line."""
+BREAK = r"\kdbreak{}"
 
 
 def escape(text: str) -> str:
-    """Return text that pdflatex prints as it is. Lines may also end within long words, after punctuation rather.
+    """Return text that pdflatex prints as it is. Lines may also end within long words, as at `temperature=` `2.0`.
 
     A character that its usual fonts lack is printed by its number: [U+1F600].
     """
@@ -276,16 +280,21 @@ def escape_prose(text: str) -> str:
 
 
 def escape_word(word: str) -> str:
-    if len(word) <= WORD and word.isalnum() and word.isascii():
-        return word
-    parts, letters = [], 0
-    for place, character in enumerate(word, 1):
+    """Return a word, in which lines may end after `=`, `_`, `-` and `/`."""
+    pieces = [word] if len(word) <= WORD else re.findall(r"[^=_/-]*[=_/-]+|[^=_/-]+", word)
+    return BREAK.join(map(escape_piece, pieces))
+
+
+def escape_piece(piece: str) -> str:
+    """Return a piece of a word, in which lines may end after numbers of characters, and within if it is long."""
+    parts, since = [], 0
+    for place, character in enumerate(piece, 1):
         parts.append(escape_character(character))
-        letters = letters + 1 if character.isalnum() else 0
-        is_end = letters == WORD or not character.isalnum()
-        if place < len(word) and (not character.isascii() or (is_end and len(word) > WORD)):
-            parts.append(r"\kdbreak{}")
-            letters = 0
+        since += 1
+        is_end = parts[-1].startswith("{[}U+") or (since == WORD and len(piece) > PIECE)
+        if is_end and place < len(piece):
+            parts.append(BREAK)
+            since = 0
     return "".join(parts)
 
 

@@ -26,8 +26,8 @@ def paired_noise(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     """Return the standard error of the difference of two accuracies that comes from their common images.
 
     Args:
-        a: whether each run of a setting classifies each image correctly, [S, M].
-        b: the same of another setting.
+        a: correctness of each image by each run of a setting, [S, M].
+        b: correctness of the same images by another setting, [S, M].
     """
     difference = a.mean(axis=0) - b.mean(axis=0)
     return 100 * float(np.std(difference, ddof=1)) / math.sqrt(len(difference))
@@ -37,7 +37,7 @@ def unpaired_noise(accuracies: Sequence[float], images: int, seeds: int, share: 
     """Return that standard error from the accuracies alone, by the binomial distribution.
 
     Args:
-        accuracies: of the two settings, fractions.
+        accuracies: accuracies of the two settings, fractions.
         images: number of images.
         seeds: number of runs of each setting.
         share: share of the variance that is left because the images are common: 1 if they were not.
@@ -49,8 +49,8 @@ def share_of_discordance(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     """Return on how many images only one of two runs is right, as a share of what independent runs would have.
 
     Args:
-        a: whether a run classifies each image correctly, [M].
-        b: the same of another run.
+        a: correctness of each image by a run, [M].
+        b: correctness of the same images by another run, [M].
     """
     first, second = float(a.mean()), float(b.mean())
     independent = first * (1 - second) + second * (1 - first)

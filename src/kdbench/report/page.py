@@ -106,7 +106,7 @@ def page_table(name: str, table: pd.DataFrame, protocol: Sequence[str] = ()) -> 
 
     Args:
         name: name of the table.
-        table: its content.
+        table: content of the table.
         protocol: sentences that each table's note ends with.
     """
     title, note = TITLES[name]

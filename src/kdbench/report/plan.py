@@ -103,7 +103,7 @@ class Plan:
 
     @property
     def intent(self) -> dict[str, Any]:
-        """What was planned, without when and by which version: equal for the same plan at another time."""
+        """Content without time and version: equal for the same plan at another time."""
         later = ("version", "git_revision", "registered")
         content = {name: value for name, value in as_content(self).items() if name not in later}
         selection = content["selection"]
@@ -180,12 +180,19 @@ def damaged(path: Path, error: Exception) -> ConfigError:
 
 
 def plan_from(content: Mapping[str, Any]) -> Plan:
-    """Return a plan from the content of its file."""
+    """Return a plan from the content of its file.
+
+    Raises:
+        TypeError, KeyError, ValueError: keys lack, are unknown, or have values that are not allowed.
+    """
     values = {name: value for name, value in content.items() if name not in ("schema", "sha256")}
     values["gains"] = [PlannedGain(**gain) for gain in values["gains"]]
     values["interactions"] = [PlannedInteraction(**interaction) for interaction in values["interactions"]]
     plan = Plan(**values)
-    assert plan.time.tzinfo is not None
-    assert plan.analysis in RULES
-    assert plan.margin > 0
+    if plan.time.tzinfo is None:
+        raise ValueError(f"registered is {plan.registered}, without an offset from UTC")
+    if plan.analysis not in RULES:
+        raise ValueError(f"tests.analysis is {plan.analysis}; it may be {', '.join(RULES)}")
+    if not plan.margin > 0:
+        raise ValueError(f"margin is {plan.margin}; it must be above 0")
     return plan

@@ -1,4 +1,4 @@
-"""Predicted classes of a run on the test images, from its saved logits."""
+"""Predicted classes of a run on the test images, and its correctness on those for validation, from saved logits."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file
 
 from kdbench.metrics.probability import Floats, Ints
 from kdbench.report.runs import LOGITS, display_path
@@ -48,9 +49,9 @@ def read_file(file: Path, mtime_ns: int, size: int) -> Predictions | str:
     """Return the predictions in logits.safetensors, in any float precision, or what is wrong with the file.
 
     Args:
-        file: the file.
+        file: path of the file.
         mtime_ns: time of its last change, so that a file that is written anew is read anew.
-        size: its number of bytes, for the same reason.
+        size: number of bytes of the file, for the same reason.
     """
     try:
         logits, labels = read_tensors(file)
@@ -83,14 +84,13 @@ def predictions_in(folder: Path | None) -> Predictions | None:
     return found if isinstance(found, Predictions) else None
 
 
-def correctness(folder: Path) -> NDArray[np.bool_] | None:
-    """Return whether a run classifies each test image correctly, [N]; None without usable logits.
-
-    An image whose class half precision leaves open counts as wrong. Arrays of two runs belong together where
-    `same_images` is true of their predictions.
-    """
-    found = predictions_in(folder)
-    return None if found is None else found.correct
+def validation_correctness(folder: Path) -> NDArray[np.bool_] | None:
+    """Return whether a run classifies each validation image correctly, [M]; None without these logits."""
+    try:
+        arrays = load_file(folder / LOGITS)
+        return np.asarray(arrays["val_logits"].argmax(axis=1) == arrays["val_labels"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
 
 
 def same_images(a: Predictions, b: Predictions) -> bool:

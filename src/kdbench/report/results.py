@@ -15,6 +15,7 @@ from kdbench import __version__
 from kdbench.config.paths import is_file, is_folder
 from kdbench.errors import ConfigError
 from kdbench.report.build import Report
+from kdbench.report.changes import describe_changes, name_run, name_selection
 from kdbench.report.columns import PER_CLASS
 from kdbench.report.failures import FailedRun
 from kdbench.report.figures.save import Picture
@@ -30,7 +31,7 @@ RESULTS_SCHEMA = 1
 
 @dataclass(frozen=True)
 class Making:
-    """How a report was made: what is in no table of it."""
+    """Circumstances of the making of a report, which are in none of its tables."""
 
     title: str
     """Heading of the page."""
@@ -181,15 +182,16 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def check_results(content: Mapping[str, Any]) -> None:
-    """Check that results hold what the comparison of two reports reads.
+    """Check that results hold what the comparison of two reports reads, by comparing them with themselves.
 
     Raises:
-        KeyError, TypeError, ValueError: they do not.
+        AttributeError, KeyError, TypeError, ValueError: they do not.
     """
     options, tables = content["options"], content["tables"]
-    content["version"], options["margin"], options["analysis"], options["select"]
     for name in ("gains", "interactions", "runs"):
         if not all(isinstance(record, dict) for record in tables[name]):
             raise ValueError(f"tables.{name} holds something else than rows")
     for run in tables["runs"]:
-        run["run_key"], run["student"], run["test_acc_best"]
+        name_run(run), run["test_acc_best"]
+    name_selection(options["select"])
+    describe_changes(content, content)

@@ -63,11 +63,12 @@ def read_runs(paths: Sequence[Path]) -> FoundRuns:
         else:
             rows[summary.run_key] = row
     failed = [run for run in failed if not (run.failure and run.failure.run[KEY.run_key] in rows)]
-    remarks += [*remark_failed(failed), *remark_unfinished(unfinished)]
+    remarks += remark_unfinished(unfinished)
     if not rows:
+        why = "".join(f"; {line}" for line in first_lines([*damaged, *remark_failed(failed), *remarks]))
         raise ConfigError(
             f"no complete run under {', '.join(map(str, paths))}; give run directories, or a folder that holds them "
-            "such as outputs/runs" + "".join(f"; {line}" for line in first_lines([*damaged, *remarks])),
+            f"such as outputs/runs{why}",
             code="no_run",
             key="PATH",
         )
@@ -91,7 +92,7 @@ def read_checked(folder: Path) -> RunSummary:
     """
     summary = read_summary(folder)
     if summary.seed is None and not summary.is_given:
-        raise ConfigError(f"{display_path(folder / 'summary.json')} lacks seed", code="damaged", key="seed")
+        raise ConfigError(f"{display_path(folder / SUMMARY_FILE)} lacks seed", code="damaged", key="seed")
     changed, logits = changed_file(folder, summary), folder / LOGITS
     if not changed and summary.logits_sha256 and logits.is_file() and not is_half_precision(logits):
         changed = LOGITS if sha256(logits) != summary.logits_sha256 else None

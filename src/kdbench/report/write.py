@@ -16,9 +16,6 @@ from kdbench.report.page import TITLES, page_table
 from kdbench.report.results import Making, environment_of, tables_of, write_results
 from kdbench.report.verdict import sentence
 
-MOST_FLIPPED = 10
-"""Largest number of test images on the page."""
-
 
 def write_report(report: Report, out: Path, title: str, command: Sequence[str], figures: bool = True) -> Path:
     """Write tables, figures and pages into a folder, which may exist.
@@ -34,7 +31,7 @@ def write_report(report: Report, out: Path, title: str, command: Sequence[str], 
         The page, report.html.
     """
     out.mkdir(parents=True, exist_ok=True)
-    tables = {name: table for name, table in tables_of(report).items() if name in TITLES or len(table.columns)}
+    tables = tables_of(report)
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False)
     pictures, left_out = save_figures(report, out / "figures") if figures else ([], [])
@@ -49,7 +46,7 @@ def write_report(report: Report, out: Path, title: str, command: Sequence[str], 
         "remarks": [*report.remarks, *left_out],
         "damaged": report.damaged,
         "failed": report.failed,
-        "flipped": report.flipped[:MOST_FLIPPED],
+        "flipped": report.flipped,
         "tables": [page_table(name, tables[name], protocol) for name in TITLES if len(tables[name])],
         "pictures": pictures,
         "margin": report.margin,

@@ -14,6 +14,7 @@ from kdbench.config.parse import parse_data
 from kdbench.errors import ConfigError, RunError, first_line
 from kdbench.rundir.recorded_config import read_data_config
 from kdbench.rundir.summary import RunSummary, read_summary
+from kdbench.rundir.unfinished import CONFIG_FILE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,12 +66,12 @@ def data_config(folder: Path, summary: RunSummary) -> DataConfig:
         ConfigError: its config cannot be read, names a class outside kdbench, or there is none and no built-in data set
             has that name.
     """
-    file, name = folder / "config.yaml", summary.dataset
+    file, name = folder / CONFIG_FILE, summary.dataset
     if file.is_file():
         return read_data_config(file)
     if not name or name not in options("data"):
         raise ConfigError(
-            f"data={name} is no data set of kdbench, and {folder} has no config.yaml that describes it",
+            f"data={name} is no data set of kdbench, and {folder} has no {CONFIG_FILE} that describes it",
             code="not_found",
             key="data",
         )

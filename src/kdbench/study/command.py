@@ -36,6 +36,8 @@ def study(arguments: Sequence[str]) -> int:
     """
     given = parse_arguments(arguments)
     read = read_study(given.overrides, given.config_dir)
+    if given.register:
+        print(f"study {read.label}: composing its runs for the plan ...", flush=True)  # may take a minute
     # Late: --help and most mistakes need no torch.
     from kdbench.report.table import runs_table
     from kdbench.study.execute import StudyExecution
@@ -79,7 +81,7 @@ def write_report(execution: "StudyExecution", given: argparse.Namespace) -> int:
     """Write the report of a study's results and return its exit code.
 
     Args:
-        execution: of the study.
+        execution: executed study.
         given: arguments of the command line.
     """
     from kdbench.report.command import report

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from kdbench import __version__
 from kdbench.config import RunConfig
-from kdbench.errors import ConfigError
+from kdbench.errors import ConfigError, first_line
 from kdbench.report.gains import POOLED
 from kdbench.report.plan import (
     PLAN_FILE,
@@ -25,6 +25,7 @@ from kdbench.report.plan import (
     hash_of,
     read_plan,
 )
+from kdbench.report.statistics import ALPHA
 from kdbench.rundir.files import write_text
 from kdbench.runner.environment import git_state
 from kdbench.runner.run import resolve_run
@@ -34,7 +35,6 @@ from kdbench.study.winners import yaml_of
 from kdbench.sweep.overrides import key_of, override
 from kdbench.sweep.plan import PlannedRun
 
-LEVEL = 0.05
 SEEDS = ("teacher.seed", "init_seed", "data_seed")
 """Overrides of a stage that make no other setting."""
 STOPPING = "each stage is trained with these seeds and no others, and the report is made once, when all runs are done"
@@ -100,7 +100,7 @@ def plan_of(study: StudyPlan, analysis: str, margin: float) -> Plan:
         stages=titles,
         gains=gains,
         interactions=interactions_of(gains),
-        tests={"analysis": analysis, "rule": RULES[analysis], "correction": CORRECTION, "level": LEVEL},
+        tests={"analysis": analysis, "rule": RULES[analysis], "correction": CORRECTION, "level": ALPHA},
         margin=margin,
         stopping={"seeds": {title: stages[title].seeds for title in titles}, "rule": STOPPING},
         selection=selection_of(study),
@@ -334,11 +334,14 @@ def find_plan(study: StudyPlan) -> Path | None:
 
 
 def describe_registration(study: StudyPlan) -> str:
-    """Return in one line whether a study is registered, for --dry-run."""
+    """Return in one line whether a study is registered, for --dry-run, which shows refused runs and goes on."""
     file = find_plan(study)
     if file is None:
         return "not registered; --register writes the plan before the first run that reports"
     registered = read_plan(file)
     text = f"registered on {registered.time:%Y-%m-%d at %H:%M %Z}: {file}"
-    differing = differences(registered, plan_of(study, registered.analysis, registered.margin))
+    try:
+        differing = differences(registered, plan_of(study, registered.analysis, registered.margin))
+    except ConfigError as error:
+        return f"{text}; this command line cannot be compared with it: {first_line(error)}"
     return f"{text}; this command line differs in {', '.join(differing)}" if differing else text

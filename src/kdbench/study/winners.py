@@ -10,12 +10,10 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from omegaconf import OmegaConf
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from kdbench.report.noise import interaction_variance, paired_noise, seed_noise
+from kdbench.report.predictions import validation_correctness
 from kdbench.rundir.files import write_text
 from kdbench.rundir.summary import KEY, RunSummary
 from kdbench.sweep.overrides import escape_interpolations
@@ -156,22 +154,13 @@ def noise_on_images(best: Candidate, second: Candidate) -> float | None:
 
     Both settings are measured on the same images, so only those on which they differ count. None without logits.
     """
-    correct = [[correctness(path) for path in candidate.paths] for candidate in (best, second)]
+    correct = [[validation_correctness(path) for path in candidate.paths] for candidate in (best, second)]
     ours, theirs = ([row for row in rows if row is not None] for rows in correct)
     if not ours or (len(ours), len(theirs)) != (len(best.summaries), len(second.summaries)):
         return None
     if len({len(row) for row in (*ours, *theirs)}) > 1:
         return None
     return paired_noise(np.array(ours), np.array(theirs))
-
-
-def correctness(path: Path) -> NDArray[np.bool_] | None:
-    """Return whether each validation image is classified correctly by a run, or None without its logits."""
-    try:
-        arrays = load_file(path / "logits.safetensors")
-        return np.asarray(arrays["val_logits"].argmax(axis=1) == arrays["val_labels"])
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return None
 
 
 def noise(best: Candidate, second: Candidate, by: str) -> float:

@@ -34,6 +34,9 @@ def draw_classes(sheet: Sheet) -> tuple[Figure, str] | str:
     for axes, (group, rows) in zip(all_axes, shown, strict=True):
         by_class = {row.class_index: row for row in rows}
         draw_group(sheet, axes, [by_class[index] for index in classes if index in by_class], anchors.get(group))
+    limits = [axes.get_xlim() for axes in all_axes]
+    for axes in all_axes:  # one scale, so that panels can be compared
+        axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
     return figure, (
         "Gain of each class in points of its own test images, with its 95 % interval, not corrected for the number of "
         f"classes: of twenty such intervals, one leaves out zero by chance.{few}{cut}"
@@ -64,7 +67,7 @@ def draw_group(sheet: Sheet, axes: Axes, rows: list[Any], anchor: str | None) ->
             continue
         parts = []
         if not is_missing(row.class_low):
-            parts += axes.plot([row.class_low, row.class_high], [place, place], color=colour, lw=2)
+            parts += axes.plot([row.class_low, row.class_high], [place, place], "|-", color=colour, lw=2, ms=11, mew=2)
         parts += axes.plot([row.gain], [place], marker=sheet.looks.marker(first), color=colour, ms=6)
         name = f"{first.student} {arm(first)} {plain_text(first.setting)}".strip()
         low_high = interval(row.class_low, row.class_high)

@@ -33,6 +33,9 @@ TALL = 6.0
 ROOM = 0.36
 """Height of an interval with its seeds below the label, inches."""
 
+EDGE: Any = {"color": GREY, "ls": (0, (1, 1.5)), "lw": 1.2}
+"""Line at an end of the band of equivalence."""
+
 
 def draw_gains(sheet: Sheet) -> tuple[Figure, str] | str:
     report = sheet.report
@@ -44,6 +47,8 @@ def draw_gains(sheet: Sheet) -> tuple[Figure, str] | str:
     figure = Figure(figsize=(sheet.width.inches, 1), layout="constrained")
     axes = figure.subplots()
     axes.axvspan(-report.margin, report.margin, color=BAND, alpha=0.2, lw=0)
+    for end in (-report.margin, report.margin):  # a band that is narrower than the line at 0 is seen by its edges
+        axes.axvline(end, **EDGE)
     axes.axvline(0, color=INK, lw=1)
     top = 0.05
     seeds: dict[str, list[tuple[float, float, Mark]]] = {}
@@ -77,8 +82,8 @@ def label_row(sheet: Sheet, axes: Axes, top: float, gain: Gain, row: Any) -> flo
         sheet: width of the figure.
         axes: panel whose vertical axis counts inches downwards.
         top: upper end of the row.
-        gain: the gain.
-        row: its row in gains.csv.
+        gain: gain to be named.
+        row: row of the gain in gains.csv.
     """
     inches, significant = sheet.width.inches - 0.3, is_true(row.significant)
     numbers = f"{points(row.delta)} {interval(row.primary_low, row.primary_high)}".strip()
@@ -156,7 +161,7 @@ def legend_of(shown: Sequence[tuple[int, Gain, Any]]) -> dict[str, Any]:
     if any(not is_missing(row.joint_low) for row in rows):
         handles["simultaneous interval"] = Line2D([], [], color=INK, lw=1)
     handles["one seed"] = Line2D([], [], marker="o", ls="", ms=4.5, mfc="none", mec=INK)
-    handles["margin of equivalence"] = Patch(color=BAND, alpha=0.2, lw=0)
+    handles["margin of equivalence"] = (Patch(color=BAND, alpha=0.2, lw=0), Line2D([], [], **EDGE))
     return handles
 
 
@@ -174,6 +179,6 @@ def describe(shown: Sequence[tuple[int, Gain, Any]]) -> str:
     return (
         f"Every gain over the baseline. Significant after correction (★, filled): {found} of the {len(distilled)} "
         f"distilled gains here.{extent} Thick lines: 95 % interval of {which}, for each gain alone.{joint} Circles: "
-        "every seed, over the baseline run of the same seed where seeds match, else over the baseline's mean. Shaded: "
-        "the margin of equivalence."
+        "every seed, over the baseline run of the same seed where seeds match, else over the baseline's mean. Shaded "
+        "between dotted lines: the margin of equivalence."
     )

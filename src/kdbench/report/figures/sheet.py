@@ -95,13 +95,13 @@ def validation_gain(gain: Gain) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Sheet:
-    """What a figure is drawn from and for; collects its marks."""
+    """Content, width and looks of a figure to be drawn, and its marks."""
 
     report: Report
     width: Width
     looks: Looks
     marks: dict[str, Mark] = field(default_factory=dict)
-    """By the beginning of the ids of their parts."""
+    """Marks by the beginning of the ids of their parts."""
     points: dict[str, list[Mark]] = field(default_factory=dict)
     """Marks of the points of a line, by its id."""
 
