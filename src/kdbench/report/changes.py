@@ -76,7 +76,7 @@ class RunChanges:
         """Return the changes of the runs that a gain or interaction compares."""
 
         def own(runs: Sequence[Record]) -> list[Record]:
-            return [run for run in runs if (run["student"], run.get("teacher"), run.get("method")) in row.arms]
+            return [run for run in runs if (run[KEY.student], run.get(KEY.teacher), run.get(KEY.method)) in row.arms]
 
         return RunChanges(own(self.added), own(self.gone), own(self.changed))
 
@@ -116,7 +116,7 @@ def describe_changes(old: Results, new: Results) -> list[str]:
 
 def compare_runs(old: Sequence[Record], new: Sequence[Record]) -> RunChanges:
     """Return which runs were added, are gone, or have other numbers by the same key."""
-    before, after = ({run["run_key"]: run for run in runs} for runs in (old, new))
+    before, after = ({run[KEY.run_key]: run for run in runs} for runs in (old, new))
     return RunChanges(
         [run for key, run in after.items() if key not in before],
         [run for key, run in before.items() if key not in after],
@@ -145,8 +145,8 @@ def list_runs(runs: Sequence[Record], kind: str) -> str:
 
 
 def name_run(run: Record) -> str:
-    source = f" from {run['teacher']}" if run.get("teacher") else ""
-    return f"{run['run_key']}: {run['student']} {run.get('method')}{source}, seed {run.get('seed')}"
+    source = f" from {run[KEY.teacher]}" if run.get(KEY.teacher) else ""
+    return f"{run[KEY.run_key]}: {run[KEY.student]} {run.get(KEY.method)}{source}, seed {run.get(KEY.seed)}"
 
 
 def compare_options(old: Results, new: Results) -> list[str]:
@@ -252,7 +252,7 @@ def read_interactions(results: Results) -> dict[tuple[Any, ...], Row]:
 
 
 def baseline_methods(results: Results) -> set[str | None]:
-    return {run.get("method") for run in results["tables"]["runs"] if run.get("role") == "baseline"}
+    return {run.get(KEY.method) for run in results["tables"]["runs"] if run.get(KEY.role) == "baseline"}
 
 
 def read_rows(

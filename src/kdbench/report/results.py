@@ -192,6 +192,6 @@ def check_results(content: Mapping[str, Any]) -> None:
         if not all(isinstance(record, dict) for record in tables[name]):
             raise ValueError(f"tables.{name} holds something else than rows")
     for run in tables["runs"]:
-        name_run(run), run["test_acc_best"]
+        name_run(run), run[KEY.test_acc_best]
     name_selection(options["select"])
     describe_changes(content, content)
