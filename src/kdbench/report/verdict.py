@@ -177,7 +177,7 @@ def describe_correlation(placed: PlacedDesign) -> str:
     if not known:
         return ""
     named = ", ".join(f"{value:.2f} ({student})" for value, student in known)
-    helps = "pairing removes that share of the spread" if max(known)[0] > 0.1 else "pairing brings nothing here"
+    helps = "where that is above zero, seeds in common lower the error of a gain"
     return f" Accuracies of one seed correlate between arms by {named}: {helps}."
 
 
