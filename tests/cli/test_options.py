@@ -106,7 +106,7 @@ def test_paths_are_relative_to_where_the_command_was_started_also_with_chdir(kdb
 @pytest.mark.parametrize("flags", [(), ("-m",)])
 def test_a_run_and_a_sweep_end_with_the_report_that_the_user_wants(kdbench, trained, monkeypatch, flags):
     written = []
-    monkeypatch.setattr("kdbench.report.command.report", written.append)
+    monkeypatch.setattr("kdbench.report.command.report", lambda arguments, images: written.append(arguments))
     assert kdbench(*flags, *TINY, "method=ce", "report=page").code == 0
     assert written == [["out/runs/run", "--out", "page"]]
     Path("file").touch()

@@ -13,7 +13,6 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from kdbench.report.noise import interaction_variance, paired_noise, seed_noise
-from kdbench.report.predictions import validation_correctness
 from kdbench.rundir.files import write_text
 from kdbench.rundir.summary import KEY, RunSummary
 from kdbench.sweep.overrides import escape_interpolations
@@ -154,6 +153,8 @@ def noise_on_images(best: Candidate, second: Candidate) -> float | None:
 
     Both settings are measured on the same images, so only those on which they differ count. None without logits.
     """
+    from kdbench.report.predictions import validation_correctness  # late: it imports pandas
+
     correct = [[validation_correctness(path) for path in candidate.paths] for candidate in (best, second)]
     ours, theirs = ([row for row in rows if row is not None] for rows in correct)
     if not ours or (len(ours), len(theirs)) != (len(best.summaries), len(second.summaries)):
