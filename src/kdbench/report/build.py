@@ -82,7 +82,7 @@ class Report:
     """Choice of the primary analysis: by the rule, or as declared."""
     selection: Selection | None = None
     plan: list[str] = field(default_factory=list)
-    """Whether the plan that was registered before the data was followed, a sentence for each respect."""
+    """Sentences on how far the plan that was registered before the data was followed."""
     changes: list[str] = field(default_factory=list)
     """Differences from an earlier report, and why."""
 

@@ -35,7 +35,7 @@ class Analysis(StrEnum):
     PAIRED = "paired"
     WELCH = "welch"
     CROSSED = "crossed"
-    """Of rows alone: no choice of a report."""
+    """Analysis of rows over several teachers or crossed seeds; no choice of a report."""
 
 
 WORDS = {

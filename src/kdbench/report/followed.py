@@ -209,7 +209,7 @@ def named_findings(kind: str, planned: int, missing: Sequence[str], others: Sequ
         findings.append(Finding(text, False))
     elif planned:
         findings.append(Finding(f"Every planned {kind} is here."))
-    # What was not planned may stand beside what was, as long as it is named.
+    # Gains outside the plan may be reported, as long as they are named.
     if others:
         findings.append(Finding(f"Not in the plan, exploratory: {'; '.join(dict.fromkeys(others))}."))
     return findings
