@@ -141,8 +141,10 @@ def panels(count: int, width: Width, height: float = PANEL_HEIGHT) -> tuple[Figu
 
 def panel_inches(axes: Axes) -> float:
     """Return the width of a panel with its labels, inches."""
-    grid = axes.get_subplotspec().get_gridspec()  # type: ignore[union-attr]  # panels are subplots
-    return float(axes.figure.get_figwidth()) / grid.ncols  # type: ignore[union-attr]
+    figure, place = axes.figure, axes.get_subplotspec()
+    assert isinstance(figure, Figure)
+    assert place is not None
+    return float(figure.get_figwidth()) / place.get_gridspec().ncols
 
 
 def name_panel(axes: Axes, title: str, xlabel: str, ylabel: str, integer: bool = False) -> None:
@@ -206,7 +208,9 @@ def panel_legends_below(
             list(handles.values()), labels, loc="upper left", ncols=columns, bbox_to_anchor=(0, 0),
             bbox_transform=corner, borderaxespad=0,
         )  # fmt: skip
-        row = axes.get_subplotspec().rowspan.start  # type: ignore[union-attr]  # panels are subplots
+        place = axes.get_subplotspec()
+        assert place is not None
+        row = place.rowspan.start
         heights[row] = max(heights.get(row, 0.0), legend_height(lines) + below - 0.5)
     figure.set_figheight(figure.get_figheight() + sum(heights.values()))
 

@@ -125,12 +125,12 @@ def check_no_final_run(study: StudyPlan) -> None:
         ConfigError: one is complete or was started.
     """
     runs = {run.key: run for title in reporting_stages(study) for run in final_runs(study, title)}
-    existing = [run for run in runs.values() if run.directory.path.exists()]
-    if existing:
-        state = "complete" if existing[0].directory.is_complete() else "started"
-        more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
+    found = [run for run in runs.values() if run.directory.path.exists()]
+    if found:
+        state = "complete" if found[0].directory.is_complete() else "started"
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise ConfigError(
-            f"a plan is registered before the first run that reports, and {existing[0].directory.path} is {state}{more}; "
+            f"a plan is registered before the first run that reports, and {found[0].directory.path} is {state}{more}; "
             "give another output_root or other final_seeds, so that no result is known yet",
             code="too_late",
             key="--register",
