@@ -14,6 +14,8 @@ from kdbench.report.runs import rows_of
 
 MOST_CLASSES, MOST_PANELS = 20, 9
 GROUP = ["student", "teacher", "method", "role", "setting"]
+LEAST = 0.1
+"""Points that the scale reaches to either side at least: smaller differences are rounding."""
 
 
 def draw_classes(sheet: Sheet) -> tuple[Figure, str] | str:
@@ -36,7 +38,8 @@ def draw_classes(sheet: Sheet) -> tuple[Figure, str] | str:
         draw_group(sheet, axes, [by_class[index] for index in classes if index in by_class], anchors.get(group))
     limits = [axes.get_xlim() for axes in all_axes]
     for axes in all_axes:  # one scale, so that panels can be compared
-        axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
+        low, high = min(low for low, _ in limits), max(high for _, high in limits)
+        axes.set_xlim(min(low, -LEAST), max(high, LEAST))
     return figure, (
         "Gain of each class in points of its own test images, with its 95 % interval, not corrected for the number of "
         f"classes: of twenty such intervals, one leaves out zero by chance.{few}{cut}"
