@@ -201,10 +201,10 @@ class RulePower:
         """Return the seeds per arm that find a true difference with 80 % power; None if a million are too few."""
         if not ratio > 0:
             return None
-        if self.power(ratio, LARGE) >= POWER:
-            return fewest(lambda n: self.power(ratio, n))
-        n = math.ceil(LARGE * (self.detectable(LARGE) / ratio) ** 2)  # from here on the spread counts as known
-        return n if n <= MOST_SEEDS else None
+        n = math.ceil(LARGE * (self.detectable(LARGE) / ratio) ** 2)  # as if the spread were known
+        if n > LARGE:
+            return n if n <= MOST_SEEDS else None
+        return fewest(lambda seeds: self.power(ratio, seeds), guess=max(2, n))
 
 
 def spread_interval(std: float, df: int) -> tuple[float, float]:

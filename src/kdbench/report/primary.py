@@ -5,8 +5,9 @@ summarises; likewise the interactions; controls apart.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -301,7 +302,7 @@ def spread_of(placed: PlacedDesign, gains: Sequence[Gain], n: int) -> tuple[floa
     return st.pooled_std(arms), sum(len(arm) - 1 for arm in arms)
 
 
-def power_cells(rule: RulePower, n: int, placed: PlacedDesign, gains: Sequence[Gain]) -> dict[str, Any]:
+def power_cells(rule: RulePower, n: int, placed: PlacedDesign, gains: Sequence[Gain]) -> Mapping[str, Any]:
     """Return the smallest detectable difference and the needed seeds, with their ranges over what the spread may be.
 
     Args:
@@ -310,13 +311,24 @@ def power_cells(rule: RulePower, n: int, placed: PlacedDesign, gains: Sequence[G
         placed: design of the report.
         gains: gains whose arms give the spread where there are no blocks.
     """
-    std, df = spread_of(placed, gains, n)
-    if not std > 0 or n < 2:
-        return {}
+    spread = spread_of(placed, gains, n)
+    return power_at(rule, n, spread, spread_of(placed, gains, FEWEST_SEEDS)) if spread[0] > 0 and n >= 2 else {}
+
+
+@lru_cache(maxsize=1024)
+def power_at(rule: RulePower, n: int, spread: tuple[float, int], later: tuple[float, int]) -> Mapping[str, Any]:
+    """Return the columns of `power_cells`; rows with the same numbers of runs share them.
+
+    Args:
+        rule: its correction included.
+        n: seeds per arm.
+        spread: standard deviation that the test is up against, and its degrees of freedom.
+        later: the same with as many seeds as are needed.
+    """
+    (std, df), ratio = spread, rule.detectable(n)
     low, high = spread_interval(std, df)
-    ratio = rule.detectable(n)
     cells: dict[str, Any] = row(detectable=ratio * std, detectable_low=ratio * low, detectable_high=ratio * high)
-    std, df = spread_of(placed, gains, FEWEST_SEEDS)
+    std, df = later
     low, high = spread_interval(std, df)
     for size, name in SIZES.items():
         for end, value in (("", std), ("_low", low), ("_high", high)):

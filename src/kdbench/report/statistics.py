@@ -175,13 +175,20 @@ def power_of_equivalence(margin: float, std: float, n: int) -> float:
     return float(integrate.simpson(found, x=shares))
 
 
-def fewest(power: Callable[[int], float]) -> int | None:
-    """Return the smallest n of at least 2 with enough power, which grows with n; None if a million are too few."""
-    low, high = 1, 2
+def fewest(power: Callable[[int], float], guess: int = 2) -> int | None:
+    """Return the smallest n of at least 2 with enough power, which grows with n; None if a million are too few.
+
+    Args:
+        power: power of n.
+        guess: n at which the search begins; the nearer it is, the fewer powers are computed.
+    """
+    step, low, high = 1, guess - 1, guess
     while power(high) < POWER:
-        low, high = high, 2 * high
+        low, high, step = high, high + step, 2 * step
         if high > MOST_SEEDS:
             return None
+    while low > 1 and power(low) >= POWER:
+        high, low = low, max(1, low - (high - low) * 2)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if power(middle) >= POWER else (middle, high)
