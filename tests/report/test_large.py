@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kdbench.report.command import report as command
+from tests.conftest import times_slower
 from tests.report.conftest import write_run
 
 STUDENTS = {f"student{place}": 100_000 * 2**place for place in range(5)}
@@ -28,8 +29,8 @@ def test_five_hundred_runs_take_less_than_thirty_seconds_and_ten_megabytes(tmp_p
                     history=(0.9 - 0.5 / np.arange(1, 101)).tolist(),
                     logits=(guesses.astype(np.float16), labels) if number < 6 and student == "student0" else None,
                 )  # fmt: skip
-    started = time.perf_counter()
+    started = time.process_time()  # unlike a clock, it does not grow with what else the machine does
     assert command([str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
-    assert time.perf_counter() - started < 30
+    assert time.process_time() - started < 30 * times_slower()
     assert (tmp_path / "report" / "report.html").stat().st_size < 10e6
     assert (tmp_path / "report" / "figures" / "gains.png").stat().st_size > 1e4
