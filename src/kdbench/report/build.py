@@ -15,6 +15,7 @@ from kdbench.report.columns import GROUPS, RUNS, row
 from kdbench.report.comparability import remark_comparability
 from kdbench.report.components import components_table
 from kdbench.report.design import Analysis
+from kdbench.report.estimates import PlacedDesign, place_gains
 from kdbench.report.failures import FailedRun, with_failures
 from kdbench.report.fidelity import Fidelity, compute_fidelity
 from kdbench.report.flipped import FlippedImage, ImageReader, find_flipped
@@ -34,12 +35,10 @@ from kdbench.report.interactions import interactions_table, match_capacity, matc
 from kdbench.report.plan import Plan
 from kdbench.report.primary import (
     Count,
-    PlacedDesign,
     add_primary_to_gains,
     add_primary_to_interactions,
     capacity_table,
     count_verdict,
-    place_gains,
 )
 from kdbench.report.runs import FoundRuns, display_path, read_runs, rows_of
 from kdbench.report.select import Selection, with_selection

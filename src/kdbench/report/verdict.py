@@ -8,10 +8,11 @@ import pandas as pd
 from kdbench.report import statistics as st
 from kdbench.report.columns import P, format_value
 from kdbench.report.design import FEWEST_SEEDS, Analysis
+from kdbench.report.estimates import PlacedDesign
 from kdbench.report.failures import FailedRun
 from kdbench.report.gains import Gain
 from kdbench.report.groups import DISTILLED
-from kdbench.report.primary import PRIMARY, Count, PlacedDesign, count_significant
+from kdbench.report.primary import PRIMARY, Count, count_significant
 from kdbench.report.runs import rows_of
 from kdbench.report.select import Selection, reporting_seeds
 
