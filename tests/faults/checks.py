@@ -17,7 +17,7 @@ TIMING = {"images_per_second", "seconds"}
 """Columns of metrics.csv that differ from one execution to the next."""
 OF_THE_EXECUTION = names(
     train_seconds=None, images_per_second=None, lockstep=None, peak_memory_bytes=None, environment=None,
-    metrics_sha256=None, config_sha256=None, checksum=None,
+    metrics_sha256=None, config_sha256=None, checksum=None, started=None,
 ).keys()  # fmt: skip
 """Keys of a summary that do."""
 Result = dict[str, Any]

@@ -179,7 +179,8 @@ def test_figures_of_summaries_alone_are_those_that_need_no_more(tmp_path, kdbenc
     write_run(tmp_path / "runs", teacher="t", method="logit")
     result = kdbench_report(tmp_path / "runs", figures=True)
     drawn = {path.name for path in (result.folder / "figures").iterdir()}
-    assert drawn == {f"{name}.{kind}" for name in ("gains", "size", "agreement") for kind in ("png", "svg", "pdf")}
+    names = ("gains", "size", "agreement", "classes")
+    assert drawn == {f"{name}.{kind}" for name in names for kind in ("png", "svg", "pdf")}
     assert "no run has a metrics.csv" in result.text("report.md")
 
 

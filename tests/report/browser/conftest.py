@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kdbench.report.command import report as command
-from tests.report.conftest import write_run
+from tests.report.conftest import write_run, write_unfinished_run
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 FLAGS = (
@@ -36,6 +36,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     accuracy=0.9 + gain + random.normal() * 0.002, train_seconds=SECONDS[seed],
                     logits=(random.normal(size=(40, 4)), LABELS), history=[0.5, 0.7, 0.8 + seed / 100],
                 )  # fmt: skip
+    write_unfinished_run(root / "runs", student="resnet8", method="ce", seed=5)  # which is a remark
     assert command([str(root / "runs"), "--out", str(root / "report")]) == 0
     return root / "report" / "report.html"
 

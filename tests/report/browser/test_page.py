@@ -200,7 +200,7 @@ PIXEL = (
 def test_images_that_flip_are_enlarged_without_blur_and_described(browser, tmp_path, width):
     write_group(tmp_path / "runs", (90.0, 90.1))
     says = [("teacher resnet20", "cat"), ("baseline resnet8", f"dog 2, {HOSTILE} 1")]
-    images = [FlippedImage(n, HOSTILE, 4, 6, says, PIXEL if n else None) for n in range(12)]
+    images = [FlippedImage(n, HOSTILE, 4, 6, says, PIXEL if n else None) for n in range(10)]
     report = dataclasses.replace(report_of(tmp_path / "runs"), flipped=images)
     load(browser, write_report(report, tmp_path / "report", "t", ["c"], figures=False), width)
     items = browser.find_elements("css selector", "#flipped li")
