@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from scipy.integrate import quad
+from statsmodels.stats.multitest import multipletests
 
 from kdbench.report import statistics as st
 
@@ -176,6 +177,13 @@ def test_holm_never_exceeds_1_and_keeps_the_order():
     adjusted = np.array(st.holm(ps.tolist()))[np.argsort(ps)]
     assert all(low <= high for low, high in pairwise(adjusted))
     assert (adjusted >= np.sort(ps)).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 200])
+def test_holm_is_that_of_statsmodels_to_the_last_bit(count):
+    ps = np.random.default_rng(count).random(count) ** 4
+    ps[count // 2] = ps[0]  # a tie
+    assert st.holm(ps.tolist()) == multipletests(ps, method="holm")[1].tolist()
 
 
 def test_holm_leaves_nan_out_of_the_family():
