@@ -144,7 +144,7 @@ def variance_components(values: NDArray[np.float64], names: Sequence[str]) -> li
         square, df = squares[subset]
         each = values.size / math.prod(values.shape[axis] for axis in subset)
         noise, noise_df = without_component(subset, squares)
-        low, high = interval(square, df, noise, noise_df)
+        low, high = component_interval(square, df, noise, noise_df)
         found.append(
             Component(
                 factors=() if whole else tuple(names[axis] for axis in subset),
@@ -184,7 +184,7 @@ def without_component(
     return total, total**2 / sum(part**2 / df for part, df in parts)
 
 
-def interval(square: float, df: int, noise: float, noise_df: float) -> tuple[float, float]:
+def component_interval(square: float, df: int, noise: float, noise_df: float) -> tuple[float, float]:
     """Return the 95 % interval of a component times the number of values for each of its levels.
 
     Args:

@@ -82,7 +82,7 @@ def excess_row(distilled: Arm, base: Arm, slope: Slope | None) -> dict[str, Any]
     gain, raw = (float(np.mean(ours) - np.mean(theirs)) for ours, theirs in zip(distilled, base, strict=True))
     excess = raw - slope.value * gain
     spread = [mean_error(np.subtract(arm[1], np.multiply(slope.value, arm[0]))) for arm in (distilled, base)]
-    low, high = interval(excess, [*spread, (gain * slope.se, slope.df)])
+    low, high = interval_of_sum(excess, [*spread, (gain * slope.se, slope.df)])
     error = math.hypot(*(mean_error(agreements)[0] for _, agreements in (distilled, base)))
     is_clear = raw > (0 if math.isnan(error) else CLEAR_ERRORS * error)
     return row(
@@ -101,7 +101,7 @@ def mean_error(values: Any) -> tuple[float, int]:
     return (float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else NAN), n - 1
 
 
-def interval(centre: float, parts: Sequence[tuple[float, int]]) -> tuple[float, float]:
+def interval_of_sum(centre: float, parts: Sequence[tuple[float, int]]) -> tuple[float, float]:
     """Return the 95 % interval of a sum whose parts have these standard errors and degrees of freedom, or NaN."""
     variance = sum(se**2 for se, _ in parts)
     if not variance > 0:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from kdbench.report.gains import Gain
-from kdbench.report.groups import plain
+from kdbench.report.groups import key_text
 from kdbench.report.plan import Plan, PlannedGain, PlannedInteraction, name_gain
 from kdbench.report.runs import first_lines, rows_of
 from kdbench.report.select import Selection
@@ -85,7 +85,8 @@ def is_planned(planned: PlannedGain, found: Gain, selection: Selection | None) -
         return False
     if planned.method_params is not None:
         return all(
-            plain(run.get(f"{KEY.method_params}.{key}")) == plain(value) for key, value in planned.method_params.items()
+            key_text(run.get(f"{KEY.method_params}.{key}")) == key_text(value)
+            for key, value in planned.method_params.items()
         )
     winners = [winner for winner in selection.winners if winner.is_subject(run)] if selection else []
     return not winners or any(winner.is_setting(run) for winner in winners)
@@ -93,7 +94,7 @@ def is_planned(planned: PlannedGain, found: Gain, selection: Selection | None) -
 
 def agrees(recorded: Any, planned: Any) -> bool:
     """Return whether a run has a planned setting, or does not record it."""
-    return recorded is None or plain(recorded) == plain(planned)
+    return recorded is None or key_text(recorded) == key_text(planned)
 
 
 def check_times(plan: Plan, pairs: Sequence[tuple[PlannedGain, Gain]]) -> list[Finding]:
@@ -261,7 +262,7 @@ def check_data(plan: Plan, gains: Sequence[Gain]) -> list[Finding]:
     """Compare data set and split of the runs with the planned ones, as far as both say them."""
     findings = []
     for key, planned in plan.data.items():
-        recorded = {plain(gain.group.shared.get(key)): gain.group.shared.get(key) for gain in gains}
+        recorded = {key_text(gain.group.shared.get(key)): gain.group.shared.get(key) for gain in gains}
         used = [value for value in recorded.values() if value is not None]
         if planned is not None and used and any(not agrees(value, planned) for value in used):
             findings.append(Finding(f"{key} is {' and '.join(map(str, used))}; {planned} was planned.", False))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kdbench.report import statistics as st
 from kdbench.report.baselines import baseline_runs, find_baselines, runs_by_seeds
 from kdbench.report.columns import GAINS, row
-from kdbench.report.groups import COMPARED, METHOD, STUDENT, RunGroup, columns_of, plain
+from kdbench.report.groups import COMPARED, METHOD, STUDENT, RunGroup, columns_of, key_text
 
 POOLED = "pooled"
 
@@ -110,7 +110,7 @@ def compute_gains(groups: Sequence[RunGroup]) -> list[Gain]:
         own = [compute_gain(group, groups) for group in members]
         gains += own
         seeds = {group.shared.teacher_seed for group in members}
-        bases = {plain(gain.baseline and gain.baseline.runs.run_key.tolist()) for gain in own}
+        bases = {key_text(gain.baseline and gain.baseline.runs.run_key.tolist()) for gain in own}
         if len(members) > 1 and len(seeds) == len(members) and None not in seeds and len(bases) == 1:
             gains[-len(own) :] = [replace(gain, is_summarised=True) for gain in own]
             means = [float(np.mean(group.accuracies)) for group in members]
@@ -135,7 +135,7 @@ def compute_gain(group: RunGroup, groups: Sequence[RunGroup]) -> Gain:
 
 def settings(group: RunGroup, wanted: Sequence[str]) -> str:
     """Return what a group is, in the given keys, as text to compare."""
-    return plain(group.shared[columns_of(group.runs.columns, wanted)].to_dict())
+    return key_text(group.shared[columns_of(group.runs.columns, wanted)].to_dict())
 
 
 def group_by(items: Sequence[Any], key: Callable[[Any], Any]) -> list[tuple[Any, list[Any]]]:

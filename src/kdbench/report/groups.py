@@ -33,7 +33,7 @@ IMPLIED = {f"{KEY.recipe}.{KEY.epochs}": KEY.epochs, KEY.teacher_seed: KEY.teach
 """Keys that need not be named where another one differs."""
 
 
-def plain(value: Any) -> str:
+def key_text(value: Any) -> str:
     """Return text that is equal for equal values, and sorts."""
     return json.dumps(value, sort_keys=True, default=str)
 
@@ -128,10 +128,10 @@ def differing_keys(runs: pd.DataFrame) -> dict[str, str]:
     """Return the keys of the protocol in which runs differ, with their values as text."""
     found = {}
     for key in PROTOCOL:
-        values = {plain(value): value for value in runs[key] if value is not None}
+        values = {key_text(value): value for value in runs[key] if value is not None}
         if len(values) > 1:
             found[key] = " and ".join(str(value) for _, value in sorted(values.items()))
-    names = {plain(names): names for names in runs.class_names if names}
+    names = {key_text(names): names for names in runs.class_names if names}
     if len(names) > 1 and not found:
         found[KEY.class_names] = describe_names(*(value for _, value in sorted(names.items())[:2]))
     hashes = sorted({str(value)[:12] for value in runs.get(TEST_IMAGES, ()) if value is not None})
@@ -154,7 +154,7 @@ def group_runs(runs: pd.DataFrame) -> list[RunGroup]:
     Besides the group key, what the summary says is compared: a summary may lack the key.
     """
     identity = columns_of(runs.columns, (*STUDENT, *METHOD, *TEACHER, KEY.group_key))
-    identities = pd.Series([plain(row) for row in runs[identity].to_dict("records")], index=runs.index)
+    identities = pd.Series([key_text(row) for row in runs[identity].to_dict("records")], index=runs.index)
     groups = [RunGroup(sort_by_seeds(members)) for _, members in runs.groupby(identities, sort=False)]
     settings = columns_of(runs.columns, (*STUDENT, *METHOD, *TEACHER))
     groups.sort(key=lambda group: sort_key(group, settings))
@@ -184,7 +184,7 @@ def sort_key(group: RunGroup, settings: Sequence[str]) -> tuple[Any, ...]:
     shared = group.shared
     return (
         shared.num_params or 0, shared.student, shared.role in COMPARED, shared.method, shared.teacher or "",
-        plain(shared.teacher_seed), plain(shared[list(settings)].to_dict()),
+        key_text(shared.teacher_seed), key_text(shared[list(settings)].to_dict()),
     )  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def with_settings(groups: Sequence[RunGroup]) -> list[RunGroup]:
     differ among the groups of its student, teacher and method."""
     columns = columns_of(groups[0].runs.columns, (KEY.method_params, *STUDENT, *TEACHER))
     params, protocol = columns_of(columns, (KEY.method_params,)), columns_of(columns, PROTOCOL)
-    values = [{column: plain(group.shared[column]) for column in columns} for group in groups]
+    values = [{column: key_text(group.shared[column]) for column in columns} for group in groups]
     by_method, by_arm = defaultdict[Any, list[dict[str, str]]](list), defaultdict[Any, list[dict[str, str]]](list)
     for group, own in zip(groups, values, strict=True):
         by_method[group.shared.method].append(own)

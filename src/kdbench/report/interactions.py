@@ -10,7 +10,7 @@ import pandas as pd
 from kdbench.report import statistics as st
 from kdbench.report.columns import INTERACTIONS, row
 from kdbench.report.gains import Gain, group_by, holm_by_role, settings
-from kdbench.report.groups import DISTILLED, METHOD, STUDENT, plain
+from kdbench.report.groups import DISTILLED, METHOD, STUDENT, key_text
 from kdbench.rundir.summary import KEY
 
 SHARED = tuple(key for key in STUDENT if key not in (KEY.student, KEY.num_params))
@@ -83,7 +83,7 @@ def interaction_key(gain: Gain) -> str:
     """Return what two students share whose gains may be compared: everything but student and setting."""
     method = [key for key in METHOD if key != KEY.method_params]
     teacher = (gain.teacher_seed, None if gain.is_pooled else gain.group.shared.teacher_key)
-    return plain([settings(gain.group, (*SHARED, *method)), teacher])
+    return key_text([settings(gain.group, (*SHARED, *method)), teacher])
 
 
 def match_gains(of_a: Sequence[Gain], of_b: Sequence[Gain]) -> list[tuple[Gain, Gain]]:

@@ -48,7 +48,7 @@ def verdict(
     of_interest = interactions[(interactions.role == DISTILLED) & (interactions.family == PRIMARY)]
     lines = [*judge_gains(table), *limits]
     if table.p_adjusted.notna().any():
-        lines += describe_size(table[is_true(table.significant)])
+        lines += describe_size(table[true_rows(table.significant)])
     lines += [*judge_interactions(of_interest), *judge_capacity(capacity)]
     if table.p_adjusted.notna().any():
         lines += [
@@ -70,7 +70,7 @@ def judge_gains(table: pd.DataFrame) -> list[str]:
             f"No gain can be tested: each of {computed} computed has too few seeds, no variation over them, or seeds "
             "that are crossed in part. The numbers below are single numbers or means, and prove nothing."
         ]
-    significant = table[is_true(table.significant)]
+    significant = table[true_rows(table.significant)]
     lines = [
         f"{len(significant)} of {tested} gains {be(len(significant))} significant after Holm{list_gains(significant)}."
     ]
@@ -84,7 +84,7 @@ def judge_gains(table: pd.DataFrame) -> list[str]:
 
 def judge_equivalence(table: pd.DataFrame, margin: float) -> str:
     """Return how many gains are shown to be within the margin."""
-    equivalent, tested = int(is_true(table.equivalent_adjusted).sum()), int(table.p_adjusted.notna().sum())
+    equivalent, tested = int(true_rows(table.equivalent_adjusted).sum()), int(table.p_adjusted.notna().sum())
     return f"{equivalent} of {tested} gains {be(equivalent)} shown to be within ±{margin:g} points of zero after Holm."
 
 
@@ -225,7 +225,7 @@ def judge_interactions(interactions: pd.DataFrame) -> list[str]:
     tested = interactions[interactions.p_adjusted.notna()]
     if not len(tested):
         return ["Whether one student gains more than another cannot be tested here."] if len(interactions) else []
-    significant = tested[is_true(tested.significant)]
+    significant = tested[true_rows(tested.significant)]
     return [
         f"{len(significant)} of {len(tested)} interactions (one student gains more than the other) "
         f"{be(len(significant))} significant after Holm{list_interactions(significant)}."
@@ -252,7 +252,7 @@ def sentence(remark: str) -> str:
     return f"{remark[0].upper()}{remark[1:]}."
 
 
-def is_true(column: "pd.Series[Any]") -> "pd.Series[bool]":
+def true_rows(column: "pd.Series[Any]") -> "pd.Series[bool]":
     return column.fillna(False).astype(bool)
 
 

@@ -219,8 +219,8 @@ def planned_gain(study: StudyPlan, title: str, config: RunConfig, setting: str) 
         teacher_seed=teacher.seed if teacher and not teacher.checkpoint else None,
         method=config.method.name,
         setting=setting,
-        method_params=None if stage.winners_of else plain(dataclasses.asdict(config.method.params)),
-        recipe=plain(recipe),
+        method_params=None if stage.winners_of else as_json(dataclasses.asdict(config.method.params)),
+        recipe=as_json(recipe),
         stem=config.student.stem,
         seeds=stage.seeds,
         baseline=f"{config.student.name} by {BASELINE_METHOD}"
@@ -229,7 +229,7 @@ def planned_gain(study: StudyPlan, title: str, config: RunConfig, setting: str) 
     )
 
 
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings as their summary has them: plain data of JSON."""
     content: dict[str, Any] = json.loads(json.dumps(dict(values)))
     return content

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from kdbench.report.anchors import row_anchor
 from kdbench.report.columns import is_missing
 from kdbench.report.drawing import INK, fit, name_panel, panel_inches, panels
-from kdbench.report.figures.sheet import Sheet, arm, first_of, interval, points
+from kdbench.report.figures.sheet import Sheet, arm, first_of, interval_text, points
 from kdbench.report.gains import group_by
 from kdbench.report.runs import rows_of
 
@@ -73,7 +73,7 @@ def draw_group(sheet: Sheet, axes: Axes, rows: list[Any], anchor: str | None) ->
             parts += axes.plot([row.class_low, row.class_high], [place, place], "|-", color=colour, lw=2, ms=11, mew=2)
         parts += axes.plot([row.gain], [place], marker=sheet.looks.marker(first), color=colour, ms=6)
         name = f"{first.student} {arm(first)} {plain_text(first.setting)}".strip()
-        low_high = interval(row.class_low, row.class_high)
+        low_high = interval_text(row.class_low, row.class_high)
         text = f"{name}, class {row.class_name}: gain {points(row.gain)} points {low_high}".strip()
         sheet.mark(anchor or "gains", text, parts)
     name_panel(

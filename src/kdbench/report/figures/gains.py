@@ -18,7 +18,7 @@ from kdbench.report.figures.sheet import (
     Sheet,
     count,
     first_of,
-    interval,
+    interval_text,
     is_true,
     mark_of_run,
     points,
@@ -86,7 +86,7 @@ def label_row(sheet: Sheet, axes: Axes, top: float, gain: Gain, row: Any) -> flo
         row: row of the gain in gains.csv.
     """
     inches, significant = sheet.width.inches - 0.3, is_true(row.significant)
-    numbers = f"{points(row.delta)} {interval(row.primary_low, row.primary_high)}".strip()
+    numbers = f"{points(row.delta)} {interval_text(row.primary_low, row.primary_high)}".strip()
     is_wide = inches > 6
     name = fit(f"{'★ ' if significant else ''}{row_name(gain)}", (inches - 2.6 if is_wide else inches) / 1.12, lines=2)
     if not is_wide:
@@ -132,7 +132,7 @@ def seeds_of(gain: Gain, number: int) -> list[tuple[float, Mark]]:
 def gain_text(gain: Gain, row: Any) -> str:
     """Return a gain with its interval and p as text."""
     corrected = row.p_adjusted
-    low_high = interval(row.primary_low, row.primary_high)
+    low_high = interval_text(row.primary_low, row.primary_high)
     p = f", p {format_value(corrected, P)} after correction" if not is_missing(corrected) else ", not tested"
     found = ", significant" if is_true(row.significant) else ""
     return f"{row_name(gain)}: gain {points(row.delta)} points {low_high}".strip() + f"{p}{found}"

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from kdbench.report.anchors import row_anchor
 from kdbench.report.columns import P, format_value, is_missing
 from kdbench.report.drawing import INK, fit, name_panel, panel_inches, panel_legends_below, panels
-from kdbench.report.figures.sheet import Sheet, arm, first_of, interval, is_true, points
+from kdbench.report.figures.sheet import Sheet, arm, first_of, interval_text, is_true, points
 from kdbench.report.gains import group_by
 from kdbench.report.runs import rows_of
 
@@ -80,7 +80,7 @@ def draw_pair(sheet: Sheet, axes: Axes, rows: list[tuple[int, Any]], gains: dict
 
 
 def difference_interval(row: Any) -> str:
-    return interval(row.primary_low, row.primary_high)
+    return interval_text(row.primary_low, row.primary_high)
 
 
 def is_significant(row: Any) -> bool:

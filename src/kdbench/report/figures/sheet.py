@@ -144,7 +144,7 @@ def points(value: Any) -> str:
     return format_value(value, POINTS).replace("-", "\u2212")
 
 
-def interval(low: Any, high: Any) -> str:
+def interval_text(low: Any, high: Any) -> str:
     """Return an interval as text; nothing where it is not known."""
     return "" if is_missing(low) or is_missing(high) else f"[{points(low)}, {points(high)}]"
 
