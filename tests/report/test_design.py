@@ -1,5 +1,7 @@
 """The primary analysis: the rule, each of its estimates against an independent computation, families and verdict."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -332,3 +334,117 @@ def test_a_pooled_row_by_welch_states_no_power_of_runs(tmp_path):
     with_teachers(tmp_path, (1.0, 1.2, 0.9))
     table = report_of(tmp_path, analysis=Analysis.WELCH).gains_table
     assert pd.isna(the_row(table, teacher_seed="pooled").detectable)
+
+
+def teachers_with_seeds(root, seeds_of_teachers, random=None):
+    """Write a baseline of five seeds, and students of several teachers; the gain varies with the seed."""
+    random = random or np.random.default_rng(0)
+    seed, gain = random.normal(0, 0.1, 20), random.normal(0, 0.25, 20)  # the same for all teachers
+    write_group(root, 90 + seed[:5] + random.normal(0, 0.05, 5))
+    for teacher, seeds in enumerate(seeds_of_teachers):
+        noise = random.normal(0, 0.05, len(seeds))
+        write_group(root, (90 + seed + gain)[list(seeds)] + noise, seeds, teacher_seed=teacher, **BY_LOGIT)
+
+
+def test_a_pooled_gain_is_over_the_seeds_that_every_teacher_and_the_baseline_have(tmp_path):
+    teachers_with_seeds(tmp_path / "lacks", [range(5), (0, 1, 2, 4), range(5)])
+    teachers_with_seeds(tmp_path / "whole", [(0, 1, 2, 4)] * 3)
+    for folder in (tmp_path / "whole").glob("ce_seed3_*"):
+        shutil.rmtree(folder)
+    pooled = the_row(report_of(tmp_path / "lacks").gains_table, teacher_seed="pooled")
+    assert pooled.analysis == "crossed"
+    assert "over seeds 0, 1, 2, 4 alone" in pooled.remarks
+    assert pooled.n_base == 4
+    whole = the_row(report_of(tmp_path / "whole").gains_table, teacher_seed="pooled")
+    assert (whole.primary_se / pooled.primary_se, whole.primary_df) == pytest.approx((1, pooled.primary_df), abs=0.2)
+
+
+@pytest.mark.parametrize("seeds", [[(0, 1), (1, 2), (2, 3)], [(0,), (0,), (0,)], [(5, 6), (6, 7), (7, 8)]])
+def test_a_pooled_gain_has_no_test_where_teachers_share_some_seeds_alone(tmp_path, seeds):
+    teachers_with_seeds(tmp_path, seeds)
+    report = report_of(tmp_path)
+    pooled = the_row(report.gains_table, teacher_seed="pooled")
+    assert pd.isna(pooled.p_primary)
+    assert "no test: fewer than two seeds" in pooled.remarks
+    assert "No gain can be tested" in report.verdict[0]
+
+
+def test_teachers_without_common_seeds_are_independent(tmp_path):
+    teachers_with_seeds(tmp_path, [(5, 6, 7), (8, 9, 10), (11, 12, 13)])
+    pooled = the_row(report_of(tmp_path).gains_table, teacher_seed="pooled")
+    assert (pooled.analysis, pooled.p_primary) == ("welch", pytest.approx(pooled.p_welch))
+
+
+def test_pooled_gains_over_different_seeds_have_no_interaction(tmp_path):
+    random = np.random.default_rng(0)
+    for student, lacking in (("resnet8", ()), ("resnet14", (3,))):
+        write_group(tmp_path, random.normal(90, 0.1, 5), student=student)
+        for teacher in (0, 1, 2):
+            seeds = [seed for seed in range(5) if teacher or seed not in lacking]
+            accuracies = random.normal(91, 0.1, len(seeds))
+            write_group(tmp_path, accuracies, seeds, student=student, teacher_seed=teacher, **BY_LOGIT)
+    report = report_of(tmp_path)
+    assert report.gains_table[report.gains_table.teacher_seed == "pooled"].p_primary.notna().all()
+    assert pd.isna(the_row(report.interactions_table, teacher_seed="pooled").p_primary)
+
+
+@pytest.mark.slow
+def test_a_missing_run_of_a_pooled_gain_brings_no_false_findings(tmp_path):
+    """The gain of a seed is alike for all teachers; as independent means of teachers a third of such nulls is found."""
+    random, found = np.random.default_rng(0), 0
+    for number in range(150):
+        teachers_with_seeds(tmp_path / str(number), [range(5), range(4), range(5)], random)
+        found += the_row(report_of(tmp_path / str(number)).gains_table, teacher_seed="pooled").p_primary < 0.05
+    assert found / 150 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 150)
+
+
+def test_capacity_says_how_much_of_it_the_two_students_have_in_common(tmp_path):
+    for student, gains in (("resnet8", {"logit": 0.1, "feature": 0.5}), ("resnet14", {"logit": 0.4})):
+        random = np.random.default_rng(0)
+        base = random.normal(80, 0.1, 5)
+        write_group(tmp_path, base, student=student)
+        for method, gain in gains.items():
+            values = base + gain + random.normal(0, 0.01, 5)
+            write_group(tmp_path, values, student=student, method=method, teacher="resnet20")
+    report = report_of(tmp_path)
+    row, table = the_row(report.capacity_table), report.gains_table
+    (small, large) = (the_row(table, student=student, method="logit").delta for student in ("resnet8", "resnet14"))
+    assert (row.gains_a, row.gains_b, row.gains_common) == (1, 2, 1)
+    assert row.difference_common == pytest.approx(large - small)
+    assert any(f"only one is by the same method from the same teacher: over that the difference is {large - small:+.2f}"
+               in line for line in report.verdict)  # fmt: skip
+
+
+def test_students_without_a_common_method_and_teacher_are_not_compared(tmp_path):
+    for student, arm in (("resnet8", BY_LOGIT), ("resnet14", BY_FEATURE)):
+        write_group(tmp_path, (90.0, 90.2, 90.1), student=student)
+        write_group(tmp_path, (91.0, 91.1, 91.3), student=student, **arm)
+    assert report_of(tmp_path).capacity_table.empty
+
+
+def test_two_arms_have_one_spread_since_their_residuals_mirror_each_other():
+    random = np.random.default_rng(0)
+    base = random.normal(0, 0.01, (10, 1))
+    one = Design([Block(np.hstack([90 + base, random.normal(91, 1.3, (10, 1))]))], Analysis.AUTO)
+    assert np.isnan(one.p_homogeneity)
+    assert one.of_blocks == Analysis.PAIRED
+    blocks = [blocks_of(random, seeds=8, arms=2, spread=spread) for spread in (1.0, 0.5, 2.0)]
+    differences = [block.values[:, 1] - block.values[:, 0] for block in blocks]
+    assert Design(blocks, Analysis.AUTO).p_homogeneity == pytest.approx(stats.bartlett(*differences).pvalue)
+
+
+def test_a_report_of_one_arm_beside_its_baseline_claims_no_equal_spreads(tmp_path):
+    write_group(tmp_path, (90.0, 90.0, 90.0, 90.0, 90.0))
+    write_group(tmp_path, (91.0, 91.9, 90.3, 91.2, 92.8), **BY_LOGIT)
+    verdict = report_of(tmp_path).verdict
+    assert any(line.startswith("Primary analysis: paired t-tests over seeds.") for line in verdict)
+    assert not any("Bartlett" in line for line in verdict)
+
+
+def test_gains_whose_shrunken_size_is_not_known_are_not_said_to_be_nothing(tmp_path):
+    write_group(tmp_path, (90.0, 90.5, 90.2))
+    write_group(tmp_path, (95.0, 95.5, 95.2), **BY_LOGIT)
+    report = report_of(tmp_path)
+    assert the_row(report.gains_table).significant
+    assert np.isnan(the_row(report.gains_table).shrunken)
+    assert not any("nothing is left" in line for line in report.verdict)

@@ -132,6 +132,8 @@ COLUMNS = named(
     student_b=Column("smaller student", "student with fewer parameters"),
     gains_a=Column("gains (larger)", "number of gains that the mean of the larger student is over", "d"),
     gains_b=Column("gains (smaller)", "number of gains that the mean of the smaller student is over", "d"),
+    gains_common=Column("gains in common", "number of methods and teachers that both students have", "d"),
+    difference_common=Column("difference in common", "mean difference of the gains by these, in points", POINTS),
     gain_a=Column("its gain", "gain of the larger student, in points", POINTS),
     gain_b=Column("gain of the smaller", "gain of the smaller student, in points", POINTS),
     difference=Column("difference", "gain of the larger minus gain of the smaller, in points", POINTS),
@@ -273,7 +275,7 @@ INTERACTIONS = (
 ).split()
 CAPACITY = (
     "student_a student_b gains_a gains_b gain_a gain_b difference analysis primary_se primary_df primary_low "
-    "primary_high p_primary image_se images_low images_high p_images"
+    "primary_high p_primary image_se images_low images_high p_images gains_common difference_common"
 ).split()
 GROUPS = "student teacher method role setting teacher_seed params macs n mean std mean_last std_last".split()
 RUNS = (

@@ -124,9 +124,12 @@ class Block:
         return (self.n - 1) * (self.arms - 1)
 
     @property
-    def arm_variances(self) -> Floats:
-        """Residual variance of each arm, with (n - 1)(K - 1) / K degrees of freedom."""
-        return (self.residuals**2).sum(axis=0) / ((self.n - 1) * (self.arms - 1) / self.arms)
+    def spreads(self) -> tuple[Floats, Floats]:
+        """Residual variance of each arm with (n - 1)(K - 1) / K degrees of freedom; of two arms, whose residuals mirror
+        each other, one for both."""
+        count = self.arms if self.arms > 2 else 1
+        freedom = np.full(count, self.df / count)
+        return (self.residuals**2).reshape(self.n, count, -1).sum(axis=(0, 2)) / freedom, freedom
 
     @property
     def correlation(self) -> float:
@@ -170,14 +173,13 @@ class Design:
 
     @cached_property
     def p_homogeneity(self) -> float:
-        """P of Bartlett's test that all arms of the poolable blocks have one residual variance.
+        """P of Bartlett's test that all arms of the poolable blocks have one residual variance; NaN for one baseline
+        with one arm, which have nothing to compare.
 
         Source: Bartlett 1937, Proceedings of the Royal Society A 160.
         """
-        blocks = self.poolable
-        variances = np.concatenate([block.arm_variances for block in blocks])
-        freedom = np.concatenate([np.full(block.arms, block.df / block.arms) for block in blocks])
-        return float(bartlett(variances[None], freedom)[0])
+        variances, freedom = (np.concatenate(parts) for parts in zip(*(b.spreads for b in self.poolable), strict=True))
+        return float(bartlett(variances[None], freedom)[0]) if len(freedom) > 1 else NAN
 
     @cached_property
     def of_blocks(self) -> Analysis:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kdbench.report.design import Analysis, Block, Design, Estimate, crossed_estimate, welch_estimate
-from kdbench.report.gains import Gain, are_replicates
+from kdbench.report.gains import Gain, are_replicates, share_seeds
 
 NOT_TESTED = Estimate(Analysis.WELCH, math.nan, math.nan, math.nan)
 
@@ -60,7 +60,7 @@ def estimate_gain(gain: Gain, placed: PlacedDesign) -> Estimate:
     if (place := placed.place(gain)) is not None:
         return placed.design.compare([place], [1.0])
     groups = [*gain.groups, gain.baseline]
-    if not all(are_replicates(group.seeds) for group in groups):
+    if not all(are_replicates(group.seeds) for group in groups) or (gain.is_pooled and share_seeds(gain.groups)):
         return Estimate(Analysis.WELCH, gain.delta, math.nan, math.nan)
     return welch
 
@@ -76,7 +76,7 @@ def estimate_interaction(a: Gain, b: Gain, placed: PlacedDesign) -> Estimate:
     places = [placed.place(gain) for gain in (a, b)]
     if places[0] is not None and places[1] is not None:
         return placed.design.compare([places[0], places[1]], [1.0, -1.0])
-    if any(math.isnan(estimate_gain(gain, placed).se) for gain in (a, b)):
+    if a.is_pooled or b.is_pooled or any(math.isnan(estimate_gain(gain, placed).se) for gain in (a, b)):
         return Estimate(Analysis.WELCH, welch.difference, math.nan, math.nan)
     return welch
 

@@ -113,12 +113,48 @@ def compute_gains(groups: Sequence[RunGroup]) -> list[Gain]:
         bases = {key_text(gain.baseline and gain.baseline.runs.run_key.tolist()) for gain in own}
         if len(members) > 1 and len(seeds) == len(members) and None not in seeds and len(bases) == 1:
             gains[-len(own) :] = [replace(gain, is_summarised=True) for gain in own]
-            means = [float(np.mean(group.accuracies)) for group in members]
-            setting = " ".join(part for part in own[0].setting.split() if not part.startswith("teacher_"))
-            pooled = f"{setting} {len(members)} teachers pooled".strip()
-            remark = "n is the number of teachers"
-            gains.append(Gain(members[0], own[0].baseline, means, POOLED, pooled, remark, members))
+            gains.append(pool_teachers(members, own[0]))
     return gains
+
+
+def pool_teachers(members: Sequence[RunGroup], first: Gain) -> Gain:
+    """Return the gain over several teachers: over the seeds that each of them and the baseline have, if some lack.
+
+    Runs of one seed are alike for all teachers, so only a complete table of teachers and seeds has a test, or teachers
+    that share no seed.
+
+    Args:
+        members: group of each teacher.
+        first: gain of the first teacher.
+    """
+    baseline, remark = first.baseline, "n is the number of teachers"
+    if baseline and any(group.seeds != baseline.seeds for group in members) and share_seeds(members):
+        common = [pair for pair in baseline.seeds if all(pair in group.seeds for group in members)]
+        if len(common) > 1:
+            members = [with_seeds(group, common) for group in members]
+            baseline = with_seeds(baseline, common)
+            seeds = ", ".join(map(str, baseline.runs.seed))
+            remark += f"; over seeds {seeds} alone, which the baseline and every teacher's runs have"
+        else:
+            remark += "; no test: fewer than two seeds are those of the baseline and of every teacher's runs"
+    means = [float(np.mean(group.accuracies)) for group in members]
+    setting = " ".join(part for part in first.setting.split() if not part.startswith("teacher_"))
+    pooled = f"{setting} {len(members)} teachers pooled".strip()
+    return Gain(members[0], baseline, means, POOLED, pooled, remark, members)
+
+
+def with_seeds(group: RunGroup, seeds: Sequence[tuple[int | None, int | None]]) -> RunGroup:
+    """Return the runs of a group that have some seeds."""
+    return replace(group, runs=group.runs[group.runs.seeds.isin(seeds)])
+
+
+def share_seeds(groups: Sequence[RunGroup]) -> bool:
+    """Return whether runs of several groups have the same initialisation or data seed."""
+    for which in (0, 1):
+        numbers = [pair[which] for group in groups for pair in {own[which]: own for own in group.seeds}.values()]
+        if len(set(numbers)) < len(numbers):
+            return True
+    return False
 
 
 def compute_gain(group: RunGroup, groups: Sequence[RunGroup]) -> Gain:

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -42,16 +43,34 @@ def match_students(gains: Sequence[Gain]) -> tuple[list[tuple[Gain, Gain]], list
     return pairs, remarks
 
 
-def match_capacity(gains: Sequence[Gain]) -> list[tuple[list[Gain], list[Gain]]]:
-    """Return all distilled gains of two students that are compared as a whole, the larger student's first.
+@dataclass(frozen=True)
+class StudentPair:
+    """Distilled gains of two students that are compared as a whole; those of the larger student are `of_a`."""
 
-    Only students of one protocol and recipe are compared; rows that a pooled row summarises are left out.
+    of_a: Sequence[Gain]
+    of_b: Sequence[Gain]
+    matched: Sequence[tuple[Gain, Gain]]
+    """Gains by the same method from the same teacher."""
+
+
+def match_capacity(gains: Sequence[Gain]) -> list[StudentPair]:
+    """Return the students of one protocol and recipe that have a method and a teacher in common.
+
+    Rows that a pooled row summarises are left out.
     """
     counted = [g for g in gains if g.baseline and g.group.shared.role == DISTILLED and not g.is_summarised]
     pairs = []
     for _, comparable in group_by(counted, lambda gain: settings(gain.group, SHARED)):
         students = larger_first(group_by(comparable, lambda gain: gain.group.shared.student)) or []
-        pairs += [(of_a, of_b) for (_, of_a), (_, of_b) in itertools.combinations(students, 2)]
+        for (_, of_a), (_, of_b) in itertools.combinations(students, 2):
+            by_teacher = dict(group_by(of_b, interaction_key))
+            matched = [
+                pair
+                for key, own in group_by(of_a, interaction_key)
+                for pair in match_gains(own, by_teacher.get(key, []))
+            ]
+            if matched:
+                pairs.append(StudentPair(of_a, of_b, matched))
     return pairs
 
 

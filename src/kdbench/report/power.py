@@ -95,7 +95,7 @@ def simulate(arms: tuple[int, ...], n: int, analysis: Analysis, interaction: boo
     if interaction:
         weights = (weights[0] - weights[arms[0] - 1])[None]
     own = np.einsum("jk,rkl,jl->rj", weights, scatter, weights, optimize=True) / (n - 1)
-    totals, freedom = residual_sums(scatter, arms), np.repeat([(n - 1) * (k - 1) / k for k in arms], arms)
+    totals = residual_sums(scatter, arms)
     df = (n - 1) * (columns - len(arms))
     pooled = totals.sum(axis=1, keepdims=True) / df * (weights**2).sum(axis=1)
     noise = means @ weights.T
@@ -107,6 +107,7 @@ def simulate(arms: tuple[int, ...], n: int, analysis: Analysis, interaction: boo
     if n < FEWEST_SEEDS:
         variances = np.einsum("rkk->rk", scatter) / (n - 1)
         return Draws(noise, *unpaired(variances, arms, n, interaction))
+    freedom = np.concatenate([np.full(k, (n - 1) * (k - 1) / k) if k > 2 else [n - 1.0] for k in arms])
     alike = (bartlett(totals / freedom, freedom) >= homogeneity_level(n))[:, None]
     se = np.where(alike, np.sqrt(np.maximum(pooled, own) / n), paired[0])
     return Draws(noise, se, np.where(alike, float(df), paired[1]))
@@ -139,12 +140,16 @@ def wishart(random: np.random.Generator, draws: int, columns: int, df: int) -> F
 
 
 def residual_sums(scatter: Floats, arms: tuple[int, ...]) -> Floats:
-    """Return each arm's sum of squares [R, K] after the means of arm and seed, from scatter around the arms' means."""
+    """Return each arm's sum of squares [R, K] after the means of arm and seed, from scatter around the arms' means.
+
+    Two arms of a block, whose residuals mirror each other, have one sum.
+    """
     sums, first = [], 0
     for size in arms:
         block = scatter[:, first : first + size, first : first + size]
         rows = block.mean(axis=2)
-        sums.append(np.einsum("rkk->rk", block) - 2 * rows + rows.mean(axis=1, keepdims=True))
+        own = np.einsum("rkk->rk", block) - 2 * rows + rows.mean(axis=1, keepdims=True)
+        sums.append(own if size > 2 else own.sum(axis=1, keepdims=True))
         first += size
     return np.concatenate(sums, axis=1)
 

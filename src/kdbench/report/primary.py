@@ -20,6 +20,7 @@ from kdbench.report.estimates import PlacedDesign, estimate_capacity, estimate_g
 from kdbench.report.gains import Gain, decide
 from kdbench.report.groups import CONTROL
 from kdbench.report.images import Correctness, WithImages, correctness_of, image_variances
+from kdbench.report.interactions import StudentPair
 from kdbench.report.power import RulePower, joint_level, spread_interval
 from kdbench.report.sizes import exaggeration, shrink
 
@@ -31,15 +32,16 @@ WHOLE = [f"needed_{name}{end}" for name in SIZES.values() for end in ("", "_low"
 """Columns of whole numbers."""
 
 
-def capacity_table(pairs: Sequence[tuple[Sequence[Gain], Sequence[Gain]]], placed: PlacedDesign) -> pd.DataFrame:
+def capacity_table(pairs: Sequence[StudentPair], placed: PlacedDesign) -> pd.DataFrame:
     """Return the content of capacity.csv: whether one student gains more than another over all methods and teachers.
 
     Args:
-        pairs: distilled gains of the larger and of the smaller student of each row.
+        pairs: the two students of each row.
         placed: design of the report.
     """
     rows = []
-    for of_a, of_b in pairs:
+    for pair in pairs:
+        of_a, of_b = pair.of_a, pair.of_b
         estimate = estimate_capacity(of_a, of_b, placed)
         parts = [correctness_parts(gain) for gain in (*of_a, *of_b)]
         weights = [1 / len(of_a)] * len(of_a) + [-1 / len(of_b)] * len(of_b)
@@ -50,6 +52,8 @@ def capacity_table(pairs: Sequence[tuple[Sequence[Gain], Sequence[Gain]]], place
                 student_a=of_a[0].group.shared.student, student_b=of_b[0].group.shared.student, gains_a=len(of_a),
                 gains_b=len(of_b), gain_a=float(np.mean([gain.delta for gain in of_a])),
                 gain_b=float(np.mean([gain.delta for gain in of_b])), difference=estimate.difference,
+                gains_common=len(pair.matched),
+                difference_common=float(np.mean([a.delta - b.delta for a, b in pair.matched])),
             )
         )  # fmt: skip
     return pd.DataFrame(rows, columns=CAPACITY)

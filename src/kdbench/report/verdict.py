@@ -1,5 +1,6 @@
 """Conclusions from the numbers, as sentences."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,7 +96,7 @@ def describe_size(significant: pd.DataFrame) -> list[str]:
         empty = (
             "The significant gains are no larger than gains of this spread are by chance: shrunken, nothing is left."
         )
-        return [empty] if len(significant) else []
+        return [empty] if significant.shrunken.notna().any() else []
     low, high = known.exaggeration.min(), known.exaggeration.max()
     factors = f"{low:.1f}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f}"
     shrunken = ", ".join(f"{value:+.2f}" for value in known.shrunken)
@@ -128,6 +129,8 @@ def reasons_for_pairs(gains: Sequence[Gain], placed: PlacedDesign) -> list[str]:
     if placed.design.analysis == Analysis.PAIRED:
         return ["paired t-tests over seeds, as declared"]
     p = placed.design.p_homogeneity
+    if math.isnan(p):
+        return ["paired t-tests over seeds"]
     return [f"paired t-tests over seeds, since the arms' spreads may differ (Bartlett's test, p = {p:.2f})"]
 
 
@@ -242,9 +245,20 @@ def judge_capacity(capacity: pd.DataFrame) -> list[str]:
     return [
         f"Over all methods and teachers {pair.student_a} gains {pair.difference:+.2f} points more than "
         f"{pair.student_b} (95 % {pair.primary_low:+.2f} to {pair.primary_high:+.2f}, "
-        f"p = {format_value(pair.p_primary, P)}, one test).{also}"
+        f"p = {format_value(pair.p_primary, P)}, one test).{describe_common(pair)}{also}"
         for pair in rows_of(several)[:1]
     ]
+
+
+def describe_common(pair: Any) -> str:
+    """Return the difference over what two students have in common, where the one over all includes more."""
+    if pair.gains_a == pair.gains_b == pair.gains_common:
+        return ""
+    common = "one is" if pair.gains_common == 1 else f"{pair.gains_common} are"
+    return (
+        f" Of their {pair.gains_a} and {pair.gains_b} gains only {common} by the same method from the same teacher: "
+        f"over {'that' if pair.gains_common == 1 else 'those'} the difference is {pair.difference_common:+.2f}."
+    )
 
 
 def sentence(remark: str) -> str:
