@@ -11,7 +11,7 @@ import pytest
 from kdbench.cli import main_report
 from kdbench.rundir.summary import checksum_of
 from tests.conftest import complete
-from tests.report.conftest import report_of, write_group, write_run, write_selected
+from tests.report.conftest import report_of, write_failed_run, write_group, write_run, write_selected
 
 BASELINE, DISTILLED = (90.0, 90.2, 89.9), (90.5, 90.4, 90.6)
 BY_LOGIT = {"teacher": "resnet20", "method": "logit"}
@@ -513,3 +513,45 @@ def test_a_selection_among_runs_without_validation_is_refused(tmp_path, kdbench_
     selected = write_selected(tmp_path / "selected.yaml", [{"candidates": candidates}], [0], [0])
     result = kdbench_report(tmp_path / "runs", "--select", selected)
     assert (result.code, result.error.code, result.error.key) == (2, "no_validation", "--select")
+
+
+def test_histories_that_cannot_be_read_are_a_remark(tmp_path):
+    folders = [write_run(tmp_path, seed=seed, history=[0.5, 0.6]) for seed in range(3)]
+    (folders[0] / "metrics.csv").write_text("")
+    (folders[1] / "metrics.csv").write_text("epoch,val_acc\n1,much\n")
+    (remark,) = [
+        line for line in report_of(tmp_path).remarks if line.startswith("metrics.csv of 2 runs cannot be read")
+    ]
+    assert folders[0].name in remark
+    assert folders[1].name in remark
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "expected"),
+    [
+        ([[0.5] * 4, [0.5] * 4], ["a", "b", "a", "c"], "3 different class names for 4 class accuracies"),
+        ([[0.5] * 4, [0.5] * 4], ["a", "b"], "2 different class names for 4 class accuracies"),
+        ([[0.5] * 4, [0.5] * 3], ["a", "b", "c", "d"], "runs have 3 and 4 class accuracies"),
+    ],
+)
+def test_class_accuracies_that_do_not_fit_their_names_are_a_remark(tmp_path, values, names, expected):
+    for seed, accuracies in enumerate(values):
+        write_run(tmp_path, seed=seed, per_class_acc=accuracies, class_names=names)
+    (remark,) = [line for line in report_of(tmp_path).remarks if "classes have numbers for names" in line]
+    assert expected in remark
+
+
+def test_a_name_does_not_turn_round_what_follows_it(tmp_path, kdbench_report):
+    write_group(tmp_path / "runs", (90.0, 90.2), student="abc\u202edef")
+    write_group(tmp_path / "runs", (91.0, 91.1), student="abc\u202edef", **BY_LOGIT)
+    result = kdbench_report(tmp_path / "runs")
+    for page in ("report.html", "report.md"):
+        assert "\u202e" not in result.text(page)
+        assert "u202edef" in result.text(page)
+
+
+def test_no_complete_run_names_those_that_failed_and_what_to_do(tmp_path, kdbench_report):
+    write_failed_run(tmp_path / "runs")
+    error = str(kdbench_report(tmp_path / "runs").error)
+    assert "FAILED, and without a result: resnet8 ce, seed 0 (not_finite)" in error
+    assert error.endswith("repeat these runs, or give a folder that holds complete ones such as outputs/runs")

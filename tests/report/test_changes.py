@@ -55,7 +55,7 @@ def test_a_gain_that_is_no_longer_significant_is_named_with_its_numbers_and_the_
     assert verdict.startswith("The gain of resnet8 from resnet20 by logit: significant then, not significant now")
     assert "+0.50 [" in verdict
     assert re.search(r"-0\.88 \[.*\], p [\d.]+ now\)", verdict)
-    assert f"Why: 1 run added ({key}: resnet8 logit from resnet20, seed 3)" in verdict
+    assert f"Why: 1 run added (resnet8 logit from resnet20, seed 3, key {key})" in verdict
     assert any("changed its direction" in line for line in lines)
     assert lines[-1].startswith("Runs: 1 run added")
 
@@ -66,9 +66,9 @@ def test_runs_that_are_gone_or_have_other_numbers_are_the_reason(tmp_path, old, 
     summary = json.loads((changed / "summary.json").read_text())
     (changed / "summary.json").write_text(json.dumps(summary | {"test_acc_best": 0.8}))
     text = " ".join(changes(kdbench_report(tmp_path / "runs", "--against", old)))
-    assert f"1 run gone ({summary['run_key']}" not in text
-    assert f"1 run gone ({gone.name.rpartition('_')[2]}" in text
-    assert f"1 run with other numbers ({summary['run_key']}" in text
+    gone_key = gone.name.rpartition("_")[2]
+    assert f"1 run gone (resnet8 logit from resnet20, seed 0, key {gone_key}); 1 run with other numbers" in text
+    assert f"1 run with other numbers (resnet8 logit from resnet20, seed 1, key {summary['run_key']})" in text
 
 
 def test_another_margin_is_the_reason_of_another_equivalence(tmp_path, old, kdbench_report):
@@ -142,3 +142,14 @@ def test_another_analysis_without_another_verdict_is_said(tmp_path, old, kdbench
     lines = changes(kdbench_report(tmp_path / "runs", "--against", old))
     assert lines[0].startswith("No verdict changed; 0 of 1")
     assert lines[-1].endswith("by the paired t-test over seeds then, by Welch's t-test now.")
+
+
+def test_an_earlier_report_of_other_data_or_of_other_runs_is_said_first(tmp_path, old, kdbench_report):
+    write_group(tmp_path / "other data", BASELINE, dataset="cifar100")
+    write_group(tmp_path / "other data", DISTILLED, dataset="cifar100", **BY_LOGIT)
+    first, *_ = changes(kdbench_report(tmp_path / "other data", "--against", old))
+    assert first.startswith("OTHER DATA: cifar10 then, cifar100 now")
+    write_group(tmp_path / "other runs", BASELINE, recipe={"lr": 0.2})
+    write_group(tmp_path / "other runs", DISTILLED, recipe={"lr": 0.2}, **BY_LOGIT)
+    first, *_ = changes(kdbench_report(tmp_path / "other runs", "--against", old))
+    assert first.startswith("NO RUN IN COMMON")

@@ -448,3 +448,21 @@ def test_gains_whose_shrunken_size_is_not_known_are_not_said_to_be_nothing(tmp_p
     assert the_row(report.gains_table).significant
     assert np.isnan(the_row(report.gains_table).shrunken)
     assert not any("nothing is left" in line for line in report.verdict)
+
+
+def test_a_declared_analysis_that_does_not_apply_is_said(tmp_path):
+    write_group(tmp_path, (90.0, 90.2, 90.1, 90.4))
+    write_group(tmp_path, (91.0, 91.1, 91.3), seeds=(7, 8, 9), **BY_LOGIT)
+    (line,) = [line for line in report_of(tmp_path, analysis=Analysis.BLOCKS).verdict if line.startswith("Primary")]
+    assert "(the declared analysis, seeds as blocks (which takes all spreads as equal), applies to none" in line
+    write_group(tmp_path, (91.0, 91.1, 91.3, 91.2), **BY_FEATURE)
+    (line,) = [line for line in report_of(tmp_path, analysis=Analysis.BLOCKS).verdict if line.startswith("Primary")]
+    assert "where the declared analysis, seeds as blocks (which takes all spreads as equal), does not apply" in line
+
+
+def test_welch_as_declared_for_rows_over_teachers_is_a_warning(tmp_path):
+    with_teachers(tmp_path, (1.0, 1.2, 0.9))
+    verdict = report_of(tmp_path, analysis=Analysis.WELCH).verdict
+    assert any(
+        "as declared (which takes what teachers or crossed seeds share as independent" in line for line in verdict
+    )

@@ -130,13 +130,13 @@ def test_failed_candidates_of_a_selection_do_not_report(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"code": "x"}', '{"code": "x", "message": "y", "epoch": 1, "run": {}}'])
-def test_a_damaged_record_of_a_failure_is_an_unfinished_run(tmp_path, content):
+def test_a_damaged_record_of_a_failure_is_a_remark_of_its_own(tmp_path, content):
     write_run(tmp_path)
     folder = write_failed_run(tmp_path, seed=1)
     (folder / "failure.json").write_text(content)
     report = report_of(tmp_path)
     assert report.failed == []
-    assert any("1 unfinished run was left out" in remark for remark in report.remarks)
+    assert any(remark.startswith("FAILED, and failure.json cannot be read: ") for remark in report.remarks)
 
 
 def test_the_table_with_failures_has_the_columns_and_missing_values_of_the_one_without(runs):
@@ -146,3 +146,11 @@ def test_the_table_with_failures_has_the_columns_and_missing_values_of_the_one_w
     assert list(whole.columns[: len(found.runs.columns)]) == list(found.runs.columns)
     assert whole.isna().to_numpy().any()
     assert not any(isinstance(value, float) and pd.isna(value) for value in whole.to_numpy().ravel().tolist())
+
+
+def test_where_every_distilled_run_failed_the_verdict_counts_nothing(tmp_path):
+    write_group(tmp_path, (90.0, 90.1, 90.2))
+    write_failed_run(tmp_path, seed=0, **BY_LOGIT)
+    verdict = report_of(tmp_path).verdict
+    assert "1 run failed and has no result" in verdict[1]
+    assert "0 of 0" not in " ".join(verdict)

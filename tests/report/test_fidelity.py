@@ -66,7 +66,7 @@ def test_the_baseline_is_compared_with_that_teacher_too(tmp_path, precision, wit
         expected = np.mean([kl(teacher, own, t) for own in baseline])
         assert row[f"base_kl_t{t}"] == pytest.approx(expected, abs=within)
     assert len(report.fidelity.groups) == 1
-    assert not report.fidelity.remarks
+    assert [line for line in report.fidelity.remarks if "CONTRADICTION" not in line] == []
 
 
 def test_the_distilled_students_own_fidelity_is_the_mean_of_the_summaries(tmp_path):
@@ -109,7 +109,8 @@ def test_a_teacher_without_logits_leaves_the_baseline_without_agreement_and_a_re
     fidelity = report_of(tmp_path).fidelity
     assert fidelity.groups["base_agreement"].isna().all()
     assert fidelity.groups["agreement"].notna().all()
-    assert any("the teacher's logits are not here" in line for line in fidelity.remarks)
+    (remark,) = [line for line in fidelity.remarks if "the logits of the teacher resnet20 are not here" in line]
+    assert remark.endswith("of 1 group has no agreement with it: resnet8 logit from resnet20")
 
 
 def binomial(gained, lost):
@@ -288,3 +289,39 @@ def test_many_classes_are_rows_of_the_page(tmp_path):
     assert [len(table.columns), len(table.rows)] == [2, 30]
     assert [row[0].text for row in table.rows] == names
     assert table.rows[15][1].text == "50.0"
+
+
+@pytest.mark.parametrize("precision", [np.float32, np.float16])
+def test_logits_of_another_accuracy_than_the_summary_are_a_remark(tmp_path, precision):
+    right = float((logits(1).argmax(axis=1) == LABELS).mean())
+    write_run(tmp_path, accuracy=right, logits=(logits(1).astype(precision), LABELS))
+    write_run(tmp_path, seed=1, accuracy=1 - right, logits=(logits(1).astype(precision), LABELS))
+    (remark,) = [line for line in report_of(tmp_path).remarks if "CONTRADICTION" in line]
+    assert "of 1 run have another accuracy" in remark
+    assert f"resnet8 ce, seed 1 ({100 * right:.2f} % by its logits, {100 - 100 * right:.2f} %)" in remark
+
+
+def test_a_tie_of_rounded_logits_is_no_contradiction(tmp_path):
+    rounded = logits(1).astype(np.float16)
+    right = int((rounded.argmax(axis=1) == LABELS).sum())
+    wrong = int(np.flatnonzero(rounded.argmax(axis=1) != LABELS)[0])
+    rounded[wrong, :] = 9  # the image may have been right before the rounding
+    for seed, count in enumerate((right, right + 1)):
+        write_run(tmp_path, seed=seed, accuracy=count / len(LABELS), logits=(rounded, LABELS))
+    assert not [line for line in report_of(tmp_path).remarks if "CONTRADICTION" in line]
+
+
+@pytest.mark.parametrize("kind", ["labels", "images", "classes"])
+def test_logits_of_other_images_or_classes_are_named(tmp_path, kind):
+    study(tmp_path)
+    other, labels = logits(7), LABELS
+    if kind == "labels":
+        labels = (LABELS + 1) % other.shape[1]
+    elif kind == "images":
+        other, labels = other[:-1], labels[:-1]
+    else:
+        other = np.hstack([other, other[:, :1]])
+    write_run(tmp_path, seed=5, logits=(other, labels))
+    (remark,) = [line for line in report_of(tmp_path).remarks if "has other labels, or another number" in line]
+    assert "1 run has" in remark
+    assert "resnet8 ce, seed 5;" in remark

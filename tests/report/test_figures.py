@@ -407,3 +407,12 @@ def test_neighbouring_sizes_share_a_label_only_where_three_rows_are_too_few():
         label_sizes(axes, {f"student{number}": 1e5 * (1 + number / 1000) for number in range(9)})
         assert sum("more" in text.get_text() for text in axes.texts) >= 1
         assert len(axes.texts) <= 3
+
+
+def test_the_legend_says_which_gains_are_not_tested(tmp_path):
+    write_run(tmp_path)
+    write_run(tmp_path, teacher="resnet20", method="logit")
+    report = report_of(tmp_path)
+    drawing = drawing_of(report, "gains")
+    assert "gain, not tested" in [text.get_text() for text in drawing.figure.findobj(Text)]
+    assert "Thick lines" not in drawing.caption

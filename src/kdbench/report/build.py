@@ -10,7 +10,7 @@ import pandas as pd
 
 from kdbench.report import statistics as st
 from kdbench.report.choices import choices_table, describe_choices, remark_untuned
-from kdbench.report.class_gains import class_gains_table
+from kdbench.report.class_gains import class_gains_table, remark_classes
 from kdbench.report.columns import GROUPS, RUNS, row
 from kdbench.report.comparability import remark_comparability
 from kdbench.report.components import components_table
@@ -160,6 +160,7 @@ def build_report(
             *remark_tuned(runs),
             *remark_comparability(groups, gains, table),
             *incomplete,
+            *remark_classes(groups),
         ],
         damaged=found.damaged,
         class_gains=class_gains_table(gains),

@@ -70,7 +70,7 @@ class RunChanges:
     def text(self) -> str:
         """The changes in words."""
         kinds = ((self.added, "added"), (self.gone, "gone"), (self.changed, "with other numbers"))
-        return ", ".join(list_runs(runs, kind) for runs, kind in kinds if runs)
+        return "; ".join(list_runs(runs, kind) for runs, kind in kinds if runs)
 
     def of(self, row: Row) -> "RunChanges":
         """Return the changes of the runs that a gain or interaction compares."""
@@ -111,7 +111,18 @@ def describe_changes(old: Results, new: Results) -> list[str]:
         verdicts = [f"No verdict changed; {moved} of {same} gains and interactions have other numbers."]
     elif same:
         verdicts.append(f"{same} other gains and interactions keep their verdict, {moved} of them with other numbers.")
-    return [*verdicts, *filter(None, inputs)]
+    return [*compare_subjects(old, new), *verdicts, *filter(None, inputs)]
+
+
+def compare_subjects(old: Results, new: Results) -> list[str]:
+    """Return a warning where the reports are of other data, or have no run in common."""
+    data = [", ".join(results.get("environment", {}).get(KEY.dataset, ["unknown data"])) for results in (old, new)]
+    if data[0] != data[1]:
+        return [f"OTHER DATA: {data[0]} then, {data[1]} now; the verdicts below are no changes of one result."]
+    keys = [{run[KEY.run_key] for run in results["tables"]["runs"]} for results in (old, new)]
+    if keys[0] and keys[1] and not keys[0] & keys[1]:
+        return ["NO RUN IN COMMON: the earlier report is of other runs; is it the one that was meant (--against)?"]
+    return []
 
 
 def compare_runs(old: Sequence[Record], new: Sequence[Record]) -> RunChanges:
@@ -141,12 +152,12 @@ def same_numbers(a: Sequence[Any], b: Sequence[Any]) -> bool:
 def list_runs(runs: Sequence[Record], kind: str) -> str:
     """Return what happened to some runs, and which they are."""
     many = "s" if len(runs) > 1 else ""
-    return f"{len(runs)} run{many} {kind} ({', '.join(first_lines([name_run(run) for run in runs]))})"
+    return f"{len(runs)} run{many} {kind} ({'; '.join(first_lines([name_run(run) for run in runs]))})"
 
 
 def name_run(run: Record) -> str:
     source = f" from {run[KEY.teacher]}" if run.get(KEY.teacher) else ""
-    return f"{run[KEY.run_key]}: {run[KEY.student]} {run.get(KEY.method)}{source}, seed {run.get(KEY.seed)}"
+    return f"{run[KEY.student]} {run.get(KEY.method)}{source}, seed {run.get(KEY.seed)}, key {run[KEY.run_key]}"
 
 
 def compare_options(old: Results, new: Results) -> list[str]:

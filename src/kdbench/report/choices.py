@@ -229,6 +229,7 @@ def remark_untuned(selection: Selection | None, runs: pd.DataFrame) -> list[str]
     if not untuned:
         return []
     return [
-        f"the baseline of {', '.join(untuned)} was not tuned, only the methods were: a part of a gain may be that of "
+        f"the baseline{'s' if len(untuned) > 1 else ''} of {', '.join(untuned)} "
+        f"{'were' if len(untuned) > 1 else 'was'} not tuned, only the methods were: a part of a gain may be that of "
         "tuning one arm alone (kdbench-study select_baseline=true tunes both)"
     ]

@@ -11,6 +11,7 @@ from scipy import stats
 from kdbench.report.columns import CLASS_GAINS, row
 from kdbench.report.gains import Gain
 from kdbench.report.groups import RunGroup
+from kdbench.report.runs import first_lines
 from kdbench.report.statistics import ALPHA
 
 Accuracies = NDArray[np.float64]
@@ -31,6 +32,21 @@ def class_names(run: Any, count: int) -> list[str]:
     """Return the names of so many classes, as a run records them; their numbers where it does not."""
     names = run.class_names
     return list(names) if names and len(set(names)) == count == len(names) else list(map(str, range(count)))
+
+
+def remark_classes(groups: Sequence[RunGroup]) -> list[str]:
+    """Remark on groups whose class accuracies differ in number, or are not as many as their class names."""
+    found = []
+    for group in groups:
+        counts = {len(accuracies) for accuracies in group.runs.per_class_acc if accuracies}
+        names = group.shared.class_names
+        if len(counts) > 1:
+            found.append(f"{group.name}: runs have {' and '.join(map(str, sorted(counts)))} class accuracies")
+        elif counts and names and not len(names) == len(set(names)) == max(counts):
+            found.append(f"{group.name}: {len(set(names))} different class names for {max(counts)} class accuracies")
+    if not found:
+        return []
+    return [f"classes have numbers for names, or are left out: {'; '.join(first_lines(found))}"]
 
 
 def class_gains_table(gains: Sequence[Gain]) -> pd.DataFrame:

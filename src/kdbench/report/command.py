@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
 
 MARGIN = 0.1
 """Margin of equivalence, points of accuracy."""
+LARGEST_MARGIN = 100
+"""Points that no difference of accuracies reaches."""
 ANALYSES = ("auto", "blocks", "paired", "welch")
 """Values of --analysis: those of `design.Analysis` that a report can have. Not read from there: that imports scipy, for
 which --help would wait."""
@@ -159,9 +160,11 @@ def check_margin(margin: float | None) -> None:
     """Check a margin of equivalence, if one is given.
 
     Raises:
-        ConfigError: it is not above 0.
+        ConfigError: it is not above 0 and below 100.
     """
-    if margin is not None and not (math.isfinite(margin) and margin > 0):
+    if margin is not None and not 0 < margin < LARGEST_MARGIN:
         raise ConfigError(
-            f"--margin is {margin:g}; it must be any number of points above 0", code="out_of_range", key="--margin"
+            f"--margin is {margin:g}; it must be a number of points above 0 and below {LARGEST_MARGIN}",
+            code="out_of_range",
+            key="--margin",
         )

@@ -19,6 +19,7 @@ from kdbench.report.equal_accuracy import Arm, Slope, agreement_by_correctness, 
 from kdbench.report.gains import Gain
 from kdbench.report.groups import BASELINE, RunGroup, percents
 from kdbench.report.predictions import Predictions, logits_in, predictions_in, read_predictions, same_images
+from kdbench.report.runs import first_lines
 from kdbench.rundir.summary import read_summary
 
 
@@ -51,7 +52,8 @@ def compute_fidelity(runs: pd.DataFrame, groups: Sequence[RunGroup], gains: Sequ
     """
     gains = [gain for gain in gains if not gain.is_pooled]
     remarks = [found for folder in runs.path if isinstance(found := read_predictions(folder), str)]
-    remarks += remark_missing(groups, gains)
+    remarks += [*remark_missing(groups, gains), *remark_other_images(groups), *remark_contradictions(groups)]
+    alone: dict[str, list[str]] = {}
     teachers: dict[str, Teacher | None] = {}
     far, rows = [], []
     divergence = cache(base_divergence)  # methods share their baselines, and so these comparisons
@@ -61,10 +63,15 @@ def compute_fidelity(runs: pd.DataFrame, groups: Sequence[RunGroup], gains: Sequ
             teachers[key] = find_teacher(gain.group.shared, runs, groups)
         teacher = teachers.get(key)
         if key and teacher is None and any(predictions_in(folder) for folder in gain.group.runs.path):
-            remarks.append(f"{gain.group.name}: the teacher's logits are not here, so the baseline has no agreement")
+            alone.setdefault(gain.group.shared.teacher, []).append(gain.group.name)
         rows.append(fidelity_row(gain, teacher, divergence))
         if teacher and teacher.slope and is_far(gain, teacher.slope):
             far.append(gain.group.name)
+    remarks += [
+        f"the logits of the teacher {teacher} are not here, so the baselines of {len(names)} "
+        f"group{'s have' if len(names) > 1 else ' has'} no agreement with it: {'; '.join(first_lines(names))}"
+        for teacher, names in alone.items()
+    ]
     if far:
         remarks.append(
             "agreement at equal accuracy goes beyond the undistilled networks, whose accuracies do not reach so far: "
@@ -95,6 +102,57 @@ def remark_missing(groups: Sequence[RunGroup], gains: Sequence[Gain]) -> list[st
         f"{total} run{'s have' if total > 1 else ' has'} no logits.safetensors: {'; '.join(missing)}; flips, flipped "
         "images, agreement of the baseline and agreement by correctness are of the other runs alone, and gains with "
         "such a run have no interval for other test images"
+    ]
+
+
+def remark_other_images(groups: Sequence[RunGroup]) -> list[str]:
+    """Remark on runs whose logits are of other labels or numbers of classes than those of most runs of their data."""
+    found: dict[str | None, list[tuple[Predictions, list[str]]]] = {}
+    for group in groups:
+        for run in group.rows:
+            own = predictions_in(run.path)
+            if own is None:
+                continue
+            kinds = found.setdefault(run.dataset, [])
+            name = f"{group.name}, seed {run.seed}"
+            alike = next((names for other, names in kinds if same_images(own, other)), None)
+            if alike is None:
+                kinds.append((own, [name]))
+            else:
+                alike.append(name)
+    others = [
+        name
+        for kinds in found.values()
+        for _, names in sorted(kinds, key=lambda kind: -len(kind[1]))[1:]
+        for name in names
+    ]
+    if not others:
+        return []
+    return [
+        f"the logits of {len(others)} run{'s have' if len(others) > 1 else ' has'} other labels, or another number of "
+        f"images or classes, than those of the other runs: {'; '.join(first_lines(others))}; they are compared with "
+        "none of these, so that flips, agreement and intervals for other test images are without them"
+    ]
+
+
+def remark_contradictions(groups: Sequence[RunGroup]) -> list[str]:
+    """Remark on runs whose logits have another accuracy than their summary, beyond what rounded logits leave open."""
+    found = []
+    for group in groups:
+        for run in group.rows:
+            own = predictions_in(run.path)
+            if own is None or run.test_acc_best is None:
+                continue
+            right, recorded = int(own.correct.sum()), run.test_acc_best * len(own.labels)
+            if not right - 0.5 <= recorded <= right + int(own.tied.sum()) + 0.5:
+                accuracies = f"{100 * right / len(own.labels):.2f} % by its logits, {100 * run.test_acc_best:.2f} %"
+                found.append(f"{group.name}, seed {run.seed} ({accuracies})")
+    if not found:
+        return []
+    return [
+        f"CONTRADICTION: the logits of {len(found)} run{'s' if len(found) > 1 else ''} have another accuracy than "
+        f"summary.json: {'; '.join(first_lines(found))}; their flips, agreement and intervals for other test images "
+        "are not to be trusted (kdbench-verify checks such runs)"
     ]
 
 

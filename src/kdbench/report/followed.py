@@ -65,8 +65,9 @@ def whole(plan: Plan, findings: Sequence[Finding]) -> str:
     broken = sum(finding.followed is False for finding in findings)
     if broken:
         return f"{registered}, was not followed in {count(broken, 'respect')}."
-    unknown = sum(finding.followed is None for finding in findings)
-    return f"{registered}, was followed{', as far as can be told' if unknown else ''}."
+    if any(finding.followed is None for finding in findings):
+        return f"{registered}: whether it was followed cannot be told wholly; what can be checked agrees with it."
+    return f"{registered}, was followed."
 
 
 def count(number: int, noun: str) -> str:
@@ -140,7 +141,7 @@ def check_seeds(pairs: Sequence[tuple[PlannedGain, Gain]]) -> list[Finding]:
         if deviations:
             differing.setdefault("; ".join(deviations), []).append(planned.name)
     if not differing:
-        return [Finding("Every gain of the plan has the planned seeds.")] if pairs else []
+        return [Finding("Every planned gain that is here has the planned seeds.")] if pairs else []
     return [
         Finding(f"Seeds of {', '.join(first_lines(names))}: {deviations}.", False)
         for deviations, names in differing.items()

@@ -15,7 +15,7 @@ from kdbench.report.failures import FailedRun, read_failed, remark_failed, remar
 from kdbench.rundir.files import sha256
 from kdbench.rundir.load import row_of, run_folders
 from kdbench.rundir.summary import GIVEN, KEY, SUMMARY_FILE, RunSummary, Status, changed_file, read_summary
-from kdbench.rundir.unfinished import RecordedArm, read_arm
+from kdbench.rundir.unfinished import FAILURE_FILE, RecordedArm, read_arm
 
 METRICS, LOGITS = "metrics.csv", "logits.safetensors"
 
@@ -46,8 +46,13 @@ def read_runs(paths: Sequence[Path]) -> FoundRuns:
         if not (folder / SUMMARY_FILE).is_file():
             if ended := read_failed(folder, display_path(folder)):
                 failed.append(ended)
+            elif (folder / FAILURE_FILE).is_file():
+                remarks.append(
+                    f"FAILED, and {FAILURE_FILE} cannot be read: {arm_name(folder)}; the verdict with failed runs is "
+                    "without it"
+                )
             else:
-                unfinished.append(arm.name if (arm := read_arm(folder)) else display_path(folder))
+                unfinished.append(arm_name(folder))
             continue
         try:
             summary = read_checked(folder)
@@ -65,18 +70,46 @@ def read_runs(paths: Sequence[Path]) -> FoundRuns:
     failed = [run for run in failed if not (run.failure and run.failure.run[KEY.run_key] in rows)]
     remarks += remark_unfinished(unfinished)
     if not rows:
-        why = "".join(f"; {line}" for line in first_lines([*damaged, *remark_failed(failed), *remarks]))
+        others = first_lines([*damaged, *remark_failed(failed), *remarks])
+        remedy = "repeat these runs, or give" if others else "give run directories, or"
         raise ConfigError(
-            f"no complete run under {', '.join(map(str, paths))}; give run directories, or a folder that holds them "
-            f"such as outputs/runs{why}",
+            f"no complete run under {', '.join(map(str, paths))}; "
+            f"{'; '.join([*others, f'{remedy} a folder that holds complete ones such as outputs/runs'])}",
             code="no_run",
             key="PATH",
         )
     # Objects, so that whole numbers stay whole and a missing value is None in every column.
     runs = pd.DataFrame(list(rows.values()), dtype=object)
     runs = runs.where(runs.notna(), None)
-    remarks += [*changed_teachers(runs), *given_teachers(runs), *without_role(runs)]
+    remarks += [*changed_teachers(runs), *given_teachers(runs), *without_role(runs), *unreadable_histories(runs)]
     return FoundRuns(runs, damaged, remarks, failed)
+
+
+@lru_cache(maxsize=2048)
+def read_history(folder: Path) -> "pd.Series[float] | None":
+    """Return validation accuracy by epoch, or None where there is no readable metrics.csv."""
+    try:
+        return pd.read_csv(folder / METRICS).set_index("epoch")["val_acc"].astype(float)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def unreadable_histories(runs: pd.DataFrame) -> list[str]:
+    """Return a remark on runs whose metrics.csv is there and cannot be read."""
+    found = [
+        display_path(folder) for folder in runs.path if (folder / METRICS).is_file() and read_history(folder) is None
+    ]
+    if not found:
+        return []
+    many = "s" if len(found) > 1 else ""
+    return [f"{METRICS} of {len(found)} run{many} cannot be read, and learning curves are without: "
+            f"{'; '.join(first_lines(found))}"]  # fmt: skip
+
+
+def arm_name(folder: Path) -> str:
+    """Return the title of an unfinished run, or its path where its config cannot be read."""
+    arm = read_arm(folder)
+    return arm.name if arm else display_path(folder)
 
 
 def first_lines(lines: Sequence[str], most: int = 3) -> list[str]:

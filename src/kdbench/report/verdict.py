@@ -110,6 +110,13 @@ def describe_analysis(gains: Sequence[Gain], table: pd.DataFrame, placed: Placed
     """Return the primary analysis with its reason, and the counts by the other ones."""
     kinds = [kind for kind in Analysis if kind in set(table.analysis.dropna())]
     chosen = "; ".join(reason for kind in kinds for reason in REASONS[kind](gains, placed))
+    declared = placed.design.analysis
+    if declared not in (Analysis.AUTO, *kinds):
+        chosen += f" (the declared analysis, {OTHERS[declared]}, applies to none of these gains)"
+    elif declared in (Analysis.BLOCKS, Analysis.PAIRED) and len(kinds) > 1:
+        chosen += f" where the declared analysis, {OTHERS[declared]}, does not apply"
+    if declared == Analysis.WELCH and any(gain.crossed is not None for gain in gains):
+        chosen += " (which takes what teachers or crossed seeds share as independent, and so finds too much)"
     others = [kind for kind in OTHERS if kind not in kinds]
     counts = [f"{n} by {OTHERS[kind]}" for kind in others if (n := count_significant(gains, placed, kind)) is not None]
     beside = f" Other analyses, which do not count, would find {', '.join(counts)}." if counts else ""
@@ -180,7 +187,7 @@ def describe_correlation(placed: PlacedDesign) -> str:
     ]
     if not known:
         return ""
-    named = ", ".join(f"{value:.2f} ({student})" for value, student in known)
+    named = ", ".join(f"{round(value, 2) + 0:.2f} ({student})" for value, student in known)  # -0.00 is 0.00
     helps = "where that is above zero, seeds in common lower the error of a gain"
     return f" Accuracies of one seed correlate between arms by {named}: {helps}."
 
@@ -190,7 +197,10 @@ def describe_images(table: pd.DataFrame) -> list[str]:
     tested, known = int(table.p_adjusted.notna().sum()), table[table.p_images.notna()]
     about = "The verdict is about other seeds on these very test images."
     if not len(known):
-        return [f"{about} For other test images the logits of all runs are needed, and some are missing."]
+        return [
+            f"{about} For other test images the logits of all runs on the same images are "
+            "needed, and some are missing or of others."
+        ]
     adjusted = pd.Series(st.holm(known.p_images.astype(float).tolist()))
     count = int((adjusted < st.ALPHA).sum())
     missing = f" ({tested - len(known)} lack logits)" if tested > len(known) else ""
@@ -335,14 +345,25 @@ def judge_failures(failed: Sequence[FailedRun], without: Count, with_them: Count
     first = f"{len(failed)} {runs} failed and {have} no result ({named})."
     if with_them is None:
         return [f"{first} The reasons lie in the machine (memory, disk, locks): repeat the runs."]
+    if not with_them.tested:
+        return [f"{first} {NOTHING}"]
     losses = (
         f", {with_them.losses} of them {'losses' if with_them.losses > 1 else 'a loss'}" if with_them.losses else ""
     )
     return [
-        f"{first} Without them {without.significant} of {without.tested} gains {be(without.significant)} "
-        "significant after Holm; with those that the machine did not stop, at the accuracy of chance, "
-        f"{with_them.significant} of {with_them.tested}{losses}."
+        f"{first} Without them {count_found(without)}; with them at the accuracy of chance (but for those that ended "
+        f"for want of memory, disk space or a lock) {with_them.significant} of {with_them.tested}{losses}."
     ]
+
+
+NOTHING = "With them at the accuracy of chance no gain can be tested either."
+
+
+def count_found(count: Count) -> str:
+    """Return how many gains are significant, in words."""
+    if not count.tested:
+        return "no gain can be tested"
+    return f"{count.significant} of {count.tested} gains {be(count.significant)} significant after Holm"
 
 
 def join(seeds: Sequence[int]) -> str:

@@ -4,10 +4,12 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kdbench import __version__
+from kdbench.errors import printable
 from kdbench.report.build import Report
 from kdbench.report.figures.save import save_figures
 from kdbench.report.groups import remark_without_validation
@@ -15,6 +17,9 @@ from kdbench.report.latex import latex_tables
 from kdbench.report.page import TITLES, page_table
 from kdbench.report.results import Making, environment_of, tables_of, write_results
 from kdbench.report.verdict import sentence
+
+DIRECTION = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Characters that change the direction of text."""
 
 
 def write_report(report: Report, out: Path, title: str, command: Sequence[str], figures: bool = True) -> Path:
@@ -63,11 +68,17 @@ def write_report(report: Report, out: Path, title: str, command: Sequence[str], 
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=without_direction,
     )
     templates.filters |= {"markdown": escape_markdown}
     for page in ("report.md", "report.html"):
         (out / page).write_text(templates.get_template(f"{page}.j2").render(content), encoding="utf-8")
     return out / "report.html"
+
+
+def without_direction(value: Any) -> Any:
+    """Return text with the characters that change the direction of what follows as their escapes."""
+    return DIRECTION.sub(lambda found: printable(found[0]), value) if type(value) is str else value
 
 
 def escape_markdown(text: str) -> str:

@@ -1,7 +1,5 @@
 """Figure of validation accuracy by epoch."""
 
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,7 +9,7 @@ from matplotlib.figure import Figure
 from kdbench.report.drawing import name_panel, panel_legends_below, panels
 from kdbench.report.figures.sheet import Sheet, arm, first_of
 from kdbench.report.groups import BASELINE, RunGroup
-from kdbench.report.runs import METRICS
+from kdbench.report.runs import read_history
 
 MOST_PANELS = 12
 MOST_BANDS = 8
@@ -71,12 +69,3 @@ def draw_student(sheet: Sheet, axes: Axes, groups: list[tuple[RunGroup, pd.DataF
     if "other methods" in handles:
         handles["other methods"] = handles.pop("other methods")  # the last entry
     return handles
-
-
-@lru_cache(maxsize=2048)  # every figure is drawn in two widths
-def read_history(folder: Path) -> "pd.Series[float] | None":
-    """Return validation accuracy by epoch, or None where there is no readable metrics.csv."""
-    try:
-        return pd.read_csv(folder / METRICS).set_index("epoch")["val_acc"].astype(float)
-    except (OSError, ValueError, KeyError):
-        return None

@@ -155,7 +155,9 @@ def legend_of(shown: Sequence[tuple[int, Gain, Any]]) -> dict[str, Any]:
     handles: dict[str, Any] = {}
     if any(is_true(row.significant) for row in rows):
         handles["★ significant gain"] = Line2D([], [], marker="D", ls="", ms=7, mfc=INK, mec=INK)
-    handles["gain, not significant"] = Line2D([], [], marker="D", ls="", ms=7, mfc=PAPER, mec=INK, mew=1.6)
+    tested = [not is_missing(row.p_adjusted) for row in rows if row.role == DISTILLED]
+    others = "not significant" if all(tested) else "not significant or not tested" if any(tested) else "not tested"
+    handles[f"gain, {others}"] = Line2D([], [], marker="D", ls="", ms=7, mfc=PAPER, mec=INK, mew=1.6)
     if any(not is_missing(row.primary_low) for row in rows):
         handles["95 % interval"] = Line2D([], [], color=INK, lw=3.5, solid_capstyle="butt")
     if any(not is_missing(row.joint_low) for row in rows):
@@ -172,13 +174,17 @@ def describe(shown: Sequence[tuple[int, Gain, Any]]) -> str:
     found = sum(is_true(row.significant) for row in distilled)
     seen = np.array([row.delta for row in distilled], dtype=float)
     extent = f" Gains lie between {points(seen.min())} and {points(seen.max())} points." if len(seen) > 1 else ""
-    which = "the primary analysis" if any(not is_missing(row.primary_low) for row in rows) else "Welch's test"
+    interval = " Thick lines: 95 % interval of the primary analysis, for each gain alone." if any(
+        not is_missing(row.primary_low) for row in rows
+    ) else ""  # fmt: skip
     joint = " Thin lines: intervals that all hold at once, 19 times in 20." if any(
         not is_missing(row.joint_low) for row in rows
     ) else ""  # fmt: skip
+    if any(is_true(row.significant) and row.joint_low <= 0 <= row.joint_high for row in rows):
+        joint += " A ★ whose thin line crosses zero is no contradiction: Holm's method finds more than these intervals."
     return (
         f"Every gain over the baseline. Significant after correction (★, filled): {found} of the {len(distilled)} "
-        f"distilled gains here.{extent} Thick lines: 95 % interval of {which}, for each gain alone.{joint} Circles: "
+        f"distilled gains here.{extent}{interval}{joint} Circles: "
         "every seed, over the baseline run of the same seed where seeds match, else over the baseline's mean. Shaded "
         "between dotted lines: the margin of equivalence."
     )

@@ -27,7 +27,7 @@ for (const field of document.querySelectorAll("input[data-filter]")) {
       row.hidden = !words.every(word => text.includes(word));
     }
     const shown = rows.filter(row => !row.hidden).length;
-    count.textContent = shown === rows.length ? `${rows.length} rows` : `${shown} of ${rows.length} rows`;
+    count.textContent = `${shown === rows.length ? "" : `${shown} of `}${rows.length} row${rows.length === 1 ? "" : "s"}`;
   });
 }
 for (const button of document.querySelectorAll("button[data-all]")) {
