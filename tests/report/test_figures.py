@@ -19,12 +19,14 @@ from kdbench.report.drawing import (
     SMALL,
     WIDE,
     fit,
+    fit_ends,
     label_log_axis,
     label_sizes,
     log_ticks,
     panels,
     stack,
     style,
+    width_of,
 )
 from kdbench.report.figures.save import draw_figure, draw_figures, save_figures
 from kdbench.report.figures.sheet import Sheet, choose_looks
@@ -416,3 +418,12 @@ def test_the_legend_says_which_gains_are_not_tested(tmp_path):
     drawing = drawing_of(report, "gains")
     assert "gain, not tested" in [text.get_text() for text in drawing.figure.findobj(Text)]
     assert "Thick lines" not in drawing.caption
+
+
+def test_names_that_differ_in_their_ends_stay_different():
+    names = [f"class number {number} of three hundred and {number}" for number in range(300)]
+    with style():
+        fitted = [fit_ends(name, 1.3) for name in names]
+        assert max(width_of(name) for name in fitted) <= 1.3
+        assert fit_ends("cat", 1.3) == "cat"
+    assert len(set(fitted)) == 300

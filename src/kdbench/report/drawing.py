@@ -117,6 +117,19 @@ def fit(text: str, inches: float, size: float = TEXT, lines: int = 2) -> str:
     return f" {fitted}" if fitted.startswith("_") else fitted
 
 
+def fit_ends(text: str, inches: float, size: float = TEXT) -> str:
+    """Return a text in one line of a given width, with an ellipsis in its middle if it is too wide.
+
+    For names that may differ in their ends alone.
+    """
+    text = printable(text)
+    fitted, kept = text, len(text)
+    while width_of(fitted, size) > inches and kept > 2:
+        kept -= 1
+        fitted = f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}"
+    return fitted
+
+
 def split_word(word: str, inches: float, size: float) -> list[str]:
     """Return the pieces of a word that is wider than a line, or the word."""
     pieces = [""]

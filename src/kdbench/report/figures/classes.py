@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from kdbench.report.anchors import row_anchor
 from kdbench.report.columns import is_missing
-from kdbench.report.drawing import INK, fit, name_panel, panel_inches, panels
+from kdbench.report.drawing import INK, fit_ends, name_panel, panel_inches, panels
 from kdbench.report.figures.sheet import Sheet, arm, first_of, interval_text, points
 from kdbench.report.gains import group_by
 from kdbench.report.runs import rows_of
@@ -82,5 +82,5 @@ def draw_group(sheet: Sheet, axes: Axes, rows: list[Any], anchor: str | None) ->
         "gain, points of the class's images",
         "",
     )
-    axes.set_yticks(range(len(rows)), [fit(str(row.class_name), min(1.3, inches / 3), lines=1) for row in rows])
+    axes.set_yticks(range(len(rows)), [fit_ends(str(row.class_name), min(1.3, inches / 3)) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)

@@ -11,6 +11,8 @@ from kdbench.report.figures.sheet import Mark
 NUMBERS = ("d", "x", "y", "width", "height", "points")
 """Attributes whose numbers are rounded to hundredths of a point."""
 LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
+FONT = "DejaVuSans-"
+"""Beginning of the ids of letters, which is left out: letters are a third of a page."""
 REACH = 7.0
 """Radius around a marker, points, in which the pointer finds it."""
 
@@ -111,7 +113,7 @@ def clean(element: Element, name: str) -> None:
     for key, value in element.attrib.items():
         if key == "id" or (key == "href" and element.tag == "use"):
             hash_sign = "#" if key == "href" else ""
-            element.set(key, f"{hash_sign}{name}-{value.removeprefix('#')}")
+            element.set(key, f"{hash_sign}{name}-{value.removeprefix('#').removeprefix(FONT)}")
         elif key in NUMBERS:
             element.set(key, LONG_NUMBER.sub(lambda found: f"{float(found[0]):.2f}", value))
         elif key == "clip-path":
