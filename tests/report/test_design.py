@@ -466,3 +466,19 @@ def test_welch_as_declared_for_rows_over_teachers_is_a_warning(tmp_path):
     assert any(
         "as declared (which takes what teachers or crossed seeds share as independent" in line for line in verdict
     )
+
+
+@pytest.mark.parametrize(
+    ("base", "ours", "seeds", "reason"),
+    [
+        ((90.0,), (91.0,), None, "one seed only"),
+        ((90.0, 90.0), (91.0, 91.0), None, "no variation over seeds"),
+        ((90.0, 90.3), (91.0, 91.1), (0, 0), "seeds that are no independent samples"),
+    ],
+)
+def test_the_verdict_names_the_reason_why_a_gain_has_no_test(tmp_path, base, ours, seeds, reason):
+    write_group(tmp_path, base)
+    for number, (accuracy, seed) in enumerate(zip(ours, seeds or range(len(ours)), strict=True)):
+        write_run(tmp_path, seed=seed, accuracy=accuracy / 100, run_key=f"run{number}", **BY_LOGIT)
+    first = report_of(tmp_path).verdict[0]
+    assert first.startswith(f"No gain can be tested, of 1 computed: {reason}")

@@ -198,8 +198,7 @@ def remark_mixed(runs: pd.DataFrame) -> list[str]:
 def remark_repeated_seeds(groups: Sequence[RunGroup]) -> list[str]:
     """Remark on groups with several runs of the same seeds, which are no independent samples."""
     return [
-        f"{group.name}: several runs have the same seeds; they count as separate runs, which makes the deviation too "
-        "small"
+        f"{group.name}: several runs have the same seeds; they are no independent samples, so that its gain has no test"
         for group in groups
         if len(set(group.seeds)) < len(group.seeds)
     ]

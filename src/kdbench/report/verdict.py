@@ -68,8 +68,8 @@ def judge_gains(table: pd.DataFrame) -> list[str]:
         return ["No gain can be computed: no distilled student has its baseline beside it."]
     if not tested:
         return [
-            f"No gain can be tested: each of {computed} computed has too few seeds, no variation over them, or seeds "
-            "that are crossed in part. The numbers below are single numbers or means, and prove nothing."
+            f"No gain can be tested, of {computed} computed: {why_untested(table)}. The numbers below are single numbers "
+            "or means, and prove nothing."
         ]
     significant = table[true_rows(table.significant)]
     lines = [
@@ -77,10 +77,22 @@ def judge_gains(table: pd.DataFrame) -> list[str]:
     ]
     if computed > tested:
         lines.append(
-            f"{computed - tested} more {'have' if computed - tested > 1 else 'has'} no test: "
-            "too few seeds, no variation, or crossed seeds that are no replicates."
+            f"{computed - tested} more {'have' if computed - tested > 1 else 'has'} no test: {why_untested(table)}."
         )
     return lines
+
+
+def why_untested(table: pd.DataFrame) -> str:
+    """Return the reasons why gains of a table have no test, in words."""
+    untested = table[table.delta.notna() & table.p_adjusted.isna()]
+    alone = untested[["n", "n_base"]].min(axis=1) < 2
+    constant = ~alone & untested.p_welch.isna()
+    reasons = {
+        "one seed only": alone,
+        "no variation over seeds": constant,
+        "seeds that are no independent samples (repeated, crossed in part, or shared by teachers)": ~(alone | constant),
+    }
+    return "; ".join(reason for reason, found in reasons.items() if found.any())
 
 
 def judge_equivalence(table: pd.DataFrame, margin: float) -> str:
