@@ -68,8 +68,8 @@ def judge_gains(table: pd.DataFrame) -> list[str]:
         return ["No gain can be computed: no distilled student has its baseline beside it."]
     if not tested:
         return [
-            f"No gain can be tested, of {computed} computed: {why_untested(table)}. The numbers below are single numbers "
-            "or means, and prove nothing."
+            f"No gain can be tested, of {computed} computed: {why_untested(table)}. "
+            "The numbers below are single numbers or means, and prove nothing."
         ]
     significant = table[true_rows(table.significant)]
     lines = [
