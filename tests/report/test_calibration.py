@@ -106,7 +106,8 @@ def test_intervals_for_other_test_images_cover_the_gain_on_them(seeds):
         base, ours = easy + runs[0] > 0, easy + shift + runs[1] > 0
         block = Block(100 * np.array([base.mean(axis=1), ours.mean(axis=1)]).T)
         estimate = Design([block], Analysis.PAIRED).compare([(block, 1)], [1.0])
-        _, own = image_variances([Correctness(ours.astype(float), base.astype(float), True)], [1.0])
+        correct = Correctness(ours.astype(float), base.astype(float), True, np.zeros(images, dtype=np.int64))
+        _, own = image_variances([correct], [1.0])
         both = WithImages(estimate, np.sqrt(own))
         assert both.interval()[0] <= estimate.interval()[0]
         assert both.p >= estimate.p - 1e-9

@@ -353,7 +353,7 @@ def test_a_pooled_gain_is_over_the_seeds_that_every_teacher_and_the_baseline_hav
         shutil.rmtree(folder)
     pooled = the_row(report_of(tmp_path / "lacks").gains_table, teacher_seed="pooled")
     assert pooled.analysis == "crossed"
-    assert "over seeds 0, 1, 2, 4 alone" in pooled.remarks
+    assert "over seeds 0, 1, 2, 4 alone, since runs are missing" in pooled.remarks
     assert pooled.n_base == 4
     whole = the_row(report_of(tmp_path / "whole").gains_table, teacher_seed="pooled")
     assert (whole.primary_se / pooled.primary_se, whole.primary_df) == pytest.approx((1, pooled.primary_df), abs=0.2)
@@ -365,8 +365,9 @@ def test_a_pooled_gain_has_no_test_where_teachers_share_some_seeds_alone(tmp_pat
     report = report_of(tmp_path)
     pooled = the_row(report.gains_table, teacher_seed="pooled")
     assert pd.isna(pooled.p_primary)
-    assert "no test: fewer than two seeds" in pooled.remarks
-    assert "No gain can be tested" in report.verdict[0]
+    assert "no independent samples" in pooled.remarks
+    assert any(line.startswith("teachers pooled: no independent samples") for line in report.remarks)
+    assert set(report.gains_table.family) == {"primary"}  # the teachers' own rows then count
 
 
 def test_teachers_without_common_seeds_are_independent(tmp_path):
@@ -482,3 +483,99 @@ def test_the_verdict_names_the_reason_why_a_gain_has_no_test(tmp_path, base, our
         write_run(tmp_path, seed=seed, accuracy=accuracy / 100, run_key=f"run{number}", **BY_LOGIT)
     first = report_of(tmp_path).verdict[0]
     assert first.startswith(f"No gain can be tested, of 1 computed: {reason}")
+
+
+def test_capacity_of_crossed_seeds_is_crossed(tmp_path):
+    random = np.random.default_rng(0)
+    effects = {name: random.normal(0, 0.3, (3, 1)) + random.normal(0, 0.3, (1, 3)) for name in ("logit", "feature")}
+    for student in ("resnet8", "resnet14"):
+        for method in ("ce", "logit", "feature"):
+            arm = {} if method == "ce" else {"method": method, "teacher": "resnet20"}
+            sign = 1 if student == "resnet8" else -1
+            shared = sign * effects.get(method, np.zeros((3, 3)))
+            for init in range(3):
+                for data in range(3):
+                    accuracy = 0.9 + (shared[init, data] + random.normal(0, 0.05)) / 100
+                    write_run(tmp_path, student=student, init_seed=init, data_seed=data, accuracy=accuracy, **arm)
+    report = report_of(tmp_path)
+    row = the_row(report.capacity_table)
+    assert row.analysis == "crossed"
+    gains = {(gain.group.shared.student, gain.group.shared.method): gain.crossed for gain in report.gains}
+    differences = [gains["resnet14", method] - gains["resnet8", method] for method in ("logit", "feature")]
+    expected = crossed_estimate(np.mean(differences, axis=0))
+    assert (row.difference, row.primary_se) == pytest.approx((expected.difference, expected.se))
+
+
+@pytest.mark.parametrize(
+    ("last", "teachers", "seeds"),
+    [((0,), 3, "0, 1, 2, 3, 4"), ((0, 1), 3, "0, 1, 2, 3, 4"), ((0, 1, 2, 4), 4, "0, 1, 2, 4")],
+)
+def test_a_pooled_gain_is_over_the_largest_complete_table(tmp_path, last, teachers, seeds):
+    teachers_with_seeds(tmp_path, [range(5), range(5), range(5), last])
+    report = report_of(tmp_path)
+    pooled = the_row(report.gains_table, teacher_seed="pooled")
+    assert (pooled.analysis, pooled.n) == ("crossed", teachers)
+    assert len(report.gains[-1].base_values) == len(seeds.split())
+    families = dict(zip(report.gains_table.teacher_seed, report.gains_table.family, strict=True))
+    assert families[3] == ("secondary" if teachers == 4 else "primary")
+    (remark,) = [line for line in report.remarks if line.startswith("teachers pooled: over seeds")]
+    assert ("without teacher_seed=3" in remark) == (teachers == 3)
+
+
+def test_crossed_seeds_with_a_gap_are_named_by_both(tmp_path):
+    random = np.random.default_rng(0)
+    for teacher in (None, 0, 1, 2):
+        arm = {} if teacher is None else {"teacher_seed": teacher, **BY_LOGIT}
+        for init in range(2):
+            for data in range(3):
+                if (teacher, init, data) != (1, 0, 2):
+                    write_run(
+                        tmp_path, init_seed=init, data_seed=data, seed=0, accuracy=0.9 + random.normal(0, 0.01), **arm
+                    )
+    pooled = the_row(report_of(tmp_path).gains_table, teacher_seed="pooled")
+    assert (pooled.analysis, pooled.n) == ("crossed", 2)
+    assert "over seeds 0, 0/1, 0/2, 1/0, 1, 1/2 alone" in pooled.remarks
+    assert "without teacher_seed=1" in pooled.remarks
+
+
+def test_one_first_weights_for_all_teachers_are_no_shared_seeds(tmp_path):
+    random = np.random.default_rng(0)
+    for place, teacher in enumerate((None, 0, 1, 2)):
+        arm = {} if teacher is None else {"teacher_seed": teacher, **BY_LOGIT}
+        for data in range(3 * place, 3 * place + 3):
+            write_run(tmp_path, init_seed=0, data_seed=data, accuracy=0.9 + random.normal(0, 0.01), **arm)
+    assert the_row(report_of(tmp_path).gains_table, teacher_seed="pooled").analysis == "welch"
+
+
+def test_arms_that_differ_by_rounding_alone_have_no_test(tmp_path):
+    base = np.array((90.1, 90.7, 89.9, 90.3, 90.2))
+    write_group(tmp_path, base)
+    for arm, gain in ((BY_LOGIT, 1.0), (BY_FEATURE, 0.5)):
+        write_group(tmp_path, base + gain, **arm)
+    report = report_of(tmp_path)
+    assert report.gains_table.p_primary.isna().all()
+    assert report.verdict[0].startswith("No gain can be tested, of 2 computed: no variation over seeds.")
+
+
+def test_the_power_of_an_arm_with_other_seeds_is_that_of_welchs_test(tmp_path):
+    random = np.random.default_rng(0)
+    shared = random.normal(0, 1, 6)
+    write_group(tmp_path, 90 + shared + random.normal(0, 0.05, 6))
+    write_group(tmp_path, 91 + shared + random.normal(0, 0.05, 6), **BY_LOGIT)
+    write_group(tmp_path, 91 + random.normal(0, 1, 6), seeds=range(6, 12), **BY_FEATURE)
+    table = report_of(tmp_path).gains_table
+    paired, other = the_row(table, method="logit"), the_row(table, method="feature")
+    assert (paired.analysis, other.analysis) == ("paired", "welch")
+    assert other.detectable > 5 * paired.detectable
+
+
+def test_a_declared_pairing_beside_arms_with_other_seeds_gives_each_its_reason(tmp_path):
+    write_group(tmp_path, (90.0, 90.2, 90.1, 90.4))
+    write_group(tmp_path, (91.0, 91.1, 91.3, 91.2), **BY_FEATURE)
+    write_group(tmp_path, (91.0, 91.1, 91.3), seeds=(7, 8, 9), **BY_LOGIT)
+    (line,) = [line for line in report_of(tmp_path, analysis=Analysis.BLOCKS).verdict if line.startswith("Primary")]
+    assert line.startswith(
+        "Primary analysis: seeds as blocks over all arms with one spread, as declared; Welch's t-tests, where an arm "
+        "has other seeds than its baseline, where the declared analysis, seeds as blocks (which takes all spreads as "
+        "equal), does not apply."
+    )

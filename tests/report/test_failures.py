@@ -154,3 +154,12 @@ def test_where_every_distilled_run_failed_the_verdict_counts_nothing(tmp_path):
     verdict = report_of(tmp_path).verdict
     assert "1 run failed and has no result" in verdict[1]
     assert "0 of 0" not in " ".join(verdict)
+
+
+def test_a_failed_run_that_leaves_nothing_to_test_is_said_beside_what_was_found(tmp_path):
+    write_group(tmp_path, (90.0, 90.1, 90.2))
+    write_group(tmp_path, (91.0, 91.15, 91.2), **BY_LOGIT)
+    write_failed_run(tmp_path, seed=2, teacher_seed=0, run_key="again", **BY_LOGIT)
+    verdict = report_of(tmp_path).verdict
+    assert verdict[0].startswith("1 of 1 gains is significant")
+    assert verdict[1].endswith("With them at the accuracy of chance no gain can be tested.")

@@ -109,8 +109,10 @@ def test_a_teacher_without_logits_leaves_the_baseline_without_agreement_and_a_re
     fidelity = report_of(tmp_path).fidelity
     assert fidelity.groups["base_agreement"].isna().all()
     assert fidelity.groups["agreement"].notna().all()
-    (remark,) = [line for line in fidelity.remarks if "the logits of the teacher resnet20 are not here" in line]
-    assert remark.endswith("of 1 group has no agreement with it: resnet8 logit from resnet20")
+    (remark,) = [
+        line for line in fidelity.remarks if "the logits of the teacher resnet20 (seed 0) are not here" in line
+    ]
+    assert remark.endswith("baselines have no agreement with it beside 1 group: resnet8 logit from resnet20")
 
 
 def binomial(gained, lost):
@@ -325,3 +327,15 @@ def test_logits_of_other_images_or_classes_are_named(tmp_path, kind):
     (remark,) = [line for line in report_of(tmp_path).remarks if "has other labels, or another number" in line]
     assert "1 run has" in remark
     assert "resnet8 ce, seed 5;" in remark
+
+
+def test_arms_of_other_images_have_no_interval_for_other_images(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path, seed=seed, accuracy=0.9 + seed / 500, logits=(logits(seed), LABELS))
+        write_run(
+            tmp_path, seed=seed, accuracy=0.91 + seed / 400, method="logit", teacher="t",
+            logits=(logits(50 + seed), np.roll(LABELS, 1)),
+        )  # fmt: skip
+    report = report_of(tmp_path)
+    assert report.gains_table.p_images.isna().all()
+    assert any("3 runs have other labels" in line for line in report.remarks)

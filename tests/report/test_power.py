@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from kdbench.report import statistics as st
-from kdbench.report.design import Analysis
+from kdbench.report.design import Analysis, Block, Design
 from kdbench.report.power import MOST_COLUMNS, RulePower, capped, contrasts, simulate, spread_interval, wishart
 from tests.report.conftest import report_of, write_group
 from tests.report.test_gains import the_row
@@ -94,3 +94,14 @@ def test_the_report_states_the_power_of_its_own_rule(tmp_path):
     assert row.detectable_low < row.detectable < row.detectable_high
     assert row.needed_0p2_low < row.needed_0p2 < row.needed_0p2_high
     assert row.needed_0p2 > row.seeds_for_0p2
+
+
+@pytest.mark.parametrize("arms", [(2,), (2, 2, 2)])
+def test_blocks_of_two_arms_are_simulated_by_the_rule_of_the_design(arms):
+    random, n, found = np.random.default_rng(0), 8, []
+    ratio = RulePower(arms, 1, Analysis.AUTO).detectable(n)
+    for _ in range(600):
+        blocks = [Block(random.standard_normal((n, 2))) for _ in arms]
+        blocks[0].values[:, 1] += ratio
+        found.append(Design(blocks, Analysis.AUTO).compare([(blocks[0], 1)], [1.0]).p < 0.05)
+    assert np.mean(found) == pytest.approx(0.8, abs=0.05)

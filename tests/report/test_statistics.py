@@ -353,3 +353,14 @@ def test_mcnemar_by_hand():
     assert st.mcnemar_exact(1, 6) == pytest.approx(0.125)  # 2 (1 + 7) / 128
     assert st.mcnemar_exact(5, 5) == 1
     assert st.mcnemar_exact(0, 0) == 1
+
+
+@pytest.mark.parametrize("guess", [2, 3, 7, 50, 400])
+@pytest.mark.parametrize("needed", [2, 3, 8, 49, 51, 399, 1000, 600_000, 1_000_000])
+def test_the_fewest_seeds_do_not_depend_on_where_the_search_begins(needed, guess):
+    assert st.fewest(lambda n: 0.9 if n >= needed else 0.1, guess) == needed
+
+
+def test_no_number_of_seeds_is_enough_for_a_power_that_is_too_small_or_unknown():
+    assert st.fewest(lambda n: 0.1) is None
+    assert st.fewest(lambda n: math.nan) is None

@@ -153,6 +153,7 @@ def build_report(
             *remark_mixed(runs),
             *remark_repeated_seeds(groups),
             *remark_without_baseline(gains),
+            *remark_pooled(gains),
             *remark_untested(table),
             *unmatched,
             *fidelity.remarks,
@@ -198,7 +199,7 @@ def remark_mixed(runs: pd.DataFrame) -> list[str]:
 def remark_repeated_seeds(groups: Sequence[RunGroup]) -> list[str]:
     """Remark on groups with several runs of the same seeds, which are no independent samples."""
     return [
-        f"{group.name}: several runs have the same seeds; they are no independent samples, so that its gain has no test"
+        f"{group.name}: several runs have the same seeds; they are no independent samples"
         for group in groups
         if len(set(group.seeds)) < len(group.seeds)
     ]
@@ -209,6 +210,13 @@ def remark_without_baseline(gains: Sequence[Gain]) -> list[str]:
     unusual = [gain for gain in gains if gain.remark and not gain.is_pooled]
     by_reason = group_by(unusual, lambda gain: gain.remark)
     return [f"{reason}: {'; '.join(gain.group.name for gain in of)}" for reason, of in by_reason]
+
+
+def remark_pooled(gains: Sequence[Gain]) -> list[str]:
+    """Remark on gains over several teachers that runs are missing from."""
+    unusual = [gain for gain in gains if gain.is_pooled and ";" in gain.remark]
+    by_reason = group_by(unusual, lambda gain: gain.remark.partition("; ")[2])
+    return [f"teachers pooled: {reason} ({'; '.join(gain.group.name for gain in of)})" for reason, of in by_reason]
 
 
 def remark_untested(gains: pd.DataFrame) -> list[str]:

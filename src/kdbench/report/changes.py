@@ -116,9 +116,10 @@ def describe_changes(old: Results, new: Results) -> list[str]:
 
 def compare_subjects(old: Results, new: Results) -> list[str]:
     """Return a warning where the reports are of other data, or have no run in common."""
-    data = [", ".join(results.get("environment", {}).get(KEY.dataset, ["unknown data"])) for results in (old, new)]
-    if data[0] != data[1]:
-        return [f"OTHER DATA: {data[0]} then, {data[1]} now; the verdicts below are no changes of one result."]
+    data = [sorted(results.get("environment", {}).get(KEY.dataset, ())) for results in (old, new)]
+    if data[0] and data[1] and data[0] != data[1]:
+        then, now = map(", ".join, data)
+        return [f"OTHER DATA: {then} then, {now} now; the verdicts below are no changes of one result."]
     keys = [{run[KEY.run_key] for run in results["tables"]["runs"]} for results in (old, new)]
     if keys[0] and keys[1] and not keys[0] & keys[1]:
         return ["NO RUN IN COMMON: the earlier report is of other runs; is it the one that was meant (--against)?"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdbench.config.paths import is_file, is_folder
-from kdbench.errors import ConfigError, Parser, RunError
+from kdbench.errors import ConfigError, Parser, RunError, printable
 from kdbench.rundir.files import check_writable
 
 if TYPE_CHECKING:
@@ -77,11 +77,11 @@ def report(arguments: Sequence[str], images: "ImageReader | None" = None) -> int
     for line in made.damaged:
         print(f"kdbench-report: error: {line}", file=sys.stderr)
     for line in (*remark_failed(made.failed), *made.remarks):
-        print(f"note: {line}")
+        print(f"note: {printable(line)}")
     for title, lines in (("plan", made.plan), ("changes", made.changes)):
         if lines:
-            print(f"\n{title}:", *lines, sep="\n")
-    print("", *made.verdict, f"\nreport: {page}", sep="\n")
+            print(f"\n{title}:", *map(printable, lines), sep="\n")
+    print("", *map(printable, made.verdict), f"\nreport: {page}", sep="\n")
     return 1 if made.damaged else 0
 
 

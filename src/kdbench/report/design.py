@@ -154,9 +154,8 @@ class Design:
 
     @property
     def residual_std(self) -> float:
-        """Standard deviation of a run within its arm and seed, pooled over all blocks, points; NaN without any."""
-        total = sum(float((block.residuals**2).sum()) for block in self.blocks)
-        return math.sqrt(total / self.residual_df) if self.residual_df else NAN
+        """Standard deviation of a run within its arm and seed, over all blocks, points; NaN without variation."""
+        return math.sqrt(pool(self.blocks)[0])
 
     @cached_property
     def poolable(self) -> list[Block]:
@@ -166,20 +165,21 @@ class Design:
 
     @cached_property
     def pooled(self) -> tuple[float, int]:
-        """Residual variance of the poolable blocks and its degrees of freedom; (NaN, 0) without any."""
-        blocks = self.poolable
-        df = sum(block.df for block in blocks)
-        return (sum(float((block.residuals**2).sum()) for block in blocks) / df, df) if df else (NAN, 0)
+        """Residual variance of the poolable blocks and its degrees of freedom; NaN without any."""
+        return pool(self.poolable)
 
     @cached_property
     def p_homogeneity(self) -> float:
-        """P of Bartlett's test that all arms of the poolable blocks have one residual variance; NaN for one baseline
-        with one arm, which have nothing to compare.
+        """P of Bartlett's test that all arms of the poolable blocks have one residual variance; NaN without two spreads
+        to compare, such as for one baseline with one arm.
 
         Source: Bartlett 1937, Proceedings of the Royal Society A 160.
         """
-        variances, freedom = (np.concatenate(parts) for parts in zip(*(b.spreads for b in self.poolable), strict=True))
-        return float(bartlett(variances[None], freedom)[0]) if len(freedom) > 1 else NAN
+        spreads = [block.spreads for block in self.poolable]
+        if sum(len(freedom) for _, freedom in spreads) < 2:
+            return NAN
+        variances, freedom = (np.concatenate(parts) for parts in zip(*spreads, strict=True))
+        return float(bartlett(variances[None], freedom)[0])
 
     @cached_property
     def of_blocks(self) -> Analysis:
@@ -210,6 +210,14 @@ class Design:
         if self.analysis == Analysis.AUTO and own.se > se:
             se = own.se
         return Estimate(Analysis.BLOCKS, own.difference, se, df)
+
+
+def pool(blocks: Sequence[Block]) -> tuple[float, int]:
+    """Return the residual variance of blocks and its degrees of freedom; NaN where nothing but rounding varies."""
+    df = sum(block.df for block in blocks)
+    if not any(varies(block.residuals.ravel().tolist()) for block in blocks):
+        return NAN, df
+    return sum(float((block.residuals**2).sum()) for block in blocks) / df, df
 
 
 def contrasts_of(gains: Sequence[tuple[Block, int]], weights: Sequence[float]) -> list[tuple[Block, Floats]]:

@@ -59,10 +59,25 @@ def estimate_gain(gain: Gain, placed: PlacedDesign) -> Estimate:
         return crossed_estimate(crossed)
     if (place := placed.place(gain)) is not None:
         return placed.design.compare([place], [1.0])
-    groups = [*gain.groups, gain.baseline]
-    if not all(are_replicates(group.seeds) for group in groups) or (gain.is_pooled and share_seeds(gain.groups)):
+    if depends_on_shared(gain):
         return Estimate(Analysis.WELCH, gain.delta, math.nan, math.nan)
     return welch
+
+
+def depends_on_shared(gain: Gain) -> bool:
+    """Return whether runs of a gain share teachers, or seeds beyond their pairs: they are no independent samples."""
+    groups = [*gain.groups, *([gain.baseline] if gain.baseline else [])]
+    shares = gain.is_pooled and share_seeds(gain.groups)
+    return shares or gain.crossed is not None or not all(are_replicates(group.seeds) for group in groups)
+
+
+def why_untested(gain: Gain) -> str:
+    """Return why a gain with a baseline has no test, in words."""
+    if min(len(gain.values), len(gain.base_values)) < 2:
+        return "one seed only"
+    if gain.crossed is None and depends_on_shared(gain):
+        return "seeds that are no independent samples (repeated, crossed in part, or shared by teachers)"
+    return "no variation over seeds"
 
 
 def estimate_interaction(a: Gain, b: Gain, placed: PlacedDesign) -> Estimate:
@@ -76,7 +91,7 @@ def estimate_interaction(a: Gain, b: Gain, placed: PlacedDesign) -> Estimate:
     places = [placed.place(gain) for gain in (a, b)]
     if places[0] is not None and places[1] is not None:
         return placed.design.compare([places[0], places[1]], [1.0, -1.0])
-    if a.is_pooled or b.is_pooled or any(math.isnan(estimate_gain(gain, placed).se) for gain in (a, b)):
+    if any(depends_on_shared(gain) or math.isnan(estimate_gain(gain, placed).se) for gain in (a, b)):
         return Estimate(Analysis.WELCH, welch.difference, math.nan, math.nan)
     return welch
 
@@ -90,7 +105,11 @@ def estimate_capacity(of_a: Sequence[Gain], of_b: Sequence[Gain], placed: Placed
         places = [place for gain in gains if (place := placed.place(gain)) is not None]
         if len(places) == len(gains):
             return placed.design.compare(places, weights)
-        if any(gain.is_pooled for gain in gains) or any(math.isnan(estimate_gain(gain, placed).se) for gain in gains):
+        crossed = [gain.crossed for gain in gains]
+        whole = [differences for differences in crossed if differences is not None]
+        if len(whole) == len(gains) and all(are_alike(gains[0], gain) for gain in gains):
+            return crossed_estimate(np.sum([w * own for w, own in zip(weights, whole, strict=True)], axis=0))
+        if any(depends_on_shared(gain) or math.isnan(estimate_gain(gain, placed).se) for gain in gains):
             return Estimate(Analysis.WELCH, value, math.nan, math.nan)
     arms: dict[Any, tuple[Sequence[float], float]] = {}
     for gain, weight in zip(gains, weights, strict=True):

@@ -63,13 +63,14 @@ def compute_fidelity(runs: pd.DataFrame, groups: Sequence[RunGroup], gains: Sequ
             teachers[key] = find_teacher(gain.group.shared, runs, groups)
         teacher = teachers.get(key)
         if key and teacher is None and any(predictions_in(folder) for folder in gain.group.runs.path):
-            alone.setdefault(gain.group.shared.teacher, []).append(gain.group.name)
+            name = f"{gain.group.shared.teacher} (seed {gain.group.shared.teacher_seed})"
+            alone.setdefault(name, []).append(gain.group.name)
         rows.append(fidelity_row(gain, teacher, divergence))
         if teacher and teacher.slope and is_far(gain, teacher.slope):
             far.append(gain.group.name)
     remarks += [
-        f"the logits of the teacher {teacher} are not here, so the baselines of {len(names)} "
-        f"group{'s have' if len(names) > 1 else ' has'} no agreement with it: {'; '.join(first_lines(names))}"
+        f"the logits of the teacher {teacher} are not here, so that baselines have no agreement with it beside "
+        f"{len(names)} group{'s' if len(names) > 1 else ''}: {'; '.join(first_lines(names))}"
         for teacher, names in alone.items()
     ]
     if far:
@@ -106,7 +107,7 @@ def remark_missing(groups: Sequence[RunGroup], gains: Sequence[Gain]) -> list[st
 
 
 def remark_other_images(groups: Sequence[RunGroup]) -> list[str]:
-    """Remark on runs whose logits are of other labels or numbers of classes than those of most runs of their data."""
+    """Remark on runs whose logits are of other labels, images or classes than those of most runs of their data."""
     found: dict[str | None, list[tuple[Predictions, list[str]]]] = {}
     for group in groups:
         for run in group.rows:

@@ -15,6 +15,8 @@ from kdbench.report.columns import GAINS, row
 from kdbench.report.groups import COMPARED, METHOD, STUDENT, RunGroup, columns_of, key_text
 
 POOLED = "pooled"
+Seeds = tuple[int | None, int | None]
+"""Initialisation and data seed of a run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,11 @@ class Gain:
     def is_paired(self) -> bool:
         """True if both arms have exactly the same seeds."""
         return self.baseline is not None and not self.is_pooled and self.group.seeds == self.baseline.seeds
+
+    @property
+    def is_complete(self) -> bool:
+        """True for a pooled gain that has a test: a table without gaps, or teachers that share no seed."""
+        return self.crossed is not None or not share_seeds(self.members)
 
     @property
     def crossed(self) -> NDArray[np.float64] | None:
@@ -108,20 +115,22 @@ def compute_gains(groups: Sequence[RunGroup]) -> list[Gain]:
     compared = [group for group in groups if group.shared.role in COMPARED]
     for _, members in group_by(compared, lambda group: settings(group, (*STUDENT, *METHOD))):
         own = [compute_gain(group, groups) for group in members]
-        gains += own
         seeds = {group.shared.teacher_seed for group in members}
         bases = {key_text(gain.baseline and gain.baseline.runs.run_key.tolist()) for gain in own}
         if len(members) > 1 and len(seeds) == len(members) and None not in seeds and len(bases) == 1:
-            gains[-len(own) :] = [replace(gain, is_summarised=True) for gain in own]
-            gains.append(pool_teachers(members, own[0]))
+            pooled = pool_teachers(members, own[0])
+            summarised = {group.shared.teacher_seed for group in pooled.members} if pooled.is_complete else set()
+            own = [replace(gain, is_summarised=gain.teacher_seed in summarised) for gain in own]
+            own.append(pooled)
+        gains += own
     return gains
 
 
 def pool_teachers(members: Sequence[RunGroup], first: Gain) -> Gain:
-    """Return the gain over several teachers: over the seeds that each of them and the baseline have, if some lack.
+    """Return the gain over several teachers.
 
     Runs of one seed are alike for all teachers, so only a complete table of teachers and seeds has a test, or teachers
-    that share no seed.
+    that share no seed. Where runs are missing, it is over the largest complete table.
 
     Args:
         members: group of each teacher.
@@ -129,30 +138,53 @@ def pool_teachers(members: Sequence[RunGroup], first: Gain) -> Gain:
     """
     baseline, remark = first.baseline, "n is the number of teachers"
     if baseline and any(group.seeds != baseline.seeds for group in members) and share_seeds(members):
-        common = [pair for pair in baseline.seeds if all(pair in group.seeds for group in members)]
-        if len(common) > 1:
-            members = [with_seeds(group, common) for group in members]
+        kept, common = largest_table(members, baseline)
+        if common:
+            left_out = [f"teacher_seed={g.shared.teacher_seed}" for g in members if g not in kept]
+            members = [with_seeds(group, common) for group in kept]
             baseline = with_seeds(baseline, common)
-            seeds = ", ".join(map(str, baseline.runs.seed))
-            remark += f"; over seeds {seeds} alone, which the baseline and every teacher's runs have"
+            remark += f"; over seeds {name_seeds(common)} alone, since runs are missing"
+            remark += f", and without {', '.join(left_out)}" if left_out else ""
         else:
-            remark += "; no test: fewer than two seeds are those of the baseline and of every teacher's runs"
+            remark += "; no independent samples: they share seeds, and fewer than two that the baseline has"
     means = [float(np.mean(group.accuracies)) for group in members]
     setting = " ".join(part for part in first.setting.split() if not part.startswith("teacher_"))
     pooled = f"{setting} {len(members)} teachers pooled".strip()
     return Gain(members[0], baseline, means, POOLED, pooled, remark, members)
 
 
-def with_seeds(group: RunGroup, seeds: Sequence[tuple[int | None, int | None]]) -> RunGroup:
+def largest_table(members: Sequence[RunGroup], baseline: RunGroup) -> tuple[Sequence[RunGroup], Sequence[Seeds]]:
+    """Return the teachers and seeds of the largest table without gaps: two or more of each, the seeds replicates or a
+    complete crossing; of equal ones that with more teachers. No seeds if there is none."""
+    best: tuple[Sequence[RunGroup], Sequence[Seeds]] = members, []
+    by_seeds = sorted(members, key=lambda group: -len(set(group.seeds) & set(baseline.seeds)))
+    for count in range(len(members), 1, -1):
+        kept = [group for group in members if group in by_seeds[:count]]
+        common = [pair for pair in baseline.seeds if all(pair in group.seeds for group in kept)]
+        is_table = len(common) > 1 and (are_replicates(common) or crossing(common) is not None)
+        if is_table and count * len(common) > len(best[0]) * len(best[1]):
+            best = kept, common
+    return best
+
+
+def with_seeds(group: RunGroup, seeds: Sequence[Seeds]) -> RunGroup:
     """Return the runs of a group that have some seeds."""
     return replace(group, runs=group.runs[group.runs.seeds.isin(seeds)])
 
 
+def name_seeds(seeds: Sequence[Seeds]) -> str:
+    """Return seeds as text: a number where initialisation and data seed are equal, else both."""
+    return ", ".join(str(init) if init == data else f"{init}/{data}" for init, data in seeds)
+
+
 def share_seeds(groups: Sequence[RunGroup]) -> bool:
-    """Return whether runs of several groups have the same initialisation or data seed."""
+    """Return whether runs of several groups have equal seeds: both, or one of two that vary."""
+    pairs = [pair for group in groups for pair in set(group.seeds)]
+    if len(set(pairs)) < len(pairs):
+        return True
     for which in (0, 1):
-        numbers = [pair[which] for group in groups for pair in {own[which]: own for own in group.seeds}.values()]
-        if len(set(numbers)) < len(numbers):
+        numbers = [number for group in groups for number in {pair[which] for pair in group.seeds}]
+        if 1 < len(set(numbers)) < len(numbers):
             return True
     return False
 

@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
+from kdbench.metrics.probability import Ints
 from kdbench.report.design import Estimate
 from kdbench.report.predictions import predictions_in, same_images
 from kdbench.report.statistics import ALPHA
@@ -35,6 +36,8 @@ class Correctness:
     base: Floats
     """[m, N]; with n rows in the order of the same seeds where the arms are paired."""
     is_paired: bool
+    labels: Ints
+    """True classes of the images, [N]."""
 
     @property
     def gain(self) -> Floats:
@@ -109,10 +112,10 @@ def image_variances(parts: Sequence[Correctness], weights: Sequence[float]) -> t
     return 1e4 * whole / images, 1e4 * max(0.0, whole - noise) / images
 
 
-def correctness_of(runs: pd.DataFrame) -> Floats | None:
-    """Return the correctness [n, N] of some runs, or None if one has no logits, or has other images."""
+def correctness_of(runs: pd.DataFrame) -> tuple[Floats, Ints] | None:
+    """Return the correctness [n, N] of some runs with the labels [N]; None if one has no logits, or other images."""
     found = [predictions_in(path) for path in runs.path]
     known = [own for own in found if own is not None]
     if not known or len(known) < len(found) or not all(same_images(own, known[0]) for own in known):
         return None
-    return np.array([own.correct for own in known], dtype=np.float64)
+    return np.array([own.correct for own in known], dtype=np.float64), known[0].labels

@@ -66,10 +66,11 @@ def correctness_parts(gain: Gain) -> Correctness | None:
     base = correctness_of(gain.baseline.runs)
     runs = [correctness_of(group.runs) for group in gain.groups]
     known = [own for own in runs if own is not None]
-    if base is None or len(known) < len(runs) or any(own.shape[1] != base.shape[1] for own in known):
+    if base is None or len(known) < len(runs) or not all(np.array_equal(labels, base[1]) for _, labels in known):
         return None
     is_paired = all(group.seeds == gain.baseline.seeds for group in gain.groups)
-    return Correctness(np.concatenate(known), np.tile(base, (len(known), 1)) if is_paired else base, is_paired)
+    of_base = np.tile(base[0], (len(known), 1)) if is_paired else base[0]
+    return Correctness(np.concatenate([own for own, _ in known]), of_base, is_paired, base[1])
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ def fill_family(
             low, high = estimate.interval(1 - joint)
             cells |= row(joint_low=low, joint_high=high)
         if estimate.analysis != Analysis.CROSSED and estimate.se > 0 and not gain.is_pooled:
-            cells |= power_cells(rule_for(rule, estimate), min(n, len(gain.base_values)), placed, gains)
+            is_placed = placed.place(gain) is not None
+            cells |= power_cells(rule_for(rule, estimate, is_placed), min(n, len(gain.base_values)), placed, gains)
         for name, value in cells.items():
             added.loc[i, name] = value
 
@@ -182,20 +184,21 @@ def with_usual_spread(estimate: Estimate, place: tuple[Block, int] | None, desig
     return replace(estimate, se=design.residual_std * math.sqrt(2 / place[0].n))
 
 
-def rule_for(rule: RulePower, estimate: Estimate) -> RulePower:
-    """Return the rule for an estimate: Welch's test where no arm has a block."""
-    if rule.arms and (estimate.analysis != Analysis.WELCH or rule.analysis == Analysis.AUTO):
+def rule_for(rule: RulePower, estimate: Estimate, is_placed: bool) -> RulePower:
+    """Return the rule for an estimate: Welch's test where an arm has no block."""
+    if is_placed and rule.arms and (estimate.analysis != Analysis.WELCH or rule.analysis == Analysis.AUTO):
         return rule
     return RulePower((), rule.family, Analysis.WELCH, rule.interaction)
 
 
-def spread_of(placed: PlacedDesign, gains: Sequence[Gain], n: int) -> tuple[float, int]:
-    """Return the standard deviation that a test of n seeds is up against, and its degrees of freedom.
+def spread_of(rule: RulePower, placed: PlacedDesign, gains: Sequence[Gain], n: int) -> tuple[float, int]:
+    """Return the standard deviation that a rule's test of n seeds is up against, and its degrees of freedom.
 
     Within arm and seed where the test pairs, else within the arms.
     """
     design = placed.design
-    if design.residual_df and (design.analysis in (Analysis.BLOCKS, Analysis.PAIRED) or n >= FEWEST_SEEDS):
+    pairs = rule.arms and rule.analysis != Analysis.WELCH
+    if pairs and design.residual_df and (design.analysis in (Analysis.BLOCKS, Analysis.PAIRED) or n >= FEWEST_SEEDS):
         return design.residual_std, design.residual_df
     arms: list[Sequence[float]] = [column.tolist() for block in design.blocks for column in block.values.T]
     if not arms:
@@ -213,8 +216,8 @@ def power_cells(rule: RulePower, n: int, placed: PlacedDesign, gains: Sequence[G
         placed: design of the report.
         gains: gains whose arms give the spread where there are no blocks.
     """
-    spread = spread_of(placed, gains, n)
-    return power_at(rule, n, spread, spread_of(placed, gains, FEWEST_SEEDS)) if spread[0] > 0 and n >= 2 else {}
+    spread, later = (spread_of(rule, placed, gains, seeds) for seeds in (n, FEWEST_SEEDS))
+    return power_at(rule, n, spread, later) if spread[0] > 0 and n >= 2 else {}
 
 
 @lru_cache(maxsize=1024)
@@ -268,7 +271,8 @@ def add_primary_to_interactions(
             a, b = pairs[i]
             if estimates[i].analysis != Analysis.CROSSED and estimates[i].se > 0 and not a.is_pooled:
                 n = min(len(arm) for gain in (a, b) for arm in (gain.values, gain.base_values))
-                own = power_cells(rule_for(rule, estimates[i]), n, placed, [a, b])
+                are_placed = placed.place(a) is not None and placed.place(b) is not None
+                own = power_cells(rule_for(rule, estimates[i], are_placed), n, placed, [a, b])
                 for name, value in own.items():
                     added.loc[added.index[i], name] = value
     return finished(table, added)
@@ -283,7 +287,8 @@ def cells_of(estimate: Estimate, parts: Sequence[Correctness | None], weights: S
         images_low=math.nan, images_high=math.nan, p_images=math.nan,
     )  # fmt: skip
     known = [part for part in parts if part is not None]
-    if len(known) < len(parts) or len({part.runs.shape[1] for part in known}) != 1 or not estimate.se > 0:
+    same = all(np.array_equal(part.labels, known[0].labels) for part in known)
+    if len(known) < len(parts) or not same or not estimate.se > 0:
         return cells
     whole, own = image_variances(known, weights)
     both = WithImages(estimate, math.sqrt(own))

@@ -71,7 +71,7 @@ def read_runs(paths: Sequence[Path]) -> FoundRuns:
     remarks += remark_unfinished(unfinished)
     if not rows:
         others = first_lines([*damaged, *remark_failed(failed), *remarks])
-        remedy = "repeat these runs, or give" if others else "give run directories, or"
+        remedy = "complete or repeat these runs, or give" if others else "give run directories, or"
         raise ConfigError(
             f"no complete run under {', '.join(map(str, paths))}; "
             f"{'; '.join([*others, f'{remedy} a folder that holds complete ones such as outputs/runs'])}",
@@ -85,11 +85,20 @@ def read_runs(paths: Sequence[Path]) -> FoundRuns:
     return FoundRuns(runs, damaged, remarks, failed)
 
 
-@lru_cache(maxsize=2048)
 def read_history(folder: Path) -> "pd.Series[float] | None":
     """Return validation accuracy by epoch, or None where there is no readable metrics.csv."""
     try:
-        return pd.read_csv(folder / METRICS).set_index("epoch")["val_acc"].astype(float)
+        stat = (folder / METRICS).stat()
+    except OSError:
+        return None
+    return read_metrics(folder / METRICS, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=2048)
+def read_metrics(file: Path, mtime_ns: int, size: int) -> "pd.Series[float] | None":
+    """Return validation accuracy by epoch, or None if the file cannot be read; a file written anew is read anew."""
+    try:
+        return pd.read_csv(file).set_index("epoch")["val_acc"].astype(float)
     except (OSError, ValueError, KeyError):
         return None
 

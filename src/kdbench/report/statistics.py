@@ -184,11 +184,11 @@ def fewest(power: Callable[[int], float], guess: int = 2) -> int | None:
         guess: n at which the search begins; the nearer it is, the fewer powers are computed.
     """
     step, low, high = 1, guess - 1, guess
-    while power(high) < POWER:
-        low, high, step = high, high + step, 2 * step
-        if high > MOST_SEEDS:
+    while not power(high) >= POWER:
+        if high == MOST_SEEDS:
             return None
-    while low > 1 and power(low) >= POWER:
+        low, high, step = high, min(high + step, MOST_SEEDS), 2 * step
+    while step == 1 and low > 1 and power(low) >= POWER:  # the guess was large enough
         high, low = low, max(1, low - (high - low) * 2)
     while high - low > 1:
         middle = (low + high) // 2

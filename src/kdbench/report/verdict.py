@@ -9,7 +9,7 @@ import pandas as pd
 from kdbench.report import statistics as st
 from kdbench.report.columns import P, format_value
 from kdbench.report.design import FEWEST_SEEDS, Analysis
-from kdbench.report.estimates import PlacedDesign
+from kdbench.report.estimates import PlacedDesign, depends_on_shared, why_untested
 from kdbench.report.failures import FailedRun
 from kdbench.report.gains import Gain
 from kdbench.report.groups import DISTILLED
@@ -47,7 +47,7 @@ def verdict(
     counted = [gain for gain, primary in zip(gains, is_primary, strict=True) if primary]
     table = gains_table[is_primary]
     of_interest = interactions[(interactions.role == DISTILLED) & (interactions.family == PRIMARY)]
-    lines = [*judge_gains(table), *limits]
+    lines = [*judge_gains(counted, table), *limits]
     if table.p_adjusted.notna().any():
         lines += describe_size(table[true_rows(table.significant)])
     lines += [*judge_interactions(of_interest), *judge_capacity(capacity)]
@@ -59,7 +59,7 @@ def verdict(
     return lines
 
 
-def judge_gains(table: pd.DataFrame) -> list[str]:
+def judge_gains(gains: Sequence[Gain], table: pd.DataFrame) -> list[str]:
     """Return how many gains are significant and which, and how many have no test."""
     computed, tested = int(table.delta.notna().sum()), int(table.p_adjusted.notna().sum())
     if not len(table):
@@ -68,7 +68,7 @@ def judge_gains(table: pd.DataFrame) -> list[str]:
         return ["No gain can be computed: no distilled student has its baseline beside it."]
     if not tested:
         return [
-            f"No gain can be tested, of {computed} computed: {why_untested(table)}. "
+            f"No gain can be tested, of {computed} computed: {list_reasons(gains, table)}. "
             "The numbers below are single numbers or means, and prove nothing."
         ]
     significant = table[true_rows(table.significant)]
@@ -76,23 +76,16 @@ def judge_gains(table: pd.DataFrame) -> list[str]:
         f"{len(significant)} of {tested} gains {be(len(significant))} significant after Holm{list_gains(significant)}."
     ]
     if computed > tested:
-        lines.append(
-            f"{computed - tested} more {'have' if computed - tested > 1 else 'has'} no test: {why_untested(table)}."
-        )
+        have = "have" if computed - tested > 1 else "has"
+        lines.append(f"{computed - tested} more {have} no test: {list_reasons(gains, table)}.")
     return lines
 
 
-def why_untested(table: pd.DataFrame) -> str:
-    """Return the reasons why gains of a table have no test, in words."""
-    untested = table[table.delta.notna() & table.p_adjusted.isna()]
-    alone = untested[["n", "n_base"]].min(axis=1) < 2
-    constant = ~alone & untested.p_welch.isna()
-    reasons = {
-        "one seed only": alone,
-        "no variation over seeds": constant,
-        "seeds that are no independent samples (repeated, crossed in part, or shared by teachers)": ~(alone | constant),
-    }
-    return "; ".join(reason for reason, found in reasons.items() if found.any())
+def list_reasons(gains: Sequence[Gain], table: pd.DataFrame) -> str:
+    """Return the reasons why some gains have no test, in words."""
+    untested = (table.delta.notna() & table.p_adjusted.isna()).tolist()
+    reasons = [why_untested(gain) for gain, without in zip(gains, untested, strict=True) if without]
+    return "; ".join(dict.fromkeys(reasons))
 
 
 def judge_equivalence(table: pd.DataFrame, margin: float) -> str:
@@ -121,13 +114,14 @@ def describe_size(significant: pd.DataFrame) -> list[str]:
 def describe_analysis(gains: Sequence[Gain], table: pd.DataFrame, placed: PlacedDesign) -> str:
     """Return the primary analysis with its reason, and the counts by the other ones."""
     kinds = [kind for kind in Analysis if kind in set(table.analysis.dropna())]
-    chosen = "; ".join(reason for kind in kinds for reason in REASONS[kind](gains, placed))
+    by_kind = {kind: [gain for gain, own in zip(gains, table.analysis, strict=True) if own == kind] for kind in kinds}
+    chosen = "; ".join(reason for kind, of in by_kind.items() for reason in REASONS[kind](of, placed))
     declared = placed.design.analysis
     if declared not in (Analysis.AUTO, *kinds):
         chosen += f" (the declared analysis, {OTHERS[declared]}, applies to none of these gains)"
     elif declared in (Analysis.BLOCKS, Analysis.PAIRED) and len(kinds) > 1:
-        chosen += f" where the declared analysis, {OTHERS[declared]}, does not apply"
-    if declared == Analysis.WELCH and any(gain.crossed is not None for gain in gains):
+        chosen += f", where the declared analysis, {OTHERS[declared]}, does not apply"
+    if declared == Analysis.WELCH and any(map(depends_on_shared, gains)):
         chosen += " (which takes what teachers or crossed seeds share as independent, and so finds too much)"
     others = [kind for kind in OTHERS if kind not in kinds]
     counts = [f"{n} by {OTHERS[kind]}" for kind in others if (n := count_significant(gains, placed, kind)) is not None]
@@ -159,15 +153,15 @@ def reasons_for_welch(gains: Sequence[Gain], placed: PlacedDesign) -> list[str]:
         return ["Welch's t-tests, as declared"]
     places = [placed.place(gain) for gain in gains]
     found = []
-    if any(place is not None and place[0].n < FEWEST_SEEDS for place in places):
+    if any(place is not None for place in places):
         found.append(
             f"Welch's t-tests, since fewer than {FEWEST_SEEDS} seeds are too few to pair or to compare spreads"
         )
-    if any(
-        place is None and gain.baseline is not None and gain.crossed is None
-        for place, gain in zip(places, gains, strict=True)
-    ):
+    unplaced = [gain for place, gain in zip(places, gains, strict=True) if place is None]
+    if any(not gain.is_pooled for gain in unplaced):
         found.append("Welch's t-tests, where an arm has other seeds than its baseline")
+    if any(gain.is_pooled for gain in unplaced):
+        found.append("Welch's t-tests over teachers whose students share no seed")
     return found
 
 
@@ -211,7 +205,7 @@ def describe_images(table: pd.DataFrame) -> list[str]:
     if not len(known):
         return [
             f"{about} For other test images the logits of all runs on the same images are "
-            "needed, and some are missing or of others."
+            "needed, and some are missing or belong to others."
         ]
     adjusted = pd.Series(st.holm(known.p_images.astype(float).tolist()))
     count = int((adjusted < st.ALPHA).sum())
@@ -358,7 +352,7 @@ def judge_failures(failed: Sequence[FailedRun], without: Count, with_them: Count
     if with_them is None:
         return [f"{first} The reasons lie in the machine (memory, disk, locks): repeat the runs."]
     if not with_them.tested:
-        return [f"{first} {NOTHING}"]
+        return [f"{first} With them at the accuracy of chance no gain can be tested."]
     losses = (
         f", {with_them.losses} of them {'losses' if with_them.losses > 1 else 'a loss'}" if with_them.losses else ""
     )
@@ -366,9 +360,6 @@ def judge_failures(failed: Sequence[FailedRun], without: Count, with_them: Count
         f"{first} Without them {count_found(without)}; with them at the accuracy of chance (but for those that ended "
         f"for want of memory, disk space or a lock) {with_them.significant} of {with_them.tested}{losses}."
     ]
-
-
-NOTHING = "With them at the accuracy of chance no gain can be tested either."
 
 
 def count_found(count: Count) -> str:

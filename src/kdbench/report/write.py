@@ -18,7 +18,7 @@ from kdbench.report.page import TITLES, page_table
 from kdbench.report.results import Making, environment_of, tables_of, write_results
 from kdbench.report.verdict import sentence
 
-DIRECTION = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+DIRECTION = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Characters that change the direction of text."""
 
 
