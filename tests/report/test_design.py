@@ -261,10 +261,13 @@ def test_exaggeration_is_that_of_a_simulation_of_tests(level):
 
 
 def test_losses_and_interactions_are_named_with_their_direction(tmp_path):
-    for student, gain in (("resnet8", -2.0), ("resnet14", 2.0)):
+    for student, gain, noise in (
+        ("resnet8", -2.0, (0.02, 0, 0.01, 0.03, 0)),
+        ("resnet14", 2.0, (0, 0.02, 0.01, 0, 0.03)),
+    ):
         base = np.array((80.0, 80.1, 80.3, 80.2, 80.15))
         write_group(tmp_path, base, student=student)
-        write_group(tmp_path, base + gain + np.array((0.02, 0, 0.01, 0.03, 0)), student=student, **BY_LOGIT)
+        write_group(tmp_path, base + gain + np.array(noise), student=student, **BY_LOGIT)
     verdict = report_of(tmp_path).verdict
     assert "-1.99 (a loss)" in verdict[0]
     assert any("resnet14 gains 4.00 more than resnet8 by logit from resnet20" in line for line in verdict)
@@ -423,22 +426,24 @@ def test_students_without_a_common_method_and_teacher_are_not_compared(tmp_path)
     assert report_of(tmp_path).capacity_table.empty
 
 
-def test_two_arms_have_one_spread_since_their_residuals_mirror_each_other():
+@pytest.mark.parametrize("arms", [2, 3])
+def test_few_arms_are_paired_since_they_do_not_show_whether_spreads_are_alike(arms):
     random = np.random.default_rng(0)
-    base = random.normal(0, 0.01, (10, 1))
-    one = Design([Block(np.hstack([90 + base, random.normal(91, 1.3, (10, 1))]))], Analysis.AUTO)
-    assert np.isnan(one.p_homogeneity)
-    assert one.of_blocks == Analysis.PAIRED
-    blocks = [blocks_of(random, seeds=8, arms=2, spread=spread) for spread in (1.0, 0.5, 2.0)]
-    differences = [block.values[:, 1] - block.values[:, 0] for block in blocks]
-    assert Design(blocks, Analysis.AUTO).p_homogeneity == pytest.approx(stats.bartlett(*differences).pvalue)
+    small, large = blocks_of(random, arms=arms), Block(90 + np.vstack([np.eye(4), -np.eye(4)]))
+    design = Design([small, large], Analysis.AUTO)
+    assert design.p_homogeneity == pytest.approx(1)  # of the large one alone, whose arms vary alike
+    assert design.compare([(large, 1)], [1.0]).analysis == Analysis.BLOCKS
+    differences = small.values[:, 1] - small.values[:, 0]
+    found = design.compare([(small, 1)], [1.0])
+    assert (found.analysis, found.p) == (Analysis.PAIRED, pytest.approx(stats.ttest_1samp(differences, 0).pvalue))
+    assert design.compare([(small, 1), (large, 1)], [1.0, -1.0]).analysis == Analysis.PAIRED
 
 
 def test_a_report_of_one_arm_beside_its_baseline_claims_no_equal_spreads(tmp_path):
     write_group(tmp_path, (90.0, 90.0, 90.0, 90.0, 90.0))
     write_group(tmp_path, (91.0, 91.9, 90.3, 91.2, 92.8), **BY_LOGIT)
     verdict = report_of(tmp_path).verdict
-    assert any(line.startswith("Primary analysis: paired t-tests over seeds.") for line in verdict)
+    assert any("paired t-tests over seeds, since students with fewer than 3 arms beside" in line for line in verdict)
     assert not any("Bartlett" in line for line in verdict)
 
 

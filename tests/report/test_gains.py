@@ -496,10 +496,10 @@ def test_several_baselines_have_a_remark(tmp_path):
 
 
 def with_control(root):
-    for student in ("resnet8", "resnet14"):
+    for turn, student in enumerate(("resnet8", "resnet14")):
         write_group(root, exactly(90, 0.2), student=student)
-        write_group(root, exactly(92, 0.2, 1), student=student, method="smoothing", role="control")
-        write_group(root, exactly(90.5, 0.2, 2), student=student, **BY_LOGIT)
+        write_group(root, exactly(92, 0.2, 1 + turn), student=student, method="smoothing", role="control")
+        write_group(root, exactly(90.5, 0.2, 2 + turn), student=student, **BY_LOGIT)
 
 
 def test_a_control_has_a_gain_but_is_no_distilled_gain(tmp_path):

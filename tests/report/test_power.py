@@ -96,12 +96,12 @@ def test_the_report_states_the_power_of_its_own_rule(tmp_path):
     assert row.needed_0p2 > row.seeds_for_0p2
 
 
-@pytest.mark.parametrize("arms", [(2,), (2, 2, 2)])
-def test_blocks_of_two_arms_are_simulated_by_the_rule_of_the_design(arms):
+@pytest.mark.parametrize("arms", [(2,), (3, 3), (4, 4), (5,)])
+def test_reports_are_simulated_by_the_rule_of_the_design(arms):
     random, n, found = np.random.default_rng(0), 8, []
     ratio = RulePower(arms, 1, Analysis.AUTO).detectable(n)
     for _ in range(600):
-        blocks = [Block(random.standard_normal((n, 2))) for _ in arms]
+        blocks = [Block(random.standard_normal((n, size))) for size in arms]
         blocks[0].values[:, 1] += ratio
         found.append(Design(blocks, Analysis.AUTO).compare([(blocks[0], 1)], [1.0]).p < 0.05)
     assert np.mean(found) == pytest.approx(0.8, abs=0.05)

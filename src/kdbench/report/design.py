@@ -4,9 +4,9 @@ Arms of one student share first weights and order of images, seed by seed, so se
 
 1. Rows over several teachers, or over crossed seeds, are `crossed`: every factor is a random sample of its kind.
 2. An arm whose seeds are not those of its baseline has no blocks: `welch`.
-3. With `FEWEST_SEEDS` seeds or more, where Bartlett's test does not find the arms' spreads different, `blocks`: one
-   residual variance pooled over all arms, or the variance of the comparison's own paired differences if that is larger.
-   Otherwise `paired`: the paired t-test over seeds, which is valid whatever the spreads are.
+3. With `FEWEST_SEEDS` seeds and `FEWEST_ARMS` arms or more, where Bartlett's test does not find the arms' spreads
+   different, `blocks`: one residual variance pooled over all such arms, or the variance of the comparison's own paired
+   differences if that is larger. Otherwise `paired`: the paired t-test over seeds, valid whatever the spreads are.
 4. With fewer seeds a pairing has too few degrees of freedom, and no test can tell whether spreads are equal: `welch`.
 
 Step 3 reads spreads and never a difference or a p. Values are accuracies in per cent.
@@ -47,12 +47,16 @@ WORDS = {
 """Analyses of rows in words."""
 FEWEST_SEEDS = 5
 """Fewest seeds per arm for pooled variances: with fewer, no test can tell whether the arms' spreads differ."""
+FEWEST_ARMS = 4
+"""Fewest arms of a student, its baseline included, for pooled variances: fewer arms do not show whether one of them
+varies more than the others."""
 MANY_SEEDS = 8
 
 RULE = (
     "rows over several teachers or crossed seeds: all factors crossed; arms without the seeds of the baseline, or with "
-    f"fewer than {FEWEST_SEEDS}: Welch's t-test; else seeds as blocks over all arms where Bartlett's test finds the "
-    f"arms' spreads alike (level 0.7, from {MANY_SEEDS} seeds on 0.3), else the paired t-test; never by the p of a gain"
+    f"fewer than {FEWEST_SEEDS}: Welch's t-test; else, for students with {FEWEST_ARMS} arms or more, seeds as "
+    f"blocks over these arms where Bartlett's test finds their spreads alike (level 0.7, from {MANY_SEEDS} seeds on "
+    "0.3); else the paired t-test; never by the p of a gain"
 )
 """The rule of `auto` in a sentence, for plans."""
 
@@ -124,12 +128,9 @@ class Block:
         return (self.n - 1) * (self.arms - 1)
 
     @property
-    def spreads(self) -> tuple[Floats, Floats]:
-        """Residual variance of each arm with (n - 1)(K - 1) / K degrees of freedom; of two arms, whose residuals mirror
-        each other, one for both."""
-        count = self.arms if self.arms > 2 else 1
-        freedom = np.full(count, self.df / count)
-        return (self.residuals**2).reshape(self.n, count, -1).sum(axis=(0, 2)) / freedom, freedom
+    def arm_variances(self) -> Floats:
+        """Residual variance of each arm, with (n - 1)(K - 1) / K degrees of freedom."""
+        return (self.residuals**2).sum(axis=0) / (self.df / self.arms)
 
     @property
     def correlation(self) -> float:
@@ -160,8 +161,9 @@ class Design:
     @cached_property
     def poolable(self) -> list[Block]:
         """Blocks over which the residual variance is pooled."""
-        fewest = 2 if self.analysis == Analysis.BLOCKS else FEWEST_SEEDS
-        return [block for block in self.blocks if block.n >= fewest]
+        if self.analysis == Analysis.BLOCKS:
+            return list(self.blocks)
+        return [block for block in self.blocks if block.n >= FEWEST_SEEDS and block.arms >= FEWEST_ARMS]
 
     @cached_property
     def pooled(self) -> tuple[float, int]:
@@ -170,15 +172,15 @@ class Design:
 
     @cached_property
     def p_homogeneity(self) -> float:
-        """P of Bartlett's test that all arms of the poolable blocks have one residual variance; NaN without two spreads
-        to compare, such as for one baseline with one arm.
+        """P of Bartlett's test that all arms of the poolable blocks have one residual variance; NaN without any.
 
         Source: Bartlett 1937, Proceedings of the Royal Society A 160.
         """
-        spreads = [block.spreads for block in self.poolable]
-        if sum(len(freedom) for _, freedom in spreads) < 2:
+        blocks = self.poolable
+        if not blocks:
             return NAN
-        variances, freedom = (np.concatenate(parts) for parts in zip(*spreads, strict=True))
+        variances = np.concatenate([block.arm_variances for block in blocks])
+        freedom = np.concatenate([np.full(block.arms, block.df / block.arms) for block in blocks])
         return float(bartlett(variances[None], freedom)[0])
 
     @cached_property
@@ -204,7 +206,7 @@ class Design:
             return unpaired_estimate(parts)
         own = paired_estimate([block.values @ contrast for block, contrast in parts])
         variance, df = self.pooled
-        if self.of_blocks != Analysis.BLOCKS:
+        if self.of_blocks != Analysis.BLOCKS or any(block not in self.poolable for block, _ in parts):
             return own
         se = math.sqrt(sum(float((contrast**2).sum()) * variance / block.n for block, contrast in parts))
         if self.analysis == Analysis.AUTO and own.se > se:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kdbench.report.design import Analysis, Block, Design, Estimate, crossed_estimate, welch_estimate
+from kdbench.report.design import FEWEST_ARMS, Analysis, Block, Design, Estimate, crossed_estimate, welch_estimate
 from kdbench.report.gains import Gain, are_replicates, share_seeds
 
 NOT_TESTED = Estimate(Analysis.WELCH, math.nan, math.nan, math.nan)
@@ -30,6 +30,11 @@ class PlacedDesign:
     def arms(self) -> tuple[int, ...]:
         """Columns of each block."""
         return tuple(block.arms for block in self.design.blocks)
+
+    def alike(self, arms: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the columns of those blocks that the rule treats as most of the report's: the larger ones if any."""
+        large = tuple(size for size in arms if size >= FEWEST_ARMS)
+        return (large or arms) if self.design.analysis == Analysis.AUTO else arms
 
 
 def place_gains(gains: Sequence[Gain], analysis: Analysis) -> PlacedDesign:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from kdbench.report.design import FEWEST_SEEDS, Analysis, bartlett, homogeneity_level
+from kdbench.report.design import FEWEST_ARMS, FEWEST_SEEDS, Analysis, bartlett, homogeneity_level
 from kdbench.report.statistics import ALPHA, CERTAIN, MOST_SEEDS, POWER, fewest
 
 Floats = NDArray[np.float64]
@@ -81,7 +81,8 @@ def simulate(arms: tuple[int, ...], n: int, analysis: Analysis, interaction: boo
     """Return simulated gains, or the interaction of the first gains of the first two blocks, always the same numbers.
 
     Args:
-        arms: columns of each block, the baseline included.
+        arms: columns of each block, the baseline included; by `auto` none is pooled if one has fewer than
+            `FEWEST_ARMS`.
         n: seeds per arm, at least 2.
         analysis: choice of the report; `welch` has no blocks and is not simulated.
         interaction: difference of two gains in place of the gains.
@@ -107,7 +108,9 @@ def simulate(arms: tuple[int, ...], n: int, analysis: Analysis, interaction: boo
     if n < FEWEST_SEEDS:
         variances = np.einsum("rkk->rk", scatter) / (n - 1)
         return Draws(noise, *unpaired(variances, arms, n, interaction))
-    freedom = np.concatenate([np.full(k, (n - 1) * (k - 1) / k) if k > 2 else [n - 1.0] for k in arms])
+    if min(arms) < FEWEST_ARMS:
+        return Draws(noise, *paired)
+    freedom = np.repeat([(n - 1) * (k - 1) / k for k in arms], arms)
     alike = (bartlett(totals / freedom, freedom) >= homogeneity_level(n))[:, None]
     se = np.where(alike, np.sqrt(np.maximum(pooled, own) / n), paired[0])
     return Draws(noise, se, np.where(alike, float(df), paired[1]))
@@ -140,16 +143,12 @@ def wishart(random: np.random.Generator, draws: int, columns: int, df: int) -> F
 
 
 def residual_sums(scatter: Floats, arms: tuple[int, ...]) -> Floats:
-    """Return each arm's sum of squares [R, K] after the means of arm and seed, from scatter around the arms' means.
-
-    Two arms of a block, whose residuals mirror each other, have one sum.
-    """
+    """Return each arm's sum of squares [R, K] after the means of arm and seed, from scatter around the arms' means."""
     sums, first = [], 0
     for size in arms:
         block = scatter[:, first : first + size, first : first + size]
         rows = block.mean(axis=2)
-        own = np.einsum("rkk->rk", block) - 2 * rows + rows.mean(axis=1, keepdims=True)
-        sums.append(own if size > 2 else own.sum(axis=1, keepdims=True))
+        sums.append(np.einsum("rkk->rk", block) - 2 * rows + rows.mean(axis=1, keepdims=True))
         first += size
     return np.concatenate(sums, axis=1)
 

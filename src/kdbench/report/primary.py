@@ -15,7 +15,7 @@ import pandas as pd
 
 from kdbench.report import statistics as st
 from kdbench.report.columns import CAPACITY, row
-from kdbench.report.design import FEWEST_SEEDS, Analysis, Block, Design, Estimate
+from kdbench.report.design import FEWEST_ARMS, FEWEST_SEEDS, Analysis, Block, Design, Estimate
 from kdbench.report.estimates import PlacedDesign, estimate_capacity, estimate_gain, estimate_interaction
 from kdbench.report.gains import Gain, decide
 from kdbench.report.groups import CONTROL
@@ -152,8 +152,8 @@ def fill_family(
     )
     tested = sum(estimate.se > 0 for estimate in estimates)
     in_blocks = [placed.place(gain) for gain in gains]
-    sizes = tuple(1 + sum(p is not None and p[0] is block for p in in_blocks) for block in placed.design.blocks)
-    arms = tuple(size for size in sizes if size > 1)
+    sizes = [1 + sum(p is not None and p[0] is block for p in in_blocks) for block in placed.design.blocks]
+    arms = placed.alike(tuple(size for size in sizes if size > 1))
     others = tested - sum(size - 1 for size in arms)
     rule = RulePower(placed.arms, tested, placed.design.analysis)
     level = st.ALPHA / max(1, tested)
@@ -168,8 +168,8 @@ def fill_family(
             low, high = estimate.interval(1 - joint)
             cells |= row(joint_low=low, joint_high=high)
         if estimate.analysis != Analysis.CROSSED and estimate.se > 0 and not gain.is_pooled:
-            is_placed = placed.place(gain) is not None
-            cells |= power_cells(rule_for(rule, estimate, is_placed), min(n, len(gain.base_values)), placed, gains)
+            own_rule = rule_for(rule, estimate, placed, [gain])
+            cells |= power_cells(own_rule, min(n, len(gain.base_values)), placed, gains)
         for name, value in cells.items():
             added.loc[i, name] = value
 
@@ -184,10 +184,12 @@ def with_usual_spread(estimate: Estimate, place: tuple[Block, int] | None, desig
     return replace(estimate, se=design.residual_std * math.sqrt(2 / place[0].n))
 
 
-def rule_for(rule: RulePower, estimate: Estimate, is_placed: bool) -> RulePower:
-    """Return the rule for an estimate: Welch's test where an arm has no block."""
-    if is_placed and rule.arms and (estimate.analysis != Analysis.WELCH or rule.analysis == Analysis.AUTO):
-        return rule
+def rule_for(rule: RulePower, estimate: Estimate, placed: PlacedDesign, gains: Sequence[Gain]) -> RulePower:
+    """Return the rule for an estimate of some gains: Welch's test where an arm has no block."""
+    places = [placed.place(gain) for gain in gains]
+    own = tuple(place[0].arms for place in places if place)
+    if len(own) == len(gains) and (estimate.analysis != Analysis.WELCH or rule.analysis == Analysis.AUTO):
+        return replace(rule, arms=own if min(own) < FEWEST_ARMS else placed.alike(placed.arms))
     return RulePower((), rule.family, Analysis.WELCH, rule.interaction)
 
 
@@ -271,8 +273,7 @@ def add_primary_to_interactions(
             a, b = pairs[i]
             if estimates[i].analysis != Analysis.CROSSED and estimates[i].se > 0 and not a.is_pooled:
                 n = min(len(arm) for gain in (a, b) for arm in (gain.values, gain.base_values))
-                are_placed = placed.place(a) is not None and placed.place(b) is not None
-                own = power_cells(rule_for(rule, estimates[i], are_placed), n, placed, [a, b])
+                own = power_cells(rule_for(rule, estimates[i], placed, [a, b]), n, placed, [a, b])
                 for name, value in own.items():
                     added.loc[added.index[i], name] = value
     return finished(table, added)

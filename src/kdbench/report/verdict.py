@@ -1,6 +1,5 @@
 """Conclusions from the numbers, as sentences."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import pandas as pd
 
 from kdbench.report import statistics as st
 from kdbench.report.columns import P, format_value
-from kdbench.report.design import FEWEST_SEEDS, Analysis
+from kdbench.report.design import FEWEST_ARMS, FEWEST_SEEDS, Analysis
 from kdbench.report.estimates import PlacedDesign, depends_on_shared, why_untested
 from kdbench.report.failures import FailedRun
 from kdbench.report.gains import Gain
@@ -141,10 +140,17 @@ def reasons_for_pairs(gains: Sequence[Gain], placed: PlacedDesign) -> list[str]:
     """Return why seeds are paired."""
     if placed.design.analysis == Analysis.PAIRED:
         return ["paired t-tests over seeds, as declared"]
-    p = placed.design.p_homogeneity
-    if math.isnan(p):
-        return ["paired t-tests over seeds"]
-    return [f"paired t-tests over seeds, since the arms' spreads may differ (Bartlett's test, p = {p:.2f})"]
+    large = [place[0].arms >= FEWEST_ARMS for gain in gains if (place := placed.place(gain))]
+    found = []
+    if any(large):
+        p = placed.design.p_homogeneity
+        found.append(f"paired t-tests over seeds, since the arms' spreads may differ (Bartlett's test, p = {p:.2f})")
+    if not all(large):
+        found.append(
+            f"paired t-tests over seeds, since students with fewer than {FEWEST_ARMS - 1} arms beside the baseline do "
+            "not show whether spreads are alike"
+        )
+    return found
 
 
 def reasons_for_welch(gains: Sequence[Gain], placed: PlacedDesign) -> list[str]:
