@@ -64,6 +64,7 @@ def own(tmp_path: Path) -> Path:
     return tmp_path / "own"
 
 
+@pytest.mark.slow
 def test_keys_of_a_sweep_in_an_experiment_or_in_the_parameters_of_the_sweeper_are_those_of_its_runs(
     planned: Planned, own: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_pair_of_the_command_line_replaces_the_networks_of_an_experiment(
     assert (config.student.name, config.teacher and config.teacher.model.name) == ("resnet14", "resnet56")
 
 
+@pytest.mark.slow
 def test_experiments_are_runs_of_a_sweep_unless_they_are_sweeps_themselves(planned: Planned, own: Path) -> None:
     runs = planned("-m", "--config-dir", str(own), "experiment=nets,sweep,key", "seed=0,1")
     assert errors_of(runs) == [None] * 2 + [("usage", "experiment")] * 2 + [("invalid_option_file", "pair")] * 2

@@ -86,6 +86,7 @@ def test_commands_run_as_given(number: int, files: Path) -> None:
     run(number, files)
 
 
+@pytest.mark.slow
 def test_a_class_of_ones_own_is_trained_verified_and_loaded_as_shown(files: Path) -> None:
     for number in OWN:
         run(number, files)

@@ -60,6 +60,7 @@ def of_folder(small: Small) -> Callable[..., RunConfig]:
     return make
 
 
+@pytest.mark.slow
 def test_a_folder_of_larger_images_is_distilled_verified_loaded_and_reported(
     photos: Path, of_folder: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -148,6 +148,7 @@ def test_other_seeds_belong_to_the_registered_study_and_other_overrides_do_not(t
     assert find_plan(tiny("data.num_train=128").plan) is None
 
 
+@pytest.mark.slow
 def test_a_refused_run_of_a_registered_study_is_said_by_the_dry_run_which_ends_with_2(
     tiny: Tiny, studies: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
