@@ -58,3 +58,15 @@ def test_a_class_named_like_a_column_keeps_its_name_on_the_page(tmp_path, kdbenc
     assert "mean test accuracy of the images of this class" in result.text("report.html")
     (table,) = re.findall(r'<table id="per_class-table".*?</table>', result.text("report.html"), re.DOTALL)
     assert "class from" not in table
+
+
+def test_runs_that_are_no_independent_samples_have_no_interval(tmp_path):
+    random = np.random.default_rng(0)
+    for arm in ({}, {"method": "logit", "teacher": "resnet20"}):
+        for init in range(2):
+            for data in range(2):
+                accuracies = random.uniform(0.4, 0.6, 2).tolist()
+                write_run(tmp_path, init_seed=init, data_seed=data, per_class_acc=accuracies, class_names=NAMES, **arm)
+    table = report_of(tmp_path).class_gains
+    assert table.gain.notna().all()
+    assert table[["class_low", "class_high"]].isna().all(axis=None)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from kdbench.report.columns import CLASS_GAINS, row
-from kdbench.report.gains import Gain
+from kdbench.report.gains import Gain, are_replicates
 from kdbench.report.groups import RunGroup
 from kdbench.report.runs import first_lines
 from kdbench.report.statistics import ALPHA
@@ -56,13 +56,15 @@ def class_gains_table(gains: Sequence[Gain]) -> pd.DataFrame:
 
 
 def class_gain_rows(gain: Gain) -> list[dict[str, Any]]:
-    """Return a row for each class."""
+    """Return a row for each class, without an interval where runs are no independent samples."""
     ours = class_accuracies(gain.group)
     theirs = class_accuracies(gain.baseline) if gain.baseline else None
     if ours is None or theirs is None or ours.shape[1] != theirs.shape[1]:
         return []
     is_paired = gain.is_paired and len(ours) == len(gain.values) and len(theirs) == len(gain.base_values)
     differences, lows, highs = paired(ours - theirs) if is_paired else unpaired(ours, theirs)
+    if not all(are_replicates(group.seeds) for group in (gain.group, gain.baseline) if group):
+        lows, highs = np.full_like(lows, np.nan), np.full_like(highs, np.nan)
     shared = gain.group.shared
     return [
         row(

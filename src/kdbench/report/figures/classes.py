@@ -40,10 +40,13 @@ def draw_classes(sheet: Sheet) -> tuple[Figure, str] | str:
     for axes in all_axes:  # one scale, so that panels can be compared
         low, high = min(low for low, _ in limits), max(high for _, high in limits)
         axes.set_xlim(min(low, -LEAST), max(high, LEAST))
-    return figure, (
-        "Gain of each class in points of its own test images, with its 95 % interval, not corrected for the number of "
-        f"classes: of twenty such intervals, one leaves out zero by chance.{few}{cut}"
-    )
+    intervals = ", without an interval, since there are too few runs or they are no independent samples."
+    if table.class_low.notna().any():
+        intervals = (
+            ", with its 95 % interval, not corrected for the number of classes: of twenty such intervals, one leaves out "
+            "zero by chance."
+        )
+    return figure, f"Gain of each class in points of its own test images{intervals}{few}{cut}"
 
 
 def plain_text(value: Any) -> str:
