@@ -43,8 +43,8 @@ def draw_classes(sheet: Sheet) -> tuple[Figure, str] | str:
     intervals = ", without an interval, since there are too few runs or they are no independent samples."
     if table.class_low.notna().any():
         intervals = (
-            ", with its 95 % interval, not corrected for the number of classes: of twenty such intervals, one leaves out "
-            "zero by chance."
+            ", with its 95 % interval, not corrected for the number of classes: of twenty such intervals, one leaves "
+            "out zero by chance."
         )
     return figure, f"Gain of each class in points of its own test images{intervals}{few}{cut}"
 
