@@ -4,6 +4,7 @@ from kdbench.config.composition import compose
 from kdbench.config.parse import parse
 from kdbench.config.paths import CONF_DIR
 from kdbench.config.recipe import RecipeConfig
+from kdbench.config.resolvers import register
 from kdbench.config.sections import (
     CheckpointConfig,
     DataConfig,
@@ -27,3 +28,5 @@ __all__ = [
     "compose",
     "parse",
 ]
+
+register()
