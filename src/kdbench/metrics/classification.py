@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kdbench.metrics.probability import Floats, Ints, log_softmax
+from kdbench.metrics.probability import Distribution, Floats, Ints, as_distribution, check_labels, log_probabilities
 
 
 def accuracy(logits: Floats, labels: Ints) -> float:
@@ -21,21 +21,43 @@ def per_class_accuracy(logits: Floats, labels: Ints) -> list[float | None]:
     return [float(correct[labels == c].mean()) if (labels == c).any() else None for c in range(logits.shape[1])]
 
 
-def nll(logits: Floats, labels: Ints) -> float:
+def nll(logits: Floats | Distribution, labels: Ints) -> float:
     """Return the mean negative log-likelihood of the labels, in nats; 0 is perfect."""
-    return float(-log_softmax(logits)[np.arange(len(labels)), labels].mean())
+    return float(-log_probabilities(logits)[np.arange(len(labels)), labels].mean())
 
 
-def expected_calibration_error(logits: Floats, labels: Ints, bins: int = 15) -> float:
+def brier(logits: Floats | Distribution, labels: Ints) -> float:
+    """Return the Brier score: the mean squared distance between probabilities and the one-hot label.
+
+        mean_N sum_C (p - y)^2,    p = softmax(logits)
+
+    Args:
+        logits: [N, C].
+        labels: true classes [N], in [0, C).
+
+    Returns:
+        From 0, certain and right, to 2, certain and wrong; 1 - 1 / C for uniform probabilities.
+
+    Raises:
+        ValueError: logits are not finite floats [N, C], or labels are no classes [N].
+
+    Source: Brier 1950, Monthly Weather Review 78.
+    """
+    model = as_distribution(logits)
+    own = model.p[np.arange(len(model.p)), check_labels(labels, *model.p.shape)]
+    return float((np.square(model.p).sum(axis=1) - 2 * own + 1).mean())
+
+
+def expected_calibration_error(logits: Floats | Distribution, labels: Ints, bins: int = 15) -> float:
     """Return the mean distance between confidence and accuracy over equal-width bins; 0 is calibrated, at most 1.
 
     Bins are (i / bins, (i + 1) / bins]; each counts by its share of the images.
 
     Source: Guo et al. 2017 (arXiv 1706.04599), equation 3.
     """
-    log_probabilities = log_softmax(logits)
-    confidence = np.exp(log_probabilities.max(axis=1))
-    correct = log_probabilities.argmax(axis=1) == labels
+    log_p = log_probabilities(logits)
+    confidence = np.exp(log_p.max(axis=1))
+    correct = log_p.argmax(axis=1) == labels
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(index, weights=correct - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(labels))
