@@ -16,7 +16,7 @@ def find_baselines(group: RunGroup, groups: Sequence[RunGroup]) -> list[RunGroup
     Usually one. There are several where runs have baselines by more than one method; those with most seeds in common
     come first. Of those that differ in `clip_projections` alone, the ones with the group's own value are returned.
     """
-    found = [other for other in groups if is_baseline(other, group)]
+    found = [other for other in groups if is_baseline(other, group) and not other.seed_control]
     recipe = (KEY.recipe,)
     same = [other for other in found if settings_of(other, recipe) == settings_of(group, recipe)]
     own = set(group.seeds)
@@ -24,14 +24,19 @@ def find_baselines(group: RunGroup, groups: Sequence[RunGroup]) -> list[RunGroup
 
 
 def is_baseline(other: RunGroup, group: RunGroup) -> bool:
-    """Return whether a group is a baseline of another.
+    """Return whether a group is a baseline of another, or a control of the functional view with other seeds."""
+    return other.shared.role == BASELINE and share_training(other, group)
+
+
+def share_training(other: RunGroup, group: RunGroup) -> bool:
+    """Return whether two groups are equal in all but method, teacher and seeds.
 
     A baseline key holds the seeds. So where both groups have runs of one seed, their keys decide: equal for a run and
     its baseline, different otherwise. Groups without a common seed (or from summaries without keys) are compared by
     what the key covers, as far as the summary says it. Where the baseline's recipe was selected too, the recipes may
     differ in the selected keys, and the keys, which cover the whole recipe, do not apply.
     """
-    if other.shared.role != BASELINE or other.shared.tuned != group.shared.tuned:
+    if other.shared.tuned != group.shared.tuned:
         return False
     if not group.shared.tuned:
         known = {run.seeds: run.baseline_key for run in group.rows if run.baseline_key}

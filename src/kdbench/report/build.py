@@ -20,6 +20,7 @@ from kdbench.report.failures import FailedRun, with_failures
 from kdbench.report.fidelity import Fidelity, compute_fidelity
 from kdbench.report.flipped import FlippedImage, ImageReader, find_flipped
 from kdbench.report.followed import check_followed
+from kdbench.report.functional.build import Functional, compute_functional
 from kdbench.report.gains import Gain, compute_gains, gains_table, group_by
 from kdbench.report.groups import (
     RunGroup,
@@ -59,6 +60,7 @@ class Report:
     interactions_table: pd.DataFrame
     capacity_table: pd.DataFrame
     fidelity: Fidelity
+    functional: Functional
     std: float
     """Standard deviation within groups, pooled over them, points."""
     margin: float
@@ -124,6 +126,7 @@ def build_report(
     interactions = add_primary_to_interactions(interactions_table(pairs, std), pairs, placed)
     capacity = capacity_table(match_capacity(gains), placed)
     fidelity = compute_fidelity(runs, groups, gains)
+    functional = compute_functional(runs, groups)
     flipped, without_pictures = find_flipped(gains, runs, images, data_root)
     components, incomplete = components_table(groups)
     choices = choices_table(selection, found.runs, groups)
@@ -139,6 +142,7 @@ def build_report(
         interactions_table=interactions,
         capacity_table=capacity,
         fidelity=fidelity,
+        functional=functional,
         std=std,
         margin=margin,
         placed=placed,
@@ -157,6 +161,7 @@ def build_report(
             *remark_untested(table),
             *unmatched,
             *fidelity.remarks,
+            *functional.remarks,
             *without_pictures,
             *remark_tuned(runs),
             *remark_comparability(groups, gains, table),

@@ -17,7 +17,8 @@ BASELINE, DISTILLED, CONTROL = "baseline", "distilled", "control"
 """Roles of methods; given weights have none."""
 COMPARED = (DISTILLED, CONTROL)
 """Roles that have a gain over the baseline."""
-
+SIDDO, DIDDO = "SIDDO", "DIDDO"
+"""Same initialisation, different data order; different initialisation, different data order (arXiv 2510.12615)."""
 
 PROTOCOL = (KEY.dataset, KEY.validation, KEY.num_train, KEY.num_val, KEY.num_test, KEY.schema_version)
 """Keys that all runs of one report share: numbers of different data sets or splits cannot be compared, nor those with
@@ -57,6 +58,8 @@ class RunGroup:
     """Rows of the table of runs, in the order of their seeds."""
     setting: str = ""
     """Keys in which it differs from other groups of its student, teacher and method, with their values."""
+    seed_control: str = ""
+    """`SIDDO` or `DIDDO` for baseline runs that are controls of the functional view, and no group's baseline."""
 
     @cached_property
     def shared(self) -> Any:
@@ -155,10 +158,37 @@ def group_runs(runs: pd.DataFrame) -> list[RunGroup]:
     """
     identity = columns_of(runs.columns, (*STUDENT, *METHOD, *TEACHER, KEY.group_key))
     identities = pd.Series([key_text(row) for row in runs[identity].to_dict("records")], index=runs.index)
-    groups = [RunGroup(sort_by_seeds(members)) for _, members in runs.groupby(identities, sort=False)]
+    found = [RunGroup(sort_by_seeds(members)) for _, members in runs.groupby(identities, sort=False)]
+    groups = [part for group in found for part in split_seed_controls(group)]
     settings = columns_of(runs.columns, (*STUDENT, *METHOD, *TEACHER))
     groups.sort(key=lambda group: sort_key(group, settings))
     return with_settings(groups)
+
+
+def split_seed_controls(group: RunGroup) -> list[RunGroup]:
+    """Return the runs of a group, those of a baseline whose seeds make them controls of the functional view apart.
+
+    In a baseline with runs of `seed=N`, those with a data seed that none of these has are `SIDDO` if they share the
+    initialisation seed of one, and `DIDDO` if they do not. As replicates of the others they would count twice. Crossed
+    seeds, which share data seeds too, stay together.
+    """
+    equal = {init for init, data in group.seeds if init == data and init is not None}
+    kinds = [seed_control_of(pair, equal) for pair in group.seeds]
+    if group.shared.role != BASELINE or not equal or None in kinds or len(set(kinds)) < 2:
+        return [group]
+    parts = [(kind, [own == kind for own in kinds]) for kind in ("", SIDDO, DIDDO) if kind in kinds]
+    return [replace(group, runs=group.runs[chosen], seed_control=kind) for kind, chosen in parts]
+
+
+def seed_control_of(seeds: tuple[int | None, int | None], equal: set[int]) -> str | None:
+    """Return which control a run of some seeds is for runs whose two seeds are equal; "" for one of these, None where
+    it shares an order of the images with one."""
+    init, data = seeds
+    if init == data:
+        return ""
+    if data in equal:
+        return None
+    return SIDDO if init in equal else DIDDO
 
 
 def sort_by_seeds(runs: pd.DataFrame) -> pd.DataFrame:
@@ -205,6 +235,7 @@ def with_settings(groups: Sequence[RunGroup]) -> list[RunGroup]:
         varying |= varying_columns(by_arm[arm_of(group)], columns)
         varying -= {implied for key, implied in IMPLIED.items() if key in varying}
         settings = [f"{c.rpartition('.')[2]}={group.shared[c]}" for c in columns if c in varying]
+        settings += [group.seed_control] if group.seed_control else []
         named.append(replace(group, setting=" ".join(settings)))
     return with_distinct_names(named)
 

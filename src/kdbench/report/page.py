@@ -42,6 +42,21 @@ TITLES = {
         "How close students come to their teacher, beside the baseline, which was trained without it; and how well "
         "they are calibrated. Means over seeds.",
     ),
+    "transfer": (
+        "Transfer",
+        "How much closer to their own teacher the predictions of distilled students are than those of runs that never "
+        "saw it, by four distances. The unit is the student's seed; tests are one-sided rank tests, adjusted over the "
+        "rows of one control.",
+    ),
+    "asymmetry": (
+        "Asymmetry",
+        "Whether students take over their teacher's right or wrong answers: counts of images, and gains over the "
+        "control as a share of the room that it leaves.",
+    ),
+    "mistakes": (
+        "Shared mistakes by class",
+        "Of the teacher's mistakes in each class, those that students and their primary control make too. No tests.",
+    ),
     "flips": (
         "Flips",
         "Test images that a run and the baseline run of the same seed classify differently. "

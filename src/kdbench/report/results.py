@@ -52,6 +52,7 @@ def results_of(report: Report, making: Making) -> dict[str, Any]:
         "command": making.command,
         "title": making.title,
         "verdict": report.verdict,
+        "functional": report.functional.sentences,
         "remarks": [*report.remarks, *making.left_out],
         "damaged": report.damaged,
         "failed": [failed_of(run) for run in report.failed],
@@ -87,6 +88,9 @@ def tables_of(report: Report) -> dict[str, pd.DataFrame]:
         "choices": report.choices,
         "components": report.components,
         "class_gains": report.class_gains,
+        "transfer": report.functional.transfer,
+        "asymmetry": report.functional.asymmetry,
+        "mistakes": report.functional.mistakes,
     }
 
 

@@ -18,6 +18,8 @@ from kdbench.report.page import TITLES, page_table
 from kdbench.report.results import Making, environment_of, tables_of, write_results
 from kdbench.report.verdict import sentence
 
+MATRIX_FILE = "agreement_matrix.csv"
+"""Agreement of every model with every other: too large for the page and results.json."""
 DIRECTION = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Characters that change the direction of text."""
 
@@ -39,6 +41,8 @@ def write_report(report: Report, out: Path, title: str, command: Sequence[str], 
     tables = tables_of(report)
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False)
+    if report.functional.matrix:
+        report.functional.matrix.table.to_csv(out / MATRIX_FILE, index=False)
     pictures, left_out = save_figures(report, out / "figures") if figures else ([], [])
     protocol = [sentence(remark) for remark in remark_without_validation(report.runs)]
     (out / "tables.tex").write_text(latex_tables(tables, protocol), encoding="utf-8")
@@ -46,6 +50,7 @@ def write_report(report: Report, out: Path, title: str, command: Sequence[str], 
     content = {
         "title": title,
         "verdict": report.verdict,
+        "functional": report.functional.sentences,
         "plan": report.plan,
         "changes": report.changes,
         "remarks": [*report.remarks, *left_out],

@@ -1,0 +1,88 @@
+"""Right and wrong knowledge that is taken over: agreement where the teacher is right, and where it is wrong."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from kdbench.metrics.correctness import count_agreement
+from kdbench.report.columns import ASYMMETRY, row
+from kdbench.report.functional.transfer import Comparison
+from kdbench.report.predictions import predictions_in, same_images
+
+Floats = NDArray[np.float64]
+CORRECT, INCORRECT, RIGHT, WRONG = range(4)
+"""Places in a vector of counts: agreement where the teacher is right and wrong, and how often it is right and wrong."""
+NEGATIVE, POSITIVE, UNDECIDED = "negative", "positive", "undecided"
+
+
+def count_pair(run: Path, teacher: Path) -> Floats | None:
+    """Return the counts of a run beside a teacher [4]; None where logits of the same images are not there.
+
+    Images on which the kept logits of either leave the class open are left out.
+    """
+    ours, theirs = predictions_in(run), predictions_in(teacher)
+    if ours is None or theirs is None or not same_images(ours, theirs):
+        return None
+    known = ~(ours.tied | theirs.tied)
+    found = count_agreement(ours.predicted[known], theirs.predicted[known], theirs.labels[known])
+    return np.array([found.correct, found.incorrect, found.teacher_right, found.teacher_wrong], dtype=np.float64)
+
+
+def headroom_gains(values: Floats, control: Floats) -> Floats:
+    """Return the gains of correct and of incorrect agreement as shares of the control's room, and their difference.
+
+    Args:
+        values: mean counts [B, 4] of students.
+        control: mean counts [B, 4] of controls.
+
+    Returns:
+        [B, 3]: gain of correct agreement, gain of incorrect agreement (`kdbench.metrics.headroom_gain`), and the
+        asymmetry, the first minus the second; NaN where the teacher has no such images or the control no room.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rates = [(counts[:, CORRECT] / counts[:, RIGHT], counts[:, INCORRECT] / counts[:, WRONG])
+                 for counts in (values, control)]  # fmt: skip
+        gains = [np.where(base < 1, (own - base) / (1 - base), np.nan) for own, base in zip(*rates, strict=True)]
+    return np.stack([gains[0], gains[1], gains[0] - gains[1]], axis=1)
+
+
+def gains_by_seed(own: Comparison) -> Floats:
+    """Return these gains of every student [n, 3], beside its own control or the mean of the controls."""
+    controls = own.control_values
+    return headroom_gains(
+        own.values, controls if own.is_paired else np.broadcast_to(controls.mean(0), own.values.shape)
+    )
+
+
+def asymmetry_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    """Return the content of asymmetry.csv: a row for each comparison whose vectors are counts."""
+    rows = [asymmetry_row(own) for own in comparisons if len(own.seeds) and len(own.control_values)]
+    return pd.DataFrame(rows, columns=ASYMMETRY).astype({"n": "Int64", "n_control": "Int64"})
+
+
+def asymmetry_row(own: Comparison) -> dict[str, Any]:
+    """Return the row of a comparison: counts per run, gains in per cent of their room, and the finding."""
+    shared = own.group.shared
+    means, base = own.values.mean(axis=0), own.control_values.mean(axis=0)
+    gains = 100 * headroom_gains(means[None], base[None])[0]
+    lows, highs = (100 * end for end in own.interval(headroom_gains))
+    return row(
+        student=shared.student, teacher=shared.teacher, method=shared.method, setting=own.setting, control=own.control,
+        n=len(own.seeds), n_control=len(own.control_values), teacher_right=means[RIGHT], teacher_wrong=means[WRONG],
+        correct=means[CORRECT], correct_change=means[CORRECT] - base[CORRECT], incorrect=means[INCORRECT],
+        incorrect_change=means[INCORRECT] - base[INCORRECT], correct_gain=gains[0], correct_gain_low=lows[0],
+        correct_gain_high=highs[0], incorrect_gain=gains[1], incorrect_gain_low=lows[1], incorrect_gain_high=highs[1],
+        asymmetry=gains[2], asymmetry_low=lows[2], asymmetry_high=highs[2], finding=finding(lows[2], highs[2]),
+        family=own.family, teacher_seed=own.teacher_seed, remarks=own.remark,
+    )  # fmt: skip
+
+
+def finding(low: float, high: float) -> str | None:
+    """Return what an interval of the asymmetry supports; None without an interval."""
+    if not low <= high:  # NaN
+        return None
+    return NEGATIVE if high < 0 else POSITIVE if low > 0 else UNDECIDED
