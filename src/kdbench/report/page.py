@@ -79,7 +79,7 @@ TITLES = {
     "runs": ("Runs", "One row per run; everything above is computed from these."),
 }
 """Title and note of each table, in the order of the page."""
-NUMBERED = ("gains", "interactions", "groups")
+NUMBERED = ("gains", "interactions", "groups", "transfer", "asymmetry")
 """Tables whose rows have anchors by their place."""
 MOST_CLASSES = 20
 """Largest number of classes that the page shows as columns; more are rows."""

@@ -14,14 +14,19 @@ from matplotlib.figure import Figure
 from kdbench.report.build import Report
 from kdbench.report.drawing import NARROW, WIDE, Width, style
 from kdbench.report.figures.agreement import draw_agreement
+from kdbench.report.figures.asymmetry import draw_asymmetry
 from kdbench.report.figures.classes import draw_classes
 from kdbench.report.figures.curves import draw_curves
 from kdbench.report.figures.gains import draw_gains
 from kdbench.report.figures.inline_svg import inline_svg
 from kdbench.report.figures.interactions import draw_interactions
+from kdbench.report.figures.matrix import draw_matrix
+from kdbench.report.figures.mistakes import draw_mistakes
 from kdbench.report.figures.power import draw_power
+from kdbench.report.figures.scaling import draw_scaling
 from kdbench.report.figures.sheet import Mark, Sheet, choose_looks
 from kdbench.report.figures.size import draw_size
+from kdbench.report.figures.transfer import draw_transfer
 
 FIGURES: Mapping[str, tuple[str, Callable[[Sheet], tuple[Figure, str] | str]]] = {
     "gains": ("Gain over the baseline", draw_gains),
@@ -29,6 +34,11 @@ FIGURES: Mapping[str, tuple[str, Callable[[Sheet], tuple[Figure, str] | str]]] =
     "size": ("Accuracy against size", draw_size),
     "curves": ("Validation accuracy during training", draw_curves),
     "agreement": ("Agreement with the teacher against accuracy", draw_agreement),
+    "transfer": ("Transfer: distance to the own teacher against a control", draw_transfer),
+    "asymmetry": ("Right and wrong answers that are taken over", draw_asymmetry),
+    "mistakes": ("Shared mistakes by class", draw_mistakes),
+    "scaling": ("Transfer against size, temperature and alpha", draw_scaling),
+    "matrix": ("Agreement of all models", draw_matrix),
     "classes": ("Gain by class", draw_classes),
     "power": ("Seeds that a gain needs", draw_power),
 }

@@ -47,7 +47,11 @@ class Looks:
     def colour(self, run: Any) -> str:
         if run.role == BASELINE:
             return INK
-        return GREY if self.is_grey(run) else COLOURS[self.coloured.index(run.method)]
+        return self.colour_of(run.method)
+
+    def colour_of(self, method: str) -> str:
+        """Return the colour of a method that is no baseline's."""
+        return COLOURS[self.coloured.index(method)] if method in self.coloured else GREY
 
     def marker(self, run: Any) -> str:
         if run.role == BASELINE:

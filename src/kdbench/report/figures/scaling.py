@@ -1,0 +1,113 @@
+"""Figure of transfer against the student's size, the temperature and the weight of the distillation term."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FixedFormatter, FixedLocator, NullLocator
+
+from kdbench.report.anchors import row_anchor
+from kdbench.report.columns import is_missing
+from kdbench.report.drawing import COLOURS, INK, MARKERS, name_panel, panel_legends_below, panels
+from kdbench.report.figures.sheet import Sheet, first_of
+from kdbench.report.figures.transfer import text_of
+from kdbench.report.gains import POOLED, group_by
+from kdbench.report.runs import rows_of
+
+METRIC = "prediction_disagreement"
+QUANTITIES = {"params": "parameters of the student", "temperature": "temperature", "alpha": "alpha"}
+MOST_LINES = len(COLOURS)
+
+
+def draw_scaling(sheet: Sheet) -> tuple[Figure, str] | str:
+    rows = [
+        (number, row)
+        for number, row in enumerate(rows_of(sheet.report.functional.transfer), 1)
+        if row.metric == METRIC and row.teacher_seed != POOLED
+    ]
+    found = {quantity: lines_along(quantity, rows) for quantity in QUANTITIES}
+    shown = {quantity: lines for quantity, lines in found.items() if lines}
+    if not shown:
+        return "no two conditions differ in the student's size, the temperature or alpha alone"
+    figure, all_axes = panels(len(shown), sheet.width)
+    legends, more = [], ""
+    for axes, (quantity, lines) in zip(all_axes, shown.items(), strict=True):
+        drawn, cut = first_of(lines, MOST_LINES, "lines of a panel")
+        more = more or cut
+        legends.append((axes, draw_lines(sheet, axes, quantity, drawn)))
+        label_axis(axes, quantity, [getattr(row, quantity) for _, line in drawn for _, row in line])
+    panel_legends_below(figure, legends)
+    return figure, (
+        "Agreement with the own teacher that students have more than their control, in points of test images,"
+        " against what varies while all else is equal: method, teacher and its seed, and the other two. Bars:"
+        f" 95 % interval over seeds, where there are five seeds or more.{more}"
+    )
+
+
+def lines_along(quantity: str, rows: Sequence[tuple[int, Any]]) -> list[tuple[str, list[tuple[int, Any]]]]:
+    """Return the rows that differ in one quantity alone, in its order; each line with what its rows have in common.
+
+    Rows of one line have the same control: the first of those that most of them have.
+    """
+    known = [item for item in rows if not is_missing(getattr(item[1], quantity))]
+    lines = []
+    for _, of_line in group_by(known, lambda item: in_common(quantity, item[1])):
+        by_control = group_by(of_line, lambda item: item[1].control)  # in the order of the conditions' controls
+        _, items = max(by_control, key=lambda of_control: len(of_control[1]))
+        values = [getattr(row, quantity) for _, row in items]
+        if len(set(values)) == len(values) > 1:
+            items.sort(key=lambda item: getattr(item[1], quantity))
+            lines.append((name_line(quantity, items[0][1]), items))
+    return lines
+
+
+def in_common(quantity: str, row: Any) -> tuple[Any, ...]:
+    """Return everything but one quantity in which conditions may differ."""
+    weights = [getattr(row, name) for name in ("temperature", "alpha") if name != quantity]
+    named = ("temperature=", "alpha=", "teacher_")
+    rest = [word for word in str(row.setting or "").split(" ") if not word.startswith(named)]
+    student = None if quantity == "params" else row.student
+    return student, row.teacher, row.teacher_seed, row.method, *map(str, weights), *rest
+
+
+def name_line(quantity: str, row: Any) -> str:
+    """Return what the rows of a line have in common as text."""
+    student = "" if quantity == "params" else f"{row.student} "
+    seed = "" if is_missing(row.teacher_seed) else f" seed {row.teacher_seed}"
+    fixed = [
+        f"{name} {getattr(row, name):g}"
+        for name in ("temperature", "alpha")
+        if name != quantity and not is_missing(getattr(row, name))
+    ]
+    return f"{student}{row.method} from {row.teacher}{seed}, {', '.join([*fixed, f'against {row.control}'])}"
+
+
+def draw_lines(sheet: Sheet, axes: Axes, quantity: str, lines: Sequence[Any]) -> dict[str, Any]:
+    """Draw the lines of a panel; return their handles."""
+    axes.axhline(0, color=INK, lw=1)
+    handles: dict[str, Any] = {}
+    for place, (name, items) in enumerate(lines):
+        colour, marker = COLOURS[place], MARKERS[place % len(MARKERS)]
+        xs = [float(getattr(row, quantity)) for _, row in items]
+        axes.plot(xs, [-100 * row.transfer for _, row in items], color=colour, lw=1.3)
+        for x, (number, row) in zip(xs, items, strict=True):
+            parts = axes.plot([x], [-100 * row.transfer], marker=marker, color=colour, ms=7, ls="")
+            if not is_missing(row.transfer_low):
+                parts += axes.plot([x, x], [-100 * row.transfer_low, -100 * row.transfer_high], color=colour, lw=1)
+            sheet.mark(row_anchor("transfer", number), text_of(row), parts)
+        (handles[name],) = axes.plot([], [], color=colour, marker=marker, ms=7, lw=1.3)
+    return handles
+
+
+def label_axis(axes: Axes, quantity: str, values: Sequence[float]) -> None:
+    """Name the axes of a panel; sizes and temperatures are on logarithmic ones, with a tick at each value."""
+    name_panel(axes, "", QUANTITIES[quantity], "agreement gained, points")
+    places = sorted({float(value) for value in values})
+    if quantity != "alpha":
+        axes.set_xscale("log")
+    form = EngFormatter(places=0) if quantity == "params" else None
+    axes.xaxis.set_major_locator(FixedLocator(places))
+    axes.xaxis.set_major_formatter(FixedFormatter([form(place) if form else f"{place:g}" for place in places]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(x=0.12)
