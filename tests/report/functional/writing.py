@@ -1,4 +1,4 @@
-"""Studies with planted transfer, written without training: students that copy a known part of their teacher's answers."""
+"""Studies with planted transfer, written without training: students that copy a part of their teacher's answers."""
 
 from pathlib import Path
 
@@ -48,7 +48,15 @@ def write_teachers(root, seeds=(100,)):
 
 
 def write_students(
-    root: Path, seeds, teacher_seed=100, correct=0.5, incorrect=0.5, student="resnet8", alpha=0.5, temperature=4.0, **others
+    root: Path,
+    seeds,
+    teacher_seed=100,
+    correct=0.5,
+    incorrect=0.5,
+    student="resnet8",
+    alpha=0.5,
+    temperature=4.0,
+    **others,
 ):
     """Write distilled students with planted shares of copied answers; return their predicted classes."""
     teacher = answers(teacher_seed, 0.85)
