@@ -141,6 +141,7 @@ VALUES = {
         "method.scales=[1,16]",
     ],
     ("student=resnet18",): ["student.stem=small", "student.arch=resnet19"],
+    ("student=vgg11",): ["student.arch=vgg12", "student.batch_norm=1"],
     ("student=wrn16_2",): ["student.depth=18", "student.width=0", "student.dropout=1"],
     ("recipe.epochs=9", "recipe.schedule=multistep", "recipe.milestones=[4,6]"): [
         "recipe.epochs=6", "recipe.epochs=2", "recipe.warmup_epochs=5",

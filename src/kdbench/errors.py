@@ -77,7 +77,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     close = [option for option in options if option.lower() == name.lower()]
     close = close or difflib.get_close_matches(name, options, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    if len(options) <= 30:
+    if len(options) <= 35:
         return f"{hint}valid: {', '.join(options) or 'none'}"
     return f"{hint}there are {len(options)} valid names"
 

@@ -50,6 +50,24 @@ def test_wide_resnets_have_as_many_parameters_as_published_for_100_classes(name,
     assert summarize(model(name), SPEC._replace(num_classes=100), "student").num_params == expected
 
 
+def test_the_vision_transformer_has_as_many_parameters_as_deit_ti_at_the_size_of_imagenet():
+    config = model("vit_tiny", "student.image_size=224", "student.patch_size=16")
+    with torch.device("meta"):
+        network = torchvision.models.VisionTransformer(**config.arguments, num_classes=1000)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 5_717_416
+
+
+def test_stages_of_the_vision_transformer_are_tokens_after_every_third_layer():
+    summary = summary_of("vit_tiny")
+    assert summary.num_params == 5_362_762
+    assert summary.shapes == {f"layer{n}": (65, 192) for n in (1, 2, 3, 4)} | {"pooled": (192,)}
+    assert not summary.refused
+    network = build(model("vit_tiny"), SPEC, ("layer4", "pooled")).eval()
+    output = network(torch.randn(2, *IMAGE))
+    assert output.logits.shape == (2, 10)
+    assert torch.equal(output.features["pooled"], network.body.encoder.ln(output.features["layer4"])[:, 0])
+
+
 @pytest.mark.parametrize(("name", "expected"), published(GIGA_MACS))
 def test_macs_are_as_many_as_published(name, expected):
     assert summary_of(name).macs / 1e9 == pytest.approx(expected, abs=5e-5)

@@ -343,3 +343,29 @@ def test_transformers_teach_a_resnet8_by_logits_and_the_run_is_resumed(
     resumed = complete(config)
     whole = complete(composed_once(*overrides, f"output_root={tmp_path / 'whole'}"))
     assert_same_numbers(resumed, whole)
+
+
+# Networks of other kinds that ship
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("student", "teacher", "method"),
+    [
+        ("vgg11", "none", "ce"), ("vgg11", "resnet20", "logit"), ("resnet8", "vgg11", "logit"),
+        ("vgg11", "vgg11", "logit"), ("vgg11", "resnet20", "feature"), ("resnet8", "vgg11", "feature"),
+        ("vit_tiny", "none", "ce"), ("vit_tiny", "resnet20", "logit"), ("resnet8", "vit_tiny", "logit"),
+        ("vit_tiny", "vit_tiny", "logit"), ("vit_tiny", "resnet20", "feature"),
+    ],
+)  # fmt: skip
+def test_networks_of_other_kinds_train_two_steps_as_students_and_teachers(
+    tmp_path: Path, student: str, teacher: str, method: str
+) -> None:
+    networks = (f"student={student}", f"teacher={teacher}", f"method={method}")
+    sizes = [text for text in SMALL if teacher != "none" or not text.startswith("teacher.")]
+    config = composed_once(*sizes, *networks, "teacher.seed=1", f"output_root={tmp_path}")
+    run = complete(config)
+    before, after = build_parts(config).student.body.state_dict(), load_file(run.path / "best.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in after.values())
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed == set(before)  # every parameter, and the statistics of batch norm

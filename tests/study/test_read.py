@@ -67,7 +67,32 @@ def test_baselines_get_as_many_selection_runs_as_logit_on_request() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["capacity", "lab"])
+@pytest.mark.parametrize("stage", ["distilled", "self_distillation", "temperature", "capacity", "vgg11", "vit_tiny"])
+def test_students_of_the_functional_study_learn_from_teachers_that_it_trains(stage: str) -> None:
+    study = read_study(["study=functional_resnet18"])
+    stages = study.config.stages
+    teaching = [sweep for s in stages.values() if s.teachers for sweep in study.sweeps_of(s, [])]
+    trained = {resolve_run(compose(run))[1].key for sweep in teaching for run in study.expand(sweep)}
+    assert len(trained) == 7
+    (logit,) = [sweep for sweep in study.sweeps_of(stages[stage], []) if "method=logit" in sweep]
+    assert teacher_key(resolve_run(compose(study.expand(logit)[-1]))[0]) in trained
+
+
+def test_the_functional_study_has_the_runs_that_its_file_states() -> None:
+    study = read_study(["study=functional_resnet18"])
+    counts = {
+        title: sum(len(study.expand(sweep)) for sweep in study.sweeps_of(stage, []))
+        for title, stage in study.config.stages.items()
+    }
+    assert sum(counts[title] for title in study.stages) == 285
+    assert {title: count for title, count in counts.items() if title not in study.stages} == {
+        "vgg11_teacher": 1, "vgg11": 110, "vgg11_other_seeds": 20,
+        "vit_tiny_teacher": 1, "vit_tiny": 110, "vit_tiny_other_seeds": 20,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["capacity", "lab", "functional", "functional_resnet18"])
 def test_every_study_that_ships_can_be_read_and_its_sweeps_compose(name: str) -> None:
     study = read_study([f"study={name}"])
     for stage in study.config.stages.values():
