@@ -21,16 +21,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 import kdbench
 from kdbench import cli
 from kdbench.bench.command import bench
+from kdbench.compare import features
+from kdbench.compare.command import compare
+from kdbench.compare.read import read_run
 from kdbench.config import ModelConfig, compose, parse
 from kdbench.data import ImageData, Split, memory
 from kdbench.data import load as read_data
@@ -49,6 +54,7 @@ from kdbench.rundir.identity import model_identity
 from kdbench.rundir.lock import Lock
 from kdbench.rundir.recorded_config import read_config, read_data_config
 from kdbench.rundir.summary import Status, checksum_of, read_summary
+from kdbench.rundir.unfinished import Failure
 from kdbench.runner.images import data_config
 from kdbench.runner.policy import run_with_retries
 from kdbench.runner.resources import check_disk_space, user_error
@@ -595,6 +601,55 @@ def changed_config() -> None:
     kdbench.run(config)
 
 
+A_FAILURE = Failure("not_finite", "epoch 3: the loss is nan", 3, {"run_key": "4" * 16, "student": "resnet8",
+                                                                     "method": "ce"})  # fmt: skip
+
+
+def changed_run(config: str = "", failure: str = "", **changes: Any) -> Path:
+    """Write a run that differs from another one in tensors, given as functions, or keys of its summary; return it."""
+    folder = Path("compared")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree("runs/right", folder)
+    file, edits = folder / "logits.safetensors", {name: changes.pop(name) for name in TENSORS if name in changes}
+    tensors = load_file(file)
+    for name, edit in edits.items():
+        tensors[name] = np.ascontiguousarray(edit(tensors[name])) if edit else tensors[name]
+    save_file(tensors, file)
+    if None in edits.values():
+        file.unlink()
+    content = json.loads((folder / "summary.json").read_text()) | changes
+    (folder / "summary.json").write_text(json.dumps(content | {"checksum": None}))
+    if config:
+        (folder / "config.yaml").write_text(config)
+    if failure:
+        (folder / "summary.json").unlink()
+        (folder / "failure.json").write_text(failure)
+    return folder
+
+
+TENSORS = ("test_logits", "test_labels")
+
+
+def compare_right(**changes: Any) -> None:
+    """Compare a run with a changed one."""
+    compare(["runs/right", str(changed_run(**changes))])
+
+
+def compare_other_images() -> None:
+    """Compare two runs with equal labels and other test images."""
+    shutil.copytree(changed_run(data_sha256={"test": "ab" * 32}), "other_images")
+    compare(["other_images", str(changed_run(data_sha256={"test": "cd" * 32}))])
+
+
+def images_of_others() -> None:
+    """Read test images whose labels are others than those of the logits."""
+    few = changed_run(
+        test_logits=lambda logits: logits[:60], test_labels=lambda labels: labels[:60], num_test=60, data_sha256=None,
+        config=yaml.safe_dump({"data": composed_once(*SMALL).node()["data"]}),
+    )  # fmt: skip
+    features.test_images(read_run(few, "RUN_A"), None, ())
+
+
 CALLS: dict[str, list[Callable[[], Any]]] = {
     "compose": [
         lambda: compose("method=ce"), lambda: compose([1]), lambda: compose({"method": "ce"}),
@@ -718,6 +773,31 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
             ["--lockstep", *SMALL], [*SMALL, "recipe.batch_size=128"],
             ["--out", "file/x.json", *SMALL, "method=ce"],
         )),
+    ],
+    "kdbench-compare": [
+        *(lambda arguments=arguments: compare(arguments) for arguments in (
+            [], ["runs/right"], ["nowhere", "runs/right"], ["file", "runs/right"], ["empty", "runs/right"],
+            ["runs", "runs/right"], ["runs/right", "unfinished"], ["runs/right", "runs/right", "--teacher", "nowhere"],
+            ["runs/right", "runs/right", "--trust", "a"], ["runs/right", "runs/right", "--data-root", "."],
+            ["runs/right", "runs/right", "--features", "--trust", "a b"],
+            ["runs/right", "runs/right", "--features", "--data-root", "nowhere"],
+            ["runs/right", "runs/right", "--features"], ["runs/right", "damaged_run"], ["runs/edited", "runs/right"],
+            ["runs/other_names", "runs/right"], ["runs/changed", "runs/right"],
+        )),
+        lambda: compare_right(status="failed"), lambda: compare_right(failure="{"),
+        lambda: compare_right(failure=json.dumps(dataclasses.asdict(A_FAILURE))),
+        lambda: compare_right(test_logits=None), lambda: compare_right(test_logits=None, method="checkpoint"),
+        lambda: compare_right(test_logits=None, config="a: 1"),
+        lambda: compare_right(test_logits=lambda logits: logits * np.float16(np.inf)),
+        lambda: compare_right(test_logits=lambda logits: logits[:, 0]),
+        lambda: compare_right(test_labels=lambda labels: labels[1:]),
+        lambda: compare_right(test_labels=lambda labels: labels + np.uint8(10)),
+        lambda: compare_right(test_logits=lambda logits: logits.astype(np.float32), logits_sha256="0" * 64),
+        lambda: compare_right(test_labels=lambda labels: labels[::-1]),
+        lambda: compare_right(test_logits=lambda logits: logits[:, :9], test_labels=lambda labels: labels % 9,
+                              class_names=None),
+        compare_other_images, images_of_others,
+        lambda: features.test_images(read_run(Path("runs/right"), "RUN_A"), None, ()),
     ],
     "kdbench-verify": [
         *(lambda arguments=arguments: verify_runs(arguments) for arguments in (

@@ -137,6 +137,18 @@ def main_report() -> NoReturn:
         finish(exit_code(error, "kdbench-report"))
 
 
+def main_compare() -> NoReturn:
+    """Run `kdbench-compare`. Exit codes: 0 done; 2 the runs cannot be compared."""
+    try:
+        start()
+        from kdbench.compare.command import compare
+
+        compare(sys.argv[1:])
+        finish(0)
+    except BaseException as error:
+        finish(exit_code(error, "kdbench-compare"))
+
+
 def main_verify() -> NoReturn:
     """Run `kdbench-verify`. Exit codes: 0 every check passed; 1 a check failed; 2 nothing could be checked."""
     try:

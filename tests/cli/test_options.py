@@ -66,6 +66,8 @@ def test_a_flag_after_an_override_is_an_error_that_explains_the_order(kdbench):
         (cli.main_bench, ["=1"], "unreadable_override"),
         (cli.main_verify, ["--nonsense", "runs"], "usage"),
         (cli.main_verify, ["/nowhere"], "not_found"),
+        (cli.main_compare, ["runs"], "usage"),
+        (cli.main_compare, ["/nowhere", "/nowhere"], "not_found"),
     ],
 )
 def test_a_wrong_flag_of_another_command_is_one_line_with_exit_code_2(

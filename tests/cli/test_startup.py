@@ -33,6 +33,7 @@ PRINTING = [
     ("main_study", ["kdbench-study", "--help"]),
     ("main_bench", ["kdbench-bench", "--help"]),
     ("main_verify", ["kdbench-verify", "--help"]),
+    ("main_compare", ["kdbench-compare", "--help"]),
 ]
 
 
@@ -84,7 +85,7 @@ def test_a_printed_config_has_the_overrides(printed):
 
 
 def test_other_commands_print_their_usage(printed):
-    for program in ("kdbench-report", "kdbench-study", "kdbench-bench", "kdbench-verify"):
+    for program in ("kdbench-report", "kdbench-study", "kdbench-bench", "kdbench-verify", "kdbench-compare"):
         assert printed[f"{program} --help"][1].startswith(f"usage: {program}")
 
 

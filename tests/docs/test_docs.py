@@ -23,6 +23,7 @@ PAGES = [
 ]
 ENTRY_POINTS: dict[str, Callable[[], None]] = {
     "kdbench-bench": cli.main_bench,
+    "kdbench-compare": cli.main_compare,
     "kdbench-report": cli.main_report,
     "kdbench-study": cli.main_study,
     "kdbench-verify": cli.main_verify,

@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import hydra.utils
@@ -122,3 +122,18 @@ def takes_argument(target: str, name: str) -> bool:
         return False
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
     return name != "num_classes" and (takes_any or name in {p.name for p in parameters})
+
+
+def check_module_names(modules: Iterable[str]) -> None:
+    """Check that the values of --trust can be names of modules.
+
+    Raises:
+        ConfigError: one cannot.
+    """
+    for module in modules:
+        if not re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", module):
+            raise ConfigError(
+                f"--trust is {module!r}; it must be the name of a module, such as torchvision.models",
+                code="out_of_range",
+                key="--trust",
+            )

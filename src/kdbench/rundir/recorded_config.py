@@ -56,13 +56,13 @@ def read_config(file: Path, trusted: Sequence[str] = ()) -> RunConfig:
     return dataclasses.replace(run, method=MethodConfig(GIVEN, GivenWeights, params))
 
 
-def read_data_config(file: Path) -> DataConfig:
-    """Return the data set that a config.yaml describes, if its class is one of kdbench's own.
+def read_data_config(file: Path, trusted: Sequence[str] = ()) -> DataConfig:
+    """Return the data set that a config.yaml describes, if its class is one of kdbench's own or is trusted.
 
     Raises:
-        ConfigError: the file cannot be read, describes no data set, or names a class outside kdbench.
+        ConfigError: the file cannot be read, describes no data set, or names a class that is not trusted.
     """
-    node = checked_data(read_tree(file).get("data"), ())
+    node = checked_data(read_tree(file).get("data"), trusted)
     if not isinstance(node, dict):
         raise ConfigError(f"{file} does not describe a data set", code="damaged", key="data")
     return parse_data(node, recorded=True)

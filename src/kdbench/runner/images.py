@@ -1,8 +1,12 @@
-"""Test images of finished runs, for reports that show some of them. Imports torch only where it reads images."""
+"""Test images of finished runs, for reports that show some of them and for features of their networks.
+
+Imports torch only where it reads images.
+"""
 
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +32,10 @@ REMEDY = "--data-root DIR names the folder that holds the data"
 
 
 def read_test_images(
-    folder: Path, data_root: Path | None = None
+    folder: Path,
+    data_root: Path | None = None,
+    trusted: Sequence[str] = (),
+    most_bytes: int | None = LARGEST,
 ) -> "tuple[NDArray[np.uint8], NDArray[np.int64]] | str":
     """Return the test images of a run; nothing is downloaded or written.
 
@@ -38,16 +45,18 @@ def read_test_images(
     Args:
         folder: run directory.
         data_root: folder with the data set's files.
+        trusted: modules whose data sets the config may name, beside kdbench's own.
+        most_bytes: largest size of the data set; None for no limit.
 
     Returns:
         Images [N, H, W, C] and labels [N], or a text: why they cannot be shown, and what to do.
     """
     summary = read_summary(folder)
     size = sum(filter(None, (summary.num_train, summary.num_val, summary.num_test)))
-    if size * math.prod(summary.classes_and_shape[1]) > LARGEST:
-        return f"the data set has more than {LARGEST / 2**30:g} GiB, too much to read for a few pictures"
+    if most_bytes is not None and size * math.prod(summary.classes_and_shape[1]) > most_bytes:
+        return f"the data set has more than {most_bytes / 2**30:g} GiB, too much to read for a few pictures"
     try:
-        recorded = data_config(folder, summary)
+        recorded = data_config(folder, summary, trusted)
     except ConfigError as error:
         return str(error)
     reason = ""
@@ -59,16 +68,16 @@ def read_test_images(
     return reason
 
 
-def data_config(folder: Path, summary: RunSummary) -> DataConfig:
+def data_config(folder: Path, summary: RunSummary, trusted: Sequence[str] = ()) -> DataConfig:
     """Return the data set of a run.
 
     Raises:
-        ConfigError: its config cannot be read, names a class outside kdbench, or there is none and no built-in data set
-            has that name.
+        ConfigError: its config cannot be read, names a class that is not trusted, or there is none and no built-in data
+            set has that name.
     """
     file, name = folder / CONFIG_FILE, summary.dataset
     if file.is_file():
-        return read_data_config(file)
+        return read_data_config(file, trusted)
     if not name or name not in options("data"):
         raise ConfigError(
             f"data={name} is no data set of kdbench, and {folder} has no {CONFIG_FILE} that describes it",

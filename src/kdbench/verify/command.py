@@ -1,12 +1,12 @@
 """`kdbench-verify RUN...`: recompute the numbers of runs from their files."""
 
 import argparse
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from kdbench.config.paths import is_folder
+from kdbench.config.targets import check_module_names
 from kdbench.errors import ConfigError, Parser
 from kdbench.rundir.load import run_folders
 from kdbench.verify.checks import FAIL, NOT_CHECKED, PASS
@@ -75,13 +75,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--data-root", type=Path, metavar="DIR", help="folder of the data where the one of a config does not exist"
     )
     given = parser.parse_args(arguments)
-    for module in given.trust:
-        if not re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", module):
-            raise ConfigError(
-                f"--trust is {module!r}; it must be the name of a module, such as torchvision.models",
-                code="out_of_range",
-                key="--trust",
-            )
+    check_module_names(given.trust)
     if given.data_root and not is_folder(given.data_root):
         raise ConfigError(
             f"--data-root is {given.data_root}, and there is no such folder", code="not_found", key="--data-root"

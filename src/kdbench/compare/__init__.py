@@ -1,0 +1,1 @@
+"""Comparison of two finished runs: every metric between their predictions, and the similarity of their features."""
