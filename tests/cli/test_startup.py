@@ -75,7 +75,7 @@ def test_help_lists_the_options_of_every_group(printed):
     methods = sorted(file.stem for file in (CONF_DIR / "method").glob("*.yaml"))
     assert f"method: {', '.join(methods)}" in out
     assert "experiment=quickstart" in out
-    assert "experiment: crd_cifar100/... (60 files of conf/), quickstart\n" in out
+    assert "experiment: crd_cifar100/... (60 files of conf/), diddo, quickstart, siddo\n" in out
 
 
 def test_a_printed_config_has_the_overrides(printed):

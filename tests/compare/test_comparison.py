@@ -68,7 +68,7 @@ def test_swapped_runs_swap_the_kls_and_keep_the_distances(tmp_path, as_dict):
     assert one["correct"] == other["correct"]  # both right
 
 
-@pytest.mark.parametrize(("more_mistakes", "more_correct", "sign"), [(30, 10, 1), (5, 60, -1), (0, 0, 0)])
+@pytest.mark.parametrize(("more_mistakes", "more_correct", "sign"), [(30, 10, -1), (5, 60, 1), (0, 0, 0)])
 def test_planted_transfer_is_recovered_exactly(tmp_path, as_dict, as_lines, more_mistakes, more_correct, sign):
     """Of 200 images the teacher is right on 140; the control has its class on 70 of these and on 20 of 60 mistakes."""
     labels = np.random.default_rng(0).integers(0, CLASSES, 200)
@@ -93,7 +93,7 @@ def test_planted_transfer_is_recovered_exactly(tmp_path, as_dict, as_lines, more
     gains = found["transfer_of_a_over_b"]
     assert gains["correct_gain"] == pytest.approx(more_correct / 70, abs=1e-15)
     assert gains["incorrect_gain"] == pytest.approx(more_mistakes / 40, abs=1e-15)
-    assert gains["asymmetry"] == gains["incorrect_gain"] - gains["correct_gain"]
+    assert gains["asymmetry"] == gains["correct_gain"] - gains["incorrect_gain"]
     assert np.sign(gains["asymmetry"]) == sign
     (line,) = (line for line in as_lines(*runs[:2], "--teacher", runs[2]) if "asymmetry" in line)
     assert f" {gains['asymmetry']:{'+' if sign else ''}.4f} " in line

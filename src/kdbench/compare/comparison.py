@@ -32,8 +32,8 @@ class TeacherView:
 
     @property
     def asymmetry(self) -> float:
-        """Incorrect gain minus correct gain: above 0, more of the teacher's mistakes than of its knowledge."""
-        return self.incorrect_gain - self.correct_gain
+        """Correct gain minus incorrect gain: below 0, more of the teacher's mistakes than of its knowledge."""
+        return self.correct_gain - self.incorrect_gain
 
 
 @dataclass(frozen=True)

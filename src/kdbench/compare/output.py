@@ -120,7 +120,7 @@ def table_of_transfer(view: TeacherView) -> list[str]:
         "  gain = (rate of A - rate of B) / (1 - rate of B): share of the room that B leaves",
         row("agreement gain where the teacher is right", [view.correct_gain], "0 = as B, 1 = always", signed=0),
         row("agreement gain where the teacher is wrong", [view.incorrect_gain], "0 = as B, 1 = always", signed=0),
-        row("asymmetry: the second gain minus the first", [view.asymmetry], "above 0 = more of the mistakes", signed=0),
+        row("asymmetry: the first gain minus the second", [view.asymmetry], "below 0 = more of the mistakes", signed=0),
     ]
 
 

@@ -95,14 +95,17 @@ def remark_missing(groups: Sequence[RunGroup], gains: Sequence[Gain]) -> list[st
             seeds = ", ".join(str(run.seed) for run in lacking)
             missing.append(f"{group.name} ({'seeds' if len(lacking) > 1 else 'seed'} {seeds})")
     if total and total == sum(len(group.rows) for group in groups):
-        text = "no logits here: agreement is that of the summaries, and the baseline's is not known"
+        text = (
+            "no logits here: agreement is that of the summaries, the baseline's is not known, and no transfer "
+            "is computed; train these runs again (overwrite=true) for logits.safetensors"
+        )
         return [text] if gains else []
     if not total:
         return []
     return [
         f"{total} run{'s have' if total > 1 else ' has'} no logits.safetensors: {'; '.join(missing)}; flips, flipped "
-        "images, agreement of the baseline and agreement by correctness are of the other runs alone, and gains with "
-        "such a run have no interval for other test images"
+        "images, agreement of the baseline, agreement by correctness and transfer are of the other runs alone, and "
+        "gains with such a run have no interval for other test images; their commands with overwrite=true write logits"
     ]
 
 
