@@ -373,7 +373,7 @@ ONLY_IN_CSV = {
     "gains": ("teacher_seed",),
     "interactions": ("teacher_seed",),
     "groups": ("teacher_seed",),
-    "transfer": ("teacher_seed",),
+    "transfer": "teacher_seed params alpha temperature relative p_smallest n_control".split(),
     "asymmetry": ("teacher_seed",),
     "runs": "init_seed data_seed teacher_seed params macs kl_t1 kl_t4 nll ece precision".split(),
 }

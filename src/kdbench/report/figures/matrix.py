@@ -71,8 +71,9 @@ def draw_cells(sheet: Sheet, values: np.ndarray, names: list[str]) -> Figure:
     axes = figure.add_axes((left, bottom, width / figure.get_figwidth(), tall / height))
     known = values[np.isfinite(values) & ~np.eye(count, dtype=bool)]
     scale = Normalize(float(known.min()), float(known.max())) if known.size else Normalize(0.0, 100.0)
-    mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap=COLOUR_MAP, norm=scale, edgecolors="none")
-    axes.invert_yaxis()
+    cells = np.ma.masked_invalid(values)
+    extent = (0, count, count, 0)
+    mesh = axes.imshow(cells, cmap=COLOUR_MAP, norm=scale, interpolation="none", extent=extent, aspect="auto")
     axes.grid(visible=False)
     label_rows(axes, names, (width, tall), beside if is_wide else None)
     write_values(axes, values, (width, tall), scale)

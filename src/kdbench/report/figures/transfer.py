@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -63,6 +64,7 @@ def draw_panel(sheet: Sheet, axes: Axes, place: int, shown: Sequence[Comparison]
         with_names: whether the names of the conditions stand in this panel.
     """
     axes.axvline(0, color=INK, lw=1)
+    low, high = limits_of(place, shown)
     top = 0.05
     for own in shown:
         shared = own.group.shared
@@ -75,7 +77,9 @@ def draw_panel(sheet: Sheet, axes: Axes, place: int, shown: Sequence[Comparison]
         colour = sheet.looks.colour(shared)
         for (condition, control), (number, row) in rows.items():
             if condition == name and control != own.control:
-                parts = axes.plot([row.transfer], [at], "|", color=GREY, ms=9, mew=1.6)
+                inside = min(max(row.transfer, low), high)
+                marker = "|" if inside == row.transfer else "<" if inside == low else ">"
+                parts = axes.plot([inside], [at], marker, color=GREY, ms=9 if marker == "|" else 5, mew=1.6)
                 sheet.mark(row_anchor("transfer", number), text_of(row), parts)
         number, row = rows[name, own.control]
         parts = []
@@ -94,11 +98,21 @@ def draw_panel(sheet: Sheet, axes: Axes, place: int, shown: Sequence[Comparison]
         axes.axhline(top - 0.03, color=GREY, lw=0.4, alpha=0.6)
     axes.set_ylim(top, 0)
     hide_vertical_axis(axes)
-    axes.margins(x=0.08)
+    axes.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     axes.xaxis.set_major_locator(round_ticks(most=4))
     axes.set_xlabel("student minus control")
     axes.grid(axis="y", visible=False)
     return top
+
+
+def limits_of(place: int, shown: Sequence[Comparison]) -> tuple[float, float]:
+    """Return the ends of a distance's scale: all seeds and zero, with room at either side.
+
+    Other controls may lie far away, such as networks that random targets kept from learning; they stand at the end.
+    """
+    values = np.concatenate([[0.0], *(own.differences[:, place] for own in shown)])
+    room = 0.35 * (float(np.ptp(values)) or 1e-3)
+    return float(values.min()) - room, float(values.max()) + room
 
 
 def text_of(row: Any) -> str:
@@ -123,7 +137,10 @@ def legend_of(rows: Sequence[Any]) -> dict[str, Any]:
         handles["95 % interval over seeds"] = Line2D([], [], color=INK, lw=3, solid_capstyle="butt")
     handles["one seed"] = Line2D([], [], marker="o", ls="", ms=4, mfc="none", mec=INK)
     if any(row.family not in (PRIMARY, ONE_TEACHER) for row in rows):
-        handles["mean against each other control"] = Line2D([], [], marker="|", ls="", ms=9, mew=1.6, color=GREY)
+        ticks = [
+            Line2D([], [], marker=kind, ls="", ms=size, mew=1.6, color=GREY) for kind, size in (("|", 9), ("<", 5))
+        ]
+        handles["mean against each other control; beyond the scale"] = tuple(ticks)
     return handles
 
 
