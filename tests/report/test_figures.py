@@ -31,6 +31,7 @@ from kdbench.report.drawing import (
 from kdbench.report.figures.save import draw_figure, draw_figures, save_figures
 from kdbench.report.figures.sheet import Sheet, choose_looks
 from tests.report.conftest import report_of, write_group, write_run
+from tests.report.functional.writing import write_controls, write_students, write_study, write_teachers
 
 HOSTILE = (
     r"_a$x_1$\mathdefault{b}", "50% of $y^2", "_hidden", "x" * 90, "many words in a name " * 5, "<b>&amp;",
@@ -117,6 +118,24 @@ def controls(root):
     write_run(root, method="checkpoint", seed=None, init_seed=None, data_seed=None)
 
 
+def a_functional_study(root):
+    write_study(root)
+
+
+def forty_conditions(root):
+    write_teachers(root)
+    write_controls(root, range(2), ("SIDDO",), student=HOSTILE[0])
+    for number in range(40):
+        write_students(root, range(2), student=HOSTILE[0], alpha=0.02 * number, correct=number / 50, incorrect=0.5)
+
+
+def hostile_functional_study(root):
+    write_teachers(root)
+    for student in HOSTILE:
+        write_controls(root, range(5), ("SIDDO", "baseline"), student=student)
+        write_students(root, range(5), student=student, correct=0.3, incorrect=0.1)
+
+
 EVERY_DAY = (identical_values,)
 SLOW = (
     nearly_equal_values,
@@ -129,6 +148,9 @@ SLOW = (
     a_method_that_predicts,
     wide_values,
     controls,
+    a_functional_study,
+    forty_conditions,
+    hostile_functional_study,
 )
 SCALES = [*EVERY_DAY, *(pytest.param(write, marks=pytest.mark.slow) for write in SLOW)]
 
@@ -165,8 +187,9 @@ def check_figure(figure):
     panels = [axes for axes in figure.axes if axes.axison]
     legends = [legend for legend in (*figure.legends, *(a.get_legend() for a in panels)) if legend]
     for axes in panels:
-        assert visible_labels(axes.xaxis) or axes.texts
-        assert visible_labels(axes.yaxis) or axes.texts
+        beside = [text for other in axes.get_shared_y_axes().get_siblings(axes) for text in other.texts]
+        assert visible_labels(axes.xaxis) or axes.texts or hasattr(axes, "_colorbar")
+        assert visible_labels(axes.yaxis) or beside
         texts = texts_of(axes)
         assert not [1 for a, b in combinations(texts, 2) if a.padded(-1).overlaps(b.padded(-1))]
     boxes = [box for axes in panels for axis in (axes.xaxis, axes.yaxis) for box in check_axis(axis)]

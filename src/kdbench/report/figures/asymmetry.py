@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from kdbench.report.anchors import row_anchor
 from kdbench.report.columns import is_missing
-from kdbench.report.drawing import COLOURS, GREY, INK, MARKERS, legend_below, panels, round_ticks
+from kdbench.report.drawing import COLOURS, GREY, INK, MARKERS, fit, legend_below, panel_inches, panels, round_ticks
 from kdbench.report.figures.sheet import Sheet, first_of, mark_of_run
 from kdbench.report.figures.transfer import condition_name
 from kdbench.report.functional.asymmetry import gains_by_seed
@@ -76,12 +76,11 @@ def draw_seeds(sheet: Sheet, axes: Axes, own: Comparison, colour: str) -> None:
 
 def name_plane(axes: Axes) -> None:
     """Name the axes of the plane and draw the line of equal gains across it."""
-    limits = np.array([axes.get_xlim(), axes.get_ylim()])
-    low, high = limits.min(), limits.max()
-    axes.plot([low, high], [low, high], color=GREY, lw=1, ls=(0, (4, 3)), zorder=1)
-    axes.set_xlim(*limits[0])
-    axes.set_ylim(*limits[1])
-    axes.set_xlabel("gain where the teacher is right, % of the room")
+    limits = axes.get_xlim(), axes.get_ylim()
+    axes.axline((0, 0), slope=1, color=GREY, lw=1, ls=(0, (4, 3)), zorder=1)
+    axes.set_xlim(limits[0])
+    axes.set_ylim(limits[1])
+    axes.set_xlabel(fit("gain where the teacher is right, % of the room", panel_inches(axes) - 0.9))
     axes.set_ylabel("gain where it is wrong, % of the room")
     axes.xaxis.set_major_locator(round_ticks())
     axes.yaxis.set_major_locator(round_ticks())

@@ -1,5 +1,6 @@
 """Figure of transfer against the student's size, the temperature and the weight of the distillation term."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,16 @@ from matplotlib.ticker import EngFormatter, FixedFormatter, FixedLocator, NullLo
 
 from kdbench.report.anchors import row_anchor
 from kdbench.report.columns import is_missing
-from kdbench.report.drawing import COLOURS, INK, MARKERS, name_panel, panel_legends_below, panels
+from kdbench.report.drawing import (
+    COLOURS,
+    INK,
+    MARKERS,
+    name_panel,
+    panel_inches,
+    panel_legends_below,
+    panels,
+    width_of,
+)
 from kdbench.report.figures.sheet import Sheet, first_of
 from kdbench.report.figures.transfer import text_of
 from kdbench.report.gains import POOLED, group_by
@@ -101,13 +111,22 @@ def draw_lines(sheet: Sheet, axes: Axes, quantity: str, lines: Sequence[Any]) ->
 
 
 def label_axis(axes: Axes, quantity: str, values: Sequence[float]) -> None:
-    """Name the axes of a panel; sizes and temperatures are on logarithmic ones, with a tick at each value."""
+    """Name the axes of a panel, logarithmic ones of sizes and temperatures, with ticks at values as there is room."""
     name_panel(axes, "", QUANTITIES[quantity], "agreement gained, points")
+    is_log = quantity != "alpha"
     places = sorted({float(value) for value in values})
-    if quantity != "alpha":
-        axes.set_xscale("log")
     form = EngFormatter(places=0) if quantity == "params" else None
-    axes.xaxis.set_major_locator(FixedLocator(places))
-    axes.xaxis.set_major_formatter(FixedFormatter([form(place) if form else f"{place:g}" for place in places]))
+    labels = {place: form(place) if form else f"{place:g}" for place in places}
+    along = {place: math.log(place) if is_log else place for place in places}
+    inch = (along[places[-1]] - along[places[0]]) / (panel_inches(axes) - 1.6) or 1.0
+    kept: list[float] = []
+    for place in places:
+        width = (width_of(labels[place]) + width_of(labels[kept[-1]])) / 2 + 0.1 if kept else 0.0
+        if not kept or along[place] - along[kept[-1]] >= width * inch:
+            kept.append(place)
+    if is_log:
+        axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(kept))
+    axes.xaxis.set_major_formatter(FixedFormatter([labels[place] for place in kept]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.12)

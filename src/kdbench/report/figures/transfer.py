@@ -36,7 +36,7 @@ def draw_transfer(sheet: Sheet) -> tuple[Figure, str] | str:
     is_wide = sheet.width.columns > 1
     size = (1, len(DISTANCES)) if is_wide else (len(DISTANCES), 1)
     figure = Figure(figsize=(sheet.width.inches, 1), layout="constrained")
-    all_axes = list(figure.subplots(*size, squeeze=False).flat)
+    all_axes = list(figure.subplots(*size, squeeze=False, sharey=is_wide).flat)
     height = 0.0
     for place, (metric, axes) in enumerate(zip(DISTANCES, all_axes, strict=True)):
         rows = {(condition_name(row), row.control): (number, row) for number, row in numbered if row.metric == metric}
