@@ -30,7 +30,7 @@ def test_own_seeds_replace_those_of_the_control():
 
 
 def test_a_seed_that_is_no_number_is_one_line():
-    with pytest.raises(ConfigError, match="add takes whole numbers, not 'a'") as error:
+    with pytest.raises(ConfigError, match=r"kdbench\.add takes whole numbers, not 'a'") as error:
         compose(["experiment=siddo", "student=resnet8", "seed=a"])
     assert "\n" not in str(error.value)
 

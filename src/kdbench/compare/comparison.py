@@ -23,12 +23,12 @@ class TeacherView:
     @property
     def correct_gain(self) -> float:
         """Gain of A over B in agreement where the teacher is right, as a share of the room that B leaves."""
-        return headroom_gain(self.a.by_correctness.correct_rate, self.b.by_correctness.correct_rate)
+        return float(headroom_gain(self.a.by_correctness.correct_rate, self.b.by_correctness.correct_rate))
 
     @property
     def incorrect_gain(self) -> float:
         """The same where the teacher is wrong."""
-        return headroom_gain(self.a.by_correctness.incorrect_rate, self.b.by_correctness.incorrect_rate)
+        return float(headroom_gain(self.a.by_correctness.incorrect_rate, self.b.by_correctness.incorrect_rate))
 
     @property
     def asymmetry(self) -> float:

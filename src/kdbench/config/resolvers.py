@@ -1,4 +1,4 @@
-"""Functions that YAML files may call in an interpolation: `${add:${seed},1000}`."""
+"""Functions that YAML files may call in an interpolation: `${kdbench.add:${seed},1000}`."""
 
 from omegaconf import OmegaConf
 
@@ -11,10 +11,10 @@ def add(*numbers: int) -> int:
     """
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int):
-            raise ValueError(f"add takes whole numbers, not {number!r}")
+            raise ValueError(f"kdbench.add takes whole numbers, not {number!r}")
     return sum(numbers)
 
 
 def register() -> None:
     """Make the functions known to OmegaConf, for the whole process."""
-    OmegaConf.register_new_resolver("add", add, replace=True)
+    OmegaConf.register_new_resolver("kdbench.add", add, replace=True)

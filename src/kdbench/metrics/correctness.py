@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from kdbench.metrics.fidelity import Model
 from kdbench.metrics.probability import Ints, as_pair, check_labels
@@ -63,7 +63,7 @@ def count_agreement(student: Ints, teacher: Ints, labels: Ints) -> CorrectnessAg
     )
 
 
-def headroom_gain(rate: float, control_rate: float) -> float:
+def headroom_gain(rate: ArrayLike, control_rate: ArrayLike) -> NDArray[np.float64]:
     """Return the difference of two rates as a share of the room that the control leaves.
 
         (rate - control_rate) / (1 - control_rate)
@@ -72,14 +72,15 @@ def headroom_gain(rate: float, control_rate: float) -> float:
     its room, a rise of one can be compared with a rise of the other.
 
     Args:
-        rate: of the distilled student, in [0, 1].
-        control_rate: of its control, in [0, 1].
+        rate: of the distilled student, in [0, 1]; a number or an array of them.
+        control_rate: of its control, in [0, 1], of the same shape.
 
     Returns:
-        At most 1, which means that no room is left; 0 means no change; below 0, that the student agrees less than the
-        control. NaN where the control leaves no room.
+        Array of the same shape, of numbers of at most 1, which means that no room is left; 0 means no change; below 0,
+        that the student agrees less than the control. NaN where the control leaves no room, or a rate is NaN.
     """
-    return (rate - control_rate) / (1 - control_rate) if control_rate < 1 else math.nan
+    rates, base = np.asarray(rate, dtype=np.float64), np.asarray(control_rate, dtype=np.float64)
+    return np.divide(rates - base, 1 - base, out=np.full(base.shape, np.nan), where=base < 1)
 
 
 def shared_mistakes_by_class(

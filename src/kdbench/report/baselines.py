@@ -24,7 +24,7 @@ def find_baselines(group: RunGroup, groups: Sequence[RunGroup]) -> list[RunGroup
 
 
 def is_baseline(other: RunGroup, group: RunGroup) -> bool:
-    """Return whether a group is a baseline of another, or a control of the functional view with other seeds."""
+    """Return whether a group is of role `baseline` and equal to another in all but method, teacher and seeds."""
     return other.shared.role == BASELINE and share_training(other, group)
 
 

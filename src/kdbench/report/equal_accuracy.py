@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from kdbench.metrics.correctness import count_agreement
 from kdbench.report.columns import row
 from kdbench.report.predictions import Predictions
 from kdbench.report.statistics import ALPHA, NAN
@@ -111,16 +112,11 @@ def interval_of_sum(centre: float, parts: Sequence[tuple[float, int]]) -> tuple[
     return float(low), float(high)
 
 
-def agreement_by_correctness(student: Predictions, teacher: Predictions) -> tuple[float, float]:
+def agreement_rates(student: Predictions, teacher: Predictions) -> tuple[float, float]:
     """Return agreement where the teacher is right, and the rate of equal mistakes where it is wrong, per cent.
 
     Images on which the kept logits of either leave the class open are left out.
     """
     known = ~(student.tied | teacher.tied)
-    same, right = student.predicted == teacher.predicted, teacher.correct
-    return share(same[known & right]), share(same[known & ~right])
-
-
-def share(values: Any) -> float:
-    """Return the share of true values in per cent; NaN of none."""
-    return 100 * float(np.mean(values)) if len(values) else NAN
+    found = count_agreement(student.predicted[known], teacher.predicted[known], teacher.labels[known])
+    return 100 * found.correct_rate, 100 * found.incorrect_rate

@@ -15,7 +15,7 @@ from kdbench.errors import KdbenchError
 from kdbench.report import statistics as st
 from kdbench.report.class_gains import class_accuracies, class_names
 from kdbench.report.columns import FIDELITY, FLIPS, OF_CLASS, row
-from kdbench.report.equal_accuracy import Arm, Slope, agreement_by_correctness, excess_row, slope_of
+from kdbench.report.equal_accuracy import Arm, Slope, agreement_rates, excess_row, slope_of
 from kdbench.report.gains import Gain
 from kdbench.report.groups import BASELINE, RunGroup, percents
 from kdbench.report.predictions import Predictions, logits_in, predictions_in, read_predictions, same_images
@@ -248,7 +248,7 @@ def fidelity_row(gain: Gain, teacher: Teacher | None, divergence: Any) -> dict[s
 def by_correctness(runs: Sequence[Any], teacher: Teacher) -> tuple[float | None, float | None]:
     """Return the means over runs of agreement where the teacher is right, and of equal mistakes where it is wrong."""
     own = [found for run in runs if (found := predictions_in(run.path)) and same_images(found, teacher.predictions)]
-    shares = [agreement_by_correctness(found, teacher.predictions) for found in own]
+    shares = [agreement_rates(found, teacher.predictions) for found in own]
     return mean(right for right, _ in shares), mean(mistakes for _, mistakes in shares)
 
 

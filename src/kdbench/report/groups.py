@@ -159,36 +159,39 @@ def group_runs(runs: pd.DataFrame) -> list[RunGroup]:
     identity = columns_of(runs.columns, (*STUDENT, *METHOD, *TEACHER, KEY.group_key))
     identities = pd.Series([key_text(row) for row in runs[identity].to_dict("records")], index=runs.index)
     found = [RunGroup(sort_by_seeds(members)) for _, members in runs.groupby(identities, sort=False)]
-    groups = [part for group in found for part in split_seed_controls(group)]
+    groups = split_seed_controls(found)
     settings = columns_of(runs.columns, (*STUDENT, *METHOD, *TEACHER))
     groups.sort(key=lambda group: sort_key(group, settings))
     return with_settings(groups)
 
 
-def split_seed_controls(group: RunGroup) -> list[RunGroup]:
-    """Return the runs of a group, those of a baseline whose seeds make them controls of the functional view apart.
+def split_seed_controls(groups: Sequence[RunGroup]) -> list[RunGroup]:
+    """Return groups, with the runs of a baseline whose seeds make them controls of the functional view apart.
 
-    In a baseline with runs of `seed=N`, those with a data seed that none of these has are `SIDDO` if they share the
-    initialisation seed of one, and `DIDDO` if they do not. As replicates of the others they would count twice. Crossed
-    seeds, which share data seeds too, stay together.
+    Such a run has two different seeds that no compared run has, and an order of the images that no other run of its
+    baseline has: `SIDDO` if it shares the initialisation seed of one of these, else `DIDDO`. As replicates they would
+    count twice. Crossed seeds, which share orders, stay together, and so do baselines beside which nothing is compared.
     """
-    equal = {init for init, data in group.seeds if init == data and init is not None}
-    kinds = [seed_control_of(pair, equal) for pair in group.seeds]
-    if group.shared.role != BASELINE or not equal or None in kinds or len(set(kinds)) < 2:
+    held = {pair for group in groups if group.shared.role in COMPARED for pair in group.seeds}
+    return [part for group in groups for part in split_baseline(group, held)]
+
+
+def split_baseline(group: RunGroup, held: set[tuple[int | None, int | None]]) -> list[RunGroup]:
+    """Return a group in parts: the baseline itself, then its controls; see `split_seed_controls`.
+
+    Args:
+        group: any group.
+        held: seeds of the compared runs.
+    """
+    own = [pair for pair in group.seeds if pair in held or pair[0] == pair[1]]
+    others = [pair for pair in group.seeds if pair not in own]
+    orders = {data for _, data in own}
+    if group.shared.role != BASELINE or not held.intersection(own) or any(data in orders for _, data in others):
         return [group]
-    parts = [(kind, [own == kind for own in kinds]) for kind in ("", SIDDO, DIDDO) if kind in kinds]
+    inits = {init for init, _ in own}
+    kinds = ["" if pair in own else SIDDO if pair[0] in inits else DIDDO for pair in group.seeds]
+    parts = [(kind, [found == kind for found in kinds]) for kind in ("", SIDDO, DIDDO) if kind in kinds]
     return [replace(group, runs=group.runs[chosen], seed_control=kind) for kind, chosen in parts]
-
-
-def seed_control_of(seeds: tuple[int | None, int | None], equal: set[int]) -> str | None:
-    """Return which control a run of some seeds is for runs whose two seeds are equal; "" for one of these, None where
-    it shares an order of the images with one."""
-    init, data = seeds
-    if init == data:
-        return ""
-    if data in equal:
-        return None
-    return SIDDO if init in equal else DIDDO
 
 
 def sort_by_seeds(runs: pd.DataFrame) -> pd.DataFrame:

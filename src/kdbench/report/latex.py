@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from kdbench.report.columns import POINTS, P, format_value, is_missing
+from kdbench.report.column import POINTS, P
+from kdbench.report.columns import format_value, is_missing
 from kdbench.report.gains import POOLED
 from kdbench.report.published import name_analyses, primary_view
 from kdbench.report.runs import rows_of

@@ -7,13 +7,13 @@ from typing import Any
 import pandas as pd
 
 from kdbench.report.anchors import row_anchor, run_anchor
+from kdbench.report.column import Column
 from kdbench.report.columns import (
     FIRST,
     MOST_FIRST,
     OF_CLASS,
     ONLY_IN_CSV,
     PER_CLASS,
-    Column,
     column_of,
     format_value,
     is_missing,

@@ -99,6 +99,19 @@ def same_images(a: Predictions, b: Predictions) -> bool:
     return same and a.num_classes == b.num_classes
 
 
+def known_pair(run: Path, teacher: Path) -> tuple[Ints, Ints, Ints] | None:
+    """Return the predicted classes of a run and of a teacher, and labels, of images whose class neither leaves open.
+
+    Returns:
+        Three arrays [K]; None where there are no logits of the same images.
+    """
+    ours, theirs = predictions_in(run), predictions_in(teacher)
+    if ours is None or theirs is None or not same_images(ours, theirs):
+        return None
+    known = ~(ours.tied | theirs.tied)
+    return ours.predicted[known], theirs.predicted[known], theirs.labels[known]
+
+
 def logits_in(folder: Path) -> Floats:
     """Return the test logits [N, C] float64 of a run whose predictions were read."""
     return read_tensors(folder / LOGITS)[0].astype(np.float64)

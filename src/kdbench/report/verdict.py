@@ -6,7 +6,8 @@ from typing import Any
 import pandas as pd
 
 from kdbench.report import statistics as st
-from kdbench.report.columns import P, format_value
+from kdbench.report.column import P
+from kdbench.report.columns import format_value
 from kdbench.report.design import FEWEST_ARMS, FEWEST_SEEDS, Analysis
 from kdbench.report.estimates import PlacedDesign, depends_on_shared, why_untested
 from kdbench.report.failures import FailedRun

@@ -9,6 +9,9 @@ from scipy import stats
 
 from kdbench import metrics
 from kdbench.report.build import build_report
+from kdbench.report.drawing import WIDE, style
+from kdbench.report.figures.save import draw_figure
+from kdbench.report.figures.sheet import Sheet, choose_looks
 from kdbench.report.page import page_table
 from kdbench.report.results import tables_of
 from tests.report.conftest import report_of, write_run
@@ -18,6 +21,7 @@ from tests.report.functional.writing import (
     LABELS,
     TEACHERS,
     answers,
+    copied,
     logits_of,
     write,
     write_controls,
@@ -119,7 +123,7 @@ def test_without_transfer_nothing_is_found(tmp_path):
     assert functional.transfer.significant.eq(False).all()
     assert functional.transfer.transfer.abs().max() < 0.05
     assert functional.asymmetry.iloc[0].finding == "undecided"
-    assert "0 of 4 distances" in functional.sentences[0]
+    assert functional.sentences[0].startswith("0 of 4 distances of students to their teacher are significantly smaller")
 
 
 def test_every_control_stands_beside_the_condition_that_it_belongs_to(study):
@@ -141,7 +145,8 @@ def test_every_control_stands_beside_the_condition_that_it_belongs_to(study):
 def test_controls_of_each_kind_share_the_seeds_that_their_names_say(tmp_path):
     report = small(tmp_path, kinds=("baseline", "SIDDO", "DIDDO"), correct=0.4, incorrect=0.4)
     for own in report.functional.transfers:
-        for student, control in ((s, own.controls.runs.get(pair)) for pair, s in own.students.runs.items()):
+        for pair, student in own.students.runs.items():
+            control = own.controls.runs.get(pair)
             if own.control == "SIDDO":
                 assert control.init_seed == student.init_seed
                 assert control.data_seed != student.data_seed
@@ -213,7 +218,7 @@ def test_a_design_that_cannot_reach_the_level_has_effects_without_a_verdict(tmp_
     assert transfer.significant.isna().all()
     assert transfer.remarks.str.contains("cannot reach 0.05 after correction").all()
     assert transfer.transfer_low.isna().all()
-    assert "effect without a verdict" in functional.sentences[0]
+    assert "an effect without a verdict" in functional.sentences[0]
 
 
 def test_one_seed_is_an_effect_without_a_p(tmp_path):
@@ -221,7 +226,7 @@ def test_one_seed_is_an_effect_without_a_p(tmp_path):
     assert functional.transfer.transfer.notna().all()
     assert functional.transfer.p.isna().all()
     assert functional.transfer.remarks.str.startswith("one seed only").all()
-    assert "without a test: one seed only" in functional.sentences[0]
+    assert "There is no test: one seed only" in functional.sentences[0]
 
 
 def test_without_any_control_there_is_no_transfer_and_a_remark(tmp_path):
@@ -348,3 +353,187 @@ def test_open_classes_of_half_precision_are_left_out(tmp_path):
     (row,) = report_of(tmp_path).functional.asymmetry.itertuples()
     assert (row.teacher_right, row.teacher_wrong, row.correct) == (0, 0, 0)
     assert math.isnan(row.asymmetry)
+
+
+def test_students_farther_than_their_control_are_said_to_be(tmp_path):
+    write_teachers(tmp_path)
+    teacher = answers(100, 0.85)
+    for seed in SEEDS:
+        write(tmp_path, copied(answers((seed, 1), 0.6), teacher, seed, 0.8, 0.8), seed, data_seed=1000 + seed)
+    write_students(tmp_path, SEEDS, correct=0, incorrect=0)
+    sentence = report_of(tmp_path).functional.sentences[0]
+    assert sentence.startswith(
+        "0 of 4 distances of students to their teacher are significantly smaller than those of S"
+    )
+    assert "In 0 of 4 distances students are closer" in sentence
+
+
+def test_a_fixed_initialisation_stays_one_baseline(tmp_path):
+    write_teachers(tmp_path)
+    for data in SEEDS:
+        write(tmp_path, answers((data, 1), 0.6), data, init_seed=0, data_seed=data)
+        write(
+            tmp_path, answers((data, 2), 0.6), data, teacher="resnet20", method="logit", teacher_seed=100,
+            teacher_key=TEACHERS[100], init_seed=0, data_seed=data,
+        )  # fmt: skip
+    report = report_of(tmp_path)
+    (gain,) = report.gains
+    assert gain.is_paired
+    assert len(gain.base_values) == 6
+    assert {group.seed_control for group in report.groups} == {""}
+
+
+def test_further_baseline_seeds_are_no_controls_of_their_own(tmp_path):
+    write_teachers(tmp_path)
+    write_controls(tmp_path, range(8), ("baseline",))
+    write_students(tmp_path, range(3))
+    (gain,) = report_of(tmp_path).gains
+    assert len(gain.base_values) == 8
+
+
+def test_the_teacher_and_its_own_teacher_are_no_controls(tmp_path):
+    first = answers(1, 0.85)
+    write(tmp_path, first, 3, student="resnet8", run_key="first")
+    second = copied(answers(2, 0.7), first, 0, 0.5, 0.5)
+    write(
+        tmp_path, second, 200, student="resnet8", run_key="second", teacher="resnet8", method="logit", teacher_seed=3,
+        teacher_key="first",
+    )  # fmt: skip
+    for seed in SEEDS:
+        if seed != 3:
+            write(tmp_path, answers((seed, 8), 0.6), seed)
+        write(
+            tmp_path, copied(answers((seed, 5), 0.6), second, seed, 0.3, 0.3), seed, teacher="resnet8", method="logit",
+            teacher_seed=200, teacher_key="second", method_params={"alpha": 0.3},
+        )  # fmt: skip
+    report = report_of(tmp_path)
+    own = next(own for own in report.functional.transfers if own.group.shared.teacher_key == "second")
+    assert own.control == "baseline"
+    assert [init for init, _ in own.seeds] == [0, 1, 2, 4, 5]
+    assert "1 of 6 students have no such control" in own.remark
+
+
+def test_a_control_run_counts_once(tmp_path):
+    write_teachers(tmp_path)
+    write(tmp_path, answers(7, 0.6), 0, init_seed=0, data_seed=1000)
+    for data in SEEDS:
+        write(
+            tmp_path, answers((data, 2), 0.6), data, teacher="resnet20", method="logit", teacher_seed=100,
+            teacher_key=TEACHERS[100], init_seed=0, data_seed=data,
+        )  # fmt: skip
+    transfer = report_of(tmp_path).functional.transfer
+    assert transfer.p.isna().all()
+    assert transfer.transfer_low.isna().all()
+    assert transfer.remarks.str.contains("no independent samples").all()
+
+
+def test_a_teacher_with_few_students_does_not_take_the_verdict_away(tmp_path):
+    write_teachers(tmp_path, (100, 101))
+    write_controls(tmp_path, range(6), ("SIDDO",))
+    write_students(tmp_path, range(6), 100, correct=0.5, incorrect=0.5)
+    write_students(tmp_path, range(1), 101, correct=0.5, incorrect=0.5)
+    transfer = rows(report_of(tmp_path).functional.transfer, control="SIDDO", metric="js_divergence")
+    assert transfer.family.tolist() == ["primary", "primary"]  # no table of two teachers and two seeds
+    assert transfer.n.tolist() == [6, 1]
+    assert transfer.p_adjusted.notna().tolist() == [True, False]
+
+
+def test_a_pooled_row_is_over_the_seeds_that_all_teachers_have(tmp_path):
+    write_teachers(tmp_path, (100, 101))
+    write_controls(tmp_path, range(6), ("SIDDO",))
+    write_students(tmp_path, range(6), 100, correct=0.5, incorrect=0.5)
+    write_students(tmp_path, range(4), 101, correct=0.5, incorrect=0.5)
+    (pooled,) = [own for own in report_of(tmp_path).functional.transfers if own.is_pooled and own.control == "SIDDO"]
+    assert [init for init, _ in pooled.seeds] == [0, 1, 2, 3]
+    assert "over seeds 0, 1, 2, 3 alone" in pooled.remark
+
+
+def test_rows_without_an_interval_have_no_finding(tmp_path):
+    write_teachers(tmp_path)
+    write_controls(tmp_path, SEEDS, ("SIDDO",))
+    write_students(tmp_path, SEEDS, correct=0.1, incorrect=0.7, alpha=0.5)
+    write_students(tmp_path, range(3), correct=0.1, incorrect=0.7, alpha=0.9)
+    report = report_of(tmp_path)
+    assert rows(report.functional.asymmetry, control="SIDDO").finding.notna().tolist() == [True, False]
+    assert "in 1 of 1 conditions" in report.functional.sentences[-1]
+    with style():
+        drawing = draw_figure("asymmetry", Sheet(report, WIDE, choose_looks(report)))
+    assert len(drawing.marks) == 2
+    assert not [mark.text for mark in drawing.marks.values() if "nan" in mark.text]
+
+
+def test_equal_values_have_a_p_of_one(tmp_path):
+    write_teachers(tmp_path)
+    for seed in SEEDS:
+        own = answers((seed, 1), 0.6)
+        write(tmp_path, own, seed)
+        write(tmp_path, own, seed, teacher="resnet20", method="logit", teacher_seed=100, teacher_key=TEACHERS[100])
+    transfer = report_of(tmp_path).functional.transfer
+    assert (transfer.transfer == 0).all()
+    assert transfer.p_adjusted.tolist() == [1] * 4
+
+
+def test_open_classes_of_one_side_change_no_count(tmp_path):
+    """Rounded logits leave a hundred images of the students open, which then agree as often as the others."""
+    write_teachers(tmp_path)
+    for seed in SEEDS:
+        own = answers((seed, 1), 0.6)
+        values = logits_of(own, seed).astype(np.float16)
+        values[:100] = 0
+        write(tmp_path, own, seed, data_seed=1000 + seed)
+        write_run(
+            tmp_path, seed=seed, teacher="resnet20", method="logit", teacher_seed=100, teacher_key=TEACHERS[100],
+            logits=(values, LABELS), accuracy=0.6,
+        )  # fmt: skip
+    (row,) = report_of(tmp_path).functional.asymmetry.itertuples()
+    assert row.teacher_right < 800
+    assert abs(row.correct_change) < 15  # not the hundred images fewer
+
+
+def test_models_of_other_data_are_in_no_common_matrix(tmp_path):
+    write(tmp_path, answers(1, 0.6), 0)
+    write(tmp_path, answers(2, 0.6), 1)
+    write(tmp_path, answers(3, 0.6), 2, dataset="other")
+    matrix = report_of(tmp_path, allow_mixed=True).functional.matrix
+    assert [run.seed for run in matrix.runs] == [0, 1]
+
+
+def test_the_primary_control_of_several_teachers_is_one_that_all_have(tmp_path):
+    write_teachers(tmp_path, (100, 101))
+    write_controls(tmp_path, SEEDS, ("baseline",))
+    write_controls(tmp_path, range(3), ("SIDDO",))
+    write_students(tmp_path, SEEDS, 100)
+    write_students(tmp_path, range(3, 6), 101)  # none of these has a SIDDO control
+    transfer = rows(report_of(tmp_path).functional.transfer, metric="js_divergence")
+    assert set(rows(transfer, family="primary").control) == {"baseline"}
+
+
+def test_students_of_the_next_teacher_seed_are_the_other_teachers_control(study):
+    own = next(o for o in study.functional.transfers if o.control == "other teacher" and o.teacher_seed == 100)
+    assert {run.teacher_seed for run in own.controls.runs.values()} == {101}
+    back = next(o for o in study.functional.transfers if o.control == "other teacher" and o.teacher_seed == 101)
+    assert {run.teacher_seed for run in back.controls.runs.values()} == {100}
+
+
+def test_every_row_and_seed_of_the_figures_is_linked(study):
+    with style():
+        for name in ("transfer", "asymmetry", "mistakes", "scaling"):
+            drawing = draw_figure(name, Sheet(study, WIDE, choose_looks(study)))
+            texts = [mark.text for mark in drawing.marks.values()]
+            assert texts
+            assert not [text for text in texts if "nan" in text.split()]
+    primary = study.functional.transfer.family == "primary"
+    with style():
+        drawing = draw_figure("transfer", Sheet(study, WIDE, choose_looks(study)))
+    assert sum(len(marks) for marks in drawing.points.values()) == 6 * int(primary.sum())
+
+
+def test_lines_of_the_scaling_figure_differ_in_one_quantity(study):
+    with style():
+        drawing = draw_figure("scaling", Sheet(study, WIDE, choose_looks(study)))
+    legends = [
+        [text.get_text().replace("\n", " ") for text in axes.get_legend().get_texts()] for axes in drawing.figure.axes
+    ]
+    assert [len(lines) for lines in legends] == [1, 1, 2]  # size, temperature, alpha of two teachers
+    assert "seed 100" in legends[2][0]
+    assert "seed 101" in legends[2][1]

@@ -100,17 +100,32 @@ def test_differences_in_the_last_digit_are_ties():
     assert p_of_less(MANN_WHITNEY, values, control) == p_of_less(MANN_WHITNEY, np.array([0.3, 0.5, 0.6]), control)
 
 
-def test_many_tied_values_have_an_approximate_p():
+def test_many_tied_values_have_the_exact_p_of_their_arrangements():
     random = np.random.default_rng(0)
-    values, control = np.round(random.normal(size=30) - 0.5, 1), np.round(random.normal(size=30), 1)
-    expected = stats.mannwhitneyu(values, control, alternative="less", method="asymptotic").pvalue
-    assert p_of_less(MANN_WHITNEY, values, control) == pytest.approx(float(expected))
-    assert 0 < p_of_less(SIGNED, values, control) < 0.2
+    values, control = np.round(random.normal(size=12) - 0.3, 1), np.round(random.normal(size=12), 1)
+    draws = stats.permutation_test(
+        (values, control), statistic_u, permutation_type="independent", n_resamples=4000, alternative="less",
+        random_state=1,
+    )  # fmt: skip
+    assert p_of_less(MANN_WHITNEY, values, control) == pytest.approx(draws.pvalue, abs=0.03)
+    signs = random.choice([-1, 1], size=(20_000, 12)) * np.abs(values - control)
+    ranks = stats.rankdata(np.abs(values - control))
+    sums = np.where(signs > 0, ranks, 0).sum(axis=1)
+    share = float(np.mean(sums <= ranks[values > control].sum() + 1e-9))
+    assert p_of_less(SIGNED, values, control) == pytest.approx(share, abs=0.02)
+
+
+@pytest.mark.parametrize("n", [9, 10, 20])
+def test_complete_separation_with_a_tie_is_still_as_small_as_it_can_be(n):
+    values, control = np.arange(n) / 10.0, 10 + np.arange(n) ** 1.5
+    values[1] = values[0]
+    assert p_of_less(MANN_WHITNEY, values, control) == pytest.approx(smallest_p(MANN_WHITNEY, n, n))
+    assert p_of_less(SIGNED, values, control) == pytest.approx(smallest_p(SIGNED, n, n))
 
 
 @pytest.mark.parametrize("test", RankTest)
-def test_without_a_difference_or_with_one_run_there_is_no_p(test):
-    assert math.isnan(p_of_less(test, np.ones(4), np.ones(4)))
+def test_with_one_run_there_is_no_p_and_without_a_difference_it_is_one(test):
+    assert p_of_less(test, np.ones(4), np.ones(4)) == 1
     assert math.isnan(p_of_less(test, np.ones(1), np.zeros(1)))
     assert math.isnan(smallest_p(test, 0, 0))
 

@@ -10,9 +10,8 @@ from kdbench.report.anchors import row_anchor
 from kdbench.report.columns import is_missing
 from kdbench.report.drawing import COLOURS, GREY, INK, MARKERS, fit, legend_below, panel_inches, panels, round_ticks
 from kdbench.report.figures.sheet import Sheet, first_of, mark_of_run
-from kdbench.report.figures.transfer import condition_name
 from kdbench.report.functional.asymmetry import gains_by_seed
-from kdbench.report.functional.transfer import PRIMARY, Comparison
+from kdbench.report.functional.transfer import PRIMARY, ControlComparison, name_of_control
 from kdbench.report.runs import rows_of
 
 MOST = 2 * len(COLOURS)
@@ -20,10 +19,9 @@ MOST = 2 * len(COLOURS)
 
 def draw_asymmetry(sheet: Sheet) -> tuple[Figure, str] | str:
     functional = sheet.report.functional
-    compared = [own for own in functional.counts if own.seeds and len(own.control_values)]
     items = [
         (number, row, own)
-        for number, (row, own) in enumerate(zip(rows_of(functional.asymmetry), compared, strict=True), 1)
+        for number, (row, own) in enumerate(zip(rows_of(functional.asymmetry), functional.counts, strict=True), 1)
         if own.family == PRIMARY and not is_missing(row.asymmetry)
     ]
     if not items:
@@ -45,8 +43,8 @@ def draw_asymmetry(sheet: Sheet) -> tuple[Figure, str] | str:
             lines: Any = {"color": style["color"], "lw": 1.4, "zorder": 3}
             parts += axes.plot([row.correct_gain_low, row.correct_gain_high], [row.incorrect_gain] * 2, **lines)
             parts += axes.plot([row.correct_gain] * 2, [row.incorrect_gain_low, row.incorrect_gain_high], **lines)
-        sheet.mark(row_anchor("asymmetry", number), text_of(row), parts)
-        handles[f"{condition_name(row)}, against {row.control}"] = point
+        sheet.mark(row_anchor("asymmetry", number), text_of(own, row), parts)
+        handles[f"{own.name}, against {name_of_control(own.control)}"] = point
     name_plane(axes)
     legend_below(figure, handles)
     return figure, (
@@ -58,7 +56,7 @@ def draw_asymmetry(sheet: Sheet) -> tuple[Figure, str] | str:
     )
 
 
-def draw_seeds(sheet: Sheet, axes: Axes, own: Comparison, colour: str) -> None:
+def draw_seeds(sheet: Sheet, axes: Axes, own: ControlComparison, colour: str) -> None:
     """Draw the gains of every seed, linked to the run."""
     gains = 100 * gains_by_seed(own)
     known = [(gain, pair) for gain, pair in zip(gains, own.seeds, strict=True) if np.isfinite(gain).all()]
@@ -86,11 +84,11 @@ def name_plane(axes: Axes) -> None:
     axes.yaxis.set_major_locator(round_ticks())
 
 
-def text_of(row: Any) -> str:
-    """Return a row of asymmetry.csv as text."""
-    found = f", {row.finding}" if row.finding else ""
+def text_of(own: ControlComparison, row: Any) -> str:
+    """Return a comparison with its row of asymmetry.csv as text."""
+    found = "" if is_missing(row.finding) else f", {row.finding}"
     return (
-        f"{condition_name(row)} against {row.control}: correct gain {row.correct_gain:+.1f} % "
+        f"{own.name} against {name_of_control(own.control)}: correct gain {row.correct_gain:+.1f} % "
         f"({row.correct_change:+.0f} images), incorrect gain {row.incorrect_gain:+.1f} % ({row.incorrect_change:+.0f} "
         f"images), asymmetry {row.asymmetry:+.1f}{found}"
     )

@@ -11,7 +11,8 @@ from matplotlib.patches import Patch
 
 from kdbench.errors import printable
 from kdbench.report.anchors import link, row_anchor
-from kdbench.report.columns import P, format_value, is_missing
+from kdbench.report.column import P
+from kdbench.report.columns import format_value, is_missing
 from kdbench.report.drawing import BAND, GREY, INK, LINE, PAPER, fit, hide_vertical_axis, legend_below, round_ticks
 from kdbench.report.figures.sheet import (
     Mark,

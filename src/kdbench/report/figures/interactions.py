@@ -6,7 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kdbench.report.anchors import row_anchor
-from kdbench.report.columns import P, format_value, is_missing
+from kdbench.report.column import P
+from kdbench.report.columns import format_value, is_missing
 from kdbench.report.drawing import INK, fit, name_panel, panel_inches, panel_legends_below, panels
 from kdbench.report.figures.sheet import Sheet, arm, first_of, interval_text, is_true, points
 from kdbench.report.gains import group_by

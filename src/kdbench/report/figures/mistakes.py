@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from kdbench.report.columns import is_missing
 from kdbench.report.drawing import INK, fit_ends, legend_below, name_panel, panel_inches, panels
 from kdbench.report.figures.sheet import Sheet, first_of
-from kdbench.report.figures.transfer import condition_name
+from kdbench.report.functional.transfer import name_of_control
 from kdbench.report.gains import group_by
 from kdbench.report.runs import rows_of
 
@@ -27,7 +27,7 @@ def draw_mistakes(sheet: Sheet) -> tuple[Figure, str] | str:
     few = "" if len(largest) <= MOST_CLASSES else (
         f" The {MOST_CLASSES} of {len(largest)} classes with the largest change in any panel are shown."
     )  # fmt: skip
-    shown, cut = first_of(group_by(rows, condition_name), MOST_PANELS, "conditions")
+    shown, cut = first_of(group_by(rows, name_of_condition), MOST_PANELS, "conditions")
     figure, all_axes = panels(len(shown), sheet.width, 1.3 + 0.22 * max(len(classes), 6))
     for axes, (name, of_condition) in zip(all_axes, shown, strict=True):
         by_class = {row.class_index: row for row in of_condition}
@@ -35,7 +35,7 @@ def draw_mistakes(sheet: Sheet) -> tuple[Figure, str] | str:
     limits = [axes.get_xlim() for axes in all_axes]
     for axes in all_axes:  # one scale, so that panels can be compared
         axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
-    controls = " or ".join(dict.fromkeys(row.control for row in rows))
+    controls = " or ".join(dict.fromkeys(name_of_control(row.control) for row in rows))
     legend_below(figure, {
         "distilled students": Line2D([], [], marker="o", ls="", ms=6.5, color=INK),
         controls: Line2D([], [], marker="o", ls="", ms=6.5, mfc="none", mec=INK, mew=1.2),
@@ -44,6 +44,12 @@ def draw_mistakes(sheet: Sheet) -> tuple[Figure, str] | str:
         "Of the test images of each class that the teacher gets wrong, those on which students (filled) and control "
         f"runs (hollow) make the very same mistake; means over seeds, without a test.{few}{cut}"
     )
+
+
+def name_of_condition(row: Any) -> str:
+    """Return the name of a condition by its row of mistakes.csv."""
+    setting = f", {row.setting}" if row.setting else ""
+    return f"{row.student} {row.method} from {row.teacher}{setting}"
 
 
 def draw_condition(sheet: Sheet, axes: Axes, name: str, rows: list[Any]) -> None:
@@ -55,7 +61,7 @@ def draw_condition(sheet: Sheet, axes: Axes, name: str, rows: list[Any]) -> None
         parts += axes.plot([row.shared_mistakes], [place], "o", ms=6.5, color=colour)
         text = (
             f"{name}, class {row.class_name}: {row.shared_mistakes:.1f} % of {row.teacher_mistakes:.0f} mistakes "
-            f"shared, {row.control}: {row.control_mistakes:.1f} %"
+            f"shared, {name_of_control(row.control)}: {row.control_mistakes:.1f} %"
         )
         sheet.mark("mistakes", text, parts)
     name_panel(axes, name, "shared mistakes, % of the teacher's", "")

@@ -21,9 +21,12 @@ from kdbench.report.drawing import (
     width_of,
 )
 from kdbench.report.figures.sheet import Sheet, first_of
-from kdbench.report.figures.transfer import text_of
-from kdbench.report.gains import POOLED, group_by
-from kdbench.report.runs import rows_of
+from kdbench.report.figures.transfer import NumberedRow, numbered_rows
+from kdbench.report.functional.conditions import ALPHA_KEY, TEMPERATURE_KEY
+from kdbench.report.functional.transfer import name_of_control
+from kdbench.report.gains import group_by
+from kdbench.report.groups import METHOD, STUDENT, TEACHER, columns_of, key_text
+from kdbench.rundir.summary import KEY
 
 METRIC = "prediction_disagreement"
 QUANTITIES = {"params": "parameters of the student", "temperature": "temperature", "alpha": "alpha"}
@@ -32,9 +35,9 @@ MOST_LINES = len(COLOURS)
 
 def draw_scaling(sheet: Sheet) -> tuple[Figure, str] | str:
     rows = [
-        (number, row)
-        for number, row in enumerate(rows_of(sheet.report.functional.transfer), 1)
-        if row.metric == METRIC and row.teacher_seed != POOLED
+        found
+        for found in numbered_rows(sheet.report.functional)
+        if found.row.metric == METRIC and not found.own.is_pooled
     ]
     found = {quantity: lines_along(quantity, rows) for quantity in QUANTITIES}
     shown = {quantity: lines for quantity, lines in found.items() if lines}
@@ -46,66 +49,71 @@ def draw_scaling(sheet: Sheet) -> tuple[Figure, str] | str:
         drawn, cut = first_of(lines, MOST_LINES, "lines of a panel")
         more = more or cut
         legends.append((axes, draw_lines(sheet, axes, quantity, drawn)))
-        label_axis(axes, quantity, [getattr(row, quantity) for _, line in drawn for _, row in line])
+        label_axis(axes, quantity, [getattr(found.row, quantity) for _, line in drawn for found in line])
     panel_legends_below(figure, legends)
     return figure, (
         "Agreement with the own teacher that students have more than their control, in points of test images,"
-        " against what varies while all else is equal: method, teacher and its seed, and the other two. Bars:"
+        " against what varies while all else is equal. Bars:"
         f" 95 % interval over seeds, where there are five seeds or more.{more}"
     )
 
 
-def lines_along(quantity: str, rows: Sequence[tuple[int, Any]]) -> list[tuple[str, list[tuple[int, Any]]]]:
+def lines_along(quantity: str, rows: Sequence[NumberedRow]) -> list[tuple[str, list[NumberedRow]]]:
     """Return the rows that differ in one quantity alone, in its order; each line with what its rows have in common.
 
     Rows of one line have the same control: the first of those that most of them have.
     """
-    known = [item for item in rows if not is_missing(getattr(item[1], quantity))]
+    known = [found for found in rows if not is_missing(getattr(found.row, quantity))]
     lines = []
-    for _, of_line in group_by(known, lambda item: in_common(quantity, item[1])):
-        by_control = group_by(of_line, lambda item: item[1].control)  # in the order of the conditions' controls
+    for _, of_line in group_by(known, lambda found: in_common(quantity, found)):
+        by_control = group_by(of_line, lambda found: found.own.control)  # in the order of the conditions' controls
         _, items = max(by_control, key=lambda of_control: len(of_control[1]))
-        values = [getattr(row, quantity) for _, row in items]
+        values = [getattr(found.row, quantity) for found in items]
         if len(set(values)) == len(values) > 1:
-            items.sort(key=lambda item: getattr(item[1], quantity))
-            lines.append((name_line(quantity, items[0][1]), items))
+            items.sort(key=lambda found: getattr(found.row, quantity))
+            lines.append((name_line(quantity, items[0]), items))
     return lines
 
 
-def in_common(quantity: str, row: Any) -> tuple[Any, ...]:
-    """Return everything but one quantity in which conditions may differ."""
-    weights = [getattr(row, name) for name in ("temperature", "alpha") if name != quantity]
-    named = ("temperature=", "alpha=", "teacher_")
-    rest = [word for word in str(row.setting or "").split(" ") if not word.startswith(named)]
-    student = None if quantity == "params" else row.student
-    return student, row.teacher, row.teacher_seed, row.method, *map(str, weights), *rest
-
-
-def name_line(quantity: str, row: Any) -> str:
-    """Return what the rows of a line have in common as text."""
-    student = "" if quantity == "params" else f"{row.student} "
-    seed = "" if is_missing(row.teacher_seed) else f" seed {row.teacher_seed}"
-    fixed = [
-        f"{name} {getattr(row, name):g}"
-        for name in ("temperature", "alpha")
-        if name != quantity and not is_missing(getattr(row, name))
+def in_common(quantity: str, found: NumberedRow) -> str:
+    """Return everything but one quantity in which conditions may differ, as text."""
+    group = found.own.group
+    columns = columns_of(group.runs.columns, (*STUDENT, *METHOD, *TEACHER))
+    varied = {"params": (KEY.student, KEY.num_params), "temperature": (TEMPERATURE_KEY,), "alpha": (ALPHA_KEY,)}[
+        quantity
     ]
-    return f"{student}{row.method} from {row.teacher}{seed}, {', '.join([*fixed, f'against {row.control}'])}"
+    return key_text({column: group.shared[column] for column in columns if column not in varied})
 
 
-def draw_lines(sheet: Sheet, axes: Axes, quantity: str, lines: Sequence[Any]) -> dict[str, Any]:
+def name_line(quantity: str, found: NumberedRow) -> str:
+    """Return what the rows of a line have in common as text."""
+    own, shared = found.own, found.own.group.shared
+    student = "" if quantity == "params" else f"{shared.student} "
+    seed = "" if is_missing(own.teacher_seed) else f" seed {own.teacher_seed}"
+    words = [w for w in own.setting.split(" ") if w and not w.startswith((f"{quantity}=", "teacher_"))]
+    fixed = [f"{name}={getattr(found.row, name):g}" for name in ("temperature", "alpha")
+             if name != quantity and not is_missing(getattr(found.row, name))
+             and not any(w.startswith(f"{name}=") for w in words)]  # fmt: skip
+    rest = " ".join([*words, *fixed])
+    return f"{student}{shared.method} from {shared.teacher}{seed}, {rest}, against {name_of_control(own.control)}"
+
+
+def draw_lines(
+    sheet: Sheet, axes: Axes, quantity: str, lines: Sequence[tuple[str, list[NumberedRow]]]
+) -> dict[str, Any]:
     """Draw the lines of a panel; return their handles."""
     axes.axhline(0, color=INK, lw=1)
     handles: dict[str, Any] = {}
     for place, (name, items) in enumerate(lines):
         colour, marker = COLOURS[place], MARKERS[place % len(MARKERS)]
-        xs = [float(getattr(row, quantity)) for _, row in items]
-        axes.plot(xs, [-100 * row.transfer for _, row in items], color=colour, lw=1.3)
-        for x, (number, row) in zip(xs, items, strict=True):
+        xs = [float(getattr(found.row, quantity)) for found in items]
+        axes.plot(xs, [-100 * found.row.transfer for found in items], color=colour, lw=1.3)
+        for x, found in zip(xs, items, strict=True):
+            row = found.row
             parts = axes.plot([x], [-100 * row.transfer], marker=marker, color=colour, ms=7, ls="")
             if not is_missing(row.transfer_low):
                 parts += axes.plot([x, x], [-100 * row.transfer_low, -100 * row.transfer_high], color=colour, lw=1)
-            sheet.mark(row_anchor("transfer", number), text_of(row), parts)
+            sheet.mark(row_anchor("transfer", found.number), found.text, parts)
         (handles[name],) = axes.plot([], [], color=colour, marker=marker, ms=7, lw=1.3)
     return handles
 

@@ -9,7 +9,8 @@ import numpy as np
 from kdbench.errors import printable
 from kdbench.report.anchors import link, row_anchor, run_anchor
 from kdbench.report.build import Report
-from kdbench.report.columns import POINTS, format_value, is_missing
+from kdbench.report.column import POINTS
+from kdbench.report.columns import format_value, is_missing
 from kdbench.report.drawing import COLOURS, DASHES, GREY, INK, MARKERS, Width
 from kdbench.report.gains import Gain
 from kdbench.report.groups import BASELINE, CONTROL, RunGroup, percents

@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kdbench.metrics import headroom_gain
 from kdbench.metrics.correctness import count_agreement
-from kdbench.report.columns import ASYMMETRY, row
-from kdbench.report.functional.transfer import Comparison
-from kdbench.report.predictions import predictions_in, same_images
+from kdbench.report.columns import row
+from kdbench.report.functional.columns import ASYMMETRY
+from kdbench.report.functional.transfer import ControlComparison
+from kdbench.report.predictions import known_pair
 
 Floats = NDArray[np.float64]
 CORRECT, INCORRECT, RIGHT, WRONG = range(4)
@@ -24,12 +26,17 @@ def count_pair(run: Path, teacher: Path) -> Floats | None:
 
     Images on which the kept logits of either leave the class open are left out.
     """
-    ours, theirs = predictions_in(run), predictions_in(teacher)
-    if ours is None or theirs is None or not same_images(ours, theirs):
+    pair = known_pair(run, teacher)
+    if pair is None:
         return None
-    known = ~(ours.tied | theirs.tied)
-    found = count_agreement(ours.predicted[known], theirs.predicted[known], theirs.labels[known])
+    found = count_agreement(*pair)
     return np.array([found.correct, found.incorrect, found.teacher_right, found.teacher_wrong], dtype=np.float64)
+
+
+def rates(counts: Floats) -> Floats:
+    """Return the rates of correct and of incorrect agreement [B, 2] of mean counts [B, 4]; NaN without such images."""
+    whole = counts[:, [RIGHT, WRONG]]
+    return np.divide(counts[:, [CORRECT, INCORRECT]], whole, out=np.full(whole.shape, np.nan), where=whole > 0)
 
 
 def headroom_gains(values: Floats, control: Floats) -> Floats:
@@ -43,14 +50,11 @@ def headroom_gains(values: Floats, control: Floats) -> Floats:
         [B, 3]: gain of correct agreement, gain of incorrect agreement (`kdbench.metrics.headroom_gain`), and the
         asymmetry, the first minus the second; NaN where the teacher has no such images or the control no room.
     """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rates = [(counts[:, CORRECT] / counts[:, RIGHT], counts[:, INCORRECT] / counts[:, WRONG])
-                 for counts in (values, control)]  # fmt: skip
-        gains = [np.where(base < 1, (own - base) / (1 - base), np.nan) for own, base in zip(*rates, strict=True)]
-    return np.stack([gains[0], gains[1], gains[0] - gains[1]], axis=1)
+    gains = headroom_gain(rates(values), rates(control))
+    return np.column_stack([gains, gains[:, 0] - gains[:, 1]])
 
 
-def gains_by_seed(own: Comparison) -> Floats:
+def gains_by_seed(own: ControlComparison) -> Floats:
     """Return these gains of every student [n, 3], beside its own control or the mean of the controls."""
     controls = own.control_values
     return headroom_gains(
@@ -58,23 +62,24 @@ def gains_by_seed(own: Comparison) -> Floats:
     )
 
 
-def asymmetry_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """Return the content of asymmetry.csv: a row for each comparison whose vectors are counts."""
-    rows = [asymmetry_row(own) for own in comparisons if len(own.seeds) and len(own.control_values)]
+def asymmetry_table(comparisons: Sequence[ControlComparison]) -> pd.DataFrame:
+    """Return the content of asymmetry.csv: a row for each comparison, whose vectors are counts, in turn."""
+    rows = [asymmetry_row(own) for own in comparisons]
     return pd.DataFrame(rows, columns=ASYMMETRY).astype({"n": "Int64", "n_control": "Int64"})
 
 
-def asymmetry_row(own: Comparison) -> dict[str, Any]:
+def asymmetry_row(own: ControlComparison) -> dict[str, Any]:
     """Return the row of a comparison: counts per run, gains in per cent of their room, and the finding."""
     shared = own.group.shared
     means, base = own.values.mean(axis=0), own.control_values.mean(axis=0)
     gains = 100 * headroom_gains(means[None], base[None])[0]
+    changes = (rates(means[None]) - rates(base[None]))[0] * means[[RIGHT, WRONG]]  # open classes differ between runs
     lows, highs = (100 * end for end in own.interval(headroom_gains))
     return row(
         student=shared.student, teacher=shared.teacher, method=shared.method, setting=own.setting, control=own.control,
-        n=len(own.seeds), n_control=len(own.control_values), teacher_right=means[RIGHT], teacher_wrong=means[WRONG],
-        correct=means[CORRECT], correct_change=means[CORRECT] - base[CORRECT], incorrect=means[INCORRECT],
-        incorrect_change=means[INCORRECT] - base[INCORRECT], correct_gain=gains[0], correct_gain_low=lows[0],
+        n=len(own.seeds), n_control=len(own.control_seeds), teacher_right=means[RIGHT], teacher_wrong=means[WRONG],
+        correct=means[CORRECT], correct_change=changes[0], incorrect=means[INCORRECT],
+        incorrect_change=changes[1], correct_gain=gains[0], correct_gain_low=lows[0],
         correct_gain_high=highs[0], incorrect_gain=gains[1], incorrect_gain_low=lows[1], incorrect_gain_high=highs[1],
         asymmetry=gains[2], asymmetry_low=lows[2], asymmetry_high=highs[2], finding=finding(lows[2], highs[2]),
         family=own.family, teacher_seed=own.teacher_seed, remarks=own.remark,

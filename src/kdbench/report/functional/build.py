@@ -1,39 +1,33 @@
 """The functional part of a report: its tables, sentences and remarks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kdbench.metrics import DISTANCES
-from kdbench.report.columns import ASYMMETRY, MISTAKES, TRANSFER
-from kdbench.report.fidelity import teacher_folder
 from kdbench.report.functional.asymmetry import asymmetry_table, count_pair
 from kdbench.report.functional.conditions import Condition, find_conditions
 from kdbench.report.functional.matrix import AgreementMatrix, compute_matrix
 from kdbench.report.functional.mistakes import count_mistakes, mistakes_table
-from kdbench.report.functional.pairs import Pair, are_comparable, measure_pairs
-from kdbench.report.functional.sentences import describe
-from kdbench.report.functional.transfer import Comparison, compare, transfer_table, with_pooled
+from kdbench.report.functional.pairs import Pair, measure_pairs
+from kdbench.report.functional.sentences import describe_transfer
+from kdbench.report.functional.transfer import ControlComparison, compare, transfer_table, with_pooled
 from kdbench.report.groups import RunGroup
+from kdbench.report.predictions import known_pair
 from kdbench.report.runs import first_lines
-
-Values = Mapping[Path, NDArray[np.float64] | None]
-"""Vector of values of each run beside one teacher."""
 
 
 @dataclass(frozen=True, eq=False)
 class Functional:
     """Functional part of a report; empty where there are no logits."""
 
-    transfers: Sequence[Comparison]
-    """Comparisons whose vectors are the distances to the teacher."""
-    counts: Sequence[Comparison]
-    """The same whose vectors are counts of agreement by correctness."""
+    transfers: Sequence[ControlComparison]
+    """Comparisons by distances to the teacher; each has as many rows of `transfer` as there are distances, in turn."""
+    counts: Sequence[ControlComparison]
+    """Comparisons by counts of agreement by correctness; each has a row of `asymmetry`, in turn."""
     transfer: pd.DataFrame
     asymmetry: pd.DataFrame
     mistakes: pd.DataFrame
@@ -49,62 +43,49 @@ def compute_functional(runs: pd.DataFrame, groups: Sequence[RunGroup]) -> Functi
         runs: runs of the report; teachers are searched among them, then beside the student's run directory.
         groups: groups of the report.
     """
-    matrix = compute_matrix(groups)
-    conditions = find_conditions(groups)
-    teachers = {id(condition): teacher_folder(condition.group.shared, runs) for condition in conditions}
-    usable = [
+    conditions = [
         condition
-        for condition in conditions
-        if (teacher := teachers[id(condition)])
-        and any(are_comparable(run.path, teacher) for run in condition.group.rows)
+        for condition in find_conditions(runs, groups)
+        if any(known_pair(run.path, condition.teacher) for run in condition.group.rows)
     ]
-    if not usable:
-        transfer, asymmetry, mistakes = (pd.DataFrame(columns=names) for names in (TRANSFER, ASYMMETRY, MISTAKES))
-        return Functional([], [], transfer, asymmetry, mistakes, matrix, [], [])
-
-    def compare_all(measure: Callable[[Path, Path], NDArray[np.float64] | None]) -> list[Comparison]:
-        """Return the comparisons of every condition and control by a function of a run and a teacher."""
-        found = []
-        for condition in usable:
-            teacher = teachers[id(condition)]
-            assert teacher is not None
-            values = {run.path: measure(run.path, teacher) for run in runs_of(condition)}
-            found += [
-                (condition.family, compare(condition, control, values, place == 0))
-                for place, control in enumerate(condition.controls)
-            ]
-        return with_pooled(found)
-
-    pairs: list[Pair] = [(run.path, teacher) for c in usable if (teacher := teachers[id(c)]) for run in runs_of(c)]
-    distances = measure_pairs(pairs)
-
-    def distance_vector(run: Path, teacher: Path) -> NDArray[np.float64] | None:
-        known = distances[run, teacher]
-        return np.array([known[name] for name in DISTANCES]) if known else None
-
-    transfers, counts = compare_all(distance_vector), compare_all(count_pair)
+    pairs = [(run.path, condition.teacher) for condition in conditions for run in condition.runs]
+    transfers = compare_all(conditions, measure_pairs(pairs))
+    counts = compare_all(conditions, {(run, teacher): count_pair(run, teacher) for run, teacher in pairs})
+    mistakes = compare_all(conditions, {(run, teacher): count_mistakes(run, teacher) for run, teacher in pairs})
     transfer, asymmetry = transfer_table(transfers), asymmetry_table(counts)
-    remarks = [*remark_without_control(usable), *remark_same_start(usable, runs)]
     return Functional(
-        transfers, counts, transfer, asymmetry, mistakes_table(compare_all(count_mistakes)), matrix,
-        describe(transfer, asymmetry), remarks,
-    )  # fmt: skip
+        transfers=transfers,
+        counts=counts,
+        transfer=transfer,
+        asymmetry=asymmetry,
+        mistakes=mistakes_table(mistakes),
+        matrix=compute_matrix(groups),
+        sentences=describe_transfer(transfer, asymmetry),
+        remarks=[*remark_without_control(conditions, transfers), *remark_same_start(conditions, runs)],
+    )
 
 
-def runs_of(condition: Condition) -> list[Any]:
-    """Return the students and all control runs of a condition, each once."""
-    of_controls = [run for control in condition.controls for runs in control.runs.values() for run in runs]
-    return list({run.path: run for run in [*condition.group.rows, *of_controls]}.values())
+def compare_all(
+    conditions: Sequence[Condition], measured: Mapping[Pair, NDArray[np.float64] | None]
+) -> list[ControlComparison]:
+    """Return the comparisons of every condition with its controls, by the vectors of its runs beside its teacher."""
+    found = []
+    for condition in conditions:
+        values: dict[Path, NDArray[np.float64] | None]
+        values = {run.path: measured[run.path, condition.teacher] for run in condition.runs}
+        found += [compare(condition, control, values) for control in condition.controls]
+    return with_pooled(found)
 
 
-def remark_without_control(conditions: Sequence[Condition]) -> list[str]:
-    """Remark on conditions that have no control at all, so that nothing can be said about transfer."""
-    names = [condition.group.name for condition in conditions if not condition.controls]
+def remark_without_control(conditions: Sequence[Condition], transfers: Sequence[ControlComparison]) -> list[str]:
+    """Remark on conditions that have no control with logits, so that nothing can be said about transfer."""
+    compared = {id(own.group) for own in transfers}
+    names = [condition.group.name for condition in conditions if id(condition.group) not in compared]
     if not names:
         return []
     return [
-        f"no transfer can be computed, since there is no control (such as kdbench experiment=siddo or method=ce): "
-        f"{'; '.join(first_lines(names))}"
+        "no transfer can be computed, since there is no control with logits (such as runs of kdbench experiment=siddo "
+        f"or method=ce): {'; '.join(first_lines(names))}"
     ]
 
 
@@ -122,5 +103,5 @@ def remark_same_start(conditions: Sequence[Condition], runs: pd.DataFrame) -> li
         return []
     return [
         "students with the first weights of their teacher (same architecture and seed) resemble it without any "
-        f"transfer; give teacher.seed another value: {'; '.join(first_lines(found))}"
+        f"transfer, and so do SIDDO controls; give teacher.seed another value: {'; '.join(first_lines(found))}"
     ]

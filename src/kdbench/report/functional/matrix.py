@@ -9,8 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kdbench.metrics import agreement_matrix
-from kdbench.report.groups import RunGroup
-from kdbench.report.predictions import Predictions, predictions_in, same_images
+from kdbench.report.groups import TEST_IMAGES, RunGroup
+from kdbench.report.predictions import predictions_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,17 +35,13 @@ class AgreementMatrix:
 
 def compute_matrix(groups: Sequence[RunGroup]) -> AgreementMatrix | None:
     """Return the matrix of the largest set of models with logits of the same images; None for fewer than two."""
-    kinds: list[tuple[Predictions, list[tuple[RunGroup, Any]]]] = []
+    kinds: dict[tuple[Any, ...], list[tuple[RunGroup, Any]]] = {}
     for group in groups:
+        data = group.shared.dataset, group.shared.get(TEST_IMAGES)
         for run in group.rows:
-            own = predictions_in(run.path)
-            if own is None:
-                continue
-            alike = next((models for first, models in kinds if same_images(own, first)), None)
-            if alike is None:
-                kinds.append((own, alike := []))
-            alike.append((group, run))
-    models = max((models for _, models in kinds), key=len, default=[])
+            if own := predictions_in(run.path):
+                kinds.setdefault((*data, own.num_classes, own.labels.tobytes()), []).append((group, run))
+    models = max(kinds.values(), key=len, default=[])
     if len(models) < 2:
         return None
     predicted = np.array([predicted_of(run) for _, run in models])

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from kdbench.metrics import shared_mistakes_by_class
 from kdbench.report.class_gains import class_names
-from kdbench.report.columns import MISTAKES, row
-from kdbench.report.functional.transfer import PRIMARY, Comparison
-from kdbench.report.predictions import predictions_in, same_images
+from kdbench.report.columns import row
+from kdbench.report.functional.columns import MISTAKES
+from kdbench.report.functional.transfer import PRIMARY, ControlComparison
+from kdbench.report.predictions import known_pair, predictions_in
 from kdbench.report.statistics import NAN
 
 Floats = NDArray[np.float64]
@@ -23,33 +24,27 @@ def count_mistakes(run: Path, teacher: Path) -> Floats | None:
 
     None where logits of the same images are not there; images with an open class are left out.
     """
-    ours, theirs = predictions_in(run), predictions_in(teacher)
-    if ours is None or theirs is None or not same_images(ours, theirs):
+    pair, own = known_pair(run, teacher), predictions_in(teacher)
+    if pair is None or own is None:
         return None
-    known = ~(ours.tied | theirs.tied)
-    counts = shared_mistakes_by_class(
-        ours.predicted[known], theirs.predicted[known], theirs.labels[known], theirs.num_classes
-    )
-    return np.concatenate(counts).astype(np.float64)
+    return np.concatenate(shared_mistakes_by_class(*pair, own.num_classes)).astype(np.float64)
 
 
-def mistakes_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+def mistakes_table(comparisons: Sequence[ControlComparison]) -> pd.DataFrame:
     """Return the content of mistakes.csv: a row for each class of each comparison with a primary control."""
-    rows = [cells for own in comparisons if own.family == PRIMARY and own.seeds for cells in mistakes_rows(own)]
+    rows = [cells for own in comparisons if own.family == PRIMARY for cells in mistakes_rows(own)]
     return pd.DataFrame(rows, columns=MISTAKES).astype({"n": "Int64", "class_index": "Int64"})
 
 
-def mistakes_rows(own: Comparison) -> list[dict[str, Any]]:
+def mistakes_rows(own: ControlComparison) -> list[dict[str, Any]]:
     """Return a row for each class: shares of the teacher's mistakes that students and controls make too, per cent."""
-    if not len(own.control_values):
-        return []
     shared = own.group.shared
     means, base = own.values.mean(axis=0), own.control_values.mean(axis=0)
     classes = len(means) // 2
     names = class_names(shared, classes)
     rows = []
     for index in range(classes):
-        ours, theirs = (share(counts[index], counts[classes + index]) for counts in (means, base))
+        ours, theirs = (percent_of(counts[index], counts[classes + index]) for counts in (means, base))
         rows.append(
             row(
                 student=shared.student, teacher=shared.teacher, method=shared.method, setting=own.setting,
@@ -61,6 +56,6 @@ def mistakes_rows(own: Comparison) -> list[dict[str, Any]]:
     return rows
 
 
-def share(part: float, whole: float) -> float:
+def percent_of(part: float, whole: float) -> float:
     """Return a part in per cent of the whole; NaN without a whole."""
     return 100 * part / whole if whole else NAN

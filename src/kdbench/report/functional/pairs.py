@@ -3,37 +3,31 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kdbench.metrics import DISTANCES, Distribution
-from kdbench.report.predictions import logits_in, predictions_in, same_images
+from kdbench.report.predictions import known_pair, logits_in
 
 Pair = tuple[Path, Path]
 """Directories of a run and of a teacher."""
 
 
-def measure_pairs(pairs: Iterable[Pair]) -> dict[Pair, dict[str, float] | None]:
-    """Return every distance of each run to each of its teachers; None where logits of the same images are not there.
+def measure_pairs(pairs: Iterable[Pair]) -> dict[Pair, NDArray[np.float64] | None]:
+    """Return every distance of each run to each of its teachers, in the order of `DISTANCES`.
 
-    Runs are read one after the other, and teachers are kept: there are few of them.
+    None stands for pairs without logits of the same images. One teacher is in memory at a time.
     """
     wanted: dict[Path, dict[Path, None]] = {}
     for run, teacher in pairs:
-        wanted.setdefault(run, {})[teacher] = None
-    teachers: dict[Path, Distribution] = {}
-    found: dict[Pair, dict[str, float] | None] = {}
-    for run, of_run in wanted.items():
-        ours: Distribution | None = None
-        for teacher in of_run:
-            if not are_comparable(run, teacher):
-                found[run, teacher] = None
-                continue
-            ours = ours or Distribution(logits_in(run))
-            if teacher not in teachers:
-                teachers[teacher] = Distribution(logits_in(teacher))
-            found[run, teacher] = {name: distance(ours, teachers[teacher]) for name, distance in DISTANCES.items()}
+        wanted.setdefault(teacher, {})[run] = None
+    found: dict[Pair, NDArray[np.float64] | None] = {}
+    for teacher, runs in wanted.items():
+        able = [run for run in runs if known_pair(run, teacher)]
+        found |= {(run, teacher): None for run in runs}
+        theirs = Distribution(logits_in(teacher)) if able else None
+        for run in able:
+            assert theirs is not None
+            ours = Distribution(logits_in(run))
+            found[run, teacher] = np.array([distance(ours, theirs) for distance in DISTANCES.values()])
     return found
-
-
-def are_comparable(run: Path, teacher: Path) -> bool:
-    """Return whether both have logits of the same test images."""
-    ours, theirs = predictions_in(run), predictions_in(teacher)
-    return ours is not None and theirs is not None and same_images(ours, theirs)

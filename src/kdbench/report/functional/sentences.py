@@ -7,9 +7,8 @@ import pandas as pd
 
 from kdbench.report.columns import format_value, is_missing
 from kdbench.report.functional.asymmetry import NEGATIVE, POSITIVE
-from kdbench.report.functional.conditions import OTHER_TEACHER
 from kdbench.report.functional.inference import RankTest
-from kdbench.report.functional.transfer import ONE_TEACHER, PRIMARY
+from kdbench.report.functional.transfer import ONE_TEACHER, PRIMARY, name_of_control
 from kdbench.report.gains import group_by
 from kdbench.report.runs import first_lines, rows_of
 
@@ -19,12 +18,12 @@ TESTS = {
 }
 
 
-def describe(transfer: pd.DataFrame, asymmetry: pd.DataFrame) -> list[str]:
+def describe_transfer(transfer: pd.DataFrame, asymmetry: pd.DataFrame) -> list[str]:
     """Return the sentences of the functional view; none without a comparison."""
     rows = [row for row in rows_of(transfer) if row.family != ONE_TEACHER]
     lines = []
     for control, of_control in group_by([row for row in rows if row.family == PRIMARY], lambda row: row.control):
-        lines += judge_transfer(control, of_control)
+        lines += judge_transfer(name_of_control(control), of_control)
     others = [row for row in rows if row.family != PRIMARY]
     lines += judge_others(others)
     return [*lines, *judge_asymmetry([row for row in rows_of(asymmetry) if row.family == PRIMARY])]
@@ -34,36 +33,27 @@ def judge_transfer(control: str, rows: Sequence[Any]) -> list[str]:
     """Return how many distances of students are smaller than those of their primary control, and by which test."""
     tested = [row for row in rows if not is_missing(row.p_adjusted)]
     closer = sum(row.transfer < 0 for row in rows)
+    effect = (
+        f"In {closer} of {len(rows)} distances students are closer to their teacher than {control}; they change by "
+        f"{describe_shares([row.relative for row in rows if not is_missing(row.relative)])} of the control's"
+    )
     if not tested:
         reasons = first_lines(list(dict.fromkeys(row.remarks for row in rows if row.remarks)))
-        return [
-            f"Distilled students are closer to their teacher than {control} in {closer} of {len(rows)} distances; "
-            f"without a test: {'; '.join(reasons)}."
-        ]
+        return [f"{effect}. There is no test: {'; '.join(reasons)}."]
     decided = [row for row in tested if not is_missing(row.significant)]
     test = f"by {TESTS[tested[0].test]}, one-sided, over {seeds_of(tested)} seeds"
+    best = f"the smallest p that could be reached is {min(row.p_smallest_adjusted for row in tested):.2g}"
     if not decided:
-        best = min(row.p_smallest_adjusted for row in tested)
         return [
-            f"Distilled students are closer to their teacher than {control} in {closer} of {len(rows)} distances. No p "
-            f"of {len(tested)} tests can be below 0.05 after Holm with these seeds ({test}; the smallest that could be "
-            f"reached is {best:.2g}), so this is an effect without a verdict."
+            f"{effect}. That is an effect without a verdict: no p of {len(tested)} tests can be below 0.05 after Holm "
+            f"with these seeds ({test}; {best})."
         ]
     significant = sum(bool(row.significant) for row in decided)
-    best = min(row.p_smallest_adjusted for row in decided)
+    without = f"; {len(rows) - len(decided)} more have no verdict" if len(rows) > len(decided) else ""
     return [
-        f"Distilled students are closer to their teacher than {control}: {significant} of {len(tested)} distances "
-        f"after Holm ({test}; the smallest p that could be reached is {best:.2g}). {describe_range(rows)}"
+        f"{significant} of {len(decided)} distances of students to their teacher are significantly smaller than those "
+        f"of {control}, after Holm{without} ({test}; {best}). {effect}."
     ]
-
-
-def describe_range(rows: Sequence[Any]) -> str:
-    """Return between which shares of the control's value the distances change."""
-    changes = [row.relative for row in rows if not is_missing(row.relative)]
-    if not changes:
-        return ""
-    low, high = min(changes), max(changes)
-    return f"The distances change by {low:+.0f} % to {high:+.0f} % of the control's."
 
 
 def judge_others(rows: Sequence[Any]) -> list[str]:
@@ -72,13 +62,14 @@ def judge_others(rows: Sequence[Any]) -> list[str]:
     for control, of_control in group_by(rows, lambda row: row.control):
         decided = [row for row in of_control if not is_missing(row.significant)]
         closer = sum(row.transfer < 0 for row in of_control)
-        if decided:
-            found = f"{sum(bool(row.significant) for row in decided)} of {len(decided)} significant"
-        else:
-            found = f"closer in {closer} of {len(of_control)}, no verdict"
-        name = "students of another teacher seed" if control == OTHER_TEACHER else control
-        parts.append(f"{name}: {found}")
-    return [f"Against other controls, each corrected by itself: {'; '.join(parts)}."] if parts else []
+        found = f"{sum(bool(row.significant) for row in decided)} of {len(decided)} significantly smaller"
+        if not decided:
+            found = f"{closer} of {len(of_control)} smaller, without a verdict"
+        parts.append(f"{name_of_control(control)}: {found}")
+    if not parts:
+        return []
+    listed = "; ".join(parts)
+    return [f"Against other controls, each a question of its own and corrected by itself: {listed}."]
 
 
 def judge_asymmetry(rows: Sequence[Any]) -> list[str]:
@@ -86,15 +77,19 @@ def judge_asymmetry(rows: Sequence[Any]) -> list[str]:
     known = [row for row in rows if not is_missing(row.asymmetry)]
     if not known:
         return []
-    changes = (
-        f"agreement where the teacher is right changes by {describe_counts([row.correct_change for row in known])} "
-        f"images, sharing its mistakes by {describe_counts([row.incorrect_change for row in known])}; of the room that "
-        f"the control leaves, by {describe_shares([row.correct_gain for row in known])} and "
-        f"{describe_shares([row.incorrect_gain for row in known])}"
+    correct, incorrect = (
+        describe_counts([getattr(row, name) for row in known]) for name in ("correct_change", "incorrect_change")
     )
-    with_interval = [row for row in known if row.finding]
+    right, wrong = (
+        describe_shares([getattr(row, name) for row in known]) for name in ("correct_gain", "incorrect_gain")
+    )
+    changes = (
+        f"over all conditions, agreement where the teacher is right changes by {correct} images, sharing its mistakes by "
+        f"{incorrect}; of the room that the control leaves, by {right} and {wrong}"
+    )
+    with_interval = [row for row in known if not is_missing(row.finding)]
     if not with_interval:
-        return [f"Asymmetry: {changes}. There are too few seeds for an interval."]
+        return [f"Asymmetry: {changes}. There are too few seeds, or no independent ones, for an interval."]
     negative, positive = (sum(row.finding == kind for row in with_interval) for kind in (NEGATIVE, POSITIVE))
     total = len(with_interval)
     if negative and not positive:
@@ -115,9 +110,11 @@ def describe_counts(values: Sequence[float]) -> str:
 
 
 def describe_shares(values: Sequence[float]) -> str:
-    """Return the range of some shares as text."""
-    low, high = f"{min(values):+.1f}", f"{max(values):+.1f}"
-    return f"{low} %" if low == high else f"{low} to {high} %"
+    """Return the range of some shares in per cent as text."""
+    if not values:
+        return "an unknown share"
+    low, high = f"{min(values):+.1f} %", f"{max(values):+.1f} %"
+    return low if low == high else f"{low} to {high}"
 
 
 def seeds_of(rows: Sequence[Any]) -> str:
