@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from kdbench.compare.command import compare
+from kdbench.errors import ConfigError
 from kdbench.metrics import DISTANCES, Comparison, compare_logits
 from tests.compare.conftest import CLASSES, logits_for, random_run
 from tests.report.conftest import write_logits, write_run
@@ -101,9 +102,26 @@ def test_planted_transfer_is_recovered_exactly(tmp_path, as_dict, as_lines, more
 
 def test_no_room_for_a_gain_is_null_and_a_dash(tmp_path, as_dict, as_lines):
     a, teacher = random_run(tmp_path, 0), random_run(tmp_path, 1)
-    gains = as_dict(a, teacher, "--teacher", teacher)["with_teacher"]["transfer_of_a_over_b"]
+    tensors = load_file(teacher / "logits.safetensors")
+    copy = write_run(tmp_path, seed=2, logits=(tensors["test_logits"], tensors["test_labels"]))
+    gains = as_dict(a, copy, "--teacher", teacher)["with_teacher"]["transfer_of_a_over_b"]
     assert gains == {"correct_gain": None, "incorrect_gain": None, "asymmetry": None}
-    assert sum(bool(re.search(r" -   ", line)) for line in as_lines(a, teacher, "--teacher", teacher)) == 3
+    assert sum(bool(re.search(r" -   ", line)) for line in as_lines(a, copy, "--teacher", teacher)) == 3
+
+
+def test_a_teacher_that_is_one_of_the_runs_has_no_transfer(tmp_path, as_dict, as_lines):
+    a, b = random_run(tmp_path, 0), random_run(tmp_path, 1)
+    assert as_dict(a, b, "--teacher", b)["with_teacher"]["transfer_of_a_over_b"] is None
+    assert not [line for line in as_lines(a, b, "--teacher", b) if line.startswith("Transfer")]
+
+
+def test_runs_of_other_data_sets_with_equal_labels_are_refused(tmp_path, as_dict):
+    tensors = load_file(random_run(tmp_path, 0) / "logits.safetensors")
+    found = tensors["test_logits"], tensors["test_labels"]
+    a, b = (write_run(tmp_path, seed=9, dataset=name, logits=found) for name in ("one", "other"))
+    with pytest.raises(ConfigError, match="of data set one") as error:
+        as_dict(a, b)
+    assert (error.value.code, error.value.key) == ("mismatch", "RUN_B")
 
 
 def test_a_teacher_without_mistakes_has_no_rate_of_them(tmp_path, as_dict):
@@ -138,7 +156,7 @@ def test_half_precision_is_accepted_and_named(tmp_path, as_dict, as_lines):
     ("key_of_a", "key_of_b", "given", "expected"),
     [
         (KEY_OF_TEACHER, None, True, [f"--teacher is the teacher that A records ({KEY_OF_TEACHER})"]),
-        ("f" * 16, KEY_OF_TEACHER, True, [f"A records another teacher than the given one: {'f' * 16}",
+        ("f" * 16, KEY_OF_TEACHER, True, [f"WARNING: A records another teacher than the given one: {'f' * 16}",
                                           f"--teacher is the teacher that B records ({KEY_OF_TEACHER})"]),
         (KEY_OF_TEACHER, None, False, [f"A records a teacher whose run lies beside it ({KEY_OF_TEACHER}); "
                                        "--teacher DIR adds the comparison with it"]),

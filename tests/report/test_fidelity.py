@@ -324,8 +324,8 @@ def test_logits_of_other_images_or_classes_are_named(tmp_path, kind):
     else:
         other = np.hstack([other, other[:, :1]])
     write_run(tmp_path, seed=5, logits=(other, labels))
-    (remark,) = [line for line in report_of(tmp_path).remarks if "has other labels, or another number" in line]
-    assert "1 run has" in remark
+    (remark,) = [line for line in report_of(tmp_path).remarks if "have other labels, or another number" in line]
+    assert "1 run have" in remark
     assert "resnet8 ce, seed 5;" in remark
 
 

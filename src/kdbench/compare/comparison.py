@@ -15,6 +15,8 @@ class TeacherView:
     """Two runs, each compared with the same teacher."""
 
     run: ComparedRun
+    is_third: bool
+    """True if it is neither run: gains over oneself, or towards oneself, say nothing."""
     a: Comparison
     """Of the teacher, first, and run A."""
     b: Comparison
@@ -76,7 +78,10 @@ def compare_runs(a: ComparedRun, b: ComparedRun, teacher: ComparedRun | None = N
         check_same_images(a, other)
     view = None
     if teacher:
-        view = TeacherView(teacher, *(compare_logits(teacher.predictions, run.predictions, a.labels) for run in (a, b)))
+        is_third = teacher.summary.run_key not in (a.summary.run_key, b.summary.run_key)
+        view = TeacherView(
+            teacher, is_third, *(compare_logits(teacher.predictions, run.predictions, a.labels) for run in (a, b))
+        )
     pair = compare_logits(a.predictions, b.predictions, a.labels)
     return RunComparison(a, b, pair, view, None, notes_on(a, b, teacher))
 
@@ -93,7 +98,8 @@ def notes_on(a: ComparedRun, b: ComparedRun, teacher: ComparedRun | None) -> lis
         found = [name for name, run in runs.items() if key and name != student and run.summary.run_key == key]
         notes += [f"{name} is the teacher that {student} records ({key})" for name in found]
         if teacher and key and not found:
-            notes.append(f"{student} records another teacher than the given one: {key}")
+            warning = "WARNING: " if student == "A" else ""
+            notes.append(f"{warning}{student} records another teacher than the given one: {key}")
     if teacher is None and (key := a.summary.teacher_key) and key != b.summary.run_key and lies_beside(a, key):
         notes.append(f"A records a teacher whose run lies beside it ({key}); --teacher DIR adds the comparison with it")
     rounded = [name for name, run in runs.items() if run.is_rounded]

@@ -42,7 +42,9 @@ def as_text(comparison: RunComparison) -> str:
     """Return a comparison for a terminal."""
     blocks = [heading(comparison), table_of_pair(comparison), table_of_quality(comparison)]
     if comparison.teacher:
-        blocks += [table_of_teacher(comparison.teacher), table_of_transfer(comparison.teacher)]
+        blocks.append(table_of_teacher(comparison.teacher))
+        if comparison.teacher.is_third:
+            blocks.append(table_of_transfer(comparison.teacher))
     if comparison.stages:
         blocks.append(table_of_features(comparison.stages))
     if comparison.notes:
@@ -242,7 +244,9 @@ def teacher_entry(view: TeacherView) -> dict[str, Any]:
             "correct_gain": view.correct_gain,
             "incorrect_gain": view.incorrect_gain,
             "asymmetry": view.asymmetry,
-        },
+        }
+        if view.is_third
+        else None,
     }
 
 

@@ -185,6 +185,8 @@ def check_same_images(a: ComparedRun, b: ComparedRun) -> None:
         )
     elif a.test_sha256 and b.test_sha256 and a.test_sha256 != b.test_sha256:
         fault = f"{first} and {second} have logits of other test images with equal labels{recorded_hashes(a, b)}"
+    elif not (a.test_sha256 and b.test_sha256) and a.summary.dataset != b.summary.dataset:
+        fault = f"{first} is of data set {a.summary.dataset}, and {second} of {b.summary.dataset}"
     else:
         return
     raise ConfigError(f"{fault}; {rule}", code="mismatch", key=b.argument)

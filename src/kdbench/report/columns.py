@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from kdbench.report.column import PER_CENT, POINTS, Column, P, named
-from kdbench.report.functional.columns import FUNCTIONAL, FUNCTIONAL_FIRST, FUNCTIONAL_ONLY_IN_CSV
+from kdbench.report.functional_columns import FUNCTIONAL, FUNCTIONAL_FIRST, FUNCTIONAL_ONLY_IN_CSV
 
 COLUMNS = FUNCTIONAL | named(
     student=Column("student", "network that is trained"),

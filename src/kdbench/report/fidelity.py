@@ -133,7 +133,7 @@ def remark_other_images(groups: Sequence[RunGroup]) -> list[str]:
     if not others:
         return []
     return [
-        f"the logits of {len(others)} run{'s have' if len(others) > 1 else ' has'} other labels, or another number of "
+        f"the logits of {len(others)} run{'s' if len(others) > 1 else ''} have other labels, or another number of "
         f"images or classes, than those of the other runs: {'; '.join(first_lines(others))}; they are compared with "
         "none of these, so that flips, agreement and intervals for other test images are without them"
     ]

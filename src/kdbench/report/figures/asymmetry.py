@@ -36,7 +36,7 @@ def draw_asymmetry(sheet: Sheet) -> tuple[Figure, str] | str:
             "color": COLOURS[place % len(COLOURS)],
             "marker": MARKERS[(place + place // len(COLOURS)) % len(MARKERS)],
         }
-        draw_seeds(sheet, axes, own, style["color"])
+        draw_seeds(sheet, axes, own, **style)
         (point,) = axes.plot([row.correct_gain], [row.incorrect_gain], ls="", ms=9, mec=INK, mew=0.8, zorder=4, **style)
         parts = [point]
         if not is_missing(row.correct_gain_low):
@@ -56,14 +56,14 @@ def draw_asymmetry(sheet: Sheet) -> tuple[Figure, str] | str:
     )
 
 
-def draw_seeds(sheet: Sheet, axes: Axes, own: ControlComparison, colour: str) -> None:
+def draw_seeds(sheet: Sheet, axes: Axes, own: ControlComparison, color: str, marker: str) -> None:
     """Draw the gains of every seed, linked to the run."""
     gains = 100 * gains_by_seed(own)
     known = [(gain, pair) for gain, pair in zip(gains, own.seeds, strict=True) if np.isfinite(gain).all()]
     if not known:
         return
     (dots,) = axes.plot(
-        [gain[0] for gain, _ in known], [gain[1] for gain, _ in known], "o", ms=4, mfc="none", mec=colour, mew=1
+        [gain[0] for gain, _ in known], [gain[1] for gain, _ in known], marker, ms=4.5, mfc="none", mec=color, mew=1
     )
     marks = [
         mark_of_run(own.students.runs[pair], f"correct gain {gain[0]:+.1f} %, incorrect gain {gain[1]:+.1f} %")

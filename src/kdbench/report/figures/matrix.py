@@ -11,6 +11,7 @@ from kdbench.report.drawing import LINE, SMALL, fit, fit_ends, round_ticks, widt
 from kdbench.report.figures.sheet import Sheet
 from kdbench.report.functional.matrix import AgreementMatrix
 from kdbench.report.gains import group_by
+from kdbench.report.groups import RunGroup
 
 MOST_MODELS, MOST_GROUPS = 40, 60
 """Largest number of models that are drawn one by one, and of groups that are drawn by their means."""
@@ -28,7 +29,8 @@ def draw_matrix(sheet: Sheet) -> tuple[Figure, str] | str:
         values, what = matrix.values, "every model with every other"
     else:
         values, names = mean_by_group(matrix)
-        what = f"groups of models, means over pairs of different models (all {len(matrix.runs)} models: the CSV file)"
+        models = f"all {len(matrix.runs)} models: the CSV file"
+        what = f"teachers, and groups of other models, means over pairs of different models ({models})"
     cut = f" The first {MOST_GROUPS} of {len(names)} are shown." if len(names) > MOST_GROUPS else ""
     values, names = 100 * values[:MOST_GROUPS, :MOST_GROUPS], names[:MOST_GROUPS]
     figure = draw_cells(sheet, values, names)
@@ -42,10 +44,22 @@ def draw_matrix(sheet: Sheet) -> tuple[Figure, str] | str:
 def mean_by_group(matrix: AgreementMatrix) -> tuple[np.ndarray, list[str]]:
     """Return the mean agreement between the models of each two groups, and the groups' names.
 
-    Within a group, a model is not compared with itself; a group of one model has no such value.
+    Within a group, a model is not compared with itself; a group of one model has no such value. Teachers stand one by
+    one: their students agree with their own teacher, not with the mean of several.
     """
-    members = group_by(list(enumerate(matrix.groups)), lambda item: id(item[1]))
+    taught = {run.teacher_key for run in matrix.runs}
+
+    def row_of(item: tuple[int, RunGroup]) -> tuple[int, int]:
+        """Return the key of a model's row: each teacher has one of its own."""
+        place, group = item
+        return id(group), place if matrix.runs[place].run_key in taught else -1
+
+    members = group_by(list(enumerate(matrix.groups)), row_of)
     places = [[place for place, _ in of_group] for _, of_group in members]
+    names = [
+        of_group[0][1].name + (f" ({len(of_group)})" if teacher < 0 else f", seed {matrix.runs[teacher].seed}")
+        for (_, teacher), of_group in members
+    ]
     values = np.full((len(places), len(places)), np.nan)
     for a, rows in enumerate(places):
         for b, columns in enumerate(places):
@@ -54,13 +68,13 @@ def mean_by_group(matrix: AgreementMatrix) -> tuple[np.ndarray, list[str]]:
                 values[a, b] = block.mean()
             elif len(rows) > 1:
                 values[a, b] = block[~np.eye(len(rows), dtype=bool)].mean()
-    return values, [f"{of_group[0][1].name} ({len(of_group)})" for _, of_group in members]
+    return values, names
 
 
 def draw_cells(sheet: Sheet, values: np.ndarray, names: list[str]) -> Figure:
     """Draw the cells with the names of their rows: beside them, or on a narrow page as a list below."""
     count, is_wide, whole = len(names), sheet.width.columns > 1, sheet.width.inches
-    beside = min(max(width_of(f"{name}  {count}", SMALL) for name in names) + 0.3, whole / 2) if is_wide else 0.5
+    beside = min(max(width_of(f"{name}  {count}", SMALL) for name in names) + 0.6, whole / 2) if is_wide else 0.5
     width = min(whole - beside - 1.1, max(2.0, 0.6 * count))
     tall = max(1.0, (0.24 if is_wide else 0.12) * count)
     listed = [] if is_wide else [fit(f"{place}  {name}", whole - 0.3, SMALL) for place, name in enumerate(names, 1)]
@@ -101,7 +115,7 @@ def label_rows(axes: Axes, names: list[str], size: tuple[float, float], beside: 
     columns, rows = (list(range(0, len(names), step)) for step in every)
     axes.set_xticks([place + 0.5 for place in columns], [str(place + 1) for place in columns], fontsize=SMALL)
     texts = [str(place + 1) if beside is None else f"{names[place]}  {place + 1}" for place in rows]
-    fitted = texts if beside is None else [fit_ends(text, beside - 0.2, SMALL) for text in texts]
+    fitted = texts if beside is None else [fit_ends(text, beside - 0.5, SMALL) for text in texts]
     axes.set_yticks([place + 0.5 for place in rows], fitted, fontsize=SMALL)
     axes.tick_params(length=0)
 

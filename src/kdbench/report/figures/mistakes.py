@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from kdbench.report.columns import is_missing
-from kdbench.report.drawing import INK, fit_ends, legend_below, name_panel, panel_inches, panels
+from kdbench.report.drawing import INK, TEXT, fit, fit_ends, legend_below, name_panel, panel_inches, panels
 from kdbench.report.figures.sheet import Sheet, first_of
 from kdbench.report.functional.transfer import name_of_control
 from kdbench.report.gains import group_by
@@ -20,12 +20,12 @@ def draw_mistakes(sheet: Sheet) -> tuple[Figure, str] | str:
     rows = [row for row in rows_of(sheet.report.functional.mistakes) if not is_missing(row.shared_mistakes)]
     if not rows:
         return "no run with logits has a teacher with logits and mistakes, and a control"
-    largest: dict[int, float] = {}
+    most: dict[int, float] = {}
     for row in rows:
-        largest[row.class_index] = max(largest.get(row.class_index, 0.0), abs(row.mistakes_change))
-    classes = sorted(sorted(largest, key=lambda index: (-largest[index], index))[:MOST_CLASSES])
-    few = "" if len(largest) <= MOST_CLASSES else (
-        f" The {MOST_CLASSES} of {len(largest)} classes with the largest change in any panel are shown."
+        most[row.class_index] = max(most.get(row.class_index, 0.0), row.teacher_mistakes)
+    classes = sorted(sorted(most, key=lambda index: (-most[index], index))[:MOST_CLASSES])
+    few = "" if len(most) <= MOST_CLASSES else (
+        f" The {MOST_CLASSES} of {len(most)} classes in which a teacher makes most mistakes are shown."
     )  # fmt: skip
     shown, cut = first_of(group_by(rows, name_of_condition), MOST_PANELS, "conditions")
     figure, all_axes = panels(len(shown), sheet.width, 1.3 + 0.22 * max(len(classes), 6))
@@ -42,7 +42,8 @@ def draw_mistakes(sheet: Sheet) -> tuple[Figure, str] | str:
     })  # fmt: skip
     return figure, (
         "Of the test images of each class that the teacher gets wrong, those on which students (filled) and control "
-        f"runs (hollow) make the very same mistake; means over seeds, without a test.{few}{cut}"
+        "runs (hollow) make the very same mistake; means over seeds, without a test. In brackets: the teacher's "
+        f"mistakes.{few}{cut}"
     )
 
 
@@ -64,6 +65,10 @@ def draw_condition(sheet: Sheet, axes: Axes, name: str, rows: list[Any]) -> None
             f"shared, {name_of_control(row.control)}: {row.control_mistakes:.1f} %"
         )
         sheet.mark("mistakes", text, parts)
-    name_panel(axes, name, "shared mistakes, % of the teacher's", "")
-    axes.set_yticks(range(len(rows)), [fit_ends(str(row.class_name), min(1.3, inches / 3)) for row in rows])
+    name_panel(axes, "", "shared mistakes, % of the teacher's", "")
+    axes.set_title(fit(name, inches - 2.0, lines=3), fontsize=TEXT)  # narrower than a panel, as its labels are wide
+    axes.set_yticks(
+        range(len(rows)),
+        [f"{fit_ends(str(row.class_name), min(1.2, inches / 3.5))} ({row.teacher_mistakes:.0f})" for row in rows],
+    )
     axes.set_ylim(len(rows) - 0.4, -0.6)

@@ -50,10 +50,13 @@ def draw_scaling(sheet: Sheet) -> tuple[Figure, str] | str:
         more = more or cut
         legends.append((axes, draw_lines(sheet, axes, quantity, drawn)))
         label_axis(axes, quantity, [getattr(found.row, quantity) for _, line in drawn for found in line])
+    limits = [axes.get_ylim() for axes in all_axes]
+    for axes in all_axes:  # one scale, so that panels can be compared
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
     panel_legends_below(figure, legends)
     return figure, (
         "Agreement with the own teacher that students have more than their control, in points of test images,"
-        " against what varies while all else is equal. Bars:"
+        " against what varies while all else is equal, a line for each teacher; no tests. Bars:"
         f" 95 % interval over seeds, where there are five seeds or more.{more}"
     )
 

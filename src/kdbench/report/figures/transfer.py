@@ -16,11 +16,17 @@ from kdbench.report.columns import format_value, is_missing
 from kdbench.report.drawing import GREY, INK, LINE, PAPER, fit, hide_vertical_axis, legend_below, round_ticks
 from kdbench.report.figures.sheet import Sheet, first_of, is_true, mark_of_run
 from kdbench.report.functional.build import Functional
+from kdbench.report.functional.conditions import OTHER_TEACHER
 from kdbench.report.functional.transfer import PRIMARY, ControlComparison, name_of_control
 from kdbench.report.gains import group_by
+from kdbench.report.groups import BASELINE, DIDDO, SIDDO
 from kdbench.report.runs import rows_of
 
 MOST_ROWS = 30
+NAMES = 1.15
+"""Width of the column of names, in panels."""
+OTHER_MARKERS = {SIDDO: "d", BASELINE: "+", DIDDO: "x", OTHER_TEACHER: "^"}
+"""Markers of controls that are not the primary one; control methods have a bar."""
 ROOM = 0.34
 """Height of an interval with its seeds below the label, inches."""
 
@@ -65,15 +71,22 @@ def draw_transfer(sheet: Sheet) -> tuple[Figure, str] | str:
     shown, cut = first_of(conditions, MOST_ROWS, "conditions")
     drawn = [found for found in rows if found.condition in shown]
     is_wide = sheet.width.columns > 1
-    size = (1, len(DISTANCES)) if is_wide else (len(DISTANCES), 1)
     figure = Figure(figsize=(sheet.width.inches, 1), layout="constrained")
-    all_axes = list(figure.subplots(*size, squeeze=False, sharey=is_wide).flat)
+    if is_wide:  # a column of names, and a panel for each distance beside it
+        ratios = [NAMES, *([1.0] * len(DISTANCES))]
+        column, *all_axes = figure.subplots(1, len(ratios), sharey=True, width_ratios=ratios)
+        column.set_axis_off()
+    else:
+        all_axes = list(figure.subplots(len(DISTANCES), 1, squeeze=False).flat)
     height = 0.0
     for place, (metric, axes) in enumerate(zip(DISTANCES, all_axes, strict=True)):
         of_metric = [found for found in drawn if found.row.metric == metric]
-        height = draw_panel(sheet, axes, place, of_metric, with_names=place == 0 or not is_wide)
+        names = Names(column, sheet.width.inches * NAMES / sum(ratios) - 0.2, 0.0) if is_wide else Names(
+            axes, sheet.width.inches / 1.15 - 0.4, 1.0
+        )  # fmt: skip
+        height = draw_panel(sheet, axes, place, of_metric, names, with_names=place == 0 or not is_wide)
         axes.set_title(name_of(metric))
-    figure.set_figheight((height + 0.9) * size[0])
+    figure.set_figheight((height + 0.9) * (1 if is_wide else len(DISTANCES)))
     legend_below(figure, legend_of(drawn))
     return figure, f"{describe([found.own for found in drawn])}{cut}"
 
@@ -83,7 +96,20 @@ def name_of(metric: str) -> str:
     return metric.replace("_", " ").replace("js ", "JS ")
 
 
-def draw_panel(sheet: Sheet, axes: Axes, place: int, rows: Sequence[NumberedRow], with_names: bool) -> float:
+@dataclass(frozen=True, eq=False)
+class Names:
+    """Place of the conditions' names."""
+
+    axes: Axes
+    inches: float
+    """Width of a line."""
+    above: float
+    """1 where names stand above the intervals, 0 where they stand beside them."""
+
+
+def draw_panel(
+    sheet: Sheet, axes: Axes, place: int, rows: Sequence[NumberedRow], names: Names, with_names: bool
+) -> float:
     """Draw the conditions of one distance below each other, and return their height in inches.
 
     Args:
@@ -91,23 +117,25 @@ def draw_panel(sheet: Sheet, axes: Axes, place: int, rows: Sequence[NumberedRow]
         axes: panel whose vertical axis counts inches downwards.
         place: place of the distance in the vectors.
         rows: rows of this distance, of every condition and control.
-        with_names: whether the names of the conditions stand in this panel.
+        names: place of the conditions' names.
+        with_names: whether they are to be written.
     """
     axes.axvline(0, color=INK, lw=1)
     limits = limits_of(place, [found.own for found in rows if found.own.family == PRIMARY])
     top = 0.05
     for _, of_condition in group_by(rows, lambda found: found.condition):
         primary = next(found for found in of_condition if found.own.family == PRIMARY)
-        label = fit(primary.own.name, sheet.width.inches / 1.15 - 0.4, lines=2)
+        label = fit(primary.own.name, names.inches, lines=3)
+        tall = LINE * (label.count("\n") + 1)
         if with_names:
-            axes.text(0, top, label, transform=axes.get_yaxis_transform(), va="top", ha="left", in_layout=False,
-                      zorder=5, bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 0.5})  # fmt: skip
-        at = top + LINE * (label.count("\n") + 1) + 0.1
+            names.axes.text(0, top, label, transform=names.axes.get_yaxis_transform(), va="top", ha="left",
+                            in_layout=False, zorder=5)  # fmt: skip
+        at = top + names.above * tall + 0.1
         for found in of_condition:
             if found is not primary:
                 draw_other_control(sheet, axes, at, found, limits)
         draw_primary(sheet, axes, at, place, primary)
-        top = at + ROOM - 0.09
+        top = max(at + ROOM - 0.09, top + tall + 0.06)
         axes.axhline(top - 0.03, color=GREY, lw=0.4, alpha=0.6)
     axes.set_ylim(top, 0)
     hide_vertical_axis(axes)
@@ -122,9 +150,15 @@ def draw_panel(sheet: Sheet, axes: Axes, place: int, rows: Sequence[NumberedRow]
 def draw_other_control(sheet: Sheet, axes: Axes, at: float, found: NumberedRow, limits: tuple[float, float]) -> None:
     """Draw the mean transfer against another control, at the end of the scale where it lies beyond."""
     inside = min(max(found.row.transfer, limits[0]), limits[1])
-    marker = "|" if inside == found.row.transfer else "<" if inside == limits[0] else ">"
-    parts = axes.plot([inside], [at], marker, color=GREY, ms=9 if marker == "|" else 5, mew=1.6)
+    beyond = "<" if inside > found.row.transfer else ">"
+    marker = marker_of(found.own.control) if inside == found.row.transfer else beyond
+    parts = axes.plot([inside], [at], marker, color=GREY, ms=7, mew=1.4, mfc="none")
     sheet.mark(row_anchor("transfer", found.number), found.text, parts)
+
+
+def marker_of(control: str) -> str:
+    """Return the marker of a control that is not the primary one."""
+    return OTHER_MARKERS.get(control, "|")
 
 
 def draw_primary(sheet: Sheet, axes: Axes, at: float, place: int, found: NumberedRow) -> None:
@@ -166,8 +200,12 @@ def legend_of(drawn: Sequence[NumberedRow]) -> dict[str, Any]:
         handles["95 % interval over seeds"] = Line2D([], [], color=INK, lw=3, solid_capstyle="butt")
     handles["one seed"] = Line2D([], [], marker="o", ls="", ms=4, mfc="none", mec=INK)
     if any(found.own.family != PRIMARY for found in drawn):
-        handles["mean against each other control"] = Line2D([], [], marker="|", ls="", ms=9, mew=1.6, color=GREY)
-        handles["the same, beyond the scale"] = Line2D([], [], marker="<", ls="", ms=5, mew=1.6, color=GREY)
+        others = dict.fromkeys(found.own.control for found in drawn if found.own.family != PRIMARY)
+        named = {control: marker_of(control) for control in others if control in OTHER_MARKERS}
+        named |= {"a control method": "|"} if len(named) < len(others) else {}
+        for control, marker in [*named.items(), ("another control, beyond the scale", "<")]:
+            style: Any = {"marker": marker, "ls": "", "ms": 7, "mew": 1.4, "mfc": "none", "color": GREY}
+            handles[f"mean against {name_of_control(control)}"] = Line2D([], [], **style)
     return handles
 
 
@@ -176,6 +214,6 @@ def describe(shown: Sequence[ControlComparison]) -> str:
     pooled = " Over several teachers, a circle is the mean over them." if any(own.is_pooled for own in shown) else ""
     return (
         "Distance of students to their own teacher minus that of the control to this very teacher: left of "
-        f"zero, students are closer.{pooled} More accurate networks are closer to any good teacher; agreement "
-        "at equal accuracy is in the table Fidelity."
+        f"zero, students are closer.{pooled} Tests are one-sided and corrected, intervals are neither. More accurate "
+        "networks are closer to any good teacher; agreement at equal accuracy is in the table Fidelity."
     )

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from kdbench.metrics import headroom_gain
 from kdbench.metrics.correctness import count_agreement
 from kdbench.report.columns import row
-from kdbench.report.functional.columns import ASYMMETRY
 from kdbench.report.functional.transfer import ControlComparison
+from kdbench.report.functional_columns import ASYMMETRY
 from kdbench.report.predictions import known_pair
 
 Floats = NDArray[np.float64]
 CORRECT, INCORRECT, RIGHT, WRONG = range(4)
 """Places in a vector of counts: agreement where the teacher is right and wrong, and how often it is right and wrong."""
-NEGATIVE, POSITIVE, UNDECIDED = "negative", "positive", "undecided"
+NEGATIVE, POSITIVE, NO_GAIN, UNDECIDED = "negative", "positive", "no gain", "undecided"
 
 
 def count_pair(run: Path, teacher: Path) -> Floats | None:
@@ -81,13 +81,21 @@ def asymmetry_row(own: ControlComparison) -> dict[str, Any]:
         correct=means[CORRECT], correct_change=changes[0], incorrect=means[INCORRECT],
         incorrect_change=changes[1], correct_gain=gains[0], correct_gain_low=lows[0],
         correct_gain_high=highs[0], incorrect_gain=gains[1], incorrect_gain_low=lows[1], incorrect_gain_high=highs[1],
-        asymmetry=gains[2], asymmetry_low=lows[2], asymmetry_high=highs[2], finding=finding(lows[2], highs[2]),
-        family=own.family, teacher_seed=own.teacher_seed, remarks=own.remark,
+        asymmetry=gains[2], asymmetry_low=lows[2], asymmetry_high=highs[2], finding=finding(lows, highs),
+        family=own.family, accuracy_change=own.accuracy_change, teacher_seed=own.teacher_seed, remarks=own.remark,
     )  # fmt: skip
 
 
-def finding(low: float, high: float) -> str | None:
-    """Return what an interval of the asymmetry supports; None without an interval."""
-    if not low <= high:  # NaN
+def finding(lows: Floats, highs: Floats) -> str | None:
+    """Return what intervals of correct gain, incorrect gain and asymmetry [3] support; None without them.
+
+    A difference of the gains says nothing about what is taken over where the larger one is no gain: a student that is
+    merely less accurate loses correct agreement.
+    """
+    if not lows[2] <= highs[2]:  # NaN
         return None
-    return NEGATIVE if high < 0 else POSITIVE if low > 0 else UNDECIDED
+    if highs[2] < 0:
+        return NEGATIVE if lows[1] > 0 else NO_GAIN
+    if lows[2] > 0:
+        return POSITIVE if lows[0] > 0 else NO_GAIN
+    return UNDECIDED

@@ -15,8 +15,8 @@ from kdbench.report.functional.mistakes import count_mistakes, mistakes_table
 from kdbench.report.functional.pairs import Pair, measure_pairs
 from kdbench.report.functional.sentences import describe_transfer
 from kdbench.report.functional.transfer import ControlComparison, compare, transfer_table, with_pooled
-from kdbench.report.groups import RunGroup
-from kdbench.report.predictions import known_pair
+from kdbench.report.groups import DISTILLED, RunGroup
+from kdbench.report.predictions import known_pair, predictions_in
 from kdbench.report.runs import first_lines
 
 
@@ -48,6 +48,7 @@ def compute_functional(runs: pd.DataFrame, groups: Sequence[RunGroup]) -> Functi
         for condition in find_conditions(runs, groups)
         if any(known_pair(run.path, condition.teacher) for run in condition.group.rows)
     ]
+    left_out = remark_left_out(groups, conditions)
     pairs = [(run.path, condition.teacher) for condition in conditions for run in condition.runs]
     transfers = compare_all(conditions, measure_pairs(pairs))
     counts = compare_all(conditions, {(run, teacher): count_pair(run, teacher) for run, teacher in pairs})
@@ -60,8 +61,8 @@ def compute_functional(runs: pd.DataFrame, groups: Sequence[RunGroup]) -> Functi
         asymmetry=asymmetry,
         mistakes=mistakes_table(mistakes),
         matrix=compute_matrix(groups),
-        sentences=describe_transfer(transfer, asymmetry),
-        remarks=[*remark_without_control(conditions, transfers), *remark_same_start(conditions, runs)],
+        sentences=[*describe_transfer(transfer, asymmetry), *(left_out if len(transfer) else [])],
+        remarks=[*left_out, *remark_without_control(conditions, transfers), *remark_same_start(conditions, runs)],
     )
 
 
@@ -75,6 +76,24 @@ def compare_all(
         values = {run.path: measured[run.path, condition.teacher] for run in condition.runs}
         found += [compare(condition, control, values) for control in condition.controls]
     return with_pooled(found)
+
+
+def remark_left_out(groups: Sequence[RunGroup], conditions: Sequence[Condition]) -> list[str]:
+    """Remark on distilled groups that have logits, and whose teacher has none of the same images."""
+    found = {id(condition.group) for condition in conditions}
+    names = [
+        f"{group.name} (teacher {group.shared.teacher_key})"
+        for group in groups
+        if group.shared.role == DISTILLED and group.shared.teacher_key and id(group) not in found
+        and any(predictions_in(run.path) for run in group.rows)
+    ]  # fmt: skip
+    if not names:
+        return []
+    return [
+        f"Transfer is computed without {len(names)} condition{'s' if len(names) > 1 else ''}, since the teacher's "
+        f"run is not here, or has no logits of the same images: {'; '.join(first_lines(names))}; give its directory "
+        "too, or train it again (overwrite=true)."
+    ]
 
 
 def remark_without_control(conditions: Sequence[Condition], transfers: Sequence[ControlComparison]) -> list[str]:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from kdbench.metrics import shared_mistakes_by_class
 from kdbench.report.class_gains import class_names
 from kdbench.report.columns import row
-from kdbench.report.functional.columns import MISTAKES
 from kdbench.report.functional.transfer import PRIMARY, ControlComparison
+from kdbench.report.functional_columns import MISTAKES
 from kdbench.report.predictions import known_pair, predictions_in
 from kdbench.report.statistics import NAN
 

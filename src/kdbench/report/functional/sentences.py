@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from kdbench.report.columns import format_value, is_missing
-from kdbench.report.functional.asymmetry import NEGATIVE, POSITIVE
+from kdbench.report.functional.asymmetry import NEGATIVE, NO_GAIN, POSITIVE
 from kdbench.report.functional.inference import RankTest
 from kdbench.report.functional.transfer import ONE_TEACHER, PRIMARY, name_of_control
 from kdbench.report.gains import group_by
@@ -16,6 +16,12 @@ TESTS = {
     RankTest.SIGNED_RANK: "Wilcoxon's signed-rank test over pairs of one seed",
     RankTest.MANN_WHITNEY: "the Mann-Whitney test",
 }
+WORDS = {
+    NEGATIVE: "wrong answers are taken over more than right ones",
+    POSITIVE: "right answers are taken over more than wrong ones",
+    NO_GAIN: "agreement with right and with wrong answers changes differently, and neither gains",
+}
+"""Findings of the asymmetry in words; without an interval that shows one, there is none."""
 
 
 def describe_transfer(transfer: pd.DataFrame, asymmetry: pd.DataFrame) -> list[str]:
@@ -24,8 +30,8 @@ def describe_transfer(transfer: pd.DataFrame, asymmetry: pd.DataFrame) -> list[s
     lines = []
     for control, of_control in group_by([row for row in rows if row.family == PRIMARY], lambda row: row.control):
         lines += judge_transfer(name_of_control(control), of_control)
-    others = [row for row in rows if row.family != PRIMARY]
-    lines += judge_others(others)
+    lines += describe_accuracy([row for row in rows if row.family == PRIMARY])
+    lines += judge_others([row for row in rows if row.family != PRIMARY])
     return [*lines, *judge_asymmetry([row for row in rows_of(asymmetry) if row.family == PRIMARY])]
 
 
@@ -42,17 +48,32 @@ def judge_transfer(control: str, rows: Sequence[Any]) -> list[str]:
         return [f"{effect}. There is no test: {'; '.join(reasons)}."]
     decided = [row for row in tested if not is_missing(row.significant)]
     test = f"by {TESTS[tested[0].test]}, one-sided, over {seeds_of(tested)} seeds"
-    best = f"the smallest p that could be reached is {min(row.p_smallest_adjusted for row in tested):.2g}"
     if not decided:
         return [
-            f"{effect}. That is an effect without a verdict: no p of {len(tested)} tests can be below 0.05 after Holm "
-            f"with these seeds ({test}; {best})."
+            f"{effect}. That is an effect without a verdict: {test}, the smallest possible p is "
+            f"{min(row.p_smallest for row in tested):.2g}, which Holm's correction for all primary tests raises above "
+            "0.05."
         ]
     significant = sum(bool(row.significant) for row in decided)
     without = f"; {len(rows) - len(decided)} more have no verdict" if len(rows) > len(decided) else ""
+    best = f"the smallest p that could be reached is {min(row.p_smallest_adjusted for row in decided):.2g}"
     return [
         f"{significant} of {len(decided)} distances of students to their teacher are significantly smaller than those "
         f"of {control}, after Holm{without} ({test}; {best}). {effect}."
+    ]
+
+
+def describe_accuracy(rows: Sequence[Any]) -> list[str]:
+    """Return how much more accurate students are than their primary controls, which alone makes them closer."""
+    known = [row.accuracy_change for row in rows if not is_missing(row.accuracy_change)]
+    if not known:
+        return []
+    low, high = f"{min(known):+.2f}", f"{max(known):+.2f}"
+    span = f"{low} points" if low == high else f"{low} to {high} points"
+    return [
+        f"Their accuracy differs from that of these controls by {span}, and a more accurate network is closer to any "
+        "good teacher: only students of another teacher seed, and agreement at equal accuracy (table Fidelity), "
+        "leave that out."
     ]
 
 
@@ -84,23 +105,20 @@ def judge_asymmetry(rows: Sequence[Any]) -> list[str]:
         describe_shares([getattr(row, name) for row in known]) for name in ("correct_gain", "incorrect_gain")
     )
     changes = (
-        f"over all conditions, agreement where the teacher is right changes by {correct} images, sharing its mistakes by "
-        f"{incorrect}; of the room that the control leaves, by {right} and {wrong}"
+        f"over all conditions, agreement where the teacher is right changes by {correct} images, sharing its "
+        f"mistakes by {incorrect}; of the room that the control leaves, by {right} and {wrong}"
     )
     with_interval = [row for row in known if not is_missing(row.finding)]
     if not with_interval:
         return [f"Asymmetry: {changes}. There are too few seeds, or no independent ones, for an interval."]
-    negative, positive = (sum(row.finding == kind for row in with_interval) for kind in (NEGATIVE, POSITIVE))
     total = len(with_interval)
-    if negative and not positive:
-        found = f"wrong answers are taken over more than right ones in {negative} of {total} conditions"
-    elif positive and not negative:
-        found = f"right answers are taken over more than wrong ones in {positive} of {total} conditions"
-    elif positive and negative:
-        found = f"wrong answers are taken over more in {negative}, right ones more in {positive} of {total} conditions"
-    else:
-        found = f"no condition of {total} shows that right or wrong answers are taken over more"
-    return [f"Asymmetry: {found} (95 % intervals of the gains' difference, not corrected): {changes}."]
+    counted = {kind: sum(row.finding == kind for row in with_interval) for kind in WORDS}
+    found = [f"{words} in {counted[kind]} of {total} conditions" for kind, words in WORDS.items() if counted[kind]]
+    listed = "; ".join(found) or f"no condition of {total} shows that right or wrong answers are taken over more"
+    return [
+        f"Asymmetry, relative to the room that the control leaves: {listed} (95 % intervals over seeds, not "
+        f"corrected). {changes[0].upper()}{changes[1:]}."
+    ]
 
 
 def describe_counts(values: Sequence[float]) -> str:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from kdbench.metrics import DISTANCES
 from kdbench.report.columns import row
-from kdbench.report.functional.columns import TRANSFER
 from kdbench.report.functional.conditions import (
     ALPHA_KEY,
     FIRST_CONTROLS,
@@ -31,8 +30,10 @@ from kdbench.report.functional.inference import (
     p_of_less,
     smallest_p,
 )
+from kdbench.report.functional_columns import TRANSFER
 from kdbench.report.gains import POOLED, Seeds, are_replicates, group_by, name_seeds
 from kdbench.report.groups import RunGroup, size_of
+from kdbench.report.runs import first_lines
 from kdbench.report.statistics import ALPHA, NAN, holm
 from kdbench.rundir.summary import KEY
 
@@ -51,6 +52,8 @@ class Units:
     """Vector of values of each unit."""
     runs: Mapping[Seeds, Any]
     """Run of each unit; of a mean over teachers, that of the first teacher."""
+    accuracies: Mapping[Seeds, float]
+    """Test accuracy of each unit, per cent; NaN where a run has none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +113,12 @@ class ControlComparison:
         return self.values - (self.control_values if self.is_paired else self.control_values.mean(axis=0))
 
     @property
+    def accuracy_change(self) -> float:
+        """Mean accuracy of the students minus that of the control runs, in points."""
+        ours = [self.students.accuracies[pair] for pair in self.seeds]
+        return float(np.mean(ours) - np.mean([self.controls.accuracies[pair] for pair in self.control_seeds]))
+
+    @property
     def are_samples(self) -> bool:
         """True if runs are independent samples: no seed is crossed or repeated, and no control run counts twice."""
         runs = [self.controls.runs[pair] for pair in self.control_seeds]
@@ -139,11 +148,17 @@ class ControlComparison:
         if self.is_paired and students > len(self.seeds):
             parts.append(f"{students - len(self.seeds)} of {students} students have no such control")
         if not self.are_samples:
-            parts.append("seeds are crossed or repeated: no independent samples, no test and no interval")
+            parts.append(
+                "seeds are crossed or repeated, or one control run stands for several students "
+                f"({', '.join(first_lines([name_seeds([pair]) for pair in self.seeds], 4))}): no independent "
+                "samples, no test and no interval"
+            )
         elif fewest < LEAST_UNITS:
             parts.append("one seed only: effect without test and interval")
         elif fewest < FEWEST_FOR_INTERVAL:
             parts.append(f"fewer than {FEWEST_FOR_INTERVAL} seeds: no interval")
+        if self.is_summarised:
+            parts.append("in no family: the pooled row summarises it")
         return "; ".join(parts)
 
 
@@ -164,10 +179,16 @@ def compare(condition: Condition, control: Control, values: Mapping[Any, Floats 
     known = {path: vector for path, vector in values.items() if vector is not None}
     students = {run.seeds: run for run in group.rows if run.path in known}
     controls = {pair: run for pair, run in control.runs.items() if run.path in known}
-    ours, theirs = (Units({pair: known[run.path] for pair, run in runs.items()}, runs) for runs in (students, controls))
+    ours, theirs = (units_of(runs, known) for runs in (students, controls))
     return ControlComparison(
         group, condition.arm, group.shared.teacher_seed, group.setting, control.name, control.is_paired, ours, theirs
     )
+
+
+def units_of(runs: Mapping[Seeds, Any], values: Mapping[Any, Floats]) -> Units:
+    """Return runs as units, with the vectors of their directories."""
+    accuracies = {pair: NAN if run.test_acc_best is None else 100 * run.test_acc_best for pair, run in runs.items()}
+    return Units({pair: values[run.path] for pair, run in runs.items()}, runs, accuracies)
 
 
 def with_pooled(comparisons: Sequence[ControlComparison]) -> list[ControlComparison]:
@@ -199,8 +220,9 @@ def control_order(control: str) -> int:
 def with_mean(members: Sequence[ControlComparison]) -> list[ControlComparison]:
     """Return comparisons of several teachers with one control, and their mean over the largest table without gaps.
 
-    That is the number of teachers times the number of seeds that all of them have, two or more of each. Teachers
-    outside of it, and all of them where there is none, are rows of their own.
+    That is the number of teachers, two or more, times the number of seeds that all of them have: all seeds of one of
+    them and two at least, or as many as an interval needs. Teachers outside of it, and all of them where there is none,
+    are rows of their own.
     """
     seeds = [own.teacher_seed for own in members]
     if len(set(seeds)) < len(seeds) or None in seeds:
@@ -210,9 +232,11 @@ def with_mean(members: Sequence[ControlComparison]) -> list[ControlComparison]:
     by_seeds = sorted(members, key=lambda own: -len(own.seeds))
     for count in range(len(members), 1, -1):
         kept = [own for own in members if own in by_seeds[:count]]
-        common = len(common_keys([own.students for own in kept])), len(common_keys([own.controls for own in kept]))
-        if min(common) >= LEAST_UNITS and count * min(common) > size:
-            best, size = kept, count * min(common)
+        sides = [[own.students for own in kept], [own.controls for own in kept]]
+        common = min(len(common_keys(side)) for side in sides)
+        least = min(FEWEST_FOR_INTERVAL, *(len(own.seeds) for own in kept))
+        if common >= max(LEAST_UNITS, least) and count * common > size:
+            best, size = kept, count * common
     if not best:
         return list(members)
     return [*(replace(own, is_summarised=own in best) for own in members), pool(best, members)]
@@ -243,17 +267,18 @@ def mean_units(sides: Sequence[Units]) -> Units:
     """Return the mean over teachers of each unit that all of them have."""
     common = common_keys(sides)
     means = {pair: np.mean([side.values[pair] for side in sides], axis=0) for pair in common}
-    return Units(means, {pair: sides[0].runs[pair] for pair in common})
+    accuracies = {pair: float(np.mean([side.accuracies[pair] for side in sides])) for pair in common}
+    return Units(means, {pair: sides[0].runs[pair] for pair in common}, accuracies)
 
 
 def transfer_table(comparisons: Sequence[ControlComparison]) -> pd.DataFrame:
     """Return the content of transfer.csv: for each comparison in turn, a row for each distance.
 
-    Holm's correction is over the rows of one control that no pooled row summarises: each control is a question of its
-    own, and the primary one is the verdict's.
+    Holm's correction is over all rows of the primary controls, which are the verdict's, and for each other control over
+    its rows: each is a question of its own. Rows that a pooled row summarises belong to no family.
     """
     rows: dict[int, list[dict[str, Any]]] = {}
-    for _, of_control in group_by(comparisons, lambda own: (own.control, own.is_summarised)):
+    for _, of_control in group_by(comparisons, lambda own: (own.family, "" if own.family == PRIMARY else own.control)):
         tested = [own for own in of_control if own.can_be_tested]
         sizes = [(len(own.seeds), len(own.control_seeds), own.is_paired) for own in tested for _ in DISTANCES]
         test = choose_test(sizes)
@@ -297,7 +322,8 @@ def transfer_rows(own: ControlComparison, test: RankTest | None) -> list[dict[st
                 p=p_of_less(test, ours, theirs) if test else NAN,
                 p_smallest=smallest_p(test, len(ours), len(theirs)) if test else NAN,
                 p_adjusted=NAN, p_smallest_adjusted=NAN, significant=None, family=own.family,
-                teacher_seed=own.teacher_seed, params=size_of(shared, KEY.num_params),
+                accuracy_change=own.accuracy_change, teacher_seed=own.teacher_seed,
+                params=size_of(shared, KEY.num_params),
                 alpha=number_of(own.group, ALPHA_KEY), temperature=number_of(own.group, TEMPERATURE_KEY),
                 remarks=own.remark,
             )

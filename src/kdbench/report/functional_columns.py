@@ -50,7 +50,13 @@ FUNCTIONAL = named(
     asymmetry_low=Column("asymmetry from", "lower end of its 95 % bootstrap interval over seeds, uncorrected", "+.1f"),
     asymmetry_high=Column("asymmetry to", "upper end of it", "+.1f"),
     finding=Column(
-        "finding", "negative or positive: the interval of the asymmetry leaves out 0; undecided; empty: no interval"
+        "finding",
+        "negative: the intervals of the asymmetry and of the incorrect gain show more wrong answers taken over, "
+        "relative to the room; positive: those of the asymmetry and the correct gain right ones; no gain: the "
+        "asymmetry differs from 0 without such a gain; undecided; empty: no interval",
+    ),
+    accuracy_change=Column(
+        "accuracy change", "mean test accuracy of the students minus that of the control runs, in points", "+.2f"
     ),
     teacher_mistakes=Column("teacher's mistakes", "test images of the class that the teacher gets wrong", ",.0f"),
     shared_mistakes=Column("shared %", "of these, images on which students make the very mistake", ".1f"),
@@ -60,13 +66,13 @@ FUNCTIONAL = named(
 
 TRANSFER = (
     "student teacher method setting control metric n n_control value control_value transfer transfer_low transfer_high "
-    "relative test p p_adjusted p_smallest p_smallest_adjusted significant family teacher_seed params alpha "
-    "temperature remarks"
+    "relative test p p_adjusted p_smallest p_smallest_adjusted significant family accuracy_change teacher_seed "
+    "params alpha temperature remarks"
 ).split()
 ASYMMETRY = (
     "student teacher method setting control n n_control teacher_right teacher_wrong correct correct_change incorrect "
     "incorrect_change correct_gain correct_gain_low correct_gain_high incorrect_gain incorrect_gain_low "
-    "incorrect_gain_high asymmetry asymmetry_low asymmetry_high finding family teacher_seed remarks"
+    "incorrect_gain_high asymmetry asymmetry_low asymmetry_high finding family accuracy_change teacher_seed remarks"
 ).split()
 MISTAKES = (
     "student teacher method setting control class_name class_index n teacher_mistakes shared_mistakes control_mistakes "
@@ -79,7 +85,7 @@ FUNCTIONAL_ONLY_IN_CSV = {
 }
 """Columns that the page does not show, by table."""
 FUNCTIONAL_FIRST = {
-    "transfer": "student setting control metric transfer transfer_low transfer_high p_adjusted".split(),
+    "transfer": "student setting control metric value transfer p_adjusted p_smallest_adjusted".split(),
     "asymmetry": "student setting control correct_gain incorrect_gain asymmetry asymmetry_low asymmetry_high".split(),
     "mistakes": "student teacher method setting class_name shared_mistakes control_mistakes mistakes_change".split(),
 }
