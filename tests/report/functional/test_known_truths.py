@@ -49,12 +49,13 @@ def test_equal_seeds_are_equal_functions(tmp_path):
 
 @pytest.mark.slow
 def test_a_student_of_random_labels_agrees_with_a_teacher_as_often_as_chance(tmp_path):
-    teacher = train(tmp_path, "student=resnet14", "seed=1", "recipe.epochs=6").logits
+    more = ("data.num_train=2000", "recipe.epochs=8", "data.augment=false")
+    teacher = train(tmp_path, *more, "seed=1").logits
     shuffled = "data._target_=tests.report.functional.test_known_truths.ShuffledShapes"
-    student = train(tmp_path, shuffled, "recipe.epochs=6").logits
+    student = train(tmp_path, *more, shuffled).logits
     labels = teacher["test_labels"]
     assert np.array_equal(labels, student["test_labels"])
     found = metrics.compare_logits(teacher["test_logits"], student["test_logits"], labels)
-    assert found.a.accuracy > 0.2  # the teacher knows something
+    assert found.a.accuracy > 0.25  # the teacher knows something
     error = math.sqrt(found.chance_agreement * (1 - found.chance_agreement) / len(labels))
     assert abs(found.agreement - found.chance_agreement) < 4 * error
