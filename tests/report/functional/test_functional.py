@@ -284,7 +284,7 @@ def test_logits_of_other_images_are_compared_with_none(tmp_path):
     report = report_of(tmp_path)
     assert report.functional.transfer.n.tolist() == [5] * 4
     assert any("other labels" in line for line in report.remarks)
-    assert len(report.functional.matrix.runs) == 1 + 6 + 5
+    assert len(report.functional.matrix.models) == 1 + 6 + 5
 
 
 def test_random_controls_of_another_weight_stand_beside_no_condition(tmp_path):
@@ -314,6 +314,16 @@ def test_the_matrix_holds_the_agreement_of_all_models(study, tmp_path):
     assert (np.diag(matrix.values) == 1).all()
     table = matrix.table
     assert table.run_key.tolist() == list(table.columns[2:])
+
+
+def test_a_teacher_beside_the_report_is_in_the_matrix(tmp_path):
+    write_teachers(tmp_path)
+    students = write_controls(tmp_path, range(2), ("SIDDO",)) and write_students(tmp_path, range(2))
+    folders = [folder for folder in tmp_path.iterdir() if "teacher100" not in folder.name]
+    matrix = build_report(folders).functional.matrix
+    assert [model.is_teacher for model in matrix.models] == [False] * 4 + [True]
+    assert matrix.models[-1].name == "teacher resnet20, seed 100"
+    assert matrix.values[-1, 2] == pytest.approx((students[0] == answers(100, 0.85)).mean())
 
 
 def test_tables_have_described_columns(study):
@@ -495,7 +505,7 @@ def test_models_of_other_data_are_in_no_common_matrix(tmp_path):
     write(tmp_path, answers(2, 0.6), 1)
     write(tmp_path, answers(3, 0.6), 2, dataset="other")
     matrix = report_of(tmp_path, allow_mixed=True).functional.matrix
-    assert [run.seed for run in matrix.runs] == [0, 1]
+    assert [model.seed for model in matrix.models] == [0, 1]
 
 
 def test_the_primary_control_of_several_teachers_is_one_that_all_have(tmp_path):

@@ -11,7 +11,6 @@ from kdbench.report.drawing import LINE, SMALL, fit, fit_ends, round_ticks, widt
 from kdbench.report.figures.sheet import Sheet
 from kdbench.report.functional.matrix import AgreementMatrix
 from kdbench.report.gains import group_by
-from kdbench.report.groups import RunGroup
 
 MOST_MODELS, MOST_GROUPS = 40, 60
 """Largest number of models that are drawn one by one, and of groups that are drawn by their means."""
@@ -24,12 +23,12 @@ def draw_matrix(sheet: Sheet) -> tuple[Figure, str] | str:
     matrix = sheet.report.functional.matrix
     if matrix is None:
         return "fewer than two runs have logits of the same images"
-    if len(matrix.runs) <= MOST_MODELS:
-        names = [f"{group.name}, seed {run.seed}" for group, run in zip(matrix.groups, matrix.runs, strict=True)]
+    if len(matrix.models) <= MOST_MODELS:
+        names = [model.name for model in matrix.models]
         values, what = matrix.values, "every model with every other"
     else:
         values, names = mean_by_group(matrix)
-        models = f"all {len(matrix.runs)} models: the CSV file"
+        models = f"all {len(matrix.models)} models: the CSV file"
         what = f"teachers, and groups of other models, means over pairs of different models ({models})"
     cut = f" The first {MOST_GROUPS} of {len(names)} are shown." if len(names) > MOST_GROUPS else ""
     values, names = 100 * values[:MOST_GROUPS, :MOST_GROUPS], names[:MOST_GROUPS]
@@ -37,7 +36,7 @@ def draw_matrix(sheet: Sheet) -> tuple[Figure, str] | str:
     where = "The numbers below count the rows from above. " if sheet.width.columns > 1 else "Names of the rows: below. "
     return figure, (
         f"Test images on which both predict the same class, per cent: {what}. {where}Models are in the order of the "
-        f"table Groups. File: agreement_matrix.csv.{cut}"
+        f"table Groups, then other teachers. File: agreement_matrix.csv.{cut}"
     )
 
 
@@ -47,18 +46,13 @@ def mean_by_group(matrix: AgreementMatrix) -> tuple[np.ndarray, list[str]]:
     Within a group, a model is not compared with itself; a group of one model has no such value. Teachers stand one by
     one: their students agree with their own teacher, not with the mean of several.
     """
-    taught = {run.teacher_key for run in matrix.runs}
-
-    def row_of(item: tuple[int, RunGroup]) -> tuple[int, int]:
-        """Return the key of a model's row: each teacher has one of its own."""
-        place, group = item
-        return id(group), place if matrix.runs[place].run_key in taught else -1
-
-    members = group_by(list(enumerate(matrix.groups)), row_of)
+    members = group_by(
+        list(enumerate(matrix.models)), lambda item: (item[1].group, item[0] if item[1].is_teacher else None)
+    )
     places = [[place for place, _ in of_group] for _, of_group in members]
     names = [
-        of_group[0][1].name + (f" ({len(of_group)})" if teacher < 0 else f", seed {matrix.runs[teacher].seed}")
-        for (_, teacher), of_group in members
+        of_group[0][1].name if teacher is not None else f"{group} ({len(of_group)})"
+        for (group, teacher), of_group in members
     ]
     values = np.full((len(places), len(places)), np.nan)
     for a, rows in enumerate(places):

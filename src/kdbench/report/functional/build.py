@@ -60,7 +60,7 @@ def compute_functional(runs: pd.DataFrame, groups: Sequence[RunGroup]) -> Functi
         transfer=transfer,
         asymmetry=asymmetry,
         mistakes=mistakes_table(mistakes),
-        matrix=compute_matrix(groups),
+        matrix=compute_matrix(groups, conditions),
         sentences=[*describe_transfer(transfer, asymmetry), *(left_out if len(transfer) else [])],
         remarks=[*left_out, *remark_without_control(conditions, transfers), *remark_same_start(conditions, runs)],
     )
