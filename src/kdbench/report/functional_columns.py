@@ -53,7 +53,7 @@ FUNCTIONAL = named(
         "finding",
         "negative: the intervals of the asymmetry and of the incorrect gain show more wrong answers taken over, "
         "relative to the room; positive: those of the asymmetry and the correct gain right ones; no gain: the "
-        "asymmetry differs from 0 without such a gain; undecided; empty: no interval",
+        "asymmetry differs from 0, and no gain is shown; undecided; empty: no interval",
     ),
     accuracy_change=Column(
         "accuracy change", "mean test accuracy of the students minus that of the control runs, in points", "+.2f"

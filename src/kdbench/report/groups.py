@@ -168,9 +168,10 @@ def group_runs(runs: pd.DataFrame) -> list[RunGroup]:
 def split_seed_controls(groups: Sequence[RunGroup]) -> list[RunGroup]:
     """Return groups, with the runs of a baseline whose seeds make them controls of the functional view apart.
 
-    Such a run has two different seeds that no compared run has, and an order of the images that no other run of its
-    baseline has: `SIDDO` if it shares the initialisation seed of one of these, else `DIDDO`. As replicates they would
-    count twice. Crossed seeds, which share orders, stay together, and so do baselines beside which nothing is compared.
+    Such a run has two different seeds that no compared run has, and an order of the images that neither a compared run
+    nor another run of its baseline has: `SIDDO` if it shares an initialisation seed with one of these, else `DIDDO`. As
+    replicates they would count twice. Crossed seeds, which share orders, stay in the baseline, and so does everything
+    where nothing is compared or no other run is left.
     """
     held = {pair for group in groups if group.shared.role in COMPARED for pair in group.seeds}
     return [part for group in groups for part in split_baseline(group, held)]
@@ -183,13 +184,11 @@ def split_baseline(group: RunGroup, held: set[tuple[int | None, int | None]]) ->
         group: any group.
         held: seeds of the compared runs.
     """
-    own = [pair for pair in group.seeds if pair in held or pair[0] == pair[1]]
-    others = [pair for pair in group.seeds if pair not in own]
-    orders = {data for _, data in own}
-    if group.shared.role != BASELINE or not held.intersection(own) or any(data in orders for _, data in others):
+    own = {pair for pair in group.seeds if pair in held or pair[0] == pair[1]}
+    if group.shared.role != BASELINE or not held.intersection(own):
         return [group]
-    inits = {init for init, _ in own}
-    kinds = ["" if pair in own else SIDDO if pair[0] in inits else DIDDO for pair in group.seeds]
+    inits, orders = ({pair[which] for pair in held | own} for which in (0, 1))
+    kinds = ["" if pair in own or pair[1] in orders else SIDDO if pair[0] in inits else DIDDO for pair in group.seeds]
     parts = [(kind, [found == kind for found in kinds]) for kind in ("", SIDDO, DIDDO) if kind in kinds]
     return [replace(group, runs=group.runs[chosen], seed_control=kind) for kind, chosen in parts]
 

@@ -547,3 +547,59 @@ def test_lines_of_the_scaling_figure_differ_in_one_quantity(study):
     assert [len(lines) for lines in legends] == [1, 1, 2]  # size, temperature, alpha of two teachers
     assert "seed 100" in legends[2][0]
     assert "seed 101" in legends[2][1]
+
+
+def test_a_baseline_with_fewer_seeds_leaves_the_controls_of_the_others(tmp_path):
+    write_teachers(tmp_path)
+    write_controls(tmp_path, range(2), ("baseline",))
+    write_controls(tmp_path, SEEDS, ("SIDDO", "DIDDO"))
+    write_students(tmp_path, SEEDS)
+    report = report_of(tmp_path)
+    sizes = {own.control: (len(own.seeds), len(own.control_seeds)) for own in report.functional.transfers}
+    assert sizes == {"SIDDO": (6, 6), "baseline": (2, 2), "DIDDO": (6, 6)}
+
+
+def test_logits_that_are_missing_on_both_sides_leave_the_pairs_that_are_there(tmp_path):
+    write_teachers(tmp_path, (100, 101))
+    write_controls(tmp_path, SEEDS, ("SIDDO",))
+    for teacher_seed in (100, 101):
+        write_students(tmp_path, SEEDS, teacher_seed)
+    for folder in tmp_path.iterdir():
+        is_student = folder.name.startswith("logit_seed")
+        seed = int(folder.name.split("seed")[1].split("_")[0])
+        if (is_student and seed < 3) or (not is_student and "teacher" not in folder.name and seed >= 3):
+            (folder / "logits.safetensors").unlink()
+    transfer = report_of(tmp_path).functional.transfer
+    assert "SIDDO" not in set(transfer.control)  # no student has its own control left
+
+
+def test_old_runs_without_both_seeds_have_their_baseline_and_no_other_control(tmp_path):
+    write_teachers(tmp_path)
+    for seed in SEEDS:
+        write(tmp_path, answers((seed, 1), 0.6), seed, init_seed=None, data_seed=None)
+        write(
+            tmp_path, answers((seed, 2), 0.6), seed, teacher="resnet20", method="logit", teacher_seed=100,
+            teacher_key=TEACHERS[100], init_seed=None, data_seed=None,
+        )  # fmt: skip
+    assert set(report_of(tmp_path).functional.transfer.control) == {"baseline"}
+
+
+def test_of_tables_of_equal_size_that_with_more_seeds_is_pooled(tmp_path):
+    TEACHERS[102] = "teacher102"
+    write_teachers(tmp_path, (100, 101, 102))
+    write_controls(tmp_path, SEEDS, ("SIDDO",))
+    for teacher_seed, many in ((100, 6), (101, 6), (102, 4)):
+        write_students(tmp_path, range(many), teacher_seed)
+    (pooled,) = [own for own in report_of(tmp_path).functional.transfers if own.is_pooled and own.control == "SIDDO"]
+    assert len(pooled.seeds) == 6
+    assert "without teacher_seed=102" in pooled.remark
+
+
+def test_conditions_without_a_control_in_common_keep_their_own_primary_one(tmp_path):
+    write_teachers(tmp_path, (100, 101))
+    write_controls(tmp_path, range(3), ("SIDDO",))
+    write_controls(tmp_path, range(10, 13), ("baseline",))
+    write_students(tmp_path, range(3), 100)
+    write_students(tmp_path, range(10, 13), 101)
+    primary = rows(report_of(tmp_path).functional.transfer, family="primary", metric="js_divergence")
+    assert primary.teacher_seed.tolist() == [100, 101]

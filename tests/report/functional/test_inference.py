@@ -15,7 +15,7 @@ from kdbench.report.functional.inference import (
     p_of_less,
     smallest_p,
 )
-from tests.report.functional.coverage import coverage
+from tests.report.functional.coverage import coverage, false_findings
 
 SIGNED, MANN_WHITNEY = RankTest.SIGNED_RANK, RankTest.MANN_WHITNEY
 
@@ -181,3 +181,9 @@ def test_paired_arms_are_resampled_together():
 def test_equal_runs_have_equal_intervals():
     values, control = arms(0, 6, 6)
     assert interval(values, control, True) == interval(values.copy(), control.copy(), True)
+
+
+@pytest.mark.parametrize(("n", "conditions"), [(6, 1), (10, 1), (6, 3)])
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+def test_where_nothing_is_transferred_few_studies_find_something(n, conditions, correlation):
+    assert false_findings(n, conditions, correlation, studies=150) <= 0.09  # the aim is 0.05; 150 studies

@@ -36,7 +36,7 @@ def logits_of(predicted, seed=0):
 def write(root, predicted, seed, **others):
     accuracy = float((predicted == LABELS).mean())
     return write_run(
-        root, accuracy=accuracy, logits=(logits_of(predicted, others.get("data_seed", seed)), LABELS), seed=seed,
+        root, accuracy=accuracy, logits=(logits_of(predicted, others.get("data_seed") or seed), LABELS), seed=seed,
         test_acc_final=accuracy, class_names=[f"kind {c}" for c in range(CLASSES)], **others,
     )  # fmt: skip
 

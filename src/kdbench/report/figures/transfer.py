@@ -40,9 +40,10 @@ class NumberedRow:
     row: Any
 
     @property
-    def condition(self) -> tuple[int, Any]:
-        """Key of the condition: its group, and its teacher's seed or that it is pooled."""
-        return id(self.own.group), self.own.teacher_seed
+    def condition(self) -> tuple[Any, ...]:
+        """Key of the condition: its group, or of pooled rows what they are over."""
+        own = self.own
+        return (own.arm, own.setting, own.note) if own.is_pooled else (id(own.group),)
 
     @property
     def text(self) -> str:
@@ -69,7 +70,7 @@ def draw_transfer(sheet: Sheet) -> tuple[Figure, str] | str:
     if not conditions:
         return "no run with logits has a teacher with logits and a control"
     shown, cut = first_of(conditions, MOST_ROWS, "conditions")
-    drawn = [found for found in rows if found.condition in shown]
+    drawn = [found for found in rows if found.condition in set(shown)]
     is_wide = sheet.width.columns > 1
     figure = Figure(figsize=(sheet.width.inches, 1), layout="constrained")
     if is_wide:  # a column of names, and a panel for each distance beside it

@@ -110,12 +110,12 @@ def remark_without_control(conditions: Sequence[Condition], transfers: Sequence[
 
 def remark_same_start(conditions: Sequence[Condition], runs: pd.DataFrame) -> list[str]:
     """Remark on students that have the first weights of their teacher: same architecture, same initialisation seed."""
-    inits = dict(zip(runs.run_key, runs.init_seed, strict=True))
+    inits = {run_key: seeds[0] for run_key, seeds in zip(runs.run_key, runs.seeds, strict=True)}
     found = []
     for condition in conditions:
         shared = condition.group.shared
         start = inits.get(shared.teacher_key, shared.teacher_seed)
-        seeds = [str(run.seed) for run in condition.group.rows if run.init_seed == start]
+        seeds = [str(run.seed) for run in condition.group.rows if run.seeds[0] == start]
         if shared.student == shared.teacher and seeds and start is not None:
             found.append(f"{condition.group.name} (seed {', '.join(seeds)})")
     if not found:

@@ -149,9 +149,9 @@ def siddo_runs(seeds: Sequence[Seeds], undistilled: Sequence[Any]) -> dict[Seeds
     orders = {data for _, data in seeds}
     found = {}
     for init, data in seeds:
-        own = [run for run in undistilled if run.init_seed == init and run.data_seed not in orders]
+        own = [run for run in undistilled if run.seeds[0] == init and run.seeds[1] not in (None, *orders)]
         if own and None not in (init, data):
-            found[init, data] = min(own, key=lambda run: run.data_seed)
+            found[init, data] = min(own, key=lambda run: run.seeds[1])
     return found
 
 
@@ -159,7 +159,7 @@ def diddo_runs(seeds: Sequence[Seeds], undistilled: Sequence[Any]) -> dict[Seeds
     """Return the undistilled runs that share neither seed with any student, by their own seeds."""
     inits, orders = ({pair[which] for pair in seeds} for which in (0, 1))
     runs = [run for run in undistilled if None not in run.seeds]
-    return {run.seeds: run for run in runs if run.init_seed not in inits and run.data_seed not in orders}
+    return {run.seeds: run for run in runs if run.seeds[0] not in inits and run.seeds[1] not in orders}
 
 
 def runs_of_seeds(seeds: Sequence[Seeds], runs: Sequence[Any]) -> dict[Seeds, Any]:

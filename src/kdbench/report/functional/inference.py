@@ -22,6 +22,8 @@ Statistic = Callable[[Floats, Floats], Floats]
 FEWEST_FOR_INTERVAL = 5
 """Fewest seeds for a bootstrap interval: one of four seeds holds the truth in 87 of 100 cases where 95 is the aim."""
 RESAMPLES = 10_000
+DIGITS = 12
+"""Decimals beyond which values are equal: what is left is rounding."""
 SEED = 20_251_012
 
 
@@ -82,7 +84,7 @@ def p_of_less(test: RankTest, values: Floats, control: Floats) -> float:
 
 def rounded(values: Floats) -> Floats:
     """Return values without the last digits, in which equal ones may differ by their way of computation."""
-    return np.round(values, 12)
+    return np.round(values, DIGITS)
 
 
 def count_sums(ranks: NDArray[np.int64]) -> Floats:

@@ -19,7 +19,7 @@ TESTS = {
 WORDS = {
     NEGATIVE: "wrong answers are taken over more than right ones",
     POSITIVE: "right answers are taken over more than wrong ones",
-    NO_GAIN: "agreement with right and with wrong answers changes differently, and neither gains",
+    NO_GAIN: "agreement with right and with wrong answers changes differently, and no gain is shown",
 }
 """Findings of the asymmetry in words; without an interval that shows one, there is none."""
 
@@ -51,8 +51,8 @@ def judge_transfer(control: str, rows: Sequence[Any]) -> list[str]:
     if not decided:
         return [
             f"{effect}. That is an effect without a verdict: {test}, the smallest possible p is "
-            f"{min(row.p_smallest for row in tested):.2g}, which Holm's correction for all primary tests raises above "
-            "0.05."
+            f"{min(row.p_smallest for row in tested):.2g}, which Holm's correction for all primary tests raises to "
+            "0.05 or more."
         ]
     significant = sum(bool(row.significant) for row in decided)
     without = f"; {len(rows) - len(decided)} more have no verdict" if len(rows) > len(decided) else ""
@@ -84,6 +84,7 @@ def judge_others(rows: Sequence[Any]) -> list[str]:
         decided = [row for row in of_control if not is_missing(row.significant)]
         closer = sum(row.transfer < 0 for row in of_control)
         found = f"{sum(bool(row.significant) for row in decided)} of {len(decided)} significantly smaller"
+        found += f" ({len(of_control) - len(decided)} more without a verdict)" if len(of_control) > len(decided) else ""
         if not decided:
             found = f"{closer} of {len(of_control)} smaller, without a verdict"
         parts.append(f"{name_of_control(control)}: {found}")

@@ -1,8 +1,9 @@
 """Transfer: how much closer to its own teacher a distilled student is than a control that never saw that teacher."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from kdbench.report.functional.conditions import (
     number_of,
 )
 from kdbench.report.functional.inference import (
+    DIGITS,
     FEWEST_FOR_INTERVAL,
     RankTest,
     Statistic,
@@ -40,6 +42,8 @@ from kdbench.rundir.summary import KEY
 Floats = NDArray[np.float64]
 PRIMARY, OTHER_CONTROL, ONE_TEACHER = "primary", "other control", "one teacher"
 """Families: rows of the primary control, of another control, and of one teacher that a pooled row summarises."""
+MOST_TEACHERS = 8
+"""Largest number of teachers of which every choice is tried."""
 LEAST_UNITS = 2
 """Fewest units per side for a test."""
 
@@ -69,6 +73,8 @@ class ControlComparison:
     is_paired: bool
     students: Units
     controls: Units
+    without_control: int = 0
+    """Number of students that have no such control."""
     is_primary: bool = False
     """True for the primary control of the condition."""
     is_summarised: bool = False
@@ -89,8 +95,8 @@ class ControlComparison:
 
     @property
     def seeds(self) -> list[Seeds]:
-        """Seeds of the students that are compared: those with a control of their own, or all."""
-        return [pair for pair in self.students.values if not self.is_paired or pair in self.controls.values]
+        """Seeds of the students that are compared."""
+        return list(self.students.values)
 
     @property
     def control_seeds(self) -> list[Seeds]:
@@ -143,10 +149,11 @@ class ControlComparison:
     @property
     def remark(self) -> str:
         """Reasons why a test, an interval or some students are missing, or nothing."""
-        students, fewest = len(self.students.values), min(len(self.seeds), len(self.control_seeds))
+        fewest = min(len(self.seeds), len(self.control_seeds))
         parts = [self.note] if self.note else []
-        if self.is_paired and students > len(self.seeds):
-            parts.append(f"{students - len(self.seeds)} of {students} students have no such control")
+        if self.without_control:
+            students = len(self.seeds) + self.without_control
+            parts.append(f"{self.without_control} of {students} students have no such control")
         if not self.are_samples:
             parts.append(
                 "seeds are crossed or repeated, or one control run stands for several students "
@@ -179,10 +186,15 @@ def compare(condition: Condition, control: Control, values: Mapping[Any, Floats 
     known = {path: vector for path, vector in values.items() if vector is not None}
     students = {run.seeds: run for run in group.rows if run.path in known}
     controls = {pair: run for pair, run in control.runs.items() if run.path in known}
+    total = len(students)
+    if control.is_paired:
+        students = {pair: run for pair, run in students.items() if pair in controls}
+        controls = {pair: controls[pair] for pair in students}
     ours, theirs = (units_of(runs, known) for runs in (students, controls))
     return ControlComparison(
-        group, condition.arm, group.shared.teacher_seed, group.setting, control.name, control.is_paired, ours, theirs
-    )
+        group, condition.arm, group.shared.teacher_seed, group.setting, control.name, control.is_paired, ours, theirs,
+        total - len(students),
+    )  # fmt: skip
 
 
 def units_of(runs: Mapping[Seeds, Any], values: Mapping[Any, Floats]) -> Units:
@@ -205,10 +217,12 @@ def with_pooled(comparisons: Sequence[ControlComparison]) -> list[ControlCompari
         by_control = group_by(of_arm, lambda own: own.control)
         by_control.sort(key=lambda item: control_order(item[0]))  # stable: control methods keep their order
         everywhere = [control for control, members in by_control if len(members) == len(teachers)]
-        primary = (everywhere or [control for control, _ in by_control])[0]
+        first = dict[Any, str]()
         for control, members in by_control:
-            marked = [replace(own, is_primary=control == primary) for own in members]
-            found += with_mean(marked)
+            for own in members:
+                first.setdefault(own.teacher_seed, everywhere[0] if everywhere else control)
+        for control, members in by_control:
+            found += with_mean([replace(own, is_primary=control == first[own.teacher_seed]) for own in members])
     return found
 
 
@@ -227,19 +241,28 @@ def with_mean(members: Sequence[ControlComparison]) -> list[ControlComparison]:
     seeds = [own.teacher_seed for own in members]
     if len(set(seeds)) < len(seeds) or None in seeds:
         return list(members)
-    best: list[ControlComparison] = []
-    size = 0
-    by_seeds = sorted(members, key=lambda own: -len(own.seeds))
-    for count in range(len(members), 1, -1):
-        kept = [own for own in members if own in by_seeds[:count]]
+    best, best_size = list[ControlComparison](), (False, 0, 0)
+    for kept in subsets(members):
         sides = [[own.students for own in kept], [own.controls for own in kept]]
         common = min(len(common_keys(side)) for side in sides)
         least = min(FEWEST_FOR_INTERVAL, *(len(own.seeds) for own in kept))
-        if common >= max(LEAST_UNITS, least) and count * common > size:
-            best, size = kept, count * common
+        size = common >= FEWEST_FOR_INTERVAL, len(kept) * common, common
+        if common >= max(LEAST_UNITS, least) and size > best_size:
+            best, best_size = kept, size
     if not best:
         return list(members)
     return [*(replace(own, is_summarised=own in best) for own in members), pool(best, members)]
+
+
+def subsets(members: Sequence[ControlComparison]) -> Iterator[list[ControlComparison]]:
+    """Yield every choice of two teachers or more, large ones first; of many teachers only those with most seeds."""
+    if len(members) <= MOST_TEACHERS:
+        for count in range(len(members), 1, -1):
+            yield from map(list, combinations(members, count))
+        return
+    by_seeds = sorted(members, key=lambda own: -len(own.seeds))
+    for count in range(len(members), 1, -1):
+        yield [own for own in members if own in by_seeds[:count]]
 
 
 def pool(kept: Sequence[ControlComparison], members: Sequence[ControlComparison]) -> ControlComparison:
@@ -254,7 +277,7 @@ def pool(kept: Sequence[ControlComparison], members: Sequence[ControlComparison]
         parts.append(f"without {', '.join(left_out)}")
     return replace(
         first, teacher_seed=POOLED, setting=f"{setting} {len(kept)} teachers pooled".strip(), students=students,
-        controls=controls, note="; ".join(parts),
+        controls=controls, note="; ".join(parts), without_control=0,
     )  # fmt: skip
 
 
@@ -316,8 +339,8 @@ def transfer_rows(own: ControlComparison, test: RankTest | None) -> list[dict[st
             row(
                 student=shared.student, teacher=shared.teacher, method=shared.method, setting=own.setting,
                 control=own.control, metric=metric, n=len(ours), n_control=len(theirs), value=value,
-                control_value=control_value, transfer=value - control_value, transfer_low=float(lows[place]),
-                transfer_high=float(highs[place]),
+                control_value=control_value, transfer=round(value - control_value, DIGITS),
+                transfer_low=float(lows[place]), transfer_high=float(highs[place]),
                 relative=100 * (value / control_value - 1) if control_value else NAN, test=test.value if test else None,
                 p=p_of_less(test, ours, theirs) if test else NAN,
                 p_smallest=smallest_p(test, len(ours), len(theirs)) if test else NAN,
