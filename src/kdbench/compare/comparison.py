@@ -18,9 +18,9 @@ class TeacherView:
     is_third: bool
     """True if it is neither run: gains over oneself, or towards oneself, say nothing."""
     a: Comparison
-    """Of the teacher, first, and run A."""
+    """Metrics between the teacher, in the place of a, and run A."""
     b: Comparison
-    """Of the teacher, first, and run B."""
+    """Metrics between the teacher, in the place of a, and run B."""
 
     @property
     def correct_gain(self) -> float:

@@ -44,9 +44,9 @@ TITLES = {
     ),
     "transfer": (
         "Transfer",
-        "How much closer to their own teacher the predictions of distilled students are than those of runs that never "
-        "saw it, by four distances. The unit is the student's seed; tests are one-sided rank tests, adjusted over the "
-        "rows of one control.",
+        "How much closer to their own teacher the predictions of distilled students are than those of runs trained "
+        "without it, by four distances. The unit is the student's seed; tests are one-sided rank tests, adjusted over "
+        "the rows of all primary controls, and of each other control.",
     ),
     "asymmetry": (
         "Asymmetry",

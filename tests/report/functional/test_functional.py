@@ -603,3 +603,13 @@ def test_conditions_without_a_control_in_common_keep_their_own_primary_one(tmp_p
     write_students(tmp_path, range(10, 13), 101)
     primary = rows(report_of(tmp_path).functional.transfer, family="primary", metric="js_divergence")
     assert primary.teacher_seed.tolist() == [100, 101]
+
+
+def test_a_pooled_row_counts_the_students_without_a_control(tmp_path):
+    write_teachers(tmp_path, (100, 101))
+    write_controls(tmp_path, range(4), ("SIDDO",))
+    for teacher_seed in (100, 101):
+        write_students(tmp_path, SEEDS, teacher_seed)
+    (pooled,) = [own for own in report_of(tmp_path).functional.transfers if own.is_pooled and own.control == "SIDDO"]
+    assert len(pooled.seeds) == 4
+    assert "2 of 6 students have no such control" in pooled.remark

@@ -1,1 +1,1 @@
-"""The functional view: what students take over from their teacher's predictions, beside controls that never saw it."""
+"""The functional view: distances of students to their teacher's predictions, beside controls trained without it."""

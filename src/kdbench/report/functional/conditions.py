@@ -1,7 +1,7 @@
 """Distilled groups with the controls that they are compared with: which run of a control stands for which student.
 
-The unit is the seed of a student within its teacher, and each unit has one run of a control, which never saw that
-teacher:
+The unit is the seed of a student within its teacher, and each unit has one run of a control, trained without
+that teacher:
 
 - `SIDDO`: no teacher, the student's initialisation, another order of the images; of several the one with the smallest
   data seed.

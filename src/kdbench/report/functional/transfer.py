@@ -1,4 +1,4 @@
-"""Transfer: how much closer to its own teacher a distilled student is than a control that never saw that teacher."""
+"""Transfer: distance of a student to its teacher, minus that of a control that was trained without the teacher."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -222,7 +222,8 @@ def with_pooled(comparisons: Sequence[ControlComparison]) -> list[ControlCompari
             for own in members:
                 first.setdefault(own.teacher_seed, everywhere[0] if everywhere else control)
         for control, members in by_control:
-            found += with_mean([replace(own, is_primary=control == first[own.teacher_seed]) for own in members])
+            marked = [replace(own, is_primary=control == first[own.teacher_seed]) for own in members]
+            found += [own for _, alike in group_by(marked, lambda own: own.is_primary) for own in with_mean(alike)]
     return found
 
 
@@ -277,7 +278,7 @@ def pool(kept: Sequence[ControlComparison], members: Sequence[ControlComparison]
         parts.append(f"without {', '.join(left_out)}")
     return replace(
         first, teacher_seed=POOLED, setting=f"{setting} {len(kept)} teachers pooled".strip(), students=students,
-        controls=controls, note="; ".join(parts), without_control=0,
+        controls=controls, note="; ".join(parts), without_control=max(own.without_control for own in kept),
     )  # fmt: skip
 
 
