@@ -61,10 +61,23 @@ def fresh_process_state() -> Iterator[None]:
     store.forget_verified()
     cache.forget_verified()
     threads, package = torch.get_num_threads(), logging.getLogger("kdbench")
-    yield
+    with same_root_logger():
+        yield
     package.handlers, package.propagate = [], True
     signals.uninstall()
     torch.set_num_threads(threads)
+
+
+@contextmanager
+def same_root_logger() -> Iterator[None]:
+    """Undo what Hydra does to the root logger in the block: its handlers would write to a stream that is closed."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 @pytest.fixture

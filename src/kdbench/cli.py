@@ -47,6 +47,8 @@ from kdbench.system.logs import log_to_console, silence_stdout
 log = logging.getLogger(__name__)
 
 CONTINUES = "; the same command continues"
+WITHOUT_FOLDERS = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.run.dir=.", "hydra.output_subdir=null")
+"""What conf/config.yaml says of Hydra's own files, for a config that is read in its place."""
 
 
 def main() -> NoReturn:
@@ -268,6 +270,9 @@ def prepare_hydra(arguments: list[str]) -> tuple[argparse.ArgumentParser, argpar
             code="usage",
             key="--experimental-rerun",
         )
+    if given.config_path:  # a run's recorded config
+        names = [override.partition("=")[0] for override in given.overrides]
+        given.overrides = [o for o in WITHOUT_FOLDERS if o.partition("=")[0] not in names] + given.overrides
     config_dir = Path(given.config_dir) if given.config_dir else None
     register_models_once(config_dir)
     prints = given.cfg or given.info or given.shell_completion

@@ -8,7 +8,6 @@ to which the counts are written.
 import csv
 import functools
 import json
-import logging
 import math
 import os
 import pickle
@@ -40,7 +39,7 @@ from kdbench.models import build
 from kdbench.rundir.summary import read_summary
 from kdbench.system import signals
 from kdbench.teachers import cache, store
-from tests.conftest import SMALL, composed_once
+from tests.conftest import SMALL, composed_once, same_root_logger
 from tests.networks import SPEC
 
 NUM_EXAMPLES = int(os.environ.get("KDBENCH_CONFIGS", "30"))
@@ -271,15 +270,11 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
         signals.uninstall()
         capfd.readouterr()
         code: Any = 0
-        root = logging.getLogger()
-        level, handlers = root.level, list(root.handlers)
-        try:
-            entry()
-        except SystemExit as leaving:
-            code = leaving.code
-        finally:  # hydra.verbose=true changes both, and a handler of this call has no stream in the next test
-            root.setLevel(level)
-            root.handlers = handlers
+        with same_root_logger():
+            try:
+                entry()
+            except SystemExit as leaving:
+                code = leaving.code
         return Finished(code, *capfd.readouterr(), folder)
 
     return run
