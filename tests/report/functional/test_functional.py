@@ -613,3 +613,15 @@ def test_a_pooled_row_counts_the_students_without_a_control(tmp_path):
     (pooled,) = [own for own in report_of(tmp_path).functional.transfers if own.is_pooled and own.control == "SIDDO"]
     assert len(pooled.seeds) == 4
     assert "2 of 6 students have no such control" in pooled.remark
+
+
+def test_a_pooled_row_has_no_teachers_of_another_family(tmp_path):
+    TEACHERS[102] = "teacher102"
+    write_teachers(tmp_path, (100, 101, 102))
+    write_controls(tmp_path, (0, 1, 2, 6, 7, 8), ("SIDDO",))
+    write_controls(tmp_path, range(6), ("baseline",))
+    write_students(tmp_path, range(6), 100)  # its primary control is SIDDO
+    write_students(tmp_path, range(3, 6), 101)  # has the baseline alone
+    write_students(tmp_path, range(6, 9), 102)  # has SIDDO alone
+    transfer = rows(report_of(tmp_path).functional.transfer, control="baseline", metric="js_divergence")
+    assert dict(zip(transfer.teacher_seed, transfer.family, strict=True)) == {100: "other control", 101: "primary"}
