@@ -322,7 +322,7 @@ COMMAND_LINES = [
     ["--config-dir", "own", "pair=chosen"], ["--config-dir", "own", "student=own", "student.widths=[8,8,16,32]"],
     ["--config-dir", "own", "method=away"], ["--config-name", "nothing"], ["-m", "seed=range(3,3)"],
     ["-m", "student=glob(resnt*)"], ["-m", "recipe.lr=glob(*)"], ["student=glob(resnet*)"], ["hydra.launcher=lockstep"],
-    ["-m", "seed=interval(0,1)"],
+    ["-m", "seed=interval(0,1)"], ["--config-path", "nowhere", "recipe.lr=1"], ["--config-path", "recorded", "seed=1"],
     ["-m", "hydra/launcher=lockstep", "hydra.launcher.max_learners=0"],
 ]  # fmt: skip
 """Arguments of `kdbench` after those of a small run, flags first."""
@@ -391,6 +391,8 @@ def prepare(folder: Path) -> None:
         shutil.copy(folder / name / "model" / "mine.yaml", folder / "studies" / "study" / f"{name}.yaml")
     for name, change in STUDIES.items():
         (folder / "studies" / "study" / f"{name}.yaml").write_text(yaml.safe_dump(STUDY | change))
+    (folder / "recorded").mkdir()
+    (folder / "recorded" / "config.yaml").write_text("seed: 0\ninit_seed: 0\ndata_seed: 5\n")
     (folder / "own" / "pair").mkdir(parents=True)
     (folder / "own" / "pair" / "headless.yaml").write_text("defaults:\n  - override /teacher: resnet20\n")
     (folder / "own" / "pair" / "mistyped.yaml").write_text(

@@ -249,7 +249,7 @@ def prepare_hydra(arguments: list[str]) -> tuple[argparse.ArgumentParser, argpar
         Hydra's parser, and the arguments for Hydra.
 
     Raises:
-        ConfigError: an unknown flag, a folder that is not there, or a key to delete.
+        ConfigError: an unknown flag, a folder that is not there, a key to delete, or a seed without effect.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints its errors itself, in several lines
     warnings.filterwarnings("error", "provider=hydra.searchpath")  # a folder that is not there, and then the run starts
@@ -270,9 +270,8 @@ def prepare_hydra(arguments: list[str]) -> tuple[argparse.ArgumentParser, argpar
             code="usage",
             key="--experimental-rerun",
         )
-    if given.config_path:  # a run's recorded config
-        names = [override.partition("=")[0] for override in given.overrides]
-        given.overrides = [o for o in WITHOUT_FOLDERS if o.partition("=")[0] not in names] + given.overrides
+    if given.config_path is not None:
+        prepare_whole_config(given)
     config_dir = Path(given.config_dir) if given.config_dir else None
     register_models_once(config_dir)
     prints = given.cfg or given.info or given.shell_completion
@@ -282,6 +281,36 @@ def prepare_hydra(arguments: list[str]) -> tuple[argparse.ArgumentParser, argpar
         with initialize_hydra(config_dir) as loader:
             given.overrides = with_networks_of_pair(given.overrides, loader)
     return parser, given
+
+
+def prepare_whole_config(given: argparse.Namespace) -> None:
+    """Read the config in the place of conf/config.yaml, such as a run's own, as that one is read.
+
+    Args:
+        given: arguments with --config-path, the config's folder; a relative one begins at the working directory.
+
+    Raises:
+        ConfigError: the folder is not there, or `seed` has no effect on the config.
+    """
+    folder = Path(given.config_path).absolute()  # Hydra would look for a relative one inside the package
+    if not folder.is_dir():
+        raise ConfigError(f"--config-path: the folder {folder} was not found", code="not_found", key="--config-path")
+    given.config_path = str(folder)
+    values = dict(override.lstrip("+").partition("=")[::2] for override in given.overrides)
+    given.overrides = [o for o in WITHOUT_FOLDERS if o.partition("=")[0] not in values] + given.overrides
+    file = folder / f"{(given.config_name or 'config').removesuffix('.yaml')}.yaml"
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        seeds = [content["init_seed"], content["data_seed"]]
+    except Exception:  # whatever is wrong with the file, Hydra reports it
+        return
+    if "seed" in values and all(isinstance(seed, int) for seed in seeds) and not {"init_seed", "data_seed"} & {*values}:
+        raise ConfigError(
+            f"seed={values['seed']} has no effect on {file}, which gives init_seed={seeds[0]} and data_seed={seeds[1]}"
+            "; give these two instead",
+            code="usage",
+            key="seed",
+        )
 
 
 def report_usage(message: str) -> NoReturn:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -154,6 +155,19 @@ def test_a_signal_while_the_config_is_composed_is_a_stop_whatever_error_follows_
     assert (result.code, result.out) == (75, "")
     assert result.err == f"kdbench: stopped by SIGTERM{cli.CONTINUES}\n"
     assert files(tmp_path / "home") == []
+
+
+def test_a_recorded_config_repeats_its_run_and_leaves_no_other_files(kdbench, tmp_path):
+    kdbench(*TINY, "method=ce")
+    before = files(tmp_path / "home")
+    (summary,) = Path().rglob("summary.json")
+    first = summary.read_bytes()
+    result = kdbench(
+        "--config-path", str(summary.parent), "--config-name", "config", "output_root=out", "overwrite=true"
+    )
+    assert (result.code, result.err) == (0, "")
+    assert files(tmp_path / "home") == before
+    assert summary.read_bytes() != first  # it has the time at which the run ended
 
 
 def test_the_same_command_continues_an_interrupted_run(kdbench, tmp_path):
