@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 CONTINUES = "; the same command continues"
 WITHOUT_FOLDERS = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.run.dir=.", "hydra.output_subdir=null")
-"""What conf/config.yaml says of Hydra's own files, for a config that is read in its place."""
+"""Settings of conf/config.yaml by which Hydra writes no files of its own, for a config that is read in its place."""
 
 
 def main() -> NoReturn:
@@ -284,7 +284,7 @@ def prepare_hydra(arguments: list[str]) -> tuple[argparse.ArgumentParser, argpar
 
 
 def prepare_whole_config(given: argparse.Namespace) -> None:
-    """Read the config in the place of conf/config.yaml, such as a run's own, as that one is read.
+    """Make arguments fit for a config in the place of conf/config.yaml, such as the one that a run has recorded.
 
     Args:
         given: arguments with --config-path, the config's folder; a relative one begins at the working directory.
@@ -298,16 +298,25 @@ def prepare_whole_config(given: argparse.Namespace) -> None:
     given.config_path = str(folder)
     values = dict(override.lstrip("+").partition("=")[::2] for override in given.overrides)
     given.overrides = [o for o in WITHOUT_FOLDERS if o.partition("=")[0] not in values] + given.overrides
-    file = folder / f"{(given.config_name or 'config').removesuffix('.yaml')}.yaml"
+    if "seed" in values and not {"init_seed", "data_seed"} & values.keys():
+        check_seed_has_effect(values["seed"], folder / f"{(given.config_name or 'config').removesuffix('.yaml')}.yaml")
+
+
+def check_seed_has_effect(seed: str, file: Path) -> None:
+    """Check that a config file leaves its seeds to `seed`.
+
+    Raises:
+        ConfigError: it gives both of them as numbers.
+    """
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
         seeds = [content["init_seed"], content["data_seed"]]
     except Exception:  # whatever is wrong with the file, Hydra reports it
         return
-    if "seed" in values and all(isinstance(seed, int) for seed in seeds) and not {"init_seed", "data_seed"} & {*values}:
+    if all(isinstance(own, int) for own in seeds):
         raise ConfigError(
-            f"seed={values['seed']} has no effect on {file}, which gives init_seed={seeds[0]} and data_seed={seeds[1]}"
-            "; give these two instead",
+            f"seed={seed} has no effect on {file}, which gives init_seed={seeds[0]} and data_seed={seeds[1]}; give "
+            "these two instead",
             code="usage",
             key="seed",
         )

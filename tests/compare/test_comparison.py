@@ -71,7 +71,7 @@ def test_swapped_runs_swap_the_kls_and_keep_the_distances(tmp_path, as_dict):
 
 @pytest.mark.parametrize(("more_mistakes", "more_correct", "sign"), [(30, 10, -1), (5, 60, 1), (0, 0, 0)])
 def test_planted_transfer_is_recovered_exactly(tmp_path, as_dict, as_lines, more_mistakes, more_correct, sign):
-    """Of 200 images the teacher is right on 140; the control has its class on 70 of these and on 20 of 60 mistakes."""
+    """The teacher is right on 140 of 200 images; the control has its class on 70 of these and on 20 of 60 mistakes."""
     labels = np.random.default_rng(0).integers(0, CLASSES, 200)
     order = np.random.default_rng(1).permutation(200)
     right, wrong = order[:140], order[140:]

@@ -31,7 +31,7 @@ class ComparedRun:
     path: Path
     summary: RunSummary
     predictions: Distribution
-    """Of the test logits [N, C]."""
+    """Predictions of the test logits [N, C]."""
     labels: Ints
     """[N] int64, true classes in [0, C)."""
 

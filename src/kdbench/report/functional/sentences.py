@@ -1,4 +1,4 @@
-"""What the functional view supports, in sentences: findings, their test, other controls, and the asymmetry."""
+"""Sentences of the functional view: findings, their test, other controls, and the asymmetry."""
 
 from collections.abc import Sequence
 from typing import Any

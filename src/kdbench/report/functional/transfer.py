@@ -66,7 +66,7 @@ class ControlComparison:
 
     group: RunGroup
     arm: str
-    """As in `Condition`."""
+    """Text that is equal for groups whose teachers differ in their seed alone."""
     teacher_seed: int | str | None
     setting: str
     control: str
@@ -80,7 +80,7 @@ class ControlComparison:
     is_summarised: bool = False
     """True for one teacher's comparison that a pooled one summarises."""
     note: str = ""
-    """What a pooled comparison leaves out."""
+    """Seeds and teachers that a pooled comparison leaves out."""
 
     @property
     def name(self) -> str:
