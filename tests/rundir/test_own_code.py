@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.rundir.identity import is_local, source_identity
+from kdbench.rundir.source import is_local, source_identity
 
 NETWORKS = """
 import functools
