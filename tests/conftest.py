@@ -25,7 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdbench import cli
 from kdbench.config import CONF_DIR, RunConfig, parse
-from kdbench.config.composition import groups, options, register_models, without_hydra
+from kdbench.config.composition import without_hydra
+from kdbench.config.options import groups, options, register_models
 from kdbench.models import build
 from kdbench.rundir.directory import RunDirectory
 from kdbench.runner.policy import run_with_retries

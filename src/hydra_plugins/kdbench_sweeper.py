@@ -70,7 +70,8 @@ class KdbenchSweeper(BasicSweeper):
             number: place of the run within the sweep, counted from 0.
             overrides: of the run.
         """
-        from kdbench.config.composition import composition_error, parse_composed
+        from kdbench.config.composition import parse_composed
+        from kdbench.config.composition_errors import composition_error
 
         assert self.config is not None
         assert self.hydra_context is not None

@@ -27,15 +27,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kdbench import __version__
-from kdbench.config.composition import (
-    composition_error,
-    groups,
-    initialize_hydra,
-    option_of_hydra,
-    options,
-    register_models_once,
-    with_networks_of_pair,
-)
+from kdbench.config.composition import with_networks_of_pair
+from kdbench.config.composition_errors import composition_error, option_of_hydra
+from kdbench.config.options import groups, initialize_hydra, options, register_models_once
 from kdbench.config.parse import parse
 from kdbench.config.paths import CONF_DIR
 from kdbench.errors import ConfigError, KdbenchError, printable, report_error

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from kdbench.config import CONF_DIR, compose
-from kdbench.config.composition import options
+from kdbench.config.options import options
 from kdbench.errors import ConfigError
 from tests.conftest import composed_once, rest_slow
 

@@ -33,7 +33,7 @@ from omegaconf import OmegaConf
 from kdbench import cli
 from kdbench.bench import execute as bench
 from kdbench.config import CONF_DIR, compose
-from kdbench.config.composition import groups, options
+from kdbench.config.options import groups, options
 from kdbench.errors import RunError
 from kdbench.models import build
 from kdbench.rundir.summary import read_summary

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from kdbench.config import CONF_DIR, DataConfig
-from kdbench.config.composition import options
+from kdbench.config.options import options
 from kdbench.config.parse import parse_data
 from kdbench.errors import ConfigError, RunError, first_line
 from kdbench.rundir.recorded_config import read_data_config

@@ -13,8 +13,9 @@ from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
 
-from kdbench.config.composition import composition_error, initialize_hydra, register_models_once
+from kdbench.config.composition_errors import composition_error
 from kdbench.config.given import check_repeated_names
+from kdbench.config.options import initialize_hydra, register_models_once
 from kdbench.errors import ConfigError, first_line, nearest
 
 PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")

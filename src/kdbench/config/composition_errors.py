@@ -1,0 +1,219 @@
+"""Errors of Hydra and OmegaConf as errors for the user: in one line, which says what to do."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kdbench.config.options import groups, initialize_hydra, options
+from kdbench.config.parse import option_as_key
+from kdbench.config.paths import CONF_DIR
+from kdbench.config.targets import has_key, takes_argument
+from kdbench.errors import ConfigError, first_line, nearest
+
+
+def composition_error(error: Exception, overrides: Sequence[str], config_dir: Path | None = None) -> ConfigError:
+    """Return an error of Hydra or OmegaConf as an error for the user.
+
+    Args:
+        error: raised while Hydra composed.
+        overrides: the command line's, to find the one that is wrong.
+        config_dir: folder of further options.
+    """
+    if isinstance(error, ConfigError):
+        return error
+    if isinstance(error, OverrideParseException):
+        written = str(error.override)
+        return ConfigError(
+            f"{written!r} cannot be read; {remedy_for(written)}"
+            if "=" in written
+            else f"{written!r} has no =; write key=value",
+            code="unreadable_override",
+            key=written.partition("=")[0].lstrip("+~"),
+        )
+    for override in overrides:
+        if re.match(r"[+~]*[=@]", override):  # Hydra reads an empty key as a number or as a group, and fails later
+            return ConfigError(f"{override!r} has no key; write key=value", code="unreadable_override", key="")
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.partition("/")
+        if option:
+            folders = [CONF_DIR, *([config_dir] if config_dir else [])] if group in groups() else []
+            valid = {*(error.options or []), *(name for folder in folders for name in options(group, folder))}
+            return ConfigError(
+                f"{group}={option} is not an option; {nearest(option, valid)}", code="unknown_option", key=group
+            )
+        return ConfigError(f"there is no config named {group}", code="unknown_option", key="--config-name")
+    unmatched = re.match(r"Could not (?:override|delete|append to config)[^']*'([^']+)'", str(error))
+    if unmatched:
+        return unknown_key(unmatched[1].partition("@")[0], overrides, config_dir)
+    in_file = re.match(r"In '([^']+)': Could not override '([^'@]+)(@[^']+)?'", str(error))
+    if in_file:
+        file, group, package = in_file.groups()
+        remedy = "begin the file with the line '# @package _global_'" if package else nearest(group, groups())
+        return ConfigError(
+            f"{file}.yaml: there is no group {group}{' below its own' if package else ''} to override; {remedy}",
+            code="invalid_option_file",
+            key=file,
+        )
+    if str(error).startswith("Input config does not have a `_target_`"):
+        return option_of_hydra("launcher")
+    several = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(([^'=]+)=.*)'", str(error))
+    if several:
+        decimal = re.fullmatch(r"(\d+),(\d+)", several[1].partition("=")[2])
+        is_float = isinstance(OmegaConf.select(composed_without(several[2], overrides, config_dir), several[2]), float)
+        remedy = f", or write {decimal[1]}.{decimal[2]} for a decimal" if decimal and is_float else ""
+        return ConfigError(
+            f"{several[1]} has several values; add -m for a run of each{remedy}", code="needs_multirun", key=several[2]
+        )
+    missing = re.match(r"Additional config directory '(.*)' not found|provider=([^ ]+) .*path=(.*) is not", str(error))
+    if missing:
+        key = missing[2] or "--config-dir"
+        return ConfigError(
+            f"{key}: the folder {missing[1] or missing[3]} was not found",
+            code="not_found",
+            key=key,
+        )
+    is_no_name = str(error).startswith("Config group override must be a string")
+    for override in overrides:
+        group, _, chosen = override.partition("=")
+        no_name = chosen in ("null", "") or (is_no_name and re.fullmatch(r"[\d.]+|true|false", chosen))
+        if group in groups() and no_name:  # Hydra does not say which override it is
+            return ConfigError(
+                f"{override}: {group} takes the name of one option; {nearest(chosen, options(group))}",
+                code="unknown_option",
+                key=group,
+            )
+    twice = re.match(r"Multiple values for (\w+)\. |(\w+) appears more than once in the final defaults", str(error))
+    if twice:
+        group = twice[1] or twice[2]
+        return ConfigError(
+            f"{group} is chosen twice; a file that chooses it writes '- override /{group}: NAME' in its defaults",
+            code="several_options",
+            key=group,
+        )
+    missing_group = re.match(r"You must specify '(\w+)'", str(error))
+    if missing_group:
+        group = missing_group[1]
+        pair = next((o for o in reversed(overrides) if o.startswith("pair=")), "")
+        remedy = (
+            f"{pair} does not choose one: its file must begin with '# @package _global_' and list "
+            f"'- override /{group}: NAME' in its defaults"
+        )
+        return ConfigError(
+            f"no {group} is chosen; {remedy if pair else f'give {group}=NAME'}", code="missing_option", key=group
+        )
+    if type(error).__module__.startswith("yaml"):
+        return ConfigError(f"not valid YAML: {' '.join(str(error).split())}", code="invalid_yaml")
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    key = getattr(cause, "full_key", None)
+    return ConfigError(f"{f'{key}: ' if key else ''}{first_line(cause)}", code="composition", key=str(key or ""))
+
+
+def option_of_hydra(group: str) -> ConfigError:
+    """Return the error for a launcher or sweeper that is given as a key."""
+    return ConfigError(
+        f"hydra.{group} is a section, and its option is chosen with a slash: write hydra/{group}=NAME, or in a file "
+        f"'- override /hydra/{group}: NAME' in its defaults",
+        code="usage",
+        key=f"hydra.{group}",
+    )
+
+
+def remedy_for(written: str) -> str:
+    """Return how to write an override that Hydra cannot read: its value in quotes, as a shell takes it."""
+    key, _, value = written.partition("=")
+    as_text = quoted(key, [value])
+    if as_text is None or re.match(r"[\[{]|\w+\(", value):  # more likely a list, a mapping or a sweep with a mistake
+        return (
+            "quote a value that contains spaces, commas, brackets, parentheses or ~, for example "
+            "'output_root=\"~/runs (1)\"'"
+        )
+    as_sweep = quoted(key, value.split(",")) if "," in value else None
+    return f"write {as_text}{f', or with -m {as_sweep} for a run of each' if as_sweep else ''}"
+
+
+def quoted(key: str, values: Sequence[str]) -> str | None:
+    """Return an override with its values in quotes, as a shell takes it, or None if Hydra would read other values."""
+    try:
+        quotes = [QuotedString(value, Quote.double).with_quotes() for value in values]
+        parser = OverridesParser.create()
+        read = [parser.parse_override(f"{key}={text}").value() for text in quotes]
+    except Exception:  # the key cannot be read either
+        return None
+    return shlex.quote(f"{key}={','.join(quotes)}") if read == list(values) else None
+
+
+def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> ConfigError:
+    """Return the error for a key that no config has, with the keys that stand beside it."""
+    if key.split(".")[0] == "hydra":
+        return ConfigError(
+            f"{key} is not a key of Hydra's own config; see kdbench --cfg hydra", code="unknown_key", key=key
+        )
+    path, _, name = key.rpartition(".")
+    if path.split(".")[0] == "teacher" and "teacher=none" in overrides:
+        return ConfigError(
+            f"teacher=none is a run without a teacher, which has no {key}; remove one of the two",
+            code="unknown_key",
+            key=key,
+        )
+    beside = OmegaConf.select(composed_without(key, overrides, config_dir), path) if path else None
+    elsewhere: list[str] = []
+    if not path:
+        beside = composed_without(key, overrides, config_dir)
+        valid = {str(k) for k in beside} | groups()
+        elsewhere = [
+            f"{k!s}.{name}" for k, section in beside.items() if isinstance(section, DictConfig) and name in section
+        ]
+    elif isinstance(beside, DictConfig):
+        valid = {str(k) for k in beside}
+    elif isinstance(beside, str) and path in groups():
+        return option_as_key(path, beside)
+    else:
+        return unknown_key(path, overrides, config_dir)
+    if name in valid and isinstance(beside, DictConfig) and isinstance(beside[name], DictConfig) and path:
+        return ConfigError(
+            f"{key} is a section; add or change its keys one by one: write +{key}.NAME=VALUE",
+            code="existing_key",
+            key=key,
+        )
+    if name in valid:
+        return ConfigError(
+            f"{key} already exists and takes a single value; write {key}=VALUE",
+            code="existing_key",
+            key=key,
+        )
+    hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(name, valid)
+    if path in ("student", "teacher") and takes_argument(str(beside.get("_target_")), name):
+        given = next((text for text in overrides if text.startswith(f"{key}=")), f"{key}=VALUE")
+        return ConfigError(
+            f"{key} is not a key of the file of {path}, whose builder accepts it as an argument: write "
+            f"{shlex.quote(f'+{given}')}; {hint}",
+            code="unknown_key",
+            key=key,
+        )
+    if path in ("data", "method") and isinstance(beside, DictConfig) and has_key(str(beside.get("_target_")), name):
+        given = next((text for text in overrides if text.startswith(f"{key}=")), f"{key}=VALUE")
+        return ConfigError(
+            f"{key} is not in the file of {path}, and its class has such a key: add it to the file, or write "
+            f"{shlex.quote(f'+{given}')}",
+            code="unknown_key",
+            key=key,
+        )
+    return ConfigError(f"{key} is not a known key; {hint}", code="unknown_key", key=key)
+
+
+def composed_without(key: str, overrides: Sequence[str], config_dir: Path | None) -> DictConfig:
+    """Return the config with no overrides but the choices of groups, as far as those can be composed."""
+    choices = [o for o in overrides if o.partition("=")[0] in groups() and "," not in o]
+    with initialize_hydra(config_dir):
+        try:
+            return hydra_compose("config", choices)
+        except Exception:  # the choices are what cannot be composed
+            return hydra_compose("config")
