@@ -27,6 +27,8 @@ NAMES = 1.15
 """Width of the column of names, in panels."""
 OTHER_MARKERS = {SIDDO: "d", BASELINE: "+", DIDDO: "x", OTHER_TEACHER: "^"}
 """Markers of controls that are not the primary one; control methods have a bar."""
+LANE = 0.14
+"""Height of the marks of other controls above the interval, inches."""
 ROOM = 0.34
 """Height of an interval with its seeds below the label, inches."""
 
@@ -130,11 +132,12 @@ def draw_panel(
         tall = LINE * (label.count("\n") + 1)
         if with_names:
             names.axes.text(0, top, label, transform=names.axes.get_yaxis_transform(), va="top", ha="left",
-                            in_layout=False, zorder=5)  # fmt: skip
+                            in_layout=False, zorder=5, bbox={"fc": PAPER, "ec": "none", "pad": 0.5})  # fmt: skip
         at = top + names.above * tall + 0.1
-        for found in of_condition:
-            if found is not primary:
-                draw_other_control(sheet, axes, at, found, limits)
+        others = [found for found in of_condition if found is not primary]
+        for found in others:
+            draw_other_control(sheet, axes, at, found, limits)
+        at += LANE if others else 0.0
         draw_primary(sheet, axes, at, place, primary)
         top = max(at + ROOM - 0.09, top + tall + 0.06)
         axes.axhline(top - 0.03, color=GREY, lw=0.4, alpha=0.6)
