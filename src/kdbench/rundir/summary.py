@@ -31,6 +31,9 @@ class Status(StrEnum):
     NOT_STARTED = "not started"
 
 
+TRAIN, COMPRESS, MEASURE = "train", "compress", "measure"
+KINDS = (TRAIN, COMPRESS, MEASURE)
+"""Kinds of run: one trains a network, one compresses that of another run, and one measures it."""
 GIVEN = "checkpoint"
 """Method of a teacher whose weights were given: how they were trained is unknown."""
 
@@ -122,6 +125,12 @@ class RunSummary:
     baseline_key: str | None = text()
     """The same for runs that differ in method and teacher alone."""
     status: str | None = text()
+    kind: str = key(KINDS.__contains__, f"one of {', '.join(KINDS)}", absent=TRAIN)
+    """Kind of the run: train, compress or measure. The last two repeat student, method, teacher and seeds of the run
+    that was trained."""
+    parent_key: str | None = text()
+    """Key of the run whose network this one starts from, compresses or measures."""
+    parent_weights_sha256: str | None = text()
     student: str = text(required=True)
     teacher: str | None = text()
     method: str = text(required=True)
@@ -155,6 +164,20 @@ class RunSummary:
     where they are not known."""
     inference_macs: int | None = whole()
     """Multiply-accumulates of a prediction for one image, likewise."""
+    compression: dict[str, Any] | None = section()
+    """`steps`: how the network was compressed, in order, each with its name and settings; null where it was not."""
+    nonzero_params: int | None = whole()
+    """Parameters that are not zero, of compress and measure runs."""
+    sparsity: float | None = fraction()
+    """Share of zeros among the weights of convolutions and linear layers, likewise."""
+    parent_test_acc: float | None = fraction()
+    """Test accuracy of the network before it was compressed, of compress and measure runs."""
+    parent_agreement: float | None = fraction()
+    """Share of test images on which the network predicts the same class as before it was compressed."""
+    parent_kl_t1: float | None = number()
+    """Mean KL(before || after compression) in nats at temperature 1."""
+    measurement: dict[str, Any] | None = section()
+    """Size, latency, memory and energy, of measure runs (docs/run-directory.md)."""
     best_val_acc: float | None = fraction()
     """Null without validation, as is `best_val_epoch`: nothing may be selected by the fit to images trained on."""
     test_acc_best: float = fraction(required=True)
