@@ -145,6 +145,40 @@ def main_compare() -> NoReturn:
         finish(exit_code(error, "kdbench-compare"))
 
 
+def main_compress() -> NoReturn:
+    """Run `kdbench-compress`. Exit codes: 0 done; 1 a step failed; 2 the command line is wrong."""
+    try:
+        start()
+        from kdbench.pipeline.compress import compress
+
+        finish(compress(sys.argv[1:]))
+    except BaseException as error:
+        finish(exit_code(error, "kdbench-compress", CONTINUES))
+
+
+def main_export() -> NoReturn:
+    """Run `kdbench-export`. Exit codes: 0 written; 2 nothing was written."""
+    try:
+        start()
+        from kdbench.pipeline.export import export
+
+        export(sys.argv[1:])
+        finish(0)
+    except BaseException as error:
+        finish(exit_code(error, "kdbench-export"))
+
+
+def main_measure() -> NoReturn:
+    """Run `kdbench-measure`. Exit codes: 0 done; 2 a network cannot be measured."""
+    try:
+        start()
+        from kdbench.pipeline.measure import measure
+
+        finish(measure(sys.argv[1:]))
+    except BaseException as error:
+        finish(exit_code(error, "kdbench-measure", "; the same command starts the measurement again"))
+
+
 def main_verify() -> NoReturn:
     """Run `kdbench-verify`. Exit codes: 0 every check passed; 1 a check failed; 2 nothing could be checked."""
     try:

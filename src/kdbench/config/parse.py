@@ -15,7 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kdbench.config.derived import KINDS, TRAIN
 from kdbench.config.given import check_repeated_names, check_used
+from kdbench.config.parse_derived import parse_compress, parse_measure, parse_run
+from kdbench.config.paths import is_path
 from kdbench.config.recipe import RecipeConfig, check_recipe
 from kdbench.config.schema import as_yaml, one_of, optional, setting, typed, whole
 from kdbench.config.sections import (
@@ -29,9 +32,14 @@ from kdbench.config.sections import (
     TeacherConfig,
     channel_deviations,
     channel_means,
-    is_path,
 )
-from kdbench.config.targets import check_name, fault_of_data, fault_of_method, import_class, import_hint
+from kdbench.config.targets import (
+    check_name,
+    fault_of_data,
+    fault_of_method,
+    import_class,
+    import_hint,
+)
 from kdbench.errors import ConfigError, first_line, nearest
 
 ROLES = ("baseline", "distilled", "control")
@@ -56,6 +64,11 @@ class Document:
     on_busy: str = one_of("wait", "skip")
     overwrite: bool = MISSING
     report: str | None = optional(setting(lambda value: value.strip() != "" and is_path(value), FOLDER))
+    kind: str = one_of(*KINDS, absent=KINDS[0])
+    parent: Any = setting(absent=None)
+    compress: dict[str, Any] | None = setting(absent=None)
+    measure: dict[str, Any] | None = setting(absent=None)
+    trust: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -69,6 +82,7 @@ class TeacherKeys:
     checkpoint_key: str | None = optional(setting(lambda value: value.strip() != "", "a key of the file"), absent=None)
     mean: list[float] | None = optional(channel_means(), absent=None)
     std: list[float] | None = optional(channel_deviations(), absent=None)
+    run: Any = setting(absent=None)
 
 
 def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | None = None) -> RunConfig:
@@ -132,6 +146,9 @@ def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | Non
         "teacher": parse_teacher(document.teacher, method),
         "method": method,
         "data": parse_data(document.data, recorded=not names),
+        "parent": parse_run(document.parent, "parent"),
+        "compress": parse_compress(document.compress),
+        "measure": parse_measure(document.measure),
     }
     run = RunConfig(**{f.name: getattr(document, f.name) for f in dataclasses.fields(Document)} | open_sections)
     check_together(run)
@@ -341,6 +358,15 @@ def parse_teacher(node: Mapping[str, Any], method: MethodConfig) -> TeacherConfi
     architecture = parse_model(model, "teacher") if "_target_" in model else None
     if not method.target.needs_teacher:
         return None
+    run = parse_run(keys.run, "teacher.run") if keys else None
+    if keys is not None and run is not None:
+        if keys.checkpoint is not None:
+            raise ConfigError(
+                f"teacher.run is {run.run!r} and teacher.checkpoint is {keys.checkpoint!r}; give one of them",
+                code="mismatch",
+                key="teacher.run",
+            )
+        architecture = architecture or ModelConfig("run", "", {}, {})  # the run's own is read when it is found
     if architecture is None or keys is None:
         raise ConfigError(
             f"method={method.name} needs a teacher and teacher=none was given; "
@@ -363,12 +389,19 @@ def parse_teacher(node: Mapping[str, Any], method: MethodConfig) -> TeacherConfi
             key="teacher.checkpoint_key",
         )
     return TeacherConfig(
-        architecture, keys.seed, keys.recipe, keys.checkpoint, keys.cache, keys.checkpoint_key, keys.mean, keys.std
-    )
+        architecture, keys.seed, keys.recipe, keys.checkpoint, keys.cache, keys.checkpoint_key, keys.mean, keys.std,
+        run,
+    )  # fmt: skip
 
 
 def check_together(run: RunConfig) -> None:
     """Check the rules between keys."""
+    if run.kind != TRAIN and (run.parent is None or not (run.compress or run.measure)):
+        raise ConfigError(
+            f"kind is {run.kind}; such runs are those of kdbench-compress and kdbench-measure, and kdbench trains",
+            code="out_of_range",
+            key="kind",
+        )
     check_recipe(run.recipe, "recipe")
     if run.teacher:
         check_recipe(run.teacher.recipe, "teacher.recipe")

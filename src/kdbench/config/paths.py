@@ -16,3 +16,14 @@ def is_folder(path: Path) -> bool:
 def is_file(path: Path) -> bool:
     """Return whether a file exists, as `is_folder` does for folders."""
     return os.path.isfile(path)  # noqa: PTH113  # for the reason above
+
+
+def is_path(value: str) -> bool:
+    """Return whether the system accepts a text as a path: not too long, and `~name` is a user's home."""
+    try:
+        os.stat(Path(value).expanduser())  # noqa: PTH116  # Path.exists hides some of these errors in some Pythons
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return True
+    except (OSError, RuntimeError, ValueError):
+        return False
+    return True

@@ -1,29 +1,18 @@
 """The sections of a run's config, typed, with the range of each key."""
 
 import dataclasses
-import os
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
+from kdbench.config.derived import TRAIN, CompressConfig, MeasureConfig, ParentConfig
+from kdbench.config.paths import is_path
 from kdbench.config.recipe import RecipeConfig
 from kdbench.config.schema import added, number, one_of, optional, setting, whole
 
 FOLDER = "a folder path that the operating system accepts"
-
-
-def is_path(value: str) -> bool:
-    """Return whether the system accepts a text as a path: not too long, and `~name` is a user's home."""
-    try:
-        os.stat(Path(value).expanduser())  # noqa: PTH116  # Path.exists hides some of these errors in some Pythons
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return True
-    except (OSError, RuntimeError, ValueError):
-        return False
-    return True
 
 
 def channel_means() -> Any:
@@ -174,6 +163,13 @@ class TeacherConfig:
     mean: list[float] | None = None
     std: list[float] | None = None
     """Normalisation of the teacher's own images; None: that of the data."""
+    run: ParentConfig | None = None
+    """Finished run that is the teacher, of any kind but a measurement."""
+
+    @property
+    def is_trained(self) -> bool:
+        """True if the teacher is trained for this run: its weights are not given, and it is no finished run."""
+        return self.checkpoint is None and self.run is None
 
     def node(self) -> dict[str, Any]:
         return {
@@ -183,6 +179,7 @@ class TeacherConfig:
             "checkpoint": self.checkpoint,
             "cache": self.cache,
             **{key: value for key in GIVEN_ONLY if (value := getattr(self, key)) is not None},
+            **({"run": dataclasses.asdict(self.run)} if self.run else {}),
         }
 
 
@@ -204,6 +201,18 @@ class RunConfig:
     on_busy: str
     overwrite: bool
     report: str | None
+    kind: str = TRAIN
+    """train, compress or measure."""
+    parent: ParentConfig | None = None
+    compress: CompressConfig | None = None
+    measure: MeasureConfig | None = None
+    trust: list[str] = field(default_factory=list)
+    """Modules whose code the configs of parent and teacher run may name."""
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """How the run's network was compressed, in order: name and settings of each compression."""
+        return [*(self.parent.steps if self.parent else []), *([self.compress.step] if self.compress else [])]
 
     @property
     def title(self) -> str:
@@ -214,6 +223,9 @@ class RunConfig:
     def node(self) -> dict[str, Any]:
         """Return plain data in the shape of the YAML it came from; `parse` reads it back."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for f in dataclasses.fields(self)[-5:]:  # absent from the config of an ordinary run
+            if plain[f.name] in (None, [], TRAIN):
+                del plain[f.name]
         for name, value in plain.items():
             if hasattr(value, "node"):
                 plain[name] = value.node()

@@ -91,6 +91,18 @@ def fault_of_data(cls: Any) -> str:
     return ""
 
 
+def fault_of_compression(cls: Any) -> str:
+    """Return what a class lacks to be a compression, or an empty text. Its base is not imported: that imports torch."""
+    bases = [f"{base.__module__}.{base.__qualname__}" for base in inspect.getmro(cls)]
+    if "kdbench.compress.base.Compression" not in bases:
+        return "it must be a subclass of kdbench.compress.Compression"
+    if inspect.isabstract(cls):
+        return f"the class must define {' and '.join(sorted(cls.__abstractmethods__))}"
+    if not dataclasses.is_dataclass(getattr(cls, "Config", None)):
+        return "the class must have a dataclass Config with its keys"
+    return ""
+
+
 def fault_of_method(cls: Any) -> str:
     """Return what a class lacks to be a method, or an empty text. Its base is not imported: that imports torch."""
     bases = [f"{base.__module__}.{base.__qualname__}" for base in inspect.getmro(cls)]

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdbench.config.paths import is_path
 from kdbench.config.schema import optional, setting
-from kdbench.config.sections import FOLDER, DataKeys, is_path
+from kdbench.config.sections import FOLDER, DataKeys
 from kdbench.data.source import Source, Split
 from kdbench.data.splits import SPLIT_SEED
 from kdbench.errors import ConfigError

@@ -1,7 +1,7 @@
 """Calls of the functions and classes that build networks."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import hydra.utils
@@ -32,19 +32,7 @@ def build_body(config: ModelConfig, num_classes: int, image_shape: tuple[int, in
     try:
         if has_target(arguments):
             arguments = hydra.utils.instantiate(OmegaConf.create(arguments), _convert_="all")
-        builder = hydra.utils.get_method(config.target)
-        parameters = inspect.signature(builder).parameters
-        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-        classes = {"num_classes": num_classes} if takes_any or "num_classes" in parameters else {}
-        try:
-            body = builder(**arguments, **classes)
-        except TypeError as error:
-            if "unexpected keyword argument 'num_classes'" not in str(error):
-                raise
-            body = builder(**arguments)  # its **kwargs are those of something that does not take it
-        body = getattr(body, "_orig_mod", body)  # of torch.compile, which runtime.compile does
-        if not isinstance(body, nn.Module):
-            raise TypeError(f"it returned a {type(body).__name__}, not a torch.nn.Module")
+        body = call_builder(hydra.utils.get_method(config.target), arguments, num_classes)
         if any(isinstance(p, UninitializedTensorMixin) for p in [*body.parameters(), *body.buffers()]):
             with torch.no_grad():  # lazy layers take their shapes from the first batch
                 body.eval()(torch.zeros(2, *image_shape))
@@ -55,6 +43,27 @@ def build_body(config: ModelConfig, num_classes: int, image_shape: tuple[int, in
         raise ConfigError(
             f"{key}={config.name}: {config.target}({given}) failed: {first_line(root_of(error))}", code=code, key=inner
         ) from error
+    return body
+
+
+def call_builder(builder: Callable[..., Any], arguments: Mapping[str, Any], num_classes: int) -> nn.Module:
+    """Return what a function or class builds; `num_classes` is passed where it takes it.
+
+    Raises:
+        TypeError: it returns no module.
+    """
+    parameters = inspect.signature(builder).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    classes = {"num_classes": num_classes} if takes_any or "num_classes" in parameters else {}
+    try:
+        body = builder(**arguments, **classes)
+    except TypeError as error:
+        if "unexpected keyword argument 'num_classes'" not in str(error):
+            raise
+        body = builder(**arguments)  # its **kwargs are those of something that does not take it
+    body = getattr(body, "_orig_mod", body)  # of torch.compile, which runtime.compile does
+    if not isinstance(body, nn.Module):
+        raise TypeError(f"it returned a {type(body).__name__}, not a torch.nn.Module")
     return body
 
 

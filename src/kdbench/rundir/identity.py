@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.config import DataConfig, MethodConfig, ModelConfig, RecipeConfig, RunConfig
+from kdbench.config.derived import TRAIN, CompressConfig, ParentConfig
 from kdbench.config.parse import parse_method
-from kdbench.config.paths import is_file, is_folder
-from kdbench.config.sections import is_path
+from kdbench.config.paths import is_file, is_folder, is_path
 from kdbench.errors import ConfigError
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import sha256
@@ -39,14 +39,17 @@ def run_identity(config: RunConfig, teacher_key: str | None) -> dict[str, Any]:
         config: with every `auto` resolved. `seed` is not part of it: it acts through `init_seed` and `data_seed`.
         teacher_key: key of the teacher's run.
     """
+    if config.kind != TRAIN:
+        return derived_identity(config)
     stages = {}
     if getattr(config.method.target, "uses_stages", False):  # `GivenWeights` is no method
         stages["student"] = stages_identity(config.student.stages)
         if config.teacher:
             stages["teacher"] = stages_identity(config.teacher.model.stages)
+    network = {"parent": config.parent.run} if config.parent else {"student": model_identity(config.student)}
     return {
         "schema_version": SCHEMA_VERSION,
-        "student": model_identity(config.student),
+        **network,
         "method": method_identity(config.method),
         "teacher": teacher_key,
         "stages": stages,
@@ -56,6 +59,22 @@ def run_identity(config: RunConfig, teacher_key: str | None) -> dict[str, Any]:
         "data_seed": config.data_seed,
         "precision": config.runtime.precision,
     }
+
+
+def derived_identity(config: RunConfig) -> dict[str, Any]:
+    """Return the identity of a run that compresses or measures the network of its parent."""
+    assert config.parent is not None
+    identity = {"schema_version": SCHEMA_VERSION, "kind": config.kind, "parent": config.parent.run}
+    if config.compress:
+        identity["compress"] = compress_identity(config.compress)
+    if config.measure:
+        identity["measure"] = section_identity(config.measure)
+    return identity
+
+
+def compress_identity(compress: CompressConfig) -> dict[str, Any]:
+    """Return what a compression is, without its name."""
+    return {"_target_": compress.path, **section_identity(compress.params), **source_identity(compress.path)}
 
 
 def stages_identity(stages: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,16 +261,23 @@ def _sha256(path: Path, changed: int, size: int) -> str:
     return sha256(path)
 
 
-def group_key(identity: Mapping[str, Any]) -> str:
-    """Return the key that runs share which differ in their seeds alone."""
-    return hash_of({name: value for name, value in identity.items() if name not in ("init_seed", "data_seed")})
+def group_key(identity: Mapping[str, Any], parent: ParentConfig | None = None) -> str:
+    """Return the key that runs share which differ in their seeds alone, and in those of their parents."""
+    shared = {name: value for name, value in identity.items() if name not in ("init_seed", "data_seed")}
+    if parent:
+        shared["parent"] = parent.group
+    if "measure" in shared:
+        shared["measure"] = {name: value for name, value in shared["measure"].items() if name != "together"}
+    return hash_of(shared)
 
 
-def baseline_key(identity: Mapping[str, Any]) -> str:
+def baseline_key(identity: Mapping[str, Any]) -> str | None:
     """Return the key that runs share which differ in method and teacher alone, as a student and its baseline do.
 
-    `clip_projections` is left out: a baseline has no projections.
+    `clip_projections` is left out: a baseline has no projections. A run that compresses or measures has none.
     """
+    if "recipe" not in identity:
+        return None
     recipe = {name: value for name, value in identity["recipe"].items() if name != "clip_projections"}
     shared = {name: value for name, value in identity.items() if name not in ("method", "teacher", "stages")}
     return hash_of(shared | {"recipe": recipe})
@@ -303,6 +329,7 @@ def teacher_config(config: RunConfig) -> RunConfig:
         init_seed=seed,
         data_seed=seed,
         overwrite=False,
+        parent=None,
     )
 
 
@@ -342,6 +369,8 @@ def checkpoint_path(config: RunConfig) -> Path:
 def teacher_key(config: RunConfig) -> str:
     """Return the key of the run that is this run's teacher."""
     assert config.teacher is not None
+    if config.teacher.run:
+        return config.teacher.run.run
     if config.teacher.checkpoint is None:
         return run_key(teacher_config(config))
     run = given_config(config)

@@ -23,9 +23,11 @@ from kdbench.errors import ConfigError, first_line
 from kdbench.rundir.identity import BASELINE, GivenWeights
 from kdbench.rundir.summary import GIVEN
 
-MODELS, METHODS, DATA = "kdbench.models", "kdbench.methods", "kdbench.data"
+MODELS, METHODS, DATA, COMPRESS = "kdbench.models", "kdbench.methods", "kdbench.data", "kdbench.compress"
 UNNAMED = {"cifar10": "kdbench.data.cifar.CIFAR10", "shapes": "kdbench.data.embedded.Shapes"}
 """The data sets of configs that were recorded when data sets had no `_target_`, by name."""
+COMPRESSED = "kdbench.models.compressed."
+"""Beginning of the builders whose argument `base` is another network."""
 GIVEN_WEIGHTS = f"{GivenWeights.__module__}.{GivenWeights.__qualname__}"
 
 
@@ -42,6 +44,7 @@ def read_config(file: Path, trusted: Sequence[str] = ()) -> RunConfig:
     tree = read_tree(file)
     for group in ("student", "teacher"):
         check_model(tree.get(group), group, trusted)
+    check_class(tree.get("compress"), "compress", (COMPRESS, *trusted))
     if "data" in tree:
         tree["data"] = checked_data(tree["data"], trusted)
     method = tree.get("method")
@@ -107,7 +110,10 @@ def check_model(node: Any, group: str, trusted: Sequence[str]) -> None:
     """Check that what builds a network is trusted; of kdbench's own functions, only those that take `num_classes`."""
     if not isinstance(node, dict) or "_target_" not in node:
         return  # no teacher, or nothing that can be called
-    for inner, target in targets_within({key: value for key, value in node.items() if key != "_target_"}, group):
+    arguments = {key: value for key, value in node.items() if key != "_target_"}
+    if str(node["_target_"]).startswith(COMPRESSED):
+        check_model(arguments.pop("base", None), f"{group}.base", trusted)
+    for inner, target in targets_within(arguments, group):
         resolve(target, inner, trusted)
     if node.get("weights") is not None and not isinstance(node.get("weights_hash"), str):
         raise ConfigError(
@@ -151,6 +157,12 @@ def checked_data(node: Any, trusted: Sequence[str]) -> Any:
         if fault:
             raise ConfigError(f"data._target_ is {node['_target_']!r}; {fault}", code="no_data", key="data._target_")
     return node
+
+
+def check_class(node: Any, group: str, trusted: Sequence[str]) -> None:
+    """Check that the class that a section names is trusted; the section may be absent."""
+    if isinstance(node, dict) and "_target_" in node:
+        resolve(node["_target_"], f"{group}._target_", trusted)
 
 
 def check_method(node: Any, trusted: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from kdbench.config.derived import KINDS, TRAIN
 from kdbench.errors import ConfigError
 from kdbench.rundir.files import sha256, write_json
 
@@ -31,9 +32,6 @@ class Status(StrEnum):
     NOT_STARTED = "not started"
 
 
-TRAIN, COMPRESS, MEASURE = "train", "compress", "measure"
-KINDS = (TRAIN, COMPRESS, MEASURE)
-"""Kinds of run: one trains a network, one compresses that of another run, and one measures it."""
 GIVEN = "checkpoint"
 """Method of a teacher whose weights were given: how they were trained is unknown."""
 

@@ -14,8 +14,9 @@ from kdbench.data.policies import MAX_PIXELS
 from kdbench.data.source import DataSpec
 from kdbench.errors import ConfigError
 from kdbench.methods.base import Method, MethodContext
-from kdbench.models import ModelSummary, Network, build, load_pretrained, summarize
+from kdbench.models import ModelSummary, Network, build, load_pretrained, summarize, weights
 from kdbench.rundir.identity import model_identity
+from kdbench.rundir.related import find_related
 from kdbench.runner.dry_step import check_first_step
 from kdbench.runner.method import build_method, described
 from kdbench.system.device import place
@@ -40,6 +41,8 @@ class Parts:
     method_name: str
     remarks: tuple[str, ...] = ()
     """Lines for the user about student and method."""
+    parent_sha256: str | None = None
+    """Hash of the parent's weights, from which the student starts."""
 
 
 def build_parts(config: RunConfig) -> Parts:
@@ -60,9 +63,37 @@ def build_parts(config: RunConfig) -> Parts:
         if config.student.weights:
             loaded = load_pretrained(student.body, config.student, dataset.spec.num_classes)
             remarks += tuple(f"student.weights: {remark}" for remark in loaded)
+    parent_sha256 = load_parent(student, config) if config.parent else None
     batches = Batches(dataset, config.recipe, config.data_seed, config.runtime.channels_last)
     student, method = place(student, config.runtime), place(method, config.runtime)
-    return Parts(dataset, batches, student, model_summary, method, config.method.name, remarks)
+    return Parts(dataset, batches, student, model_summary, method, config.method.name, remarks, parent_sha256)
+
+
+def load_parent(student: Network, config: RunConfig) -> str | None:
+    """Load the weights of a run's parent into its student, and return their hash.
+
+    Raises:
+        ConfigError: the parent is not finished, or its network cannot be trained.
+    """
+    assert config.parent is not None
+    parent = find_related(config, config.parent, "parent")
+    if parent is None:
+        raise ConfigError(
+            f"parent is {config.parent.run}, and there is no finished run of that key under {config.output_root}",
+            code="not_found",
+            key="parent",
+        )
+    compress = parent.config.compress
+    if compress and not compress.target.trainable:
+        raise ConfigError(
+            f"parent is {parent.directory.path}, whose weights were rounded by {compress.name} and cannot be trained; "
+            f"train before that step: chain=[...,finetune,{compress.name}]",
+            code="not_trainable",
+            key="parent",
+        )
+    state, _ = weights.read_student(parent.directory.weights)
+    weights.load_into(student, state, f"parent: {parent.directory.weights}")
+    return parent.summary.weights_sha256
 
 
 def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
@@ -73,7 +104,7 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
     """
     dataset = load(config.data, config.runtime.device)
     check_policy(config.recipe, config, dataset, "")
-    if config.teacher and config.teacher.checkpoint is None:
+    if config.teacher and config.teacher.is_trained:
         check_policy(config.teacher.recipe, config, dataset, "teacher.")
     check_checkpoint(config, dataset.spec)
     student = summarize(config.student, dataset.spec, "student")
@@ -90,7 +121,7 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
         )
     teacher = None
     if config.teacher:
-        trained = config.teacher.checkpoint is None
+        trained = config.teacher.is_trained
         teacher = summarize(config.teacher.model, dataset.spec, "teacher", trained)
         check_batches(teacher, config, dataset, config.teacher.recipe if trained else None, "teacher.")
         if trained:

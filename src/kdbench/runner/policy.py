@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Sequence
 
 from kdbench.config import RunConfig
+from kdbench.config.derived import MEASURE
 from kdbench.errors import BusyError, KdbenchError, SettingsChangedError
 from kdbench.runner.run import RunResult
 from kdbench.runner.run_all import ATTEMPTS, Train, run_all
@@ -25,6 +26,8 @@ def run_with_retries(
 
     Arguments, result and errors: see `run_all`.
     """
+    if configs and configs[0].kind == MEASURE:  # networks that are measured in turn stay together
+        return run_all(configs, names, train)
     several = len(configs) > 1
     results = run_all(configs, names, train, on_busy="skip" if several else None)
     for group in groups_to_retry(results, attempts):

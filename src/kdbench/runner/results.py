@@ -35,7 +35,7 @@ def write_result(
     config: RunConfig,
     dataset: Dataset,
     model_summary: ModelSummary,
-    best_weights: Mapping[str, Tensor],
+    best_weights: Mapping[str, Tensor] | None,
     method_weights: Mapping[str, Tensor],
     predictions: Predictions,
     training: Mapping[str, Any],
@@ -47,7 +47,7 @@ def write_result(
         config: resolved config.
         dataset: data of the predictions.
         model_summary: summary of the student.
-        best_weights: weights by the architecture's own names.
+        best_weights: weights by the architecture's own names; None for a run that holds no network.
         method_weights: those of the method, if it takes part in predictions.
         predictions: logits of these weights.
         training: keys of the summary about teacher and training.
@@ -55,8 +55,9 @@ def write_result(
     metadata = weights_metadata(config.student, config.data, dataset.spec.num_classes)
     if method_weights:
         metadata[weights.METHOD_PART] = config.method.name
-    stored = weights.with_method(best_weights, method_weights)
-    directory.write_with(directory.weights, lambda path: weights.save(stored, path, metadata))
+    if best_weights is not None:
+        stored = weights.with_method(best_weights, method_weights)
+        directory.write_with(directory.weights, lambda path: weights.save(stored, path, metadata))
     logits = {
         "val_logits": predictions.val,
         "test_logits": predictions.test,
@@ -75,7 +76,7 @@ def write_result(
         data_sha256=data_sha256(dataset),
         config_sha256=sha256(directory.config) if directory.config.is_file() else None,
         metrics_sha256=sha256(directory.metrics) if directory.metrics.is_file() else None,
-        weights_sha256=sha256(directory.weights),
+        weights_sha256=sha256(directory.weights) if best_weights is not None else None,
         logits_sha256=sha256(directory.logits),
         environment=environment(config),
     )
@@ -98,8 +99,11 @@ def known_before(
     return restated(config) | names(
         schema_version=SCHEMA_VERSION,
         run_key=directory.key,
-        group_key=group_key(identity),
+        group_key=group_key(identity, config.parent),
         baseline_key=baseline_key(identity),
+        kind=config.kind,
+        parent_key=config.parent.run if config.parent else None,
+        compression={"steps": config.steps} if config.steps else None,
         class_names=list(spec.class_names),
         input_shape=list(spec.input_shape),
         num_params=model_summary.num_params,

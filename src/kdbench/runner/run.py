@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kdbench import metrics
 from kdbench.config import RunConfig
+from kdbench.config.derived import TRAIN
 from kdbench.data import Batches
 from kdbench.data.dataset import resolve_data
 from kdbench.errors import BusyError, ConfigError, RunError, first_line
@@ -24,6 +25,7 @@ from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import check_writable, write_json
 from kdbench.rundir.identity import run_key, teacher_directory, with_hashed_weights
 from kdbench.rundir.lock import Lock
+from kdbench.rundir.related import with_related
 from kdbench.rundir.student import inference_size
 from kdbench.rundir.summary import KEY, Status, changed_file, names
 from kdbench.runner.build import Parts, bind, build_learner, build_parts, check_parts
@@ -229,7 +231,7 @@ class Run:
         """
         work = 3.0 * self.parts.model_summary.macs
         if self.teacher and not self.teacher.cached and self.config.teacher:
-            model, trained = self.config.teacher.model, self.config.teacher.checkpoint is None
+            model, trained = self.config.teacher.model, self.config.teacher.is_trained
             work += summarize(model, self.parts.dataset.spec, "teacher", trained).macs / live_students
         return work
 
@@ -259,6 +261,7 @@ class Run:
             test_acc_final=metrics.accuracy(final.numpy(), labels),
             teacher_test_acc=teacher.test_acc if teacher else None,
             teacher_key=teacher.directory.key if teacher else None,
+            parent_weights_sha256=self.parts.parent_sha256,
             teacher_weights_sha256=teacher.weights_sha256 if teacher else None,
             started=self.started,
             train_seconds=sum(row["seconds"] for row in learner.rows),
@@ -336,8 +339,11 @@ def resolve_run(config: RunConfig) -> tuple[RunConfig, RunDirectory]:
     """
     runtime = resolve_runtime(config.runtime)
     data = resolve_data(config.data, runtime.device)
-    config = with_hashed_weights(dataclasses.replace(config, runtime=runtime, data=data))
+    config = dataclasses.replace(config, runtime=runtime, data=data)
     check_writable(Path(config.output_root).expanduser())
+    if config.kind != TRAIN:
+        return config, RunDirectory.of(config, run_key(config))
+    config = with_hashed_weights(with_related(config))
     directory = RunDirectory.of(config, run_key(config))
     return (config if directory.is_complete() else adopt_settings(config, directory)), directory
 
@@ -357,7 +363,7 @@ def check_run(config: RunConfig) -> Path | None:
         ConfigError: the config cannot run here.
     """
     config, directory = resolve_run(config)
-    if directory.is_complete() and not config.overwrite:
+    if config.kind != TRAIN or (directory.is_complete() and not config.overwrite):
         return None
     _, _, method = check_parts(config)
     if config.teacher and config.teacher.cache == "auto" and not recorded_settings(directory).get("cache"):

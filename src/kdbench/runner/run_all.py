@@ -12,10 +12,12 @@ from functools import partial
 import torch
 
 from kdbench.config import RunConfig
+from kdbench.config.derived import TRAIN
 from kdbench.data import Batches
-from kdbench.errors import RunError, SettingsChangedError
+from kdbench.errors import ConfigError, RunError, SettingsChangedError
 from kdbench.rundir.directory import RunDirectory
-from kdbench.rundir.identity import teacher_config
+from kdbench.rundir.identity import teacher_config, teacher_directory
+from kdbench.runner.derived import complete_derived
 from kdbench.runner.imported import import_teacher
 from kdbench.runner.run import Run, RunResult
 from kdbench.system import signals
@@ -52,6 +54,8 @@ def run_all(
     Raises:
         Interrupted: a stop was requested; the same call continues the runs.
     """
+    if configs and configs[0].kind != TRAIN:
+        return complete_derived(configs, on_busy)
     signals.raise_if_requested()  # while the run before this one was finished
     runs = [Run(config, name, on_busy) for config, name in zip(configs, names or [""] * len(configs), strict=True)]
     for run in runs:
@@ -144,6 +148,8 @@ def provide_teacher(run: Run, train: Train = fit) -> RunDirectory:
     assert run.config.teacher is not None
     if run.config.teacher.checkpoint:
         return import_teacher(run.config, run.parts.dataset)
+    if run.config.teacher.run:
+        return complete_teacher(run.config)
     for _ in range(ATTEMPTS):
         (result,) = run_all([teacher_config(run.config)], ["teacher"], train)
         if not isinstance(result.error, SettingsChangedError):
@@ -158,3 +164,19 @@ def provide_teacher(run: Run, train: Train = fit) -> RunDirectory:
         raise result.error
     assert result.directory is not None
     return result.directory
+
+
+def complete_teacher(config: RunConfig) -> RunDirectory:
+    """Return the directory of `teacher.run`.
+
+    Raises:
+        ConfigError: it is not finished.
+    """
+    directory = teacher_directory(config)
+    if not directory.is_complete():
+        raise ConfigError(
+            f"teacher.run is {directory.key}, and there is no finished run of that key under {config.output_root}",
+            code="not_found",
+            key="teacher.run",
+        )
+    return directory

@@ -47,7 +47,7 @@ class Teacher:
 def build_teacher(config: RunConfig, spec: DataSpec, stages: tuple[str, ...] = ()) -> Network:
     """Return the teacher's network in evaluation mode, without its weights."""
     assert config.teacher is not None
-    network = build(config.teacher.model, spec, stages, "teacher", trained=config.teacher.checkpoint is None)
+    network = build(config.teacher.model, spec, stages, "teacher", trained=config.teacher.is_trained)
     data, own = config.data.params, teacher_data(config).params
     if (own.mean, own.std) != (data.mean, data.std):
         network.adapt_normalisation((data.mean, data.std), (own.mean, own.std))

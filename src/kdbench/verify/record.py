@@ -83,7 +83,7 @@ def check_keys(run: Artifacts, checks: Checks) -> None:
         checks.same(
             "from config.yaml",
             run_key=identity.given_key(config, params.sha256, params.key) if given else identity.hash_of(content),
-            group_key=identity.group_key(content),
+            group_key=identity.group_key(content, config.parent),
             baseline_key=identity.baseline_key(content),
             teacher_key=teacher_key,
         )
@@ -93,7 +93,7 @@ def key_of_teacher(run: Artifacts) -> str:
     """Return the key of the teacher's run, from the config."""
     assert run.config is not None
     assert run.config.teacher is not None
-    if run.config.teacher.checkpoint is None:
+    if run.config.teacher.run or run.config.teacher.checkpoint is None:
         return identity.teacher_key(run.config)
     # The file may no longer exist; the run that stands for it recorded its hash.
     summary, _ = read_unverified(find_teacher(run))

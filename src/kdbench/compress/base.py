@@ -1,0 +1,64 @@
+"""What a compression is: a class with its keys, from a trained network to a smaller one and its weights."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from kdbench.config import ModelConfig
+from kdbench.data.source import DataSpec
+from kdbench.models import ModelSummary
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network that is to be compressed."""
+
+    model: ModelConfig
+    """Its architecture, without first weights."""
+    summary: ModelSummary
+    body: nn.Module
+    """Its module with the trained weights, on the CPU, in evaluation mode; a copy that may be changed."""
+    spec: DataSpec
+    images: Callable[[], Iterator[Tensor]]
+    """Returns all training images in a fixed random order: normalised batches [B, C, H, W], without augmentation."""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """The result of a compression."""
+
+    model: ModelConfig
+    """Architecture, with the name of the one before."""
+    weights: dict[str, Tensor]
+    """Its state dict."""
+
+
+class Compression(ABC):
+    """A way to make a trained network smaller. Its random numbers come from torch's global generator, seeded.
+
+    Args:
+        config: instance of the class's `Config`.
+    """
+
+    Config: ClassVar[type[Any]]
+    """Dataclass of the keys in its YAML file."""
+    trainable: ClassVar[bool] = True
+    """Whether the result can be trained, and compressed further."""
+    masks: ClassVar[bool] = False
+    """Whether it masks weights."""
+    after_masks: ClassVar[bool] = False
+    """Whether it can follow a compression that masks weights."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def apply(self, subject: Subject) -> Compressed:
+        """Return the compressed network.
+
+        Raises:
+            ConfigError: the network cannot be compressed in this way.
+        """

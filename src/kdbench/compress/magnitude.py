@@ -1,0 +1,46 @@
+"""Unstructured pruning: the smallest weights of the whole network become zero."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch.nn.utils import prune
+
+from kdbench.compress.base import Compressed, Compression, Subject
+from kdbench.config.schema import setting
+from kdbench.models.compressed import base_of, masked, weighted_layers, without_masks
+
+TARGET = f"{masked.__module__}.{masked.__qualname__}"
+
+
+class Magnitude(Compression):
+    """Global magnitude pruning (Han et al. 2015, arXiv 1506.02626) by `torch.nn.utils.prune`.
+
+    Weights of convolutions and linear layers, compared over all layers. Masks keep the zeros when the network is
+    trained further. Weights that are masked already count.
+    """
+
+    @dataclass
+    class Config:
+        sparsity: float = setting(lambda value: 0 < value < 1, "a number above 0 and below 1")
+        """Share of the weights that become zero."""
+
+    masks = True
+    after_masks = True
+
+    def apply(self, subject: Subject) -> Compressed:
+        body = without_masks(subject.body)
+        layers = list(weighted_layers(body))
+        before = {path: module.weight.detach().clone() for path, module in layers}
+        weights = [(module, "weight") for _, module in layers]
+        prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=self.config.sparsity)
+        state = {name: tensor for name, tensor in body.state_dict().items() if not name.endswith(("_orig", "_mask"))}
+        for path, module in layers:
+            place = f"{path}.parametrizations.weight" if path else "parametrizations.weight"
+            state[f"{place}.original"] = before[path] * module.weight_mask
+            state[f"{place}.0.mask"] = module.weight_mask.to(torch.bool)
+        already = subject.model.target == TARGET
+        model = subject.model
+        if not already:
+            model = dataclasses.replace(model, target=TARGET, arguments={"base": base_of(model)})
+        return Compressed(model, state)

@@ -1,0 +1,58 @@
+"""Peak memory of a network in ONNX Runtime, in a process of its own.
+
+That process is `python -m kdbench.deploy.memory FILE BATCH THREADS`; it imports no torch.
+"""
+
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PASSES = 3
+SECONDS = 300
+"""Time limit of the process."""
+
+
+def peak_memory(graph: bytes, batch: int, threads: int) -> int | str:
+    """Return bytes by which a process grows that loads a graph and computes a batch, or why it is not known.
+
+    Args:
+        graph: ONNX graph with the input [N, C, H, W].
+        batch: number of images.
+        threads: number of threads.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "graph.onnx")
+        file.write_bytes(graph)
+        command = [sys.executable, "-m", "kdbench.deploy.memory", str(file), str(batch), str(threads)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS)
+            return int(done.stdout)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            return f"the process that measures it failed ({type(error).__name__})"
+
+
+def largest() -> int:
+    """Return the largest resident size of this process so far, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main(file: str, batch: str, threads: str) -> None:
+    """Print the growth of this process."""
+    import numpy as np
+    import onnxruntime
+
+    before = largest()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(threads)
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    images = np.zeros((int(batch), *given.shape[1:]), np.float32)
+    for _ in range(PASSES):
+        session.run(None, {given.name: images})
+    print(largest() - before)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

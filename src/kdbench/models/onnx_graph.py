@@ -1,0 +1,156 @@
+"""Networks as ONNX graphs: export from torch, and execution by ONNX Runtime. Both are of the extra `deploy`."""
+
+import contextlib
+import functools
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.errors import ConfigError, first_line
+
+OPSET = 18
+"""Version of the ONNX operators: the oldest that torch's exporter writes without a conversion."""
+INPUT, OUTPUT = "images", "logits"
+
+
+def missing_extra(what: str, package: str) -> ConfigError:
+    """Return the error for a package of the extra `deploy` that is not installed."""
+    return ConfigError(
+        f"{what} needs {package}, which is not installed: pip install 'kdbench[deploy]'",
+        code="missing_extra",
+        key=package,
+    )
+
+
+@contextlib.contextmanager
+def extra(what: str, package: str) -> Iterator[None]:
+    """Turn an import error of the block into a line for the user.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise missing_extra(what, package) from error
+
+
+def to_onnx(module: nn.Module, input_shape: tuple[int, int, int]) -> bytes:
+    """Return a network as an ONNX graph with the input `images` [N, C, H, W] and the output `logits` [N, num_classes].
+
+    Args:
+        module: network in evaluation mode, on the CPU, that takes normalised images and returns logits, float32.
+        input_shape: C, H, W of an image.
+
+    Raises:
+        ConfigError: the extra is not installed, or ONNX cannot express an operation.
+    """
+    with extra("an export to ONNX", "onnxscript"):
+        import onnxscript  # noqa: F401  # torch's exporter uses it
+    images = torch.zeros(2, *input_shape)
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module, (images,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("N")},), opset_version=OPSET,
+                input_names=[INPUT], output_names=[OUTPUT], external_data=False, verbose=False,
+            )  # fmt: skip
+    except Exception as error:  # the exporter's own types, and those of torch.export
+        raise ConfigError(
+            f"the network cannot be exported to ONNX: {export_problem(error)}; use --to torch or --to safetensors",
+            code="not_exportable",
+            key="--to",
+        ) from error
+    assert program is not None
+    proto = program.model_proto
+    for entries in (proto.graph.node, proto.graph.value_info, proto.graph.input, proto.graph.output, proto.functions):
+        for entry in entries:
+            del entry.metadata_props[:]  # paths of the exporting machine
+    return proto.SerializeToString(deterministic=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the exporter and its libraries: warnings, log lines and progress."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def export_problem(error: BaseException) -> str:
+    """Return why an export failed: the operation without a translation and its layer, or the error's first line."""
+    text = "\n".join(str(cause) for cause in causes(error))
+    operation = re.search(r"No (?:ONNX|decompositions?|dispatch)[^\n]*?([\w:]+::[\w.]+|aten\.[\w.]+)", text)
+    operation = operation or re.search(r"node (?:\w+\.)?(?:name=)?'?[^\n]*?target[^\n]*?(aten\.[\w.]+)", text)
+    layer = re.search(r"L__self___([\w]+)|nn_module_stack[^\n]*?'([\w.]+)', '?[\w.]+", text)
+    if operation:
+        place = f" of {layer[1] or layer[2]}" if layer else ""
+        return f"ONNX has no operation for {operation[1]}{place}"
+    last = causes(error)[-1]
+    return f"{type(last).__name__}: {first_line(last)}"
+
+
+def causes(error: BaseException | None) -> list[BaseException]:
+    """Return an error and those that caused it, the first cause last."""
+    found = []
+    while error is not None:
+        found.append(error)
+        error = error.__cause__
+    return found
+
+
+def session_of(graph: bytes, threads: int) -> Any:
+    """Return a session of ONNX Runtime on the CPU.
+
+    Raises:
+        ConfigError: the extra is not installed, or the runtime has no implementation of an operation.
+    """
+    with extra("an ONNX graph", "onnxruntime"):
+        import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if has_half_precision(graph):  # the layout optimisation of ONNX Runtime 1.32 crashes the process on some of them
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # types of the runtime's own
+        said = first_line(error)
+        missing = re.search(r"implementation for (\w+)\(\d+\) node with name '([^']*)'", said)
+        wrong = re.search(r"Type 'tensor\((\w+)\)' .* operator \((\w+)\) in node \(([^)]*)\)", said)
+        problem = f"it has no {missing[1]} for these numbers on the CPU ({missing[2]})" if missing else said
+        problem = f"it has no {wrong[2]} for {wrong[1]} ({wrong[3]})" if wrong else problem
+        raise ConfigError(
+            f"ONNX Runtime cannot execute the network: {problem}", code="not_executable", key="onnxruntime"
+        ) from None
+
+
+def has_half_precision(graph: bytes) -> bool:
+    """Return whether a graph holds weights in 16 bits."""
+    import onnx
+
+    halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    return any(tensor.data_type in halves for tensor in onnx.load_from_string(graph).graph.initializer)
+
+
+@functools.lru_cache(maxsize=8)
+def kept_session(graph: bytes, threads: int) -> Any:
+    """Return a session that is kept for the next call."""
+    return session_of(graph, threads)
+
+
+def run_graph(graph: bytes, images: Tensor) -> Tensor:
+    """Return the logits [N, C] float32 of normalised images [N, C, H, W], on the device of the images."""
+    session = kept_session(graph, torch.get_num_threads())
+    (logits,) = session.run(None, {INPUT: images.detach().float().cpu().contiguous().numpy()})
+    return torch.from_numpy(logits).to(images.device)

@@ -1,0 +1,93 @@
+"""What the commands of this package share: arguments, and the runs that they name."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdbench.config.paths import is_folder
+from kdbench.config.targets import check_module_names
+from kdbench.errors import ConfigError, Parser
+from kdbench.rundir.related import RelatedRun, locate, read_related
+
+RUN = "RUN"
+
+
+def add_shared(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every command of this package has."""
+    parser.add_argument(
+        "--trust", action="append", default=[], metavar="MODULE",
+        help="run code of this module where a run's config names it; kdbench's own is trusted",
+    )  # fmt: skip
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="folder of your own options")
+
+
+def parse_runs_and_overrides(
+    parser: Parser, arguments: Sequence[str]
+) -> tuple[argparse.Namespace, list[str], list[str]]:
+    """Return the parsed flags, the runs, and the overrides KEY=VALUE of a command line.
+
+    Raises:
+        ConfigError: a flag is not known or its value not allowed, or no run is given.
+    """
+    given, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        raise ConfigError(
+            f"{unknown[0]} is no known flag; see {parser.prog} --help", code="usage", key=unknown[0].partition("=")[0]
+        )
+    check_shared(given)
+    words = [str(word) for word in given.words]
+    runs = [word for word in words if is_folder(Path(word).expanduser()) or "=" not in word]
+    return given, runs, [word for word in words if word not in runs]
+
+
+def check_shared(given: argparse.Namespace) -> None:
+    """Check the flags of `add_shared`.
+
+    Raises:
+        ConfigError: a module's name or a folder is wrong.
+    """
+    check_module_names(given.trust)
+    if given.config_dir is not None and not is_folder(given.config_dir):
+        raise ConfigError(
+            f"--config-dir is {given.config_dir}, and there is no such folder", code="not_found", key="--config-dir"
+        )
+
+
+def read_runs(texts: Sequence[str], trusted: Sequence[str]) -> list[RelatedRun]:
+    """Return the finished runs of a command line, each once.
+
+    Args:
+        texts: run directories, or keys of runs in outputs/runs.
+        trusted: modules whose code the configs may name, beside kdbench's own.
+
+    Raises:
+        ConfigError: one is not finished or holds no network, or they lie under different output roots.
+    """
+    if not texts:
+        raise ConfigError(
+            "no run is given; give one or more run directories, such as a folder in outputs/runs",
+            code="missing_value",
+            key=RUN,
+        )
+    folders = list(dict.fromkeys(locate(text, Path("outputs"), RUN).resolve() for text in texts))
+    for folder in folders:
+        if folder.parent.name != "runs":
+            raise ConfigError(
+                f"{RUN} is {folder}; a run directory lies in a folder named runs, under the output root",
+                code="no_run",
+                key=RUN,
+            )
+    roots = {folder.parents[1] for folder in folders}
+    if len(roots) > 1:
+        raise ConfigError(
+            f"the runs lie under different output roots ({', '.join(sorted(map(str, roots)))}); give runs of one",
+            code="mismatch",
+            key=RUN,
+        )
+    return [read_related(folder, RUN, list(trusted)) for folder in folders]
+
+
+def output_root_of(run: RelatedRun) -> str:
+    """Return the output root under which a run lies, relative to the working directory where it lies below it."""
+    root = run.directory.path.resolve().parents[1]
+    return str(root.relative_to(Path.cwd())) if root.is_relative_to(Path.cwd()) else str(root)

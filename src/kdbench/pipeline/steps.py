@@ -1,0 +1,184 @@
+"""Steps of a chain, from the command line: compressions of conf/compress/, and trainings in between."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from kdbench.config.composition import ONE_AT_A_TIME
+from kdbench.config.composition_errors import composition_error
+from kdbench.config.derived import CompressConfig, MeasureConfig
+from kdbench.config.options import initialize_hydra, options, register_models_once
+from kdbench.config.parse_derived import parse_compress, parse_measure
+from kdbench.errors import ConfigError, nearest
+from kdbench.sweep.overrides import key_of, value_of
+
+FINETUNE, DISTIL = "finetune", "distil"
+TRAININGS = (FINETUNE, DISTIL)
+"""Steps that are ordinary runs: train the network further, or distil it into another one."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Steps in their order, each with its settings."""
+
+    steps: tuple[str, ...]
+    compressions: Mapping[str, CompressConfig]
+    """By step."""
+    trainings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Overrides by step; those of every training come first."""
+    overrides: tuple[str, ...] = ()
+    """Overrides of every run, such as `runtime.threads=1`."""
+
+    @property
+    def title(self) -> str:
+        return " -> ".join(self.steps)
+
+
+def compressions(config_dir: Path | None) -> list[str]:
+    """Return the names of the compressions, kdbench's and the user's."""
+    return sorted({*options("compress"), *(options("compress", config_dir) if config_dir else [])})
+
+
+def read_chain(overrides: Sequence[str], config_dir: Path | None = None) -> Chain:
+    """Return the chain of a command line, each key with one value.
+
+    Args:
+        overrides: `method=NAME` or `chain=[NAME,...]`; `NAME.KEY=VALUE` for settings of a step (`method.KEY=VALUE` of
+            the only one); everything else is an override of every run.
+        config_dir: folder of the user's own options, with compress/.
+
+    Raises:
+        ConfigError: a step or a setting of it is not known, or the order is impossible.
+    """
+    given = {key_of(text): text for text in overrides}
+    if ("method" in given) == ("chain" in given):
+        raise ConfigError(
+            "give either method=NAME or chain=[NAME,...], such as method=int8 or chain=[structured,distil,int8]",
+            code="usage",
+            key="method",
+        )
+    key = "method" if "method" in given else "chain"
+    value = value_of(given[key])
+    steps = tuple(map(str, value)) if isinstance(value, list) else (str(value),)
+    valid = [*compressions(config_dir), *TRAININGS]
+    for step in steps or ("",):
+        if step not in valid:
+            raise ConfigError(
+                f"{key}={value}: {step!r} is no step; {nearest(step, valid)}", code="unknown_option", key=key
+            )
+    of_steps: dict[str, list[str]] = {step: [] for step in steps}
+    others = []
+    for text in overrides:
+        section, _, name = text.partition("=")[0].partition(".")
+        step = steps[0] if section == "method" and len(steps) == 1 else section
+        if name and step in of_steps:
+            of_steps[step].append(text.partition(".")[2])
+        elif text != given[key]:
+            if name and section in valid:
+                raise ConfigError(
+                    f"{text}: the chain {list(steps)} has no step {section}", code="unused_key", key=f"{section}.{name}"
+                )
+            others.append(text)
+    found = {s: compose_compression(s, texts, config_dir) for s, texts in of_steps.items() if s not in TRAININGS}
+    check_chain(steps, found)
+    trainings = {step: tuple(texts) for step, texts in of_steps.items() if step in TRAININGS}
+    return Chain(steps, found, trainings, tuple(others))
+
+
+def check_chain(steps: Sequence[str], found: Mapping[str, CompressConfig]) -> None:
+    """Check that each step of a chain can follow those before it.
+
+    Raises:
+        ConfigError: one cannot.
+    """
+    rounded = masks = None
+    for step in steps:
+        if step == DISTIL:
+            rounded = masks = None
+            continue
+        if rounded is not None:
+            raise ConfigError(
+                f"chain={list(steps)}: {step} cannot follow {rounded}, whose weights are rounded and whose batch norms "
+                f"may be folded into convolutions; put {rounded} last",
+                code="wrong_order",
+                key="chain",
+            )
+        if step == FINETUNE:
+            continue
+        target = found[step].target
+        if masks is not None and not target.after_masks:
+            raise ConfigError(
+                f"chain={list(steps)}: {step} cannot follow {masks}, whose masks belong to weights of the shapes that "
+                f"they were made for; put {step} before {masks}",
+                code="wrong_order",
+                key="chain",
+            )
+        rounded = None if target.trainable else step
+        masks = step if target.masks else masks
+
+
+def compose_compression(name: str, overrides: Sequence[str], config_dir: Path | None) -> CompressConfig:
+    """Return a compression with its settings.
+
+    Args:
+        name: file of conf/compress/.
+        overrides: `KEY=VALUE`, by Hydra's grammar.
+        config_dir: folder of the user's own options.
+
+    Raises:
+        ConfigError: a key or a value is not allowed.
+    """
+    node = compose_group("compress", name, overrides, config_dir)
+    found = parse_compress(node | {"name": name})
+    assert found is not None
+    return found
+
+
+def compose_measurement(overrides: Sequence[str], config_dir: Path | None) -> MeasureConfig:
+    """Return the settings of a measurement; `device` is added when the machine is known.
+
+    Arguments and errors: see `compose_compression`.
+    """
+    node = compose_group("measure", "default", overrides, config_dir)
+    found = parse_measure(node | {"device": ""})
+    assert found is not None
+    return found
+
+
+def compose_group(group: str, name: str, overrides: Sequence[str], config_dir: Path | None) -> dict[str, Any]:
+    """Return the content of one option of a group with overrides of its keys.
+
+    Raises:
+        ConfigError: Hydra cannot compose it.
+    """
+    texts = [f"+{group}={name}", *(f"{group}.{text}" for text in overrides)]
+    with ONE_AT_A_TIME:
+        register_models_once(config_dir)
+        try:
+            with initialize_hydra(config_dir):
+                config = hydra.compose(None, texts)
+        except Exception as error:  # Hydra's own errors
+            raise unknown_key(error, group, name, overrides, config_dir) from None
+    node: Any = OmegaConf.to_container(config[group], resolve=True)
+    return node
+
+
+def unknown_key(
+    error: Exception, group: str, name: str, overrides: Sequence[str], config_dir: Path | None
+) -> ConfigError:
+    """Return an error of Hydra's for the settings of a step."""
+    label = name if group == "compress" else group
+    with initialize_hydra(config_dir):
+        config: DictConfig = hydra.compose(None, [f"+{group}={name}"])
+    valid = [str(key) for key in config[group] if key != "_target_"]
+    for text in overrides:
+        key = text.partition("=")[0].lstrip("+~").partition(".")[0]
+        if key not in valid:
+            return ConfigError(
+                f"{label}.{key} is not a known key; {nearest(key, valid)}", code="unknown_key", key=f"{label}.{key}"
+            )
+    return composition_error(error, [f"{label}.{text}" for text in overrides], config_dir)

@@ -1,0 +1,237 @@
+"""Runs that compress the network of another run: compressed once, evaluated, and stored like any run."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kdbench import metrics
+from kdbench.compress import Compressed, Subject
+from kdbench.config import ModelConfig, RunConfig
+from kdbench.config.derived import CompressConfig
+from kdbench.data import Dataset, load
+from kdbench.data.batches import plain_batches
+from kdbench.errors import ConfigError
+from kdbench.models import Network, build, summarize, weights
+from kdbench.models.compressed import masked
+from kdbench.models.counts import count_weights
+from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.related import RelatedRun, find_related
+from kdbench.rundir.student import build_trained
+from kdbench.rundir.summary import RunSummary, names
+from kdbench.runner.build import derived_seed
+from kdbench.runner.imported import UNKNOWN
+from kdbench.runner.results import Predictions, fidelity, write_result
+from kdbench.system.device import place, torch_settings
+from kdbench.system.logs import RunLog
+from kdbench.system.random import seeded
+from kdbench.system.signals import raise_if_requested
+from kdbench.train.evaluate import evaluation_batch, predict
+
+log = logging.getLogger(__name__)
+
+NO_TRAINING: dict[str, Any] = names(
+    recipe=None, epochs=None, best_val_epoch=None, test_acc_final=None, train_seconds=None, images_per_second=None,
+    peak_memory_bytes=None, logit_cache=None,
+)  # fmt: skip
+"""Keys of a summary that are null for a run without a training of its own."""
+MASKED = f"{masked.__module__}.{masked.__qualname__}"
+
+
+def compress_network(config: RunConfig, directory: RunDirectory) -> None:
+    """Compress the network of a run's parent, evaluate it, and write the run directory.
+
+    Args:
+        config: resolved config of kind `compress`.
+        directory: its run directory; the caller holds its lock.
+
+    Raises:
+        ConfigError: the parent is not finished, or its network cannot be compressed in this way.
+    """
+    assert config.parent is not None
+    assert config.compress is not None
+    parent = found_parent(config)
+    check_order(parent.config.compress, parent.network, config.compress)
+    with torch_settings(config.runtime):
+        dataset = load(config.data, config.runtime.device)
+        network, _ = build_trained(parent.config, dataset.spec, parent.directory.weights)
+        model_summary = summarize(parent.network, dataset.spec, "parent", trained=False)
+        subject = Subject(
+            parent.network,
+            model_summary,
+            network.plain_copy().eval(),
+            dataset.spec,
+            lambda: training_images(config, dataset),
+        )
+        with seeded(derived_seed(config.init_seed, "compression")):
+            compressed = config.compress.target(config.compress.params).apply(subject)
+        config = dataclasses.replace(config, student=named(compressed, config))
+        network = load_compressed(config.student, compressed, dataset)
+        place(network, config.runtime)
+        predictions = Predictions(
+            predict(network, dataset, dataset.val, config.runtime),
+            predict(network, dataset, dataset.test, config.runtime),
+        )
+        check_finite_logits(predictions, config)
+    write_compressed(config, directory, dataset, parent, network, predictions)
+
+
+def found_parent(config: RunConfig) -> RelatedRun:
+    """Return the parent of a run that compresses or measures.
+
+    Raises:
+        ConfigError: it is not finished, or its network does not predict alone.
+    """
+    assert config.parent is not None
+    parent = find_related(config, config.parent, "parent")
+    if parent is None:
+        raise ConfigError(
+            f"parent is {config.parent.run}, and there is no finished run of that key in {config.output_root}/runs",
+            code="not_found",
+            key="parent",
+        )
+    return parent
+
+
+def check_order(before: CompressConfig | None, network: ModelConfig, compress: CompressConfig) -> None:
+    """Check that a compression can follow what was done to a network.
+
+    Args:
+        before: compression of which the network is the direct result, or None.
+        network: the network.
+        compress: the compression.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if before and not before.target.trainable:
+        raise cannot_follow(
+            compress.name,
+            before.name,
+            f"the weights of {before.name} are rounded, and batch norms may be folded into convolutions",
+        )
+    if network.target == MASKED and not compress.target.after_masks:
+        raise cannot_follow(compress.name, "magnitude", "masks belong to weights of the shapes that they were made for")
+
+
+def cannot_follow(name: str, before: str, reason: str) -> ConfigError:
+    """Return the error for a chain in the wrong order."""
+    return ConfigError(
+        f"{name} cannot follow {before}: {reason}; give them in the other order, such as chain=[{name},{before}]",
+        code="wrong_order",
+        key="chain",
+    )
+
+
+def named(compressed: Compressed, config: RunConfig) -> ModelConfig:
+    """Return the architecture of a compressed network with the name that its run has."""
+    return dataclasses.replace(compressed.model, name=config.student.name, weights=None, weights_hash=None)
+
+
+def load_compressed(model: ModelConfig, compressed: Compressed, dataset: Dataset) -> Network:
+    """Return a compressed network with its weights, as anyone builds it from its config.
+
+    Raises:
+        ConfigError: its class returned a config and weights that do not fit.
+    """
+    with seeded(0):
+        network = build(model, dataset.spec, (), trained=False)
+    weights.load_into(network, weights.storable(compressed.weights), f"the network compressed by {model.target}")
+    return network.eval()
+
+
+def training_images(config: RunConfig, dataset: Dataset) -> Iterator[Tensor]:
+    """Yield all training images in an order that the data seed gives: batches [B, C, H, W], without augmentation."""
+    order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(config.data_seed))
+    images = dataset.train.take(order.to(dataset.train.labels.device))
+    size = evaluation_batch(config.runtime.device, dataset.spec.input_shape)
+    for batch in plain_batches(dataset, images, size, channels_last=False):
+        raise_if_requested()
+        yield batch
+
+
+def check_finite_logits(predictions: Predictions, config: RunConfig) -> None:
+    """Check that a compressed network computes finite logits.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if not bool(predictions.val.isfinite().all() and predictions.test.isfinite().all()):
+        assert config.compress is not None
+        raise ConfigError(
+            f"compress={config.compress.name} gives logits that are not finite; use a milder compression",
+            code="not_finite",
+            key=config.compress.name,
+        )
+
+
+def write_compressed(
+    config: RunConfig,
+    directory: RunDirectory,
+    dataset: Dataset,
+    parent: RelatedRun,
+    network: Network,
+    predictions: Predictions,
+) -> None:
+    """Write the run directory of a compressed network: arguments and results of `compress_network`."""
+    directory.create()
+    directory.write_config(config)
+    model_summary = summarize(config.student, dataset.spec, "student", trained=False)
+    nonzero, sparsity = count_weights(network)
+    teacher = teacher_logits(parent.summary, Path(config.output_root).expanduser())
+    training = (
+        NO_TRAINING
+        | (UNKNOWN if parent.summary.seed is None else {})
+        | names(
+            teacher_test_acc=parent.summary.teacher_test_acc,
+            teacher_key=parent.summary.teacher_key,
+            teacher_weights_sha256=parent.summary.teacher_weights_sha256,
+            parent_test_acc=parent.summary.test_acc_best,
+            nonzero_params=nonzero,
+            sparsity=sparsity,
+            parent_weights_sha256=parent.summary.weights_sha256,
+        )
+        | fidelity(predictions.test, teacher)
+        | fidelity_to_parent(predictions.test, test_logits_of(parent.directory))
+    )
+    log_file = RunLog(directory.log)
+    log_file.open()
+    try:
+        accuracy = metrics.accuracy(predictions.test.numpy(), dataset.test.labels.cpu().numpy())
+        before = parent.summary.test_acc_best
+        log.info(
+            "%s: test accuracy %.2f%% (%.2f%% before), sparsity %.1f%%, %d parameters (%d before)",
+            config.student.name, 100 * accuracy, 100 * before, 100 * sparsity,
+            model_summary.num_params, parent.summary.num_params or 0,
+        )  # fmt: skip
+    finally:
+        log_file.close()
+    state = network.body.state_dict()
+    write_result(directory, config, dataset, model_summary, state, {}, predictions, training)
+
+
+def test_logits_of(directory: RunDirectory) -> Tensor:
+    """Return the test logits of a run."""
+    return load_file(directory.logits)["test_logits"].float()
+
+
+def teacher_logits(summary: RunSummary, output_root: Path) -> Tensor | None:
+    """Return the test logits of a run's teacher, or None where there is no teacher or its run is gone."""
+    found = sorted(output_root.glob(f"runs/*_{summary.teacher_key}/logits.safetensors")) if summary.teacher_key else []
+    if summary.teacher_key and not found:
+        log.info("teacher: its run %s is gone, and the fidelity to it is not computed", summary.teacher_key)
+    return load_file(found[0])["test_logits"].float() if found else None
+
+
+def fidelity_to_parent(test: Tensor, before: Tensor) -> dict[str, Any]:
+    """Return the keys of a summary that compare test logits with those of the network before it was compressed."""
+    after, parent = test.numpy(), before.numpy()
+    return names(
+        parent_agreement=metrics.agreement(after, parent),
+        parent_kl_t1=metrics.kl_divergence(parent, after, temperature=1.0),
+    )

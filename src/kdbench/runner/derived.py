@@ -1,0 +1,96 @@
+"""Runs without a training of their own: compressions, and measurements of several networks in turn."""
+
+import logging
+from collections.abc import Sequence
+
+from kdbench.config import RunConfig
+from kdbench.config.derived import COMPRESS
+from kdbench.errors import BusyError, ConfigError
+from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.summary import changed_file
+from kdbench.runner.compressing import compress_network
+from kdbench.runner.measuring import measure_networks
+from kdbench.runner.resources import user_error
+from kdbench.runner.run import RunResult, resolve_run
+from kdbench.system.signals import raise_if_requested
+
+log = logging.getLogger(__name__)
+
+
+def complete_derived(configs: Sequence[RunConfig], on_busy: str | None = None) -> list[RunResult]:
+    """Complete runs of one kind, compress or measure; finished ones are skipped. Arguments and result: see `run_all`.
+
+    Networks that are measured together are measured in turn, all anew if one of them is missing.
+    """
+    if configs[0].kind == COMPRESS:
+        return [complete_one(config, on_busy) for config in configs]
+    return complete_measurements(configs, on_busy)
+
+
+def complete_one(config: RunConfig, on_busy: str | None) -> RunResult:
+    """Complete a run of kind compress."""
+    directory = None
+    try:
+        raise_if_requested()
+        config, directory = resolve_run(config)
+        if is_finished(config, directory):
+            return RunResult(config, directory, None)
+        with directory.lock("run").held(wait=(on_busy or config.on_busy) == "wait"):
+            if not is_finished(config, directory, say=False):
+                directory.clear()
+                compress_network(config, directory)
+        return RunResult(config, directory, None)
+    except Exception as error:
+        return failed(config, directory, error)
+
+
+def complete_measurements(configs: Sequence[RunConfig], on_busy: str | None) -> list[RunResult]:
+    """Complete runs of kind measure that belong together."""
+    raise_if_requested()
+    resolved: list[tuple[RunConfig, RunDirectory]] = []
+    try:
+        resolved = [resolve_run(config) for config in configs]
+        if sum(is_finished(config, directory) for config, directory in resolved) == len(resolved):
+            return [RunResult(config, directory, None) for config, directory in resolved]
+        locks = [directory.lock("measurement") for _, directory in resolved]
+        held = []
+        try:
+            # In one order, so that no two processes wait for each other.
+            for lock in sorted(locks, key=lambda lock: lock.file):
+                lock.acquire(wait=(on_busy or configs[0].on_busy) == "wait")
+                held.append(lock)
+            for _, directory in resolved:
+                directory.clear()
+            measure_networks(resolved)
+        finally:
+            for lock in held:
+                lock.release()
+    except Exception as error:
+        return [failed(config, None, error) for config in configs]
+    return [RunResult(config, directory, None) for config, directory in resolved]
+
+
+def is_finished(config: RunConfig, directory: RunDirectory, say: bool = True) -> bool:
+    """Return whether a run is complete and is not to be repeated.
+
+    Raises:
+        ConfigError: a file of it was changed since.
+    """
+    if not directory.is_complete() or config.overwrite:
+        return False
+    if changed := changed_file(directory.path, directory.read_summary()):
+        raise ConfigError(
+            f"{directory.path / changed} was changed since the run was finished; restore it, or delete "
+            f"{directory.path} to repeat the run",
+            code="checksum",
+            key=changed,
+        )
+    if say:
+        log.info("complete already, skipped: %s", directory.path)
+    return True
+
+
+def failed(config: RunConfig, directory: RunDirectory | None, error: Exception) -> RunResult:
+    """Return the result of a run that an error ended; requested stops are raised."""
+    raise_if_requested()
+    return RunResult(config, None, error if isinstance(error, BusyError) else user_error(error, config, directory))

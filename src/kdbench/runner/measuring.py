@@ -1,0 +1,298 @@
+"""Runs that measure the networks of finished runs: size, speed, memory, energy, and accuracy as they are executed."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdbench.config import RunConfig, RuntimeConfig
+from kdbench.config.derived import MeasureConfig
+from kdbench.data import Dataset, load
+from kdbench.data.batches import plain_batches
+from kdbench.data.source import Split
+from kdbench.deploy.energy import Counter, find_counter
+from kdbench.deploy.graph import graph_of
+from kdbench.deploy.latency import Candidate, measure_in_turn
+from kdbench.deploy.memory import peak_memory
+from kdbench.deploy.sizes import compressed_size, plain_weights
+from kdbench.errors import ConfigError
+from kdbench.models import Network, summarize
+from kdbench.models.compressed import QuantizedNetwork
+from kdbench.models.counts import count_weights
+from kdbench.models.onnx_graph import INPUT, session_of
+from kdbench.models.plain import plain_module
+from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.related import RelatedRun, find_related, read_related
+from kdbench.rundir.student import build_trained
+from kdbench.rundir.summary import names
+from kdbench.runner.compressing import (
+    NO_TRAINING,
+    fidelity_to_parent,
+    teacher_logits,
+    test_logits_of,
+)
+from kdbench.runner.environment import installed_version
+from kdbench.runner.imported import UNKNOWN
+from kdbench.runner.results import Predictions, fidelity, write_result
+from kdbench.system.device import place, synchronize, torch_settings
+from kdbench.system.logs import RunLog
+from kdbench.system.signals import raise_if_requested
+from kdbench.train.evaluate import evaluation_batch
+
+log = logging.getLogger(__name__)
+
+Execute = Callable[[Tensor], Tensor]
+"""Returns the logits [N, C] of normalised images [N, C, H, W], both on the CPU."""
+
+
+@dataclass
+class Subject:
+    """A network that is measured, in the engines that can execute it."""
+
+    config: RunConfig
+    directory: RunDirectory
+    run: RelatedRun
+    dataset: Dataset
+    network: Network
+    graph: bytes | None = None
+    weights: bytes | None = None
+    engines: dict[str, Execute] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    """What cannot be measured, and why."""
+    candidates: dict[str, dict[int, Candidate]] = field(default_factory=dict)
+    """By engine and batch."""
+
+    @property
+    def settings(self) -> MeasureConfig:
+        assert self.config.measure is not None
+        return self.config.measure
+
+
+def measure_networks(runs: Sequence[tuple[RunConfig, RunDirectory]]) -> None:
+    """Measure networks in turn, and write a run directory for each.
+
+    Args:
+        runs: resolved configs of kind `measure` that belong together, with their directories; the caller holds their
+            locks.
+
+    Raises:
+        ConfigError: a network is not finished, or can be executed by no engine.
+        Interrupted: a stop was requested; nothing was written.
+    """
+    runtime, settings = runs[0][0].runtime, runs[0][0].measure
+    assert settings is not None
+    with torch_settings(runtime), torch.no_grad():
+        subjects = [prepare(config, directory) for config, directory in runs]
+        counter = find_counter(runtime.device)
+        log.info("measuring %d networks in turn: %d rounds", len(subjects), settings.rounds)
+        time_subjects(subjects, counter if not isinstance(counter, str) else None)
+        for subject in subjects:
+            if isinstance(counter, str):
+                subject.missing["energy_mj_per_image"] = counter
+            write_measurement(subject)
+
+
+def prepare(config: RunConfig, directory: RunDirectory) -> Subject:
+    """Return a network of a run with everything that executes it.
+
+    Raises:
+        ConfigError: the run is not finished, or no engine can execute its network.
+    """
+    raise_if_requested()
+    assert config.parent is not None
+    assert config.measure is not None
+    run = measured_run(config)
+    dataset = load(config.data, config.runtime.device)
+    network, method = build_trained(run.config, dataset.spec, run.directory.weights)
+    subject = Subject(config, directory, run, dataset, network)
+    try:
+        subject.graph = graph_of(network, method, dataset.spec)
+        subject.engines["onnx"] = onnx_engine(subject.graph, config.measure.threads)
+    except ConfigError as error:
+        subject.missing["onnx"] = str(error)
+    if config.runtime.device != "cpu" and "onnx" in subject.engines:
+        del subject.engines["onnx"]
+        subject.missing["onnx"] = f"ONNX Runtime is used on the CPU, and this run measures {config.runtime.device}"
+    if isinstance(network.body, QuantizedNetwork):
+        subject.missing["torch"] = "the 8-bit network is an ONNX graph, which torch does not execute"
+    else:
+        plain = plain_module(network, method)
+        subject.weights = plain_weights(plain)
+        subject.engines["torch"] = torch_engine(plain, config.runtime)
+    for name in {*subject.engines} - {*config.measure.engines}:
+        del subject.engines[name]
+    if not subject.engines:
+        why = "; ".join(f"{name}: {reason}" for name, reason in subject.missing.items())
+        raise ConfigError(
+            f"{run.directory.path} can be executed by none of measure.engines={config.measure.engines} ({why})",
+            code="not_executable",
+            key="measure.engines",
+        )
+    return subject
+
+
+def measured_run(config: RunConfig) -> RelatedRun:
+    """Return the run that a run of kind measure measures. Its method may take part in predictions.
+
+    Raises:
+        ConfigError: it is not finished.
+    """
+    assert config.parent is not None
+    found = sorted(Path(config.output_root).expanduser().glob(f"runs/*_{config.parent.run}"))
+    if not found:
+        raise ConfigError(
+            f"parent is {config.parent.run}, and there is no run of that key in {config.output_root}/runs",
+            code="not_found",
+            key="parent",
+        )
+    return read_related(found[0], "parent", config.trust)
+
+
+def onnx_engine(graph: bytes, threads: int) -> Execute:
+    """Return a function that executes a graph by ONNX Runtime. Errors: see `session_of`."""
+    session = session_of(graph, threads)
+    return lambda images: torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
+
+
+def torch_engine(module: nn.Module, runtime: RuntimeConfig) -> Execute:
+    """Return a function that executes a module by torch on the device of the runtime."""
+    module = place(module, runtime)
+    memory_format = torch.channels_last if runtime.channels_last else torch.contiguous_format
+
+    def execute(images: Tensor) -> Tensor:
+        logits = module(images.to(runtime.device, memory_format=memory_format))
+        synchronize(runtime.device)
+        return logits.cpu()
+
+    return execute
+
+
+def time_subjects(subjects: Sequence[Subject], counter: Counter | None) -> None:
+    """Measure the latency of every network, in every engine and at every batch, in turn."""
+    for subject in subjects:
+        test = next(first_batch(subject.dataset, subject.dataset.test))
+        for name, execute in subject.engines.items():
+            subject.candidates[name] = {
+                batch: Candidate(execution(execute, repeated(test, batch)), batch) for batch in subject.settings.batches
+            }
+    settings = subjects[0].settings
+    every = [c for subject in subjects for by_batch in subject.candidates.values() for c in by_batch.values()]
+    measure_in_turn(every, settings.rounds, settings.warmup, counter)
+
+
+def execution(execute: Execute, images: Tensor) -> Callable[[], object]:
+    """Return a pass for some images."""
+    return lambda: execute(images)
+
+
+def first_batch(dataset: Dataset, split: Split) -> Any:
+    """Yield the normalised batches of a split as engines take them: contiguous float32, on the CPU."""
+    size = evaluation_batch("cpu", dataset.spec.input_shape)
+    for batch in plain_batches(dataset, split, size, channels_last=False):
+        raise_if_requested()
+        yield batch.float().cpu().contiguous()
+
+
+def repeated(images: Tensor, number: int) -> Tensor:
+    """Return a number of images, some of them several times if there are fewer."""
+    return images.repeat(-(-number // len(images)), 1, 1, 1)[:number].contiguous()
+
+
+def predicted(subject: Subject, execute: Execute) -> Predictions:
+    """Return the logits of validation and test images in an engine."""
+    val, test = (
+        torch.cat([execute(batch) for batch in first_batch(subject.dataset, split)])
+        for split in (subject.dataset.val, subject.dataset.test)
+    )
+    return Predictions(val, test)
+
+
+def measurement_of(subject: Subject) -> dict[str, Any]:
+    """Return the section `measurement` of the summary."""
+    settings, missing = subject.settings, subject.missing
+    content = subject.graph if "onnx" not in missing else subject.weights
+    assert content is not None
+    batch = max(settings.batches)
+    memory: int | str | None = None
+    if subject.graph is not None and "onnx" not in missing:
+        memory = peak_memory(subject.graph, batch, settings.threads)
+    else:
+        memory = "it is measured with ONNX Runtime, which cannot execute the network here"
+    if isinstance(memory, str):
+        missing["peak_memory_bytes"] = memory
+        memory = None
+    latency = {
+        name: {str(size): candidate.latency() for size, candidate in by_batch.items()}
+        for name, by_batch in subject.candidates.items()
+    }
+    first = next(iter(subject.candidates.values()))[batch]
+    joules = float(np.median(first.joules)) / batch if first.joules else None
+    return {
+        "together": settings.together,
+        "device": settings.device,
+        "threads": settings.threads,
+        "rounds": settings.rounds,
+        "size_bytes": len(content),
+        "size_compressed_bytes": compressed_size(content),
+        "size_format": "onnx" if content is subject.graph else "safetensors",
+        "latency": {name: latency.get(name) for name in settings.engines},
+        "peak_memory_bytes": memory,
+        "energy_mj_per_image": None if joules is None else 1e3 * joules,
+        "missing": missing,
+        "versions": {name: installed_version(name) for name in ("onnx", "onnxruntime", "torch")},
+    }
+
+
+def network_before(run: RelatedRun, config: RunConfig) -> RelatedRun | None:
+    """Return the run whose network was compressed last on the way to a run's; None if none was, or it is gone."""
+    at: RelatedRun | None = run
+    while at and at.config.parent:
+        compressed = at.config.compress is not None
+        try:
+            at = find_related(at.config, at.config.parent, "parent")
+        except ConfigError:
+            return None
+        if compressed:
+            return at
+    return None
+
+
+def write_measurement(subject: Subject) -> None:
+    """Write the run directory of a measurement."""
+    config, directory, run, dataset = subject.config, subject.directory, subject.run, subject.dataset
+    predictions = predicted(subject, next(iter(subject.engines.values())))
+    nonzero, sparsity = count_weights(subject.network)
+    measurement = measurement_of(subject)
+    directory.create()
+    directory.write_config(config)
+    before, summary = network_before(run, config), run.summary
+    keys = (
+        NO_TRAINING
+        | (UNKNOWN if summary.seed is None else {})
+        | names(
+            teacher_test_acc=summary.teacher_test_acc,
+            teacher_key=summary.teacher_key,
+            teacher_weights_sha256=summary.teacher_weights_sha256,
+            inference_params=summary.inference_params,
+            inference_macs=summary.inference_macs,
+            parent_weights_sha256=summary.weights_sha256,
+            nonzero_params=nonzero,
+            sparsity=sparsity,
+            parent_test_acc=before.summary.test_acc_best if before else None,
+            measurement=measurement,
+        )
+        | fidelity(predictions.test, teacher_logits(summary, Path(config.output_root).expanduser()))
+        | (fidelity_to_parent(predictions.test, test_logits_of(before.directory)) if before else {})
+    )
+    log_file = RunLog(directory.log)
+    log_file.open()
+    for what, why in subject.missing.items():
+        log.info("%s: not measured: %s", what, why)
+    log_file.close()
+    model_summary = summarize(config.student, dataset.spec, "student", trained=False)
+    write_result(directory, config, dataset, model_summary, None, {}, predictions, keys)
