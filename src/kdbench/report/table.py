@@ -8,7 +8,7 @@ import pandas as pd
 from kdbench.report.baselines import find_baselines, runs_by_seeds
 from kdbench.report.columns import column_of, format_value, row
 from kdbench.report.groups import COMPARED, group_runs, percent, remark_without_validation
-from kdbench.report.runs import display_path, read_runs, rows_of
+from kdbench.report.runs import display_path, only_trained, read_runs, rows_of
 from kdbench.report.select import with_selection
 
 
@@ -24,7 +24,7 @@ def runs_table(paths: Sequence[Path]) -> str:
     Raises:
         ConfigError: none of them holds a complete run.
     """
-    found = read_runs(paths)
+    found = only_trained(read_runs(paths))
     runs = with_selection(found.runs)
     groups = group_runs(runs)
     gains: dict[str, float] = {}
