@@ -1,6 +1,7 @@
 """Distilled networks against other ways to a network of equal size or latency: pairs of forms, and their differences.
 
-The pairs are chosen by size, latency and names alone, never by test accuracy.
+The pairs are chosen without test accuracy. Rivals that were fine-tuned after compression go first, since a network that
+was not is an easy one to beat; then the nearest pair counts, then that of the higher validation accuracy.
 """
 
 import math
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from kdbench.report import statistics as st
-from kdbench.report.deployment.forms import Form, mean_of
+from kdbench.report.deployment.forms import FINE_TUNED, Form, mean_of
 from kdbench.report.deployment.measurement import ENGINES, MILLION, latency_of, number_of
 from kdbench.report.groups import BASELINE, DISTILLED
 from kdbench.rundir.summary import KEY
@@ -161,14 +162,20 @@ def answer(subject: Way, rival: Way, measure: Measure, forms: Sequence[Form], en
         if costs[0] and costs[1] and is_comparable(ours, theirs, measure):
             distance = abs(math.log(costs[0] / costs[1]))
             if distance <= math.log(TOLERANCE) * (1 + 1e-9):
-                near.append((int(distance / STEP), -validation_of(ours), ours.name, theirs.name, ours, theirs))
+                rank = (not is_fine_tuned(theirs), int(distance / STEP), -validation_of(ours), ours.name, theirs.name)
+                near.append((rank, ours, theirs))
     if not near:
         return Question(subject, rival, measure, None, None)
-    *_, ours, theirs = min(near, key=lambda found: found[:4])
+    _, ours, theirs = min(near, key=lambda found: found[0])
     result, n, is_paired = compare(ours, theirs)
     return Question(
         subject, rival, measure, (ours, theirs), (cost(ours) or 0.0, cost(theirs) or 0.0), result, n, is_paired
     )
+
+
+def is_fine_tuned(form: Form) -> bool:
+    """Return whether a network was trained on after a compression."""
+    return any(step.startswith(FINE_TUNED) for step in form.identity.steps)
 
 
 def is_comparable(ours: Form, theirs: Form, measure: Measure) -> bool:

@@ -12,6 +12,8 @@ from kdbench.report.deployment.comparisons import (
     ask,
     cost_text,
     engine_of,
+    is_fine_tuned,
+    kind_of,
 )
 from kdbench.report.deployment.forms import Form
 from kdbench.report.deployment.measurement import Session
@@ -65,12 +67,23 @@ def summarise(questions: Sequence[Question]) -> list[str]:
     for (subject, measure), of in group_by(questions, lambda question: (question.subject, question.measure)):
         verdicts = group_by(of, verdict_of)
         parts = [
-            f"{verdict} {' and '.join(str(question.rival) for question in found)}"
+            f"{verdict} {listed([rival_text(question) for question in found])}"
             + (f", since no pair of forms has about equal {measure}" if verdict == NO_PAIR else "")
             for verdict, found in verdicts
         ]
         lines.append(f"At about equal {measure}, {subject} is {'; '.join(parts)}.")
     return lines
+
+
+def rival_text(question: Question) -> str:
+    """Return a rival in words, with the remark that it was pruned and not fine-tuned."""
+    is_raw = question.pair and kind_of(question.pair[1])[0] and not is_fine_tuned(question.pair[1])
+    return f"{question.rival}{' (not fine-tuned)' if is_raw else ''}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a list in a sentence."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def describe_questions(questions: Sequence[Question]) -> list[str]:
@@ -112,10 +125,11 @@ def describe_rule(forms: Sequence[Form], questions: Sequence[Question], numbers:
     tests = len({question.pair for question in questions if question.pair and not math.isnan(question.p_adjusted)})
     runs, session, engine = sum(len(form.runs) for form in forms), forms[0].session, engine_of(forms)
     assert session
-    timed = f", latency is that of one image by {engine}" if engine else ", and no latency was measured"
+    timed = f"; latency is that of one image by {engine}" if engine else "; no latency was measured"
     corrected = f"Holm's correction is over {tests} test{'' if tests == 1 else 's'}; intervals are not corrected"
     return (
-        f"About equal means within a factor of {TOLERANCE:g}; of several pairs the nearest counts, then the one with "
-        f"the higher validation accuracy{timed}. {corrected}. All of it is about session {numbers[session]}: {runs} "
-        f"runs of {len(forms)} forms, measured in turn on {session.place}."
+        f"About equal means within a factor of {TOLERANCE:g}; of several pairs one with a rival that was fine-tuned "
+        "after compression counts first, then the nearest, then that of the higher validation accuracy"
+        f"{timed}. {corrected}. All of it is about session {numbers[session]}: {runs} runs of {len(forms)} forms, "
+        f"measured in turn on {session.place}."
     )

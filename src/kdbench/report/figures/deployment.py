@@ -1,13 +1,17 @@
 """Figure of accuracy against what a network costs on a device, with the Pareto front."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator
+from matplotlib.markers import CARETDOWNBASE
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from kdbench.report.anchors import link, row_anchor
 from kdbench.report.deployment.comparisons import engine_of, latency, size_of_form
@@ -21,7 +25,6 @@ from kdbench.report.drawing import (
     label_log_axis,
     legend_below,
     name_panel,
-    panel_inches,
     panels,
 )
 from kdbench.report.figures.sheet import Mark, Sheet, count, first_of
@@ -33,7 +36,7 @@ MARKERS = "osD^vPX*<>"
 """Markers by the steps of compression; uncompressed networks have a circle."""
 LOGARITHMIC = 3.0
 """Ratio of the largest to the smallest cost from which the axis is logarithmic."""
-DEPTH = 25.0
+DEPTH = 20.0
 """Points below the best form at which the accuracy axis ends; forms below stand at its end."""
 Cost = dict[int, tuple[float | None, list[float | None]]]
 """Mean cost of each form, by its id, and the cost of each of its runs."""
@@ -58,7 +61,7 @@ def draw_deployment(sheet: Sheet) -> tuple[Figure, str] | str:
     session = forms[0].session
     where = f", measured on {session.place}" if session else ""
     below = (
-        f" Forms more than {DEPTH:g} points below the best stand at the lower end."
+        f" Forms more than {DEPTH:g} points below the best stand at the lower end, with an arrow."
         if any(np.mean(form.accuracies) < floor for form in forms) else ""
     )  # fmt: skip
     return figure, (
@@ -124,8 +127,9 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 def draw_front(axes: Axes, points: Sequence[tuple[float, float]], floor: float) -> None:
     """Draw the front as steps: up to the next point, a network of this accuracy is the best that there is."""
-    front = pareto_front(points)
-    axes.step(*zip(*((x, max(y, floor)) for x, y in front), strict=True), where="post", color=GREY, lw=1.2, zorder=1)
+    front = pareto_front([point for point in points if point[1] >= floor])
+    if front:
+        axes.step(*zip(*front, strict=True), where="post", color=GREY, lw=1.2, zorder=1)
 
 
 def draw_form(sheet: Sheet, axes: Axes, form: Form, cost: Cost, look: tuple[str, str], floor: float, name: str) -> None:
@@ -139,15 +143,32 @@ def draw_form(sheet: Sheet, axes: Axes, form: Form, cost: Cost, look: tuple[str,
     ]
     if known:
         (dots,) = axes.plot(
-            [value for value, _ in known], [run.accuracy for _, run in known], marker, color=colour, ms=3.5, mew=0.8,
-            mfc="none", alpha=0.8, ls="", zorder=2,
+            [value for value, _ in known], [run.accuracy for _, run in known], marker, color=colour, ms=3.2,
+            mec=PAPER, mew=0.3, ls="", zorder=3,
         )  # fmt: skip
         texts = [f"{form.name}, seed {run.row.get(KEY.seed)}: {run.accuracy:.2f} %, {name} {value:,.4g}"
                  for value, run in known]  # fmt: skip
         sheet.mark_points(dots, [Mark(link(row_anchor("deployment", number)), text) for text in texts])
-    parts = axes.plot([mean or 1.0], [max(accuracy, floor)], marker, color=colour, mec=PAPER, mew=0.8, ms=10, zorder=3)
+    style = mean_style(colour, marker)
+    parts = axes.plot([mean or 1.0], [max(accuracy, floor)], **style, zorder=2)
+    if accuracy < floor:
+        parts += axes.plot(
+            [mean or 1.0],
+            [floor],
+            marker=CARETDOWNBASE,
+            color=colour,
+            ms=6,
+            ls="",
+            zorder=2,
+            transform=axes.transData + ScaledTranslation(0, -0.09, axes.figure.dpi_scale_trans),
+        )
     text = f"{form.name}, {count(len(form.runs))}: {accuracy:.2f} %, {name} {mean:,.4g}"
     sheet.mark(row_anchor("deployment", number), text, parts)
+
+
+def mean_style(colour: str, marker: str) -> dict[str, Any]:
+    """Return the style of the mark of a mean: light inside, so that what lies behind is seen."""
+    return {"marker": marker, "ls": "", "ms": 10, "mec": colour, "mew": 1.4, "mfc": to_rgba(colour, 0.3)}
 
 
 def set_limits(axes: Axes, shown: Sequence[Form], cost: Cost, forms: Sequence[Form], floor: float) -> None:
@@ -158,7 +179,7 @@ def set_limits(axes: Axes, shown: Sequence[Form], cost: Cost, forms: Sequence[Fo
         axes.set_xscale("log")
         room = (high / low) ** 0.06
         axes.set_xlim(low / room, high * room)
-        label_log_axis(axes.xaxis, most=6 if panel_inches(axes) > 3.7 else 5)
+        label_cost_axis(axes)
     else:
         room = 0.08 * (high - low or high)
         axes.set_xlim(low - room, high + room)
@@ -168,12 +189,25 @@ def set_limits(axes: Axes, shown: Sequence[Form], cost: Cost, forms: Sequence[Fo
     axes.set_ylim(floor - space, best + space)
 
 
+def label_cost_axis(axes: Axes) -> None:
+    """Put ticks with plain numbers on a logarithmic axis of costs, also where they span less than a power of ten."""
+    low, high = axes.get_xlim()
+    if high / low >= 10:
+        label_log_axis(axes.xaxis, most=6)
+        return
+    powers = 10.0 ** np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [float(tick) for tick in np.outer(powers, (1, 1.5, 2, 3, 5, 7)).ravel() if low <= tick <= high]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FixedFormatter([f"{tick:,.4g}" for tick in ticks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
 def legend_of(forms: Sequence[Form], looks: Mapping[int, tuple[str, str]]) -> dict[str, Any]:
     """Return a handle for each form, in the order of the table, and one for the front."""
     handles: dict[str, Any] = {}
     for form in forms:
         colour, marker = looks[id(form)]
-        handles[form.name] = Line2D([], [], marker=marker, ls="", ms=9, color=colour, mec=PAPER, mew=0.8)
-    handles["one seed"] = Line2D([], [], marker="o", ls="", ms=3.5, color=INK, mfc="none", mew=0.8)
+        handles[form.name] = Line2D([], [], **mean_style(colour, marker))
+    handles["one seed"] = Line2D([], [], marker="o", ls="", ms=3.2, color=INK)
     handles["Pareto front"] = Line2D([], [], color=GREY, lw=1.2)
     return handles
