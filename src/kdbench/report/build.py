@@ -153,6 +153,7 @@ def build_report(
         margin=margin,
         placed=placed,
         verdict=[
+            *remark_untrained(runs),
             *verdict(gains, table, interactions, capacity, placed, margin, limits),
             *describe_selection(selection, runs),
             *describe_choices(choices),
@@ -220,6 +221,11 @@ def remark_mixed(runs: pd.DataFrame) -> list[str]:
         f"MIXED ({described}): each group is compared only with groups of the same data, but one standard deviation is "
         "pooled over all of them, and so every number of seeds and every detectable difference here is of little use"
     ]
+
+
+def remark_untrained(runs: pd.DataFrame) -> list[str]:
+    """Return the first sentence of a report on networks that were compressed or measured without their trained runs."""
+    return [] if len(runs) else ["No trained run is here: the report is about compressed and measured networks alone."]
 
 
 def remark_repeated_seeds(groups: Sequence[RunGroup]) -> list[str]:

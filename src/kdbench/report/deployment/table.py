@@ -67,7 +67,14 @@ def remarks_on(form: Form) -> list[str]:
     """Return what is unusual about the runs of a form."""
     return [
         *(["compressed, not measured"] if form.session is None else []),
-        *(["runs share seeds: no independent samples, no interval"] if not form.are_replicates else []),
+        *(
+            [
+                "runs share seeds, so they are no independent samples, and there is no interval; the runs that they compressed or "
+                "measured tell them apart, if their directories are given too"
+            ]
+            if not form.are_replicates
+            else []
+        ),
     ]
 
 
