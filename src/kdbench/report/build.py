@@ -153,8 +153,7 @@ def build_report(
         margin=margin,
         placed=placed,
         verdict=[
-            *remark_untrained(runs),
-            *verdict(gains, table, interactions, capacity, placed, margin, limits),
+            *(remark_untrained(runs) or verdict(gains, table, interactions, capacity, placed, margin, limits)),
             *describe_selection(selection, runs),
             *describe_choices(choices),
         ],

@@ -65,17 +65,13 @@ def whole(value: float | None) -> int | None:
 
 def remarks_on(form: Form) -> list[str]:
     """Return what is unusual about the runs of a form."""
-    return [
-        *(["compressed, not measured"] if form.session is None else []),
-        *(
-            [
-                "runs share seeds, so they are no independent samples, and there is no interval; the runs that they compressed or "
-                "measured tell them apart, if their directories are given too"
-            ]
-            if not form.are_replicates
-            else []
-        ),
-    ]
+    remarks = [] if form.session else ["compressed, not measured"]
+    if not form.are_replicates:
+        remarks.append(
+            "runs share seeds, so they are no independent samples, and there is no interval; if the runs that they "
+            "compressed or measured are given too, these may tell them apart"
+        )
+    return remarks
 
 
 def parent_changes(form: Form) -> list[float]:
