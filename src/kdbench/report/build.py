@@ -179,7 +179,7 @@ def build_report(
         class_gains=class_gains_table(gains),
         flipped=flipped,
         deployment=deployment,
-        failed=found.failed,
+        failed=everything.failed,
         choices=choices,
         components=components,
         analysis=analysis,

@@ -92,8 +92,8 @@ def trained(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def only_trained(found: FoundRuns) -> FoundRuns:
-    """Return what was found with the runs that trained a network alone."""
-    return replace(found, runs=trained(found.runs))
+    """Return what was found with the runs that trained a network alone, complete and failed ones."""
+    return replace(found, runs=trained(found.runs), failed=[run for run in found.failed if run.is_trained])
 
 
 def read_history(folder: Path) -> "pd.Series[float] | None":
