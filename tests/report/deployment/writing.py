@@ -109,7 +109,11 @@ def write_study(root, seeds=range(3), energy=False):
         for run, size in ((small, 96_000), (distilled, 96_000), (teacher, 510_000)):
             latency = 0.3 if run["student"] == "resnet8" else 1.1
             measure(write_compressed(root, run, INT8, run["test_acc_best"] - 0.004 - 0.0003 * seed), latency, size)
-        for ratio, loss, ms, size in ((0.5, 0.09, 1.1, 800_000), (0.7, 0.21, 0.75, 370_000), (0.9, 0.62, 0.38, 310_000)):
+        for ratio, loss, ms, size in (
+            (0.5, 0.09, 1.1, 800_000),
+            (0.7, 0.21, 0.75, 370_000),
+            (0.9, 0.62, 0.38, 310_000),
+        ):
             step = {"name": "structured", "ratio": ratio}
             pruned = write_compressed(root, teacher, step, 0.925 - loss + wobble - loss * seed / 50, params=size // 4)
             measure(pruned, ms, size)

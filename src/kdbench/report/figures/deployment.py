@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.markers import CARETDOWNBASE
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from kdbench.report.anchors import link, row_anchor
@@ -101,7 +102,13 @@ def looks_of(forms: Sequence[Form]) -> dict[int, tuple[str, str]]:
     # Networks without a teacher first: the first of them is black, as baselines are in every figure.
     arms.sort(key=lambda arm: arm[-1] != BASELINE)
     colours = {arm: palette[place % len(palette)] for place, arm in enumerate(arms)}
-    return {id(form): (colours[arm_of(form)], markers[form.identity.steps]) for form in forms}
+    taken: dict[tuple[str, str], int] = {}
+    for form in forms:
+        look = colours[arm_of(form)], markers[form.identity.steps]
+        if look in taken:  # more networks than colours, or more compressions than markers
+            look = next(free for free in product(palette, MARKERS) if free not in taken)
+        taken[look] = id(form)
+    return {form: look for look, form in taken.items()}
 
 
 def arm_of(form: Form) -> tuple[Any, ...]:
@@ -183,6 +190,7 @@ def set_limits(axes: Axes, shown: Sequence[Form], cost: Cost, forms: Sequence[Fo
     else:
         room = 0.08 * (high - low or high)
         axes.set_xlim(low - room, high + room)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
         axes.xaxis.set_minor_locator(NullLocator())
     best = max(max(form.accuracies) for form in forms)
     space = 0.06 * (best - floor) or 0.5
