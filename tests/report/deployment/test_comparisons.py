@@ -189,7 +189,7 @@ def test_a_sentence_claims_what_the_corrected_test_carries(tmp_path):
     for question in questions_of(tmp_path).values():
         is_claimed = question.p_adjusted < 0.05
         assert is_claimed <= (question.result.low > 0 or question.result.high < 0)
-    shown = [line for line in lines if "which shows no difference" in line]
+    shown = [line for line in lines if "a difference is not shown" in line]
     assert len(shown) == 1
     assert "resnet32 teacher, structured 0.5 (95 % interval" in shown[0]
 

@@ -7,7 +7,7 @@ import pytest
 from kdbench.errors import ConfigError
 from kdbench.report.results import tables_of
 from kdbench.report.table import runs_table
-from tests.report.conftest import report_of, write_failed_run, write_group
+from tests.report.conftest import report_of, write_failed_run, write_group, write_selected
 from tests.report.deployment.writing import write_measured, write_study, write_trained
 
 OWN = ("deployment", "deployment_classes")
@@ -105,3 +105,15 @@ def test_a_failed_measurement_is_no_failed_training(tmp_path):
 def test_the_table_of_the_console_lists_runs_of_every_kind(study):
     text = runs_table([study])
     assert len(text.splitlines()) == 1 + len(list(study.iterdir()))
+
+
+def test_networks_that_were_not_selected_are_left_out(tmp_path):
+    root = tmp_path / "runs"
+    for alpha in (0.1, 0.9):
+        own = {"teacher": "resnet20", "method": "logit", "method_params": {"alpha": alpha}, "run_key": f"key{alpha}"}
+        run = write_trained(root, "resnet8", 1, 0.9, recipe={}, **own)
+        write_measured(root, run, ms=1, size=1)
+    winners = [{"method_params": {"alpha": 0.9}}]
+    report = report_of(root, write_selected(tmp_path / "selected.yaml", winners, [0], [1]))
+    assert [form.runs[0].start["run_key"] for form in report.deployment.forms] == ["key0.9"]
+    assert "1 run of networks that were not selected: left out of deployment" in report.remarks

@@ -116,7 +116,7 @@ def describe_difference(question: Question) -> str:
     interval = f"95 % interval {result.low:+.2f} to {result.high:+.2f}"
     p = format_value(question.p_adjusted, P)
     p = f"p {p}" if p.startswith("<") else f"p = {p}"
-    shown = "" if question.p_adjusted < ALPHA else ", which shows no difference"
+    shown = "" if question.p_adjusted < ALPHA else ": a difference is not shown"
     return f"{size} ({interval}, {seeds}; {p} after Holm{shown})"
 
 

@@ -22,7 +22,6 @@ from kdbench.report.drawing import (
     COLOURS,
     GREY,
     INK,
-    PAPER,
     label_log_axis,
     legend_below,
     name_panel,
@@ -35,10 +34,16 @@ from kdbench.rundir.summary import KEY
 MOST_FORMS = 28
 MARKERS = "osD^vPX*<>"
 """Markers by the steps of compression; uncompressed networks have a circle."""
+MOST_DECADES = 1.4
+"""Powers of ten on a logarithmic axis up to which its ticks are dense."""
 LOGARITHMIC = 3.0
 """Ratio of the largest to the smallest cost from which the axis is logarithmic."""
-DEPTH = 20.0
-"""Points below the best form at which the accuracy axis ends; forms below stand at its end."""
+DEPTH, LEAST_DEPTH = 3.0, 2.0
+"""Depth of the accuracy axis below the best form: so many times that of the median form, and at least so many points.
+Forms below stand at its end: a network that was pruned and not trained on would leave no room for all others."""
+ROUNDING = 1e-9
+HEIGHT = 4.2
+"""Height of a panel, inches."""
 Cost = dict[int, tuple[float | None, list[float | None]]]
 """Mean cost of each form, by its id, and the cost of each of its runs."""
 
@@ -48,7 +53,7 @@ def draw_deployment(sheet: Sheet) -> tuple[Figure, str] | str:
     costs = {name: cost for name, cost in costs_of(forms).items() if any(mean for mean, _ in cost.values())}
     if not costs:
         return "no network was measured"
-    figure, all_axes = panels(len(costs), sheet.width)
+    figure, all_axes = panels(len(costs), sheet.width, HEIGHT)
     looks = looks_of(forms)
     floor = floor_of(forms)
     for axes, (name, cost) in zip(all_axes, costs.items(), strict=True):
@@ -58,17 +63,15 @@ def draw_deployment(sheet: Sheet) -> tuple[Figure, str] | str:
             draw_form(sheet, axes, form, cost, looks[id(form)], floor, name)
         name_panel(axes, "", name, "test accuracy, %")
         set_limits(axes, shown, cost, forms, floor)
-    legend_below(figure, legend_of(forms, looks))
+    legend_below(figure, legend_of(forms, looks, floor))
     session = forms[0].session
     where = f", measured on {session.place}" if session else ""
-    below = (
-        f" Forms more than {DEPTH:g} points below the best stand at the lower end, with an arrow."
-        if any(np.mean(form.accuracies) < floor for form in forms) else ""
-    )  # fmt: skip
+    some_are_below = any(is_below(form, floor) for form in forms)
+    below = " Forms far below the others stand at the lower end, with an arrow; the legend has their accuracy."
     return figure, (
         f"Test accuracy against what a prediction costs{where}. Large marks are means over seeds, small ones single "
         "seeds. Colour: network and training; marker: compression. The line is the Pareto front: no form is both "
-        f"cheaper and more accurate than one on it, by these means.{below}{cut}"
+        f"cheaper and more accurate than one on it, by these means.{below if some_are_below else ''}{cut}"
     )
 
 
@@ -119,8 +122,15 @@ def arm_of(form: Form) -> tuple[Any, ...]:
 
 def floor_of(forms: Sequence[Form]) -> float:
     """Return the accuracy at the lower end of the axis."""
-    lowest = min(min(form.accuracies) for form in forms)
-    return max(lowest, max(float(np.mean(form.accuracies)) for form in forms) - DEPTH)
+    means = [float(np.mean(form.accuracies)) for form in forms]
+    depth = max(LEAST_DEPTH, DEPTH * (max(means) - float(np.median(means))))
+    shown = [form.accuracies for form, mean in zip(forms, means, strict=True) if mean >= max(means) - depth]
+    return min(min(accuracies) for accuracies in shown)
+
+
+def is_below(form: Form, floor: float) -> bool:
+    """Return whether a form stands at the lower end of the axis, since its accuracy lies below."""
+    return float(np.mean(form.accuracies)) < floor - ROUNDING
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -134,7 +144,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 def draw_front(axes: Axes, points: Sequence[tuple[float, float]], floor: float) -> None:
     """Draw the front as steps: up to the next point, a network of this accuracy is the best that there is."""
-    front = pareto_front([point for point in points if point[1] >= floor])
+    front = pareto_front([point for point in points if point[1] >= floor - ROUNDING])
     if front:
         axes.step(*zip(*front, strict=True), where="post", color=GREY, lw=1.2, zorder=1)
 
@@ -146,19 +156,19 @@ def draw_form(sheet: Sheet, axes: Axes, form: Form, cost: Cost, look: tuple[str,
     mean, values = cost[id(form)]
     accuracy = float(np.mean(form.accuracies))
     known = [
-        (value, run) for value, run in zip(values, form.runs, strict=True) if value and run.accuracy >= floor - 1e-9
+        (value, run) for value, run in zip(values, form.runs, strict=True) if value and run.accuracy >= floor - ROUNDING
     ]
     if known:
         (dots,) = axes.plot(
-            [value for value, _ in known], [run.accuracy for _, run in known], marker, color=colour, ms=3.2,
-            mec=PAPER, mew=0.3, ls="", zorder=3,
+            [value for value, _ in known], [run.accuracy for _, run in known], marker, color=colour, ms=4.5,
+            mew=0, ls="", zorder=3,
         )  # fmt: skip
         texts = [f"{form.name}, seed {run.row.get(KEY.seed)}: {run.accuracy:.2f} %, {name} {value:,.4g}"
                  for value, run in known]  # fmt: skip
         sheet.mark_points(dots, [Mark(link(row_anchor("deployment", number)), text) for text in texts])
     style = mean_style(colour, marker)
     parts = axes.plot([mean or 1.0], [max(accuracy, floor)], **style, zorder=2)
-    if accuracy < floor:
+    if is_below(form, floor):
         parts += axes.plot(
             [mean or 1.0],
             [floor],
@@ -175,7 +185,7 @@ def draw_form(sheet: Sheet, axes: Axes, form: Form, cost: Cost, look: tuple[str,
 
 def mean_style(colour: str, marker: str) -> dict[str, Any]:
     """Return the style of the mark of a mean: light inside, so that what lies behind is seen."""
-    return {"marker": marker, "ls": "", "ms": 10, "mec": colour, "mew": 1.4, "mfc": to_rgba(colour, 0.3)}
+    return {"marker": marker, "ls": "", "ms": 9, "mec": colour, "mew": 1.4, "mfc": to_rgba(colour, 0.3)}
 
 
 def set_limits(axes: Axes, shown: Sequence[Form], cost: Cost, forms: Sequence[Form], floor: float) -> None:
@@ -200,22 +210,28 @@ def set_limits(axes: Axes, shown: Sequence[Form], cost: Cost, forms: Sequence[Fo
 def label_cost_axis(axes: Axes) -> None:
     """Put ticks with plain numbers on a logarithmic axis of costs, also where they span less than a power of ten."""
     low, high = axes.get_xlim()
-    if high / low >= 10:
+    decades = math.log10(high / low)
+    if decades >= MOST_DECADES:
         label_log_axis(axes.xaxis, most=6)
         return
+    steps = (1, 1.5, 2, 3, 5, 7) if decades < 1 else (1, 2, 3, 5)
     powers = 10.0 ** np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [float(tick) for tick in np.outer(powers, (1, 1.5, 2, 3, 5, 7)).ravel() if low <= tick <= high]
+    ticks = [float(tick) for tick in np.outer(powers, steps).ravel() if low <= tick <= high]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FixedFormatter([f"{tick:,.4g}" for tick in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def legend_of(forms: Sequence[Form], looks: Mapping[int, tuple[str, str]]) -> dict[str, Any]:
-    """Return a handle for each form, in the order of the table, and one for the front."""
+def legend_of(forms: Sequence[Form], looks: Mapping[int, tuple[str, str]], floor: float) -> dict[str, Any]:
+    """Return a handle for each form, in the order of the table, and one for the front.
+
+    Forms below the axis have their accuracy behind their name.
+    """
     handles: dict[str, Any] = {}
     for form in forms:
         colour, marker = looks[id(form)]
-        handles[form.name] = Line2D([], [], **mean_style(colour, marker))
-    handles["one seed"] = Line2D([], [], marker="o", ls="", ms=3.2, color=INK)
+        accuracy = f" ({np.mean(form.accuracies):.1f}%)" if is_below(form, floor) else ""
+        handles[f"{form.name}{accuracy}"] = Line2D([], [], **mean_style(colour, marker))
+    handles["one seed"] = Line2D([], [], marker="o", ls="", ms=4.5, color=INK)
     handles["Pareto front"] = Line2D([], [], color=GREY, lw=1.2)
     return handles
