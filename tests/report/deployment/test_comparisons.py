@@ -182,8 +182,8 @@ def test_a_sentence_claims_what_the_corrected_test_carries(tmp_path):
     write_large(tmp_path, INT8, (0.001, 0.0012, 0.0009), ms=1.1, size=110)  # better than it
     lines = report_of(tmp_path).deployment.sentences
     assert verdicts(lines[0]) == (
-        "not shown to differ in accuracy from the pruned large network (not fine-tuned); less accurate than the "
-        "quantised large network; more accurate than the small network trained alone."
+        "more accurate than the small network trained alone; less accurate than the quantised large network; not shown "
+        "to differ in accuracy from the pruned large network (not fine-tuned)."
     )
     assert lines[1] == lines[0].replace("size", "latency")
     for question in questions_of(tmp_path).values():

@@ -21,7 +21,7 @@ from kdbench.report.gains import group_by
 from kdbench.report.groups import DISTILLED
 from kdbench.report.statistics import ALPHA
 
-BETTER, WORSE, OPEN, UNTESTED, NO_PAIR = (
+VERDICTS = BETTER, WORSE, OPEN, UNTESTED, NO_PAIR = (
     "more accurate than",
     "less accurate than",
     "not shown to differ in accuracy from",
@@ -65,7 +65,7 @@ def summarise(questions: Sequence[Question]) -> list[str]:
     """Return the answer for each kind of distilled network and each cost, in one sentence."""
     lines = []
     for (subject, measure), of in group_by(questions, lambda question: (question.subject, question.measure)):
-        verdicts = group_by(of, verdict_of)
+        verdicts = sorted(group_by(of, verdict_of), key=lambda item: VERDICTS.index(item[0]))
         parts = [
             f"{verdict} {listed([rival_text(question) for question in found])}"
             + (f", since no pair of forms has about equal {measure}" if verdict == NO_PAIR else "")
