@@ -294,23 +294,21 @@ ONLY_IN_CSV = FUNCTIONAL_ONLY_IN_CSV | {
     "runs": "init_seed data_seed teacher_seed params macs kl_t1 kl_t4 nll ece precision".split(),
 }
 """Columns that the page does not show, by table."""
-FIRST = (
-    FUNCTIONAL_FIRST
-    | DEPLOYMENT_FIRST
-    | {
-        "gains": "student teacher method setting delta primary_low primary_high p_adjusted n".split(),
-        "interactions": "method teacher student_a student_b difference primary_low primary_high p_adjusted".split(),
-        "groups": "student teacher method role setting n mean std".split(),
-        "fidelity": (
-            "student teacher method agreement base_agreement agreement_expected agreement_excess same_mistake"
-        ).split(),
-        "capacity": "student_a student_b gain_a gain_b difference primary_low primary_high p_primary".split(),
-        "choices": "student teacher method chosen margin noise clear optimism".split(),
-        "flips": "student teacher method setting seed only_method only_baseline p_mcnemar".split(),
-        "runs": "student teacher method setting seed best_val_acc test_acc_best agreement train_seconds".split(),
-        "class_gains": "student teacher method setting class_name gain class_low class_high".split(),
-    }
-)
+FIRST = {
+    **FUNCTIONAL_FIRST,
+    **DEPLOYMENT_FIRST,
+    "gains": "student teacher method setting delta primary_low primary_high p_adjusted n".split(),
+    "interactions": "method teacher student_a student_b difference primary_low primary_high p_adjusted".split(),
+    "groups": "student teacher method role setting n mean std".split(),
+    "fidelity": (
+        "student teacher method agreement base_agreement agreement_expected agreement_excess same_mistake"
+    ).split(),
+    "capacity": "student_a student_b gain_a gain_b difference primary_low primary_high p_primary".split(),
+    "choices": "student teacher method chosen margin noise clear optimism".split(),
+    "flips": "student teacher method setting seed only_method only_baseline p_mcnemar".split(),
+    "runs": "student teacher method setting seed best_val_acc test_acc_best agreement train_seconds".split(),
+    "class_gains": "student teacher method setting class_name gain class_low class_high".split(),
+}
 """Columns that the page shows at first, by table; of those that are not empty, the first eight."""
 MOST_FIRST = 8
 
