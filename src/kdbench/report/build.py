@@ -14,6 +14,7 @@ from kdbench.report.class_gains import class_gains_table, remark_classes
 from kdbench.report.columns import GROUPS, RUNS, row
 from kdbench.report.comparability import remark_comparability
 from kdbench.report.components import components_table
+from kdbench.report.deployment.build import Deployment, compute_deployment
 from kdbench.report.design import Analysis
 from kdbench.report.estimates import PlacedDesign, place_gains
 from kdbench.report.failures import FailedRun, with_failures
@@ -41,10 +42,10 @@ from kdbench.report.primary import (
     capacity_table,
     count_verdict,
 )
-from kdbench.report.runs import FoundRuns, display_path, read_runs, rows_of
+from kdbench.report.runs import FoundRuns, display_path, only_trained, read_runs, rows_of
 from kdbench.report.select import Selection, with_selection
 from kdbench.report.verdict import describe_selection, judge_failures, sentence, verdict
-from kdbench.rundir.summary import KEY
+from kdbench.rundir.summary import KEY, TRAIN
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +80,8 @@ class Report:
     """Gain of each class with its interval."""
     flipped: list[FlippedImage] = field(default_factory=list)
     """Test images that most pairs of runs classify differently."""
+    deployment: Deployment = field(default_factory=Deployment)
+    """Networks that were compressed and measured."""
     analysis: Analysis = Analysis.AUTO
     """Choice of the primary analysis: by the rule, or as declared."""
     selection: Selection | None = None
@@ -113,11 +116,14 @@ def build_report(
     Raises:
         ConfigError: there are no runs, or they do not belong together.
     """
-    found = read_runs(paths)
+    everything = read_runs(paths)
+    found = only_trained(everything)
     runs = with_selection(found.runs, selection)
     if not allow_mixed:
         check_alike(runs)
+        check_deployed(everything.runs, runs)
     groups = group_runs(runs)
+    deployment = compute_deployment(everything.runs, groups)
     gains = compute_gains(groups)
     std = st.pooled_std([group.accuracies for group in groups])
     placed = place_gains(gains, analysis)
@@ -147,7 +153,7 @@ def build_report(
         margin=margin,
         placed=placed,
         verdict=[
-            *verdict(gains, table, interactions, capacity, placed, margin, limits),
+            *(remark_untrained(runs) or verdict(gains, table, interactions, capacity, placed, margin, limits)),
             *describe_selection(selection, runs),
             *describe_choices(choices),
         ],
@@ -162,6 +168,7 @@ def build_report(
             *unmatched,
             *fidelity.remarks,
             *functional.remarks,
+            *deployment.remarks,
             *without_pictures,
             *remark_tuned(runs),
             *remark_comparability(groups, gains, table),
@@ -171,13 +178,27 @@ def build_report(
         damaged=found.damaged,
         class_gains=class_gains_table(gains),
         flipped=flipped,
-        failed=found.failed,
+        deployment=deployment,
+        failed=everything.failed,
         choices=choices,
         components=components,
         analysis=analysis,
         selection=selection,
         plan=check_followed(plan, gains, interactions, selection, analysis, margin) if plan else [],
     )
+
+
+def check_deployed(everything: pd.DataFrame, runs: pd.DataFrame) -> None:
+    """Check that runs that compressed or measured belong to the trained runs of the report.
+
+    Raises:
+        ConfigError: they are of different data sets or splits.
+    """
+    is_deployed = everything.kind != TRAIN
+    if is_deployed.any():
+        # Runs that compressed or measured do not record whether validation images were held out.
+        checked = everything[is_deployed | everything.run_key.isin(runs.run_key)]
+        check_alike(checked.assign(**{KEY.validation: True}))
 
 
 def count_with_failures(found: FoundRuns, selection: Selection | None, analysis: Analysis) -> Count | None:
@@ -199,6 +220,11 @@ def remark_mixed(runs: pd.DataFrame) -> list[str]:
         f"MIXED ({described}): each group is compared only with groups of the same data, but one standard deviation is "
         "pooled over all of them, and so every number of seeds and every detectable difference here is of little use"
     ]
+
+
+def remark_untrained(runs: pd.DataFrame) -> list[str]:
+    """Return the first sentence of a report on networks that were compressed or measured without their trained runs."""
+    return [] if len(runs) else ["No trained run is here: the report is about compressed and measured networks alone."]
 
 
 def remark_repeated_seeds(groups: Sequence[RunGroup]) -> list[str]:

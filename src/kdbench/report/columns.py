@@ -6,9 +6,10 @@ from typing import Any
 import pandas as pd
 
 from kdbench.report.column import PER_CENT, POINTS, Column, P, named
+from kdbench.report.deployment_columns import DEPLOYMENT, DEPLOYMENT_FIRST
 from kdbench.report.functional_columns import FUNCTIONAL, FUNCTIONAL_FIRST, FUNCTIONAL_ONLY_IN_CSV
 
-COLUMNS = FUNCTIONAL | named(
+COLUMNS = FUNCTIONAL | DEPLOYMENT | named(
     student=Column("student", "network that is trained"),
     teacher=Column("teacher", "network whose outputs it is trained on; empty: none"),
     method=Column("method", "training method; ce: cross-entropy with the labels alone"),
@@ -293,7 +294,9 @@ ONLY_IN_CSV = FUNCTIONAL_ONLY_IN_CSV | {
     "runs": "init_seed data_seed teacher_seed params macs kl_t1 kl_t4 nll ece precision".split(),
 }
 """Columns that the page does not show, by table."""
-FIRST = FUNCTIONAL_FIRST | {
+FIRST = {
+    **FUNCTIONAL_FIRST,
+    **DEPLOYMENT_FIRST,
     "gains": "student teacher method setting delta primary_low primary_high p_adjusted n".split(),
     "interactions": "method teacher student_a student_b difference primary_low primary_high p_adjusted".split(),
     "groups": "student teacher method role setting n mean std".split(),

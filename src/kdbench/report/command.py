@@ -81,7 +81,8 @@ def report(arguments: Sequence[str], images: "ImageReader | None" = None) -> int
     for title, lines in (("plan", made.plan), ("changes", made.changes)):
         if lines:
             print(f"\n{title}:", *map(printable, lines), sep="\n")
-    print("", *map(printable, made.verdict), *map(printable, made.functional.sentences), f"\nreport: {page}", sep="\n")
+    sentences = [*made.verdict, *made.functional.sentences, *made.deployment.sentences]
+    print("", *map(printable, sentences), f"\nreport: {page}", sep="\n")
     return 1 if made.damaged else 0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from kdbench.rundir.load import row_of
-from kdbench.rundir.summary import KEY
+from kdbench.rundir.summary import KEY, TRAIN
 from kdbench.rundir.unfinished import Failure, read_arm, read_failure
 
 OF_THE_MACHINE = ("out_of_memory", "no_space", "not_writable", "not_found", "io_error", "lock_lost")
@@ -42,6 +42,11 @@ class FailedRun:
         """Title of the run."""
         return f"{self.arm}, seed {self.seed}"
 
+    @property
+    def is_trained(self) -> bool:
+        """False for a run that failed to compress or to measure a network: it is no result of a training."""
+        return self.failure is None or self.failure.run.get(KEY.kind) in (None, TRAIN)
+
 
 def read_failed(folder: Path, shown: str) -> FailedRun | None:
     """Return a run that failed; None for one that did not, such as an interrupted one.
@@ -64,8 +69,8 @@ def read_failed(folder: Path, shown: str) -> FailedRun | None:
 def with_failures(runs: pd.DataFrame, failed: Sequence[FailedRun]) -> pd.DataFrame | None:
     """Return a table of runs with the failed ones added, each at chance accuracy: 1 / number of classes.
 
-    Runs that ended for want of memory, disk space or a lock are not added. A failed run that is complete elsewhere
-    counts as complete.
+    Runs that ended for want of memory, disk space or a lock are not added, nor those that did not train. A failed run
+    that is complete elsewhere counts as complete.
 
     Args:
         runs: table of `read_runs`, before a selection is applied.
@@ -77,7 +82,12 @@ def with_failures(runs: pd.DataFrame, failed: Sequence[FailedRun]) -> pd.DataFra
     known = set(runs.run_key)
     rows: dict[str, dict[str, Any]] = {}
     for run in failed:
-        if run.failure is None or run.code in OF_THE_MACHINE or run.failure.run[KEY.run_key] in known:
+        if (
+            run.failure is None
+            or not run.is_trained
+            or run.code in OF_THE_MACHINE
+            or run.failure.run[KEY.run_key] in known
+        ):
             continue
         classes, _ = run.failure.summary(0.0).classes_and_shape
         summary = run.failure.summary(1 / classes)

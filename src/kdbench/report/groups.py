@@ -97,7 +97,7 @@ def percents(fractions: "pd.Series[Any]") -> list[float]:
 def remark_without_validation(runs: pd.DataFrame) -> list[str]:
     """Remark on runs whose validation images were trained on."""
     validated = set(runs.validation)
-    if validated == {True}:
+    if validated <= {True}:
         return []
     return [f"{'groups with validation=False were' if True in validated else 'all runs were'} {WITHOUT_VALIDATION}"]
 
@@ -223,6 +223,8 @@ def sort_key(group: RunGroup, settings: Sequence[str]) -> tuple[Any, ...]:
 def with_settings(groups: Sequence[RunGroup]) -> list[RunGroup]:
     """Return the groups with their settings: the method's keys that differ among its groups, and all other keys that
     differ among the groups of its student, teacher and method."""
+    if not groups:
+        return []
     columns = columns_of(groups[0].runs.columns, (KEY.method_params, *STUDENT, *TEACHER))
     params, protocol = columns_of(columns, (KEY.method_params,)), columns_of(columns, PROTOCOL)
     values = [{column: key_text(group.shared[column]) for column in columns} for group in groups]

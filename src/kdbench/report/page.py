@@ -57,6 +57,15 @@ TITLES = {
         "Shared mistakes by class",
         "Of the teacher's mistakes in each class, those that students and their primary control make too. No tests.",
     ),
+    "deployment": (
+        "Deployment",
+        "What compression costs in accuracy, and what it saves, for each form of a network. Changes are paired by "
+        "seed, and their intervals are not corrected. Latencies of different sessions cannot be compared.",
+    ),
+    "deployment_classes": (
+        "Deployment by class",
+        "Change of each class by compression in points of its own test images, not corrected.",
+    ),
     "flips": (
         "Flips",
         "Test images that a run and the baseline run of the same seed classify differently. "
@@ -79,7 +88,7 @@ TITLES = {
     "runs": ("Runs", "One row per run; everything above is computed from these."),
 }
 """Title and note of each table, in the order of the page."""
-NUMBERED = ("gains", "interactions", "groups", "transfer", "asymmetry")
+NUMBERED = ("gains", "interactions", "groups", "transfer", "asymmetry", "deployment")
 """Tables whose rows have anchors by their place."""
 MOST_CLASSES = 20
 """Largest number of classes that the page shows as columns; more are rows."""

@@ -53,6 +53,7 @@ def results_of(report: Report, making: Making) -> dict[str, Any]:
         "title": making.title,
         "verdict": report.verdict,
         "functional": report.functional.sentences,
+        "deployment": report.deployment.sentences,
         "remarks": [*report.remarks, *making.left_out],
         "damaged": report.damaged,
         "failed": [failed_of(run) for run in report.failed],
@@ -91,6 +92,8 @@ def tables_of(report: Report) -> dict[str, pd.DataFrame]:
         "transfer": report.functional.transfer,
         "asymmetry": report.functional.asymmetry,
         "mistakes": report.functional.mistakes,
+        "deployment": report.deployment.table,
+        "deployment_classes": report.deployment.classes,
     }
 
 

@@ -2,7 +2,7 @@
 
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from kdbench.errors import ConfigError, KdbenchError
 from kdbench.report.failures import FailedRun, read_failed, remark_failed, remark_unfinished
 from kdbench.rundir.files import sha256
 from kdbench.rundir.load import row_of, run_folders
-from kdbench.rundir.summary import GIVEN, KEY, SUMMARY_FILE, RunSummary, Status, changed_file, read_summary
+from kdbench.rundir.summary import GIVEN, KEY, SUMMARY_FILE, TRAIN, RunSummary, Status, changed_file, read_summary
 from kdbench.rundir.unfinished import FAILURE_FILE, RecordedArm, read_arm
 
 METRICS, LOGITS = "metrics.csv", "logits.safetensors"
@@ -81,8 +81,19 @@ def read_runs(paths: Sequence[Path]) -> FoundRuns:
     # Objects, so that whole numbers stay whole and a missing value is None in every column.
     runs = pd.DataFrame(list(rows.values()), dtype=object)
     runs = runs.where(runs.notna(), None)
-    remarks += [*changed_teachers(runs), *given_teachers(runs), *without_role(runs), *unreadable_histories(runs)]
+    own = trained(runs)
+    remarks += [*changed_teachers(own), *given_teachers(own), *without_role(own), *unreadable_histories(own)]
     return FoundRuns(runs, damaged, remarks, failed)
+
+
+def trained(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs that trained a network, without those that compressed or measured one."""
+    return runs[runs[KEY.kind] == TRAIN]
+
+
+def only_trained(found: FoundRuns) -> FoundRuns:
+    """Return what was found with the runs that trained a network alone, complete and failed ones."""
+    return replace(found, runs=trained(found.runs), failed=[run for run in found.failed if run.is_trained])
 
 
 def read_history(folder: Path) -> "pd.Series[float] | None":

@@ -8,7 +8,7 @@ import pandas as pd
 from kdbench.report.baselines import find_baselines, runs_by_seeds
 from kdbench.report.columns import column_of, format_value, row
 from kdbench.report.groups import COMPARED, group_runs, percent, remark_without_validation
-from kdbench.report.runs import display_path, read_runs, rows_of
+from kdbench.report.runs import display_path, read_runs, rows_of, trained
 from kdbench.report.select import with_selection
 
 
@@ -26,7 +26,7 @@ def runs_table(paths: Sequence[Path]) -> str:
     """
     found = read_runs(paths)
     runs = with_selection(found.runs)
-    groups = group_runs(runs)
+    groups = group_runs(trained(runs))
     gains: dict[str, float] = {}
     for group in groups:
         if group.shared.role in COMPARED and (baselines := find_baselines(group, groups)):
@@ -43,5 +43,5 @@ def runs_table(paths: Sequence[Path]) -> str:
         for run in rows_of(runs)
     ]  # fmt: skip
     cells = [{column_of(c).heading: format_value(v, column_of(c).form) or "-" for c, v in r.items()} for r in rows]
-    lines = [*remark_without_validation(runs), *found.damaged]
+    lines = [*remark_without_validation(trained(runs)), *found.damaged]
     return "\n".join([pd.DataFrame(cells).to_string(index=False), *lines])

@@ -17,6 +17,7 @@ from kdbench.report.figures.agreement import draw_agreement
 from kdbench.report.figures.asymmetry import draw_asymmetry
 from kdbench.report.figures.classes import draw_classes
 from kdbench.report.figures.curves import draw_curves
+from kdbench.report.figures.deployment import draw_deployment
 from kdbench.report.figures.gains import draw_gains
 from kdbench.report.figures.inline_svg import inline_svg
 from kdbench.report.figures.interactions import draw_interactions
@@ -28,10 +29,13 @@ from kdbench.report.figures.sheet import Mark, Sheet, choose_looks
 from kdbench.report.figures.size import draw_size
 from kdbench.report.figures.transfer import draw_transfer
 
+DEPLOYMENT = "deployment"
+"""Name of the figure that only a report with compressed or measured networks has, or says that it lacks."""
 FIGURES: Mapping[str, tuple[str, Callable[[Sheet], tuple[Figure, str] | str]]] = {
     "gains": ("Gain over the baseline", draw_gains),
     "interactions": ("Gain of the smaller against the larger student", draw_interactions),
     "size": ("Accuracy against size", draw_size),
+    DEPLOYMENT: ("Accuracy against the cost on a device", draw_deployment),
     "curves": ("Validation accuracy during training", draw_curves),
     "agreement": ("Agreement with the teacher against accuracy", draw_agreement),
     "transfer": ("Transfer: distance to the own teacher against a control", draw_transfer),
@@ -83,7 +87,8 @@ def draw_figures(report: Report, width: Width) -> tuple[list[Drawing], list[str]
     To be called, and the figures saved, within `kdbench.report.drawing.style`.
     """
     looks = choose_looks(report)
-    drawn = [draw_figure(name, Sheet(report, width, looks)) for name in FIGURES]
+    names = [name for name in FIGURES if name != DEPLOYMENT or report.deployment.forms]
+    drawn = [draw_figure(name, Sheet(report, width, looks)) for name in names]
     return (
         [drawing for drawing in drawn if isinstance(drawing, Drawing)],
         [line for line in drawn if isinstance(line, str)],
