@@ -46,7 +46,11 @@ class Int8(Compression):
         network = Network(subject.body, {}, logits, "")
         graph = to_onnx(plain_module(network), subject.spec.input_shape)
         content = self.quantize(graph, subject)
-        arguments = {"base": base_of(subject.model), "num_bytes": len(content), "logits": logits_argument(logits)}
+        arguments = {
+            "base": base_of(subject.model),
+            "num_bytes": len(content),
+            "logits_of_base": logits_argument(logits),
+        }
         model = dataclasses.replace(subject.model, target=TARGET, arguments=arguments, stages={}, logits=None)
         return Compressed(model, {"graph": torch.frombuffer(bytearray(content), dtype=torch.uint8)})
 

@@ -2,13 +2,16 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch.nn.utils import prune
+from torch import nn
+from torch.nn.utils import parametrize, prune
 
 from kdbench.compress.base import Compressed, Compression, Subject
 from kdbench.config.schema import setting
-from kdbench.models.compressed import base_of, masked, weighted_layers, without_masks
+from kdbench.errors import ConfigError
+from kdbench.models.compressed import Mask, base_of, masked, weighted_layers, without_masks
 
 TARGET = f"{masked.__module__}.{masked.__qualname__}"
 
@@ -29,6 +32,14 @@ class Magnitude(Compression):
     after_masks = True
 
     def apply(self, subject: Subject) -> Compressed:
+        for path, module in weighted_layers(subject.body):
+            if any(type(part) is not Mask for part in own_parametrizations(module)):
+                raise ConfigError(
+                    f"compress=magnitude cannot mask {path} of {subject.model.name}, whose weight is computed from "
+                    "other parameters, such as by weight norm",
+                    code="not_compressible",
+                    key="magnitude",
+                )
         body = without_masks(subject.body)
         layers = list(weighted_layers(body))
         before = {path: module.weight.detach().clone() for path, module in layers}
@@ -44,3 +55,8 @@ class Magnitude(Compression):
         if not already:
             model = dataclasses.replace(model, target=TARGET, arguments={"base": base_of(model)})
         return Compressed(model, state)
+
+
+def own_parametrizations(module: Any) -> list[nn.Module]:
+    """Return the functions that compute the weight of a layer from other parameters."""
+    return list(module.parametrizations.weight) if parametrize.is_parametrized(module, "weight") else []

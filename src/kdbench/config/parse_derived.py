@@ -17,7 +17,12 @@ def parse_run(node: Any, path: str) -> ParentConfig | None:
     if isinstance(node, str) and node.strip() and is_path(node):
         return ParentConfig(node)
     if not isinstance(node, dict):
-        raise ConfigError(f"{path} is {as_yaml(node)}; it must be {A_RUN}", code="wrong_type", key=path)
+        digits = (
+            "; a run key that reads as a number needs quotes, or give its directory"
+            if isinstance(node, int | float) and not isinstance(node, bool)
+            else ""
+        )
+        raise ConfigError(f"{path} is {as_yaml(node)}; it must be {A_RUN}{digits}", code="wrong_type", key=path)
     return typed(ParentConfig, node, path)
 
 

@@ -3,7 +3,6 @@
 That process is `python -m kdbench.deploy.memory FILE BATCH THREADS`; it imports no torch.
 """
 
-import resource
 import subprocess
 import sys
 import tempfile
@@ -33,9 +32,22 @@ def peak_memory(graph: bytes, batch: int, threads: int) -> int | str:
             return f"the process that measures it failed ({type(error).__name__})"
 
 
-def largest() -> int:
-    """Return the largest resident size of this process so far, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def start_peak() -> int:
+    """Start to record the largest resident size of this process anew, and return its present one in bytes.
+
+    The system's own record (`ru_maxrss`) begins with the size of the process that started this one.
+
+    Raises:
+        OSError: this system keeps no such record.
+    """
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak()
+
+
+def peak() -> int:
+    """Return the largest resident size since the record started, bytes."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def main(file: str, batch: str, threads: str) -> None:
@@ -43,7 +55,7 @@ def main(file: str, batch: str, threads: str) -> None:
     import numpy as np
     import onnxruntime
 
-    before = largest()
+    before = start_peak()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = int(threads)
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -51,7 +63,7 @@ def main(file: str, batch: str, threads: str) -> None:
     images = np.zeros((int(batch), *given.shape[1:]), np.float32)
     for _ in range(PASSES):
         session.run(None, {given.name: images})
-    print(largest() - before)
+    print(peak() - before)
 
 
 if __name__ == "__main__":

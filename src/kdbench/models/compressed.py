@@ -67,10 +67,17 @@ def masked(base: Base, num_classes: int) -> nn.Module:
 
 
 def without_masks(body: nn.Module) -> nn.Module:
-    """Make the masked weights of a network plain ones, in place, and return it."""
-    for module in list(body.modules()):
-        for name in list(getattr(module, "parametrizations", ())):
-            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    """Make the parametrised weights of a network plain ones, masked ones among them, in place, and return it.
+
+    `remove_parametrizations` of torch would change the class that the network shares with its copies.
+    """
+    for module in [module for module in body.modules() if parametrize.is_parametrized(module)]:
+        parametrized: Any = module
+        values = {name: getattr(module, name).detach().clone() for name in parametrized.parametrizations}
+        del parametrized.parametrizations
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        for name, value in values.items():
+            module.register_parameter(name, nn.Parameter(value))
     return body
 
 
@@ -200,17 +207,17 @@ def as_float(value: Any) -> Any:
     return type(value)(map(as_float, value)) if isinstance(value, list | tuple) else value
 
 
-def quantized(base: Base, num_bytes: int, logits: Any, num_classes: int) -> nn.Module:
+def quantized(base: Base, num_bytes: int, logits_of_base: Any, num_classes: int) -> nn.Module:
     """Return a network that is an ONNX graph with 8-bit weights and activations.
 
     Args:
         base: builder of the network before.
         num_bytes: size of the graph, which is the content of the weights file.
-        logits: place of the logits in what the base returns: null, a text, a list, or {module: PATH}.
+        logits_of_base: place of the logits in what the base returns: null, a text, a list, or {module: PATH}.
         num_classes: outputs of the last layer.
     """
     with seeded(0):
-        return QuantizedNetwork(build_base(base, num_classes), num_bytes, logits_source(logits))
+        return QuantizedNetwork(build_base(base, num_classes), num_bytes, logits_source(logits_of_base))
 
 
 def logits_source(place: Any) -> StageSource | LogitsKey:

@@ -4,12 +4,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdbench.config.derived import MEASURE
 from kdbench.config.paths import is_folder
 from kdbench.config.targets import check_module_names
 from kdbench.errors import ConfigError, Parser
+from kdbench.rundir.load import run_folders
 from kdbench.rundir.related import RelatedRun, locate, read_related
+from kdbench.rundir.summary import SUMMARY_FILE, read_unverified
 
 RUN = "RUN"
+"""Name of the argument in errors."""
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +61,8 @@ def read_runs(texts: Sequence[str], trusted: Sequence[str]) -> list[RelatedRun]:
     """Return the finished runs of a command line, each once.
 
     Args:
-        texts: run directories, or keys of runs in outputs/runs.
+        texts: run directories, folders that hold some, or keys of runs in outputs/runs; measurements among several are
+            left out.
         trusted: modules whose code the configs may name, beside kdbench's own.
 
     Raises:
@@ -69,7 +74,11 @@ def read_runs(texts: Sequence[str], trusted: Sequence[str]) -> list[RelatedRun]:
             code="missing_value",
             key=RUN,
         )
-    folders = list(dict.fromkeys(locate(text, Path("outputs"), RUN).resolve() for text in texts))
+    named = [inner for text in texts for inner in run_folders(locate(text, Path("outputs"), RUN))]
+    folders = list(dict.fromkeys(folder.resolve() for folder in named))
+    folders = [folder for folder in folders if len(folders) == 1 or not is_measurement(folder)]
+    if not folders:
+        raise ConfigError(f"no run under {', '.join(texts)}; give run directories", code="not_found", key=RUN)
     for folder in folders:
         if folder.parent.name != "runs":
             raise ConfigError(
@@ -85,6 +94,14 @@ def read_runs(texts: Sequence[str], trusted: Sequence[str]) -> list[RelatedRun]:
             key=RUN,
         )
     return [read_related(folder, RUN, list(trusted)) for folder in folders]
+
+
+def is_measurement(folder: Path) -> bool:
+    """Return whether a run directory is that of a measurement."""
+    try:
+        return (folder / SUMMARY_FILE).is_file() and read_unverified(folder)[0].kind == MEASURE
+    except ConfigError:  # damaged: reported when it is read
+        return False
 
 
 def output_root_of(run: RelatedRun) -> str:

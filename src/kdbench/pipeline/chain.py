@@ -11,10 +11,11 @@ from kdbench.config.derived import COMPRESS, MEASURE, TRAIN, CompressConfig, Mea
 from kdbench.config.sections import TeacherConfig
 from kdbench.errors import ConfigError
 from kdbench.pipeline.steps import DISTIL, FINETUNE, Chain
-from kdbench.rundir.identity import group_key, run_identity, run_key, teacher_key
+from kdbench.rundir.identity import group_key, identity_of, run_key
 from kdbench.rundir.related import TUNED, RelatedRun
 from kdbench.runner.policy import run_with_retries
 from kdbench.runner.run import RunResult, resolve_run
+from kdbench.sweep.overrides import override
 from kdbench.system.device import device_name, resolve_runtime
 
 log = logging.getLogger(__name__)
@@ -45,8 +46,7 @@ class Link:
 def link_of(config: RunConfig) -> Link:
     """Return the link of a planned run, resolved as far as that is possible before its parent is finished."""
     config = resolve_run(config)[0]
-    identity = run_identity(config, teacher_key(config) if config.teacher else None)
-    return Link(config, run_key(config), group_key(identity, config.parent))
+    return Link(config, run_key(config), group_key(identity_of(config), config.parent))
 
 
 def plan_chain(root: Link, chain: Chain, config_dir: Path | None = None, composer: Composer = compose) -> list[Link]:
@@ -237,7 +237,7 @@ def finetune_config(root: Link, current: Link, chain: Chain, config_dir: Path | 
     own = ["student=resnet8", "teacher=none", "method=ce"]
     texts = [*chain.overrides, *chain.trainings[FINETUNE]]
     if any(text.startswith("method=") and text != "method=ce" for text in texts):
-        own[1] = f"teacher.run={root.key}"
+        own[1] = override("teacher.run", root.key)
     config = training_config(root, FINETUNE, chain, own, config_dir, composer)
     name = current.config.student.name
     name = name if name.endswith(TUNED) else f"{name}{TUNED}"[:NAME]
@@ -261,7 +261,9 @@ def distil_config(root: Link, current: Link, chain: Chain, config_dir: Path | No
             code="missing_value",
             key="distil.student",
         )
-    config = training_config(root, DISTIL, chain, [f"teacher.run={current.key}", "method=logit"], config_dir, composer)
+    config = training_config(
+        root, DISTIL, chain, [override("teacher.run", current.key), "method=logit"], config_dir, composer
+    )
     return dataclasses.replace(config, teacher=taught_by(current, config.teacher))
 
 

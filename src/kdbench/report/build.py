@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kdbench.config.derived import TRAIN
 from kdbench.report import statistics as st
 from kdbench.report.choices import choices_table, describe_choices, remark_untuned
 from kdbench.report.class_gains import class_gains_table, remark_classes
@@ -45,7 +46,7 @@ from kdbench.report.primary import (
 from kdbench.report.runs import FoundRuns, display_path, only_trained, read_runs, rows_of
 from kdbench.report.select import Selection, with_selection
 from kdbench.report.verdict import describe_selection, judge_failures, sentence, verdict
-from kdbench.rundir.summary import KEY, TRAIN
+from kdbench.rundir.summary import KEY
 
 
 @dataclass(frozen=True, eq=False)

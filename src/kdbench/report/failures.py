@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from kdbench.config.derived import TRAIN
 from kdbench.rundir.load import row_of
-from kdbench.rundir.summary import KEY, TRAIN
+from kdbench.rundir.summary import KEY
 from kdbench.rundir.unfinished import Failure, read_arm, read_failure
 
 OF_THE_MACHINE = ("out_of_memory", "no_space", "not_writable", "not_found", "io_error", "lock_lost")

@@ -10,11 +10,12 @@ from typing import Any
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
+from kdbench.config.derived import TRAIN
 from kdbench.errors import ConfigError, KdbenchError
 from kdbench.report.failures import FailedRun, read_failed, remark_failed, remark_unfinished
 from kdbench.rundir.files import sha256
 from kdbench.rundir.load import row_of, run_folders
-from kdbench.rundir.summary import GIVEN, KEY, SUMMARY_FILE, TRAIN, RunSummary, Status, changed_file, read_summary
+from kdbench.rundir.summary import GIVEN, KEY, SUMMARY_FILE, RunSummary, Status, changed_file, read_summary
 from kdbench.rundir.unfinished import FAILURE_FILE, RecordedArm, read_arm
 
 METRICS, LOGITS = "metrics.csv", "logits.safetensors"

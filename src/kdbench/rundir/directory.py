@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
 from kdbench.config import RunConfig
+from kdbench.config.derived import MEASURE
 from kdbench.errors import first_line
 from kdbench.rundir import checksummed
 from kdbench.rundir.files import atomic_path, check_no_links, sync_file, write_text
@@ -35,7 +36,8 @@ class RunDirectory:
         runs = Path(config.output_root).expanduser() / "runs"
         found = sorted(runs.glob(f"*_{key}"))
         source = f"_from_{config.teacher.model.name}" if config.teacher else ""
-        name = f"{config.data.name}_{config.student.name}_{config.method.name}{source}_seed{config.seed}"
+        kind = "_measured" if config.kind == MEASURE else ""
+        name = f"{config.data.name}_{config.student.name}_{config.method.name}{source}_seed{config.seed}{kind}"
         return cls(found[0] if found else runs / f"{name[:200]}_{key}", key)
 
     @property

@@ -285,7 +285,12 @@ def baseline_key(identity: Mapping[str, Any]) -> str | None:
 
 def run_key(config: RunConfig) -> str:
     """Return the key of a resolved run."""
-    return hash_of(run_identity(config, teacher_key(config) if config.teacher else None))
+    return hash_of(identity_of(config))
+
+
+def identity_of(config: RunConfig) -> dict[str, Any]:
+    """Return the identity of a resolved run."""
+    return run_identity(config, teacher_key(config) if config.teacher and config.kind == TRAIN else None)
 
 
 # Teachers
@@ -329,7 +334,10 @@ def teacher_config(config: RunConfig) -> RunConfig:
         init_seed=seed,
         data_seed=seed,
         overwrite=False,
+        kind=TRAIN,
         parent=None,
+        compress=None,
+        measure=None,
     )
 
 

@@ -59,17 +59,7 @@ def compress_network(config: RunConfig, directory: RunDirectory) -> None:
     check_order(parent.config.compress, parent.network, config.compress)
     with torch_settings(config.runtime):
         dataset = load(config.data, config.runtime.device)
-        network, _ = build_trained(parent.config, dataset.spec, parent.directory.weights)
-        model_summary = summarize(parent.network, dataset.spec, "parent", trained=False)
-        subject = Subject(
-            parent.network,
-            model_summary,
-            network.plain_copy().eval(),
-            dataset.spec,
-            lambda: training_images(config, dataset),
-        )
-        with seeded(derived_seed(config.init_seed, "compression")):
-            compressed = config.compress.target(config.compress.params).apply(subject)
+        compressed = compress_parent(config, parent, dataset)
         config = dataclasses.replace(config, student=named(compressed, config))
         network = load_compressed(config.student, compressed, dataset)
         place(network, config.runtime)
@@ -79,6 +69,31 @@ def compress_network(config: RunConfig, directory: RunDirectory) -> None:
         )
         check_finite_logits(predictions, config)
     write_compressed(config, directory, dataset, parent, network, predictions)
+
+
+def compress_parent(config: RunConfig, parent: RelatedRun, dataset: Dataset) -> Compressed:
+    """Return the compressed network of a run's parent.
+
+    Args:
+        config: config of kind `compress`.
+        parent: its parent.
+        dataset: data of the calibration.
+
+    Raises:
+        ConfigError: the network cannot be compressed in this way.
+    """
+    assert config.compress is not None
+    network, _ = build_trained(parent.config, dataset.spec, parent.directory.weights)
+    subject = Subject(
+        parent.network,
+        summarize(parent.network, dataset.spec, "parent", trained=False),
+        network.plain_copy().eval(),
+        dataset.spec,
+        lambda: training_images(config, dataset),
+    )
+    with seeded(derived_seed(config.init_seed, "compression")):
+        compressed: Compressed = config.compress.target(config.compress.params).apply(subject)
+    return compressed
 
 
 def found_parent(config: RunConfig) -> RelatedRun:

@@ -50,6 +50,7 @@ def complete_measurements(configs: Sequence[RunConfig], on_busy: str | None) -> 
     resolved: list[tuple[RunConfig, RunDirectory]] = []
     try:
         resolved = [resolve_run(config) for config in configs]
+        check_whole(configs)
         if sum(is_finished(config, directory) for config, directory in resolved) == len(resolved):
             return [RunResult(config, directory, None) for config, directory in resolved]
         locks = [directory.lock("measurement") for _, directory in resolved]
@@ -68,6 +69,23 @@ def complete_measurements(configs: Sequence[RunConfig], on_busy: str | None) -> 
     except Exception as error:
         return [failed(config, None, error) for config in configs]
     return [RunResult(config, directory, None) for config, directory in resolved]
+
+
+def check_whole(configs: Sequence[RunConfig]) -> None:
+    """Check that all networks of a measurement are given, since their latencies are compared.
+
+    Raises:
+        ConfigError: some are missing.
+    """
+    given = sorted({config.parent.run for config in configs if config.parent})
+    assert configs[0].measure is not None
+    if given != configs[0].measure.together:
+        raise ConfigError(
+            f"the measurement is one of {len(configs[0].measure.together)} networks in turn, and {len(given)} are "
+            "given; measure them with one command: kdbench-measure RUN RUN ...",
+            code="mismatch",
+            key="measure.together",
+        )
 
 
 def is_finished(config: RunConfig, directory: RunDirectory, say: bool = True) -> bool:

@@ -27,7 +27,7 @@ from kdbench.models.counts import count_weights
 from kdbench.models.onnx_graph import INPUT, session_of
 from kdbench.models.plain import plain_module
 from kdbench.rundir.directory import RunDirectory
-from kdbench.rundir.related import RelatedRun, find_related, read_related
+from kdbench.rundir.related import RelatedRun, read_related
 from kdbench.rundir.student import build_trained
 from kdbench.rundir.summary import names
 from kdbench.runner.compressing import (
@@ -248,18 +248,24 @@ def measurement_of(subject: Subject) -> dict[str, Any]:
     }
 
 
-def network_before(run: RelatedRun, config: RunConfig) -> RelatedRun | None:
+def network_before(run: RelatedRun) -> RelatedRun | None:
     """Return the run whose network was compressed last on the way to a run's; None if none was, or it is gone."""
     at: RelatedRun | None = run
     while at and at.config.parent:
         compressed = at.config.compress is not None
         try:
-            at = find_related(at.config, at.config.parent, "parent")
+            at = beside(at, at.config.parent.run)
         except ConfigError:
             return None
         if compressed:
             return at
     return None
+
+
+def beside(run: RelatedRun, key: str) -> RelatedRun | None:
+    """Return the run of a key that lies beside another one, or None where there is none."""
+    found = sorted(run.directory.path.resolve().parent.glob(f"*_{key}"))
+    return read_related(found[0], "parent", run.config.trust) if found else None
 
 
 def write_measurement(subject: Subject) -> None:
@@ -270,7 +276,7 @@ def write_measurement(subject: Subject) -> None:
     measurement = measurement_of(subject)
     directory.create()
     directory.write_config(config)
-    before, summary = network_before(run, config), run.summary
+    before, summary = network_before(run), run.summary
     keys = (
         NO_TRAINING
         | (UNKNOWN if summary.seed is None else {})
@@ -292,7 +298,7 @@ def write_measurement(subject: Subject) -> None:
     log_file = RunLog(directory.log)
     log_file.open()
     for what, why in subject.missing.items():
-        log.info("%s: not measured: %s", what, why)
+        log.debug("%s: not measured: %s", what, why)
     log_file.close()
     model_summary = summarize(config.student, dataset.spec, "student", trained=False)
     write_result(directory, config, dataset, model_summary, None, {}, predictions, keys)

@@ -101,9 +101,6 @@ def known_before(
         run_key=directory.key,
         group_key=group_key(identity, config.parent),
         baseline_key=baseline_key(identity),
-        kind=config.kind,
-        parent_key=config.parent.run if config.parent else None,
-        compression={"steps": config.steps} if config.steps else None,
         class_names=list(spec.class_names),
         input_shape=list(spec.input_shape),
         num_params=model_summary.num_params,
@@ -115,6 +112,9 @@ def restated(config: RunConfig) -> dict[str, Any]:
     """Return the keys of a summary that repeat the run's config, for readers that open nothing else."""
     teacher, given = config.teacher, config.method.target is GivenWeights
     return names(
+        kind=config.kind,
+        parent_key=config.parent.run if config.parent else None,
+        compression={"steps": config.steps} if config.steps else None,
         student=config.student.name,
         teacher=teacher.model.name if teacher else None,
         method=config.method.name,

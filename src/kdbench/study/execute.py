@@ -101,9 +101,10 @@ class StudyExecution:
             self.failed[f"{title}: {subject}"] = f"{stage.winners_of} has no winner for it"
         for sweep in plan.sweeps[title]:
             done = "done already: " if all(map(is_done, sweep.runs)) else ""
-            log.info("%s%s", done, shlex.join(plan.study.command_line(sweep.overrides)))
+            log.info("%s%s", done, shlex.join(sweep.command))
         runs = plan.runs_of(title)
-        self.execute_runs(runs)
+        for level in plan.levels_of(title):
+            self.execute_runs(level, whole=bool(stage.measures))
         if stage.choose:
             if held := self.skipped.intersection(run.title for run in runs):
                 raise BusyError(
@@ -117,8 +118,12 @@ class StudyExecution:
                 log.info("chosen: %s", winner_text(winner))
             log.info("written to %s", plan.selected)
 
-    def execute_runs(self, runs: Sequence[PlannedRun]) -> None:
+    def execute_runs(self, runs: Sequence[PlannedRun], whole: bool = False) -> None:
         """Execute the runs that are not complete, and those that fail once more.
+
+        Args:
+            runs: the runs.
+            whole: execute all of them again if one is missing, such as networks that are measured in turn.
 
         Raises:
             Interrupted: a stop was requested.
@@ -130,7 +135,7 @@ class StudyExecution:
             log.info("%s%s", attempt, group_sizes(self.plan, left))
             try:
                 execute(
-                    left,
+                    runs if whole else left,
                     self.plan.output_root,
                     self.launch,
                     partial(group_planned, max_learners=self.plan.max_learners),

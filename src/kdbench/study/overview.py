@@ -68,7 +68,7 @@ def overview(plan: StudyPlan) -> str:
         winners = f": {waiting} runs wait for the winners of {plan.stage(title).winners_of}" if waiting else ""
         lines.append(f"\nstage {title}{winners}")
         for sweep in plan.sweeps[title]:
-            lines += [f"  {shlex.join(plan.study.command_line(sweep.overrides))}", *sweep_lines(sweep)]
+            lines += [f"  {shlex.join(sweep.command)}", *sweep_lines(sweep)]
         groups = [group for group in plan.groups(plan.runs_of(title)) if len(group) > 1]
         for number, group in enumerate(groups, 1):
             lines.append(f"  in lockstep, group {number}: {group_members(group)}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from kdbench.errors import ConfigError
 from kdbench.rundir.files import check_writable
+from kdbench.study.derived import plan_chains, plan_measurement
 from kdbench.study.progress import is_done, summary_of
 from kdbench.study.stages import BASELINE_METHOD, StageConfig, Study
 from kdbench.study.winners import Candidate, Winner, choose
@@ -19,10 +20,16 @@ from kdbench.system.device import device_name, resolve_runtime
 
 @dataclass
 class StageSweep:
-    """One `kdbench -m` of a stage."""
+    """One `kdbench -m` of a stage, or one `kdbench-compress` or `kdbench-measure`."""
 
-    overrides: tuple[str, ...]
-    runs: list[PlannedRun]
+    command: list[str]
+    """Command line that executes it on its own."""
+    levels: list[list[PlannedRun]]
+    """Runs that can be executed at once; in a chain, each step after those before it."""
+
+    @property
+    def runs(self) -> list[PlannedRun]:
+        return [run for level in self.levels for run in level]
 
 
 class StudyPlan:
@@ -77,13 +84,36 @@ class StudyPlan:
                     self.choose_winners(stage.winners_of)
             winners = self.winners.get(stage.winners_of, [])
         self.sweeps[title] = [
-            StageSweep(sweep, [self.plan_run(overrides) for overrides in self.study.expand(sweep)])
+            StageSweep(
+                self.study.command_line(sweep), [[self.plan_run(overrides) for overrides in self.study.expand(sweep)]]
+            )
             for sweep in self.study.sweeps_of(stage, winners)
         ]
+        for name, chain in stage.chains.items():
+            derived = plan_chains(self.study, name, chain, self.networks_of(chain.of))
+            self.sweeps[title].append(StageSweep(derived.command, derived.levels))
+        if stage.measures:
+            derived = plan_measurement(self.study, stage.overrides, self.networks_of(stage.measures))
+            self.sweeps[title].append(StageSweep(derived.command, derived.levels))
         if stage.choose:
             self.check_validation(title)
         if stage.choose and all(is_done(run) for run in self.runs_of(title)):
             self.choose_winners(title)
+
+    def networks_of(self, titles: Sequence[str]) -> list[PlannedRun]:
+        """Return the runs of some stages, planned first where they are not to be executed."""
+        for title in titles:
+            if title not in self.sweeps:
+                self.plan_stage(title)
+        return unique(run for title in titles for run in self.runs_of(title))
+
+    def levels_of(self, title: str) -> list[list[PlannedRun]]:
+        """Return the runs of a stage that can be executed at once, those before them first."""
+        longest = max((len(sweep.levels) for sweep in self.sweeps[title]), default=0)
+        return [
+            unique(run for sweep in self.sweeps[title] if level < len(sweep.levels) for run in sweep.levels[level])
+            for level in range(longest)
+        ]
 
     def check_validation(self, title: str) -> None:
         """Check that a stage that chooses has validation images that are not trained on.

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdbench.config.derived import TRAIN
 from kdbench.data import spec_of
 from kdbench.errors import ConfigError
 from kdbench.rundir.directory import RunDirectory
@@ -15,6 +16,8 @@ from kdbench.sweep.lockstep import macs_of, needs_live_teacher
 from kdbench.sweep.plan import PlannedRun
 from kdbench.system.device import resolve_runtime
 
+SECONDS_WITHOUT_TRAINING = 10.0
+"""Time of a compression or a measurement, about what small networks take on two cores."""
 DONE, RESUMABLE, MISSING, REFUSED = "done", "resumable", "missing", "refused"
 
 
@@ -43,6 +46,8 @@ def summary_of(run: PlannedRun) -> RunSummary | None:
 
 def epochs_left(run: PlannedRun) -> int:
     """Return the number of epochs that a run, not refused, still has to train."""
+    if run.config.kind != TRAIN:
+        return 0
     done = count_epochs(run.directory) if state_of(run) == RESUMABLE else 0
     return run.config.recipe.epochs - done
 
@@ -87,6 +92,8 @@ class Speed:
     def seconds(self, run: PlannedRun) -> float | None:
         """Return the seconds that a run, not refused, still takes; None if nothing was measured yet."""
         config = run.config
+        if config.kind != TRAIN:
+            return SECONDS_WITHOUT_TRAINING
         teacher = config.teacher.model.name if config.teacher else None
         shape = spec_of(config.data, resolve_runtime(config.runtime).device).input_shape
         measured = self.per_image.get((config.student.name, teacher, config.method.name, shape))

@@ -207,8 +207,20 @@ def check_stage(config: StudyConfig, title: str, earlier: Sequence[str], path: s
         path: name of the stage in errors.
     """
     stage, key = config.stages[title], f"stages.{title}"
-    if not (stage.students or stage.teachers or stage.pairs):
-        raise ConfigError(f"{path} trains nothing; give it students, teachers or pairs", code="missing_value", key=key)
+    trains = bool(stage.students or stage.teachers or stage.pairs)
+    if not (trains or stage.chains or stage.measures):
+        raise ConfigError(
+            f"{path} trains nothing; give it students, teachers or pairs, or chains or measures",
+            code="missing_value",
+            key=key,
+        )
+    if trains and not stage.seeds:
+        raise ConfigError(
+            f"{key}.seeds has no value; give a list of different whole numbers from 0 on",
+            code="missing_value",
+            key=f"{key}.seeds",
+        )
+    check_derived(config, title, earlier, path)
     if stage.choose is not None and stage.choose not in CHOSEN_BY:
         raise ConfigError(
             f"{path}.choose is {stage.choose!r}; it must be {' or '.join(CHOSEN_BY)}, never a key of the test set",
@@ -267,6 +279,32 @@ def check_stage(config: StudyConfig, title: str, earlier: Sequence[str], path: s
                 code="unknown_key",
                 key=f"{key}.baseline",
             )
+
+
+def check_derived(config: StudyConfig, title: str, earlier: Sequence[str], path: str) -> None:
+    """Check that the chains and measurements of a stage begin with earlier stages. Arguments: see `check_stage`."""
+    stage, key = config.stages[title], f"stages.{title}"
+    named = [(f"chains.{name}.of", other) for name, chain in stage.chains.items() for other in chain.of]
+    for field, other in [*named, *(("measures", other) for other in stage.measures)]:
+        if other not in earlier or config.stages[other].choose:
+            able = [name for name in earlier if not config.stages[name].choose]
+            raise ConfigError(
+                f"{path}.{field} has {other}; it must be an earlier stage that does not choose: "
+                f"{', '.join(able) or 'there is none'}",
+                code="unknown_stage",
+                key=f"{key}.{field}",
+            )
+    if stage.choose and (stage.chains or stage.measures):
+        raise ConfigError(
+            f"{path} chooses; chains and measures belong to stages that do not", code="mismatch", key=f"{key}.choose"
+        )
+    if stage.measures and (stage.students or stage.teachers or stage.pairs or stage.chains):
+        raise ConfigError(
+            f"{path} measures, and its overrides are settings of the measurement; give its other runs a stage of their "
+            "own",
+            code="mismatch",
+            key=f"{key}.measures",
+        )
 
 
 def check_grid(grid: Any, path: str, key: str) -> None:

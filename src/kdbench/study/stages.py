@@ -13,12 +13,24 @@ from hydra.core.config_loader import ConfigLoader
 
 from kdbench.config import RunConfig, compose
 from kdbench.config.parse import TeacherKeys
-from kdbench.config.schema import setting
+from kdbench.config.schema import added, setting
 from kdbench.errors import ConfigError
 from kdbench.study.winners import Winner
 from kdbench.sweep.overrides import OPEN_SECTIONS, expand, key_of, options_of, override
 
 BASELINE_METHOD = "ce"
+
+
+@dataclass
+class ChainConfig:
+    """A chain of compressions and trainings that begins with the runs of earlier stages (`kdbench-compress`)."""
+
+    of: list[str] = setting(lambda stages: stages != [], "a list of earlier stages")
+    steps: list[str] = setting(lambda steps: steps != [], "a list of steps such as [structured, finetune, int8]")
+    networks: list[str] = field(default_factory=list)
+    """Restricts these runs to students of some names; empty for all."""
+    settings: list[str] = field(default_factory=list)
+    """Settings of the steps, such as structured.ratio=0.5."""
 
 
 @dataclass
@@ -39,10 +51,18 @@ class StageConfig:
     winning_methods: list[str] = field(default_factory=list)
     """Restricts these winners to some methods; empty for all."""
     overrides: list[str] = field(default_factory=list)
-    seeds: list[int] = setting(
-        lambda seeds: seeds and len(set(seeds)) == len(seeds) and min(seeds) >= 0,
-        "a list of different whole numbers from 0 on",
+    chains: dict[str, ChainConfig] = field(default_factory=dict)
+    """By title."""
+    measures: list[str] = field(default_factory=list)
+    """Earlier stages whose networks are measured in turn; `overrides` are then the settings of the measurement."""
+    seeds: list[int] = added(
+        setting(
+            lambda seeds: len(set(seeds)) == len(seeds) and min(seeds, default=0) >= 0,
+            "a list of different whole numbers from 0 on",
+        ),
+        (),
     )
+    """Of students, teachers and pairs; other runs have the seeds of those that they begin with."""
     choose: str | None = None
     """Key of summary.json that chooses a winner per pair and method; measured on validation images."""
     optional: bool = False
@@ -93,6 +113,8 @@ class Study:
             stage: of this study.
             winners: those of the stage that `winners_of` names; empty before they are chosen.
         """
+        if not stage.seeds:  # chains and measurements alone
+            return []
         seeds = override("seed", *stage.seeds)
         baseline = override("method", BASELINE_METHOD)
         sweeps = []
@@ -161,6 +183,10 @@ class Study:
         """Return the command that executes a sweep of this study on its own."""
         own_options = ["--config-dir", str(self.config_dir)] if self.config_dir else []
         return ["kdbench", "-m", *own_options, *sweep]
+
+    def shared_overrides(self) -> tuple[str, ...]:
+        """Return the overrides of every run that runs without a training have too, such as those of the runtime."""
+        return tuple(text for text in self.overrides if key_of(text).partition(".")[0] in ("runtime", "on_busy"))
 
     def count_waiting(self, stage: StageConfig) -> int:
         """Return the number of runs of a stage that wait for the winners of another, before these are chosen."""

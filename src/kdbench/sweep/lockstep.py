@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdbench.config import ModelConfig, RunConfig
+from kdbench.config.derived import COMPRESS, MEASURE
 from kdbench.config.recipe import BATCH_KEYS
 from kdbench.data import spec_of
 from kdbench.models import summarize
@@ -35,17 +36,23 @@ def group_runs(configs: Sequence[RunConfig], max_learners: int = MAX_LEARNERS) -
     complete: list[int] = []
     first: dict[Path, int] = {}
     repeated: list[list[int]] = []
+    derived: dict[str, list[int]] = {}
+    """Compressions, each alone, and networks that are measured together."""
     alike: dict[str, dict[str | None, list[int]]] = {}
     for position, config in enumerate(configs):
         config, directory = resolve_run(config)
-        if directory.is_complete() and not config.overwrite:
+        if config.kind == MEASURE and config.measure:
+            derived.setdefault(hash_of({"together": config.measure.together}), []).append(position)
+        elif directory.is_complete() and not config.overwrite:
             complete.append(position)
         elif first.setdefault(directory.path, position) != position:
             repeated.append([position])
+        elif config.kind == COMPRESS:
+            derived[directory.key] = [position]
         else:
             teacher = teacher_identity(config) if config.teacher else None
             alike.setdefault(shared_settings(config), {}).setdefault(teacher, []).append(position)
-    groups = [complete] if complete else []
+    groups = [*([complete] if complete else []), *derived.values()]
     for by_teacher in alike.values():
         without_teacher = by_teacher.pop(None, [])
         with_teacher = [part for positions in by_teacher.values() for part in divide(positions, max_learners)]

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kdbench.config import RunConfig, RuntimeConfig
+from kdbench.config.derived import TRAIN
 from kdbench.data import Dataset, load
 from kdbench.data.access import read_only
 from kdbench.data.source import DataSpec
@@ -63,6 +64,11 @@ class Artifacts:
     def is_given(self) -> bool:
         """True if this is a teacher whose weights were given and not trained here."""
         return self.config.method.target is GivenWeights if self.config else self.summary.is_given
+
+    @property
+    def is_trained(self) -> bool:
+        """True if this is a run of kind train whose weights were not given."""
+        return self.summary.kind == TRAIN and not self.is_given
 
     @property
     def num_classes(self) -> int:
@@ -189,14 +195,23 @@ def damaged(message: str) -> ConfigError:
 
 
 def find_teacher(run: Artifacts) -> Path:
-    """Return the run directory of the teacher, which lies beside the run's own.
+    """Return the run directory of the teacher. Errors: see `find_beside`."""
+    return find_beside(run, run.summary.teacher_key, "teacher")
+
+
+def find_beside(run: Artifacts, key: str | None, what: str) -> Path:
+    """Return the run directory of a key, which lies beside the run's own.
+
+    Args:
+        run: the run.
+        key: run key that it records.
+        what: name of the other run, for people.
 
     Raises:
         NotChecked: there is none.
     """
-    key = run.summary.teacher_key
     # The key is as untrusted as the rest: nothing else may become part of a path.
     found = sorted(run.directory.path.parent.glob(f"*_{key}")) if re.fullmatch("[0-9a-f]{16}", str(key)) else []
     if not found:
-        raise NotChecked(f"needs the teacher; no run with the key {key} lies beside this one")
+        raise NotChecked(f"needs the {what}; no run with the key {key} lies beside this one")
     return found[0]

@@ -1,8 +1,10 @@
 """Checks of the record itself: files, checksum, hashes, keys, and what the summary restates of its config."""
 
+from kdbench.config.derived import MEASURE, TRAIN
 from kdbench.rundir import identity
 from kdbench.rundir.files import sha256
 from kdbench.rundir.summary import SCHEMA_VERSION, Status, names, read_unverified
+from kdbench.runner.compressing import NO_TRAINING
 from kdbench.runner.imported import UNKNOWN
 from kdbench.runner.results import restated
 from kdbench.verify.artifacts import Artifacts, existing, find_teacher
@@ -39,7 +41,9 @@ def check_checksum(run: Artifacts, checks: Checks, matches: bool) -> None:
 def check_files(run: Artifacts, checks: Checks) -> None:
     """Check that every file of a complete run is there."""
     files = run.directory
-    expected = [files.config, files.logits, files.weights, files.log, *([] if run.is_given else [files.metrics])]
+    expected = [files.config, files.logits, files.log]
+    expected += [files.weights] if run.summary.kind != MEASURE else []
+    expected += [files.metrics] if run.is_trained else []
     missing = ", ".join(file.name for file in expected if not file.is_file())
     if not missing:
         checks.passed("files")
@@ -59,7 +63,7 @@ def check_hashes(run: Artifacts, checks: Checks) -> None:
         logits_sha256=files.logits,
     )
     for name, file in recorded.items():
-        if file == files.metrics and run.is_given:
+        if (file == files.metrics and not run.is_trained) or (file == files.weights and run.summary.kind == MEASURE):
             continue
         with checks.checking(name):
             existing(file)
@@ -77,9 +81,10 @@ def check_keys(run: Artifacts, checks: Checks) -> None:
         checks.failed("folder", f"its name is {folder}, which does not end with {recorded}, the recorded run key")
     with checks.checking("keys"):
         config = needed(run.config, "config.yaml")
-        teacher_key = key_of_teacher(run) if config.teacher else None
+        teacher_key = run.summary.teacher_key if config.kind != TRAIN else None
+        teacher_key = key_of_teacher(run) if config.teacher and config.kind == TRAIN else teacher_key
         content = identity.run_identity(config, teacher_key)
-        given, params = run.is_given, config.method.params
+        given, params = run.is_given and config.kind == TRAIN, config.method.params
         checks.same(
             "from config.yaml",
             run_key=identity.given_key(config, params.sha256, params.key) if given else identity.hash_of(content),
@@ -109,6 +114,8 @@ def check_restated(run: Artifacts, checks: Checks) -> None:
         expected |= restated(config)
         if run.is_given:
             expected |= dict.fromkeys(expected.keys() & set(UNKNOWN))
+        if config.kind != TRAIN:
+            expected |= dict.fromkeys(expected.keys() & set(NO_TRAINING))
         group = Checks(checks.recorded)
         group.same("in config.yaml", **expected)
         checks.add_group("restated settings", group)

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.rundir.directory import RunDirectory
-from kdbench.rundir.summary import KEYS, RunSummary, names, read_unverified
+from kdbench.rundir.summary import KEY, KEYS, RunSummary, names, read_unverified
 from kdbench.verify.artifacts import Artifacts, Options, read_artifacts
 from kdbench.verify.checks import Checks, Line
 from kdbench.verify.numbers import check_data, check_model, check_predictions, check_quality, check_training
+from kdbench.verify.parent import check_parent
 from kdbench.verify.record import check_checksum, check_files, check_record
 from kdbench.verify.teacher import check_teacher
 
 UNCHECKABLE = names(
-    peak_memory_bytes=None, skipped_steps=None, overflowed_steps=None, lockstep=None, environment=None
+    peak_memory_bytes=None, skipped_steps=None, overflowed_steps=None, lockstep=None, measurement=None, environment=None
 )  # fmt: skip
 """Keys whose values cannot be computed again."""
 ALWAYS_KNOWN = names(validation=True)
@@ -49,7 +50,9 @@ def verify(path: Path, options: Options) -> list[Line]:
         check_quality(run, checks)
         check_training(run, checks)
         check_teacher(run, checks)
-        checks.not_checked(", ".join(UNCHECKABLE), "cannot be computed again; the checksum alone protects them")
+        check_parent(run, checks, options)
+        unchecked = [name for name in UNCHECKABLE if name != KEY.measurement or summary.measurement is not None]
+        checks.not_checked(", ".join(unchecked), "cannot be computed again; the checksum alone protects them")
     return checks.lines
 
 

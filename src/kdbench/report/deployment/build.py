@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from kdbench.config.derived import COMPRESS, MEASURE
 from kdbench.report.deployment.forms import Form, find_forms
 from kdbench.report.deployment.lineage import Row, is_other_parent, lineage_of, start_of
 from kdbench.report.deployment.measurement import Session
@@ -14,7 +15,7 @@ from kdbench.report.deployment.table import classes_table, deployment_table
 from kdbench.report.deployment_columns import DEPLOYMENT_CLASSES, DEPLOYMENT_TABLE
 from kdbench.report.groups import RunGroup
 from kdbench.report.runs import display_path, first_lines
-from kdbench.rundir.summary import COMPRESS, KEY, MEASURE
+from kdbench.rundir.summary import KEY
 
 
 def empty(columns: Sequence[str]) -> Any:

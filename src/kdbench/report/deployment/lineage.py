@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from kdbench.rundir.summary import COMPRESS, KEY, TRAIN
+from kdbench.config.derived import COMPRESS, TRAIN
+from kdbench.rundir.summary import KEY
 
 Row = Mapping[str, Any]
 """Row of the table of runs: keys of the summary, sections as SECTION.KEY."""

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kdbench.config.derived import MEASURE
 from kdbench.report.deployment.lineage import Row
-from kdbench.rundir.summary import KEY, MEASURE
+from kdbench.rundir.summary import KEY
 
 ONNX, TORCH = "onnx", "torch"
 ENGINES = (ONNX, TORCH)

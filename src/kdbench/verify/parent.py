@@ -1,0 +1,110 @@
+"""Checks of a run against its parent: it is still the recorded one, and the numbers follow from both runs."""
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kdbench.config.derived import COMPRESS, MEASURE
+from kdbench.metrics import accuracy
+from kdbench.models.counts import count_weights
+from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.files import sha256
+from kdbench.rundir.related import RelatedRun, read_related
+from kdbench.rundir.summary import read_unverified
+from kdbench.runner.compressing import compress_parent, fidelity_to_parent, load_compressed, named
+from kdbench.runner.measuring import network_before
+from kdbench.system.device import place, torch_settings
+from kdbench.train.evaluate import predict
+from kdbench.verify.artifacts import Artifacts, Options, existing, find_beside
+from kdbench.verify.checks import Checks, NotChecked, needed
+from kdbench.verify.numbers import FLIP_TOLERANCE, LOGIT_TOLERANCE
+
+PARENT = "run of the parent"
+
+
+def check_parent(run: Artifacts, checks: Checks, options: Options) -> None:
+    """Check a run against its parent; nothing for a run without one."""
+    if run.summary.parent_key is None and (run.config is None or run.config.parent is None):
+        return
+    with checks.checking(PARENT):
+        folder = find_beside(run, run.summary.parent_key, "parent")
+        summary, matches = read_unverified(folder)
+        if not matches or summary.run_key != run.summary.parent_key:
+            checks.failed(PARENT, f"{folder.name}/summary.json was changed since it was written")
+        else:
+            checks.passed(PARENT, folder.name)
+        weights = existing(RunDirectory(folder, summary.run_key).weights)
+        checks.same("of the present parent", parent_weights_sha256=sha256(weights))
+        if run.summary.kind == COMPRESS:
+            check_weights(run, checks)
+            check_compression(run, folder, checks, options)
+        if run.summary.kind == MEASURE:
+            check_measured(run, folder, checks)
+        check_before(run, folder, checks, options)
+
+
+def check_weights(run: Artifacts, checks: Checks) -> None:
+    """Check the counts of the weights of a compressed network."""
+    with checks.checking("counts of the weights"):
+        nonzero, sparsity = count_weights(needed(run.network, "best.safetensors"))
+        checks.same("of the weights", nonzero_params=nonzero, sparsity=sparsity)
+
+
+def check_compression(run: Artifacts, folder: Path, checks: Checks, options: Options) -> None:
+    """Check that the compression, repeated with the parent's weights, gives a network with the same logits."""
+    what = "compression repeated"
+    with checks.checking(what):
+        if options.quick:
+            raise NotChecked("--quick")
+        config, dataset = needed(run.config, "config.yaml"), needed(run.dataset, "the data")
+        logits, runtime = needed(run.logits, "logits.safetensors"), needed(run.runtime, "config.yaml")
+        parent = read_related(folder, "parent", list(options.trusted))
+        with torch_settings(runtime):
+            compressed = compress_parent(config, parent, dataset)
+            network = load_compressed(named(compressed, config), compressed, dataset)
+            computed = predict(place(network, runtime), dataset, dataset.test, runtime)
+        compare(what, computed, logits["test_logits"].float(), LOGIT_TOLERANCE["fp32"], checks)
+
+
+def check_measured(run: Artifacts, folder: Path, checks: Checks) -> None:
+    """Check that the logits of a measurement are those of the measured run, up to the engine's rounding."""
+    what = "logits in the engine"
+    with checks.checking(what):
+        measured = needed(run.logits, "logits.safetensors")["test_logits"].float()
+        own = load_file(existing(folder / "logits.safetensors"))["test_logits"].float()
+        parent = read_unverified(folder)[0]
+        compare(what, measured, own, LOGIT_TOLERANCE["bf16" if parent.precision == "bf16" else "fp16"], checks)
+
+
+def compare(what: str, computed: Tensor, recorded: Tensor, tolerance: float, checks: Checks) -> None:
+    """Add the check that two sets of logits are alike."""
+    difference, largest = float((computed - recorded).abs().max()), float(recorded.abs().max())
+    flips = int((computed.argmax(1) != recorded.argmax(1)).sum())
+    detail = (
+        f"largest difference {difference:.2g} of logits up to {largest:.3g}, {flips} of {len(recorded)} predictions "
+        "differ"
+    )
+    fine = difference <= tolerance * largest and flips <= max(2, FLIP_TOLERANCE * len(recorded))
+    (checks.passed if fine else checks.failed)(what, detail)
+
+
+def check_before(run: Artifacts, folder: Path, checks: Checks, options: Options) -> None:
+    """Check the numbers that compare the network with the one before it was compressed."""
+    if run.summary.parent_test_acc is None:
+        return
+    with checks.checking("comparison with the network before"):
+        before: RelatedRun | None = read_related(folder, "parent", list(options.trusted))
+        if run.summary.kind == MEASURE and before is not None:
+            before = network_before(before)
+        if before is None:
+            raise NotChecked("needs the run before the compression, which does not lie beside this one")
+        logits = needed(run.logits, "logits.safetensors")
+        earlier = load_file(existing(before.directory.logits))
+        test = earlier["test_logits"].float()
+        checks.same(
+            "from the logits of both runs",
+            run.tolerance,
+            parent_test_acc=accuracy(test.numpy(), earlier["test_labels"].numpy()),
+            **fidelity_to_parent(logits["test_logits"].float(), test),
+        )
