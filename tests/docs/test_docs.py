@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from kdbench import cli
 from kdbench.config import CONF_DIR, RunConfig, compose
+from kdbench.pipeline.steps import compose_measurement, read_chain
 from kdbench.sweep.overrides import expand
 
 CHECKOUT = Path(__file__).parents[2]
@@ -24,6 +25,9 @@ PAGES = [
 ENTRY_POINTS: dict[str, Callable[[], None]] = {
     "kdbench-bench": cli.main_bench,
     "kdbench-compare": cli.main_compare,
+    "kdbench-compress": cli.main_compress,
+    "kdbench-export": cli.main_export,
+    "kdbench-measure": cli.main_measure,
     "kdbench-report": cli.main_report,
     "kdbench-study": cli.main_study,
     "kdbench-verify": cli.main_verify,
@@ -154,6 +158,13 @@ def check_other_command(
     flags = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     assert {word for word in words if word.startswith("--")} <= flags, words
     overrides = [word for word in words if "=" in word]
+    if program == "kdbench-compress":
+        for job in expand(overrides):
+            read_chain(job)
+        return
+    if program == "kdbench-measure":
+        compose_measurement(overrides, None)
+        return
     for override in overrides:
         if override.startswith("study="):
             assert (CONF_DIR / "study" / f"{override.removeprefix('study=')}.yaml").is_file(), override

@@ -22,7 +22,7 @@ from kdbench.errors import ConfigError
 def groups() -> set[str]:
     """Return the groups of which a run chooses one option."""
     folders = {folder.name for folder in CONF_DIR.iterdir() if folder.is_dir()}
-    return folders - {"model", "hydra", "study"} | {"student", "teacher"}
+    return folders - {"model", "hydra", "study", "compress", "measure"} | {"student", "teacher"}
 
 
 def options(group: str, config_dir: Path = CONF_DIR) -> list[str]:

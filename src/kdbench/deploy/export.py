@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ from kdbench.train.evaluate import evaluation_batch
 
 FORMATS = ("onnx", "torch", "safetensors")
 FILES = {"onnx": "model.onnx", "torch": "model.pt2", "safetensors": "model.safetensors"}
-DESCRIPTION = "model.json"
+DESCRIPTION, TEST_IMAGES = "model.json", "test.npz"
 TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
 """Accepted difference of logits from the run's own, relative to the largest of these, by the run's precision."""
 FLIPS = 0.001
@@ -56,7 +57,13 @@ class Exported:
 
 
 def export_run(
-    run: RelatedRun, form: str, out: Path, names: str = PLAIN, name: str | None = None, data_root: Path | None = None
+    run: RelatedRun,
+    form: str,
+    out: Path,
+    names: str = PLAIN,
+    name: str | None = None,
+    data_root: Path | None = None,
+    test_images: bool = False,
 ) -> dict[str, Any]:
     """Write the network of a run for other tools, with a description beside it, and return the description.
 
@@ -67,6 +74,7 @@ def export_run(
         names: names of the weights, for safetensors: plain, torchvision or timm.
         name: name of the network in that package; None: that of the architecture.
         data_root: folder of the data; None: that of the run's config, or $KDBENCH_DATA.
+        test_images: write the test images with their labels too, to check the file where it is used.
 
     Raises:
         ConfigError: the network cannot be exported, its data are not here, or the file does not give the run's logits.
@@ -92,8 +100,16 @@ def export_run(
         exported = export_weights(plain, run, dataset, names, name, method is not None)
     checked = check_logits(exported.execute, run, dataset)
     description = describe(run, dataset, form, names, exported) | {"checked": checked}
-    write_folder(out, {FILES[form]: exported.content}, description)
+    files = {FILES[form]: exported.content} | ({TEST_IMAGES: images_file(dataset)} if test_images else {})
+    write_folder(out, files, description)
     return description
+
+
+def images_file(dataset: Dataset) -> bytes:
+    """Return the test images [N, H, W, C] uint8 and labels [N] as an .npz file."""
+    buffer, test = io.BytesIO(), dataset.test
+    np.savez_compressed(buffer, images=test.images.cpu().numpy(), labels=test.labels.cpu().numpy())
+    return buffer.getvalue()
 
 
 def check_absent(out: Path) -> None:

@@ -24,7 +24,7 @@ def export(arguments: Sequence[str]) -> None:
     from kdbench.rundir.related import locate, read_related
 
     run = read_related(locate(given.run, Path("outputs"), RUN), RUN, given.trust)
-    made = export_run(run, given.to, given.out, given.names, given.architecture, given.data_root)
+    made = export_run(run, given.to, given.out, given.names, given.architecture, given.data_root, given.test_images)
     checked = made["checked"]
     print(
         f"{given.out / made['file']}: {(given.out / made['file']).stat().st_size:,} bytes; test accuracy "
@@ -59,6 +59,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--data-root", type=Path, metavar="DIR", help="folder of the data (that of the run's config, or $KDBENCH_DATA)"
+    )
+    parser.add_argument(
+        "--test-images", action="store_true", help="write the test images with their labels too, as test.npz"
     )
     add_shared(parser)
     given = parser.parse_args(arguments)

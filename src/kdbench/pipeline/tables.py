@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from kdbench.rundir.summary import RunSummary
+from kdbench.rundir.summary import KEY, RunSummary
 
 
 def compression_table(runs: Sequence[tuple[Path, RunSummary]]) -> str:
@@ -47,8 +47,8 @@ def measurement_table(runs: Sequence[tuple[Path, RunSummary]]) -> str:
                 "MACs": number(summary.macs),
                 **latencies(measured),
                 "memory MB": "-"
-                if measured["peak_memory_bytes"] is None
-                else f"{measured['peak_memory_bytes'] / 1e6:.1f}",
+                if measured[KEY.peak_memory_bytes] is None
+                else f"{measured[KEY.peak_memory_bytes] / 1e6:.1f}",
                 "mJ per image": "-"
                 if measured["energy_mj_per_image"] is None
                 else f"{measured['energy_mj_per_image']:.2f}",

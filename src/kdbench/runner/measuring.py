@@ -29,7 +29,7 @@ from kdbench.models.plain import plain_module
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.related import RelatedRun, read_related
 from kdbench.rundir.student import build_trained
-from kdbench.rundir.summary import names
+from kdbench.rundir.summary import KEY, names
 from kdbench.runner.compressing import (
     NO_TRAINING,
     fidelity_to_parent,
@@ -224,7 +224,7 @@ def measurement_of(subject: Subject) -> dict[str, Any]:
     else:
         memory = "it is measured with ONNX Runtime, which cannot execute the network here"
     if isinstance(memory, str):
-        missing["peak_memory_bytes"] = memory
+        missing[KEY.peak_memory_bytes] = memory
         memory = None
     latency = {
         name: {str(size): candidate.latency() for size, candidate in by_batch.items()}
@@ -241,7 +241,7 @@ def measurement_of(subject: Subject) -> dict[str, Any]:
         "size_compressed_bytes": compressed_size(content),
         "size_format": "onnx" if content is subject.graph else "safetensors",
         "latency": {name: latency.get(name) for name in settings.engines},
-        "peak_memory_bytes": memory,
+        KEY.peak_memory_bytes: memory,
         "energy_mj_per_image": None if joules is None else 1e3 * joules,
         "missing": missing,
         "versions": {name: installed_version(name) for name in ("onnx", "onnxruntime", "torch")},
