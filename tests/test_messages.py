@@ -69,6 +69,7 @@ from kdbench.train.evaluate import check_finite
 from kdbench.verify.command import verify_runs
 from tests.conftest import NARROW, SMALL, composed_once
 from tests.errors import recorded_errors
+from tests.messages_of_deployment import TRAINED_CASES
 from tests.networks import SPEC, Plain
 from tests.rundir.test_lock import FOREIGN
 
@@ -106,7 +107,8 @@ VALUES = {
         "teacher.checkpoint=damaged.pth", "teacher.checkpoint=wrong.pth", f"teacher.checkpoint={'x' * 300}",
         "data.augment=2", "data.num_val=0", "data.num_train=200000", "data.std=[1,1]", "data.mean=[a]",
         "data.mean=null", "data.padding=-1", "data.flip=1", "data.memory=disk", "data.name='a b'",
-        "data.num_classes=20",
+        "data.num_classes=20", "parent=3", "parent=nowhere", "parent=0123456789abcdef", "teacher.run=nowhere",
+        "+kind=measure",
         "data._target_=null", "data._target_=no.such.Data", "data._target_=collections.Counter",
         "data._target_=tests.test_messages.WithoutLoad", "data._target_=tests.test_messages.WithoutKeys",
         *(f"data._target_=tests.test_messages.{name}" for name in OF_DATA),
@@ -801,6 +803,7 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         compare_other_images, images_of_others,
         lambda: features.test_images(read_run(Path("runs/right"), "RUN_A"), None, ()),
     ],
+    "deployment": TRAINED_CASES,
     "kdbench-verify": [
         *(lambda arguments=arguments: verify_runs(arguments) for arguments in (
             [], ["nowhere"], ["empty"], ["--trust", "a b", "runs/right"], ["--data-root", "nowhere", "runs/right"],
@@ -818,7 +821,7 @@ SECTIONS: dict[str, list[tuple[str, Callable[[], Any]]]] = {
     "kdbench": [(" ".join(line), lambda line=line: command_line(line)) for line in COMMAND_LINES],
 } | {title: [(f"number {n}", call) for n, call in enumerate(calls, 1)] for title, calls in CALLS.items()}
 """Name and call of each case, by section of the file."""
-SLOW = ("kdbench", "kdbench-study", "values of a config")
+SLOW = ("kdbench", "kdbench-study", "deployment", "values of a config")
 """Sections whose cases each compose a config: slow."""
 
 

@@ -144,6 +144,20 @@ class MethodConfig:
         return {"name": self.name, "_target_": self.path, **dataclasses.asdict(self.params)}
 
 
+@dataclass
+class TeacherKeys:
+    """The keys of `teacher` that are not its architecture's."""
+
+    seed: int = whole(0)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    checkpoint: str | None = optional(setting(is_path, "a file path that the operating system accepts"))
+    cache: str = one_of("auto", "on", "off")
+    checkpoint_key: str | None = optional(setting(lambda value: value.strip() != "", "a key of the file"), absent=None)
+    mean: list[float] | None = optional(channel_means(), absent=None)
+    std: list[float] | None = optional(channel_deviations(), absent=None)
+    run: Any = setting(absent=None)
+
+
 GIVEN_ONLY = ("checkpoint_key", "mean", "std")
 """Keys of a teacher that a recorded config holds only where they were given."""
 

@@ -12,8 +12,8 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 
 from kdbench.config import RunConfig, compose
-from kdbench.config.parse import TeacherKeys
 from kdbench.config.schema import added, setting
+from kdbench.config.sections import TeacherKeys
 from kdbench.errors import ConfigError
 from kdbench.study.winners import Winner
 from kdbench.sweep.overrides import OPEN_SECTIONS, expand, key_of, options_of, override
