@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.config import DataConfig, MethodConfig, ModelConfig, RecipeConfig, RunConfig
-from kdbench.config.derived import TRAIN, CompressConfig, ParentConfig
+from kdbench.config.derived import TRAIN, CompressConfig
 from kdbench.config.parse import parse_method
 from kdbench.config.paths import is_file, is_folder, is_path
 from kdbench.errors import ConfigError
@@ -261,11 +261,18 @@ def _sha256(path: Path, changed: int, size: int) -> str:
     return sha256(path)
 
 
-def group_key(identity: Mapping[str, Any], parent: ParentConfig | None = None) -> str:
-    """Return the key that runs share which differ in their seeds alone, and in those of their parents."""
+def group_key(identity: Mapping[str, Any], config: RunConfig) -> str:
+    """Return the key that runs share which differ in their seeds alone, and in those of the runs that they name.
+
+    Args:
+        identity: of the run.
+        config: its config.
+    """
     shared = {name: value for name, value in identity.items() if name not in ("init_seed", "data_seed")}
-    if parent:
-        shared["parent"] = parent.group
+    if config.parent:
+        shared["parent"] = config.parent.group
+    if config.teacher and config.teacher.run and config.kind == TRAIN:
+        shared["teacher"] = config.teacher.run.group
     if "measure" in shared:
         shared["measure"] = {name: value for name, value in shared["measure"].items() if name != "together"}
     return hash_of(shared)

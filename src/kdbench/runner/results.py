@@ -99,7 +99,7 @@ def known_before(
     return restated(config) | names(
         schema_version=SCHEMA_VERSION,
         run_key=directory.key,
-        group_key=group_key(identity, config.parent),
+        group_key=group_key(identity, config),
         baseline_key=baseline_key(identity),
         class_names=list(spec.class_names),
         input_shape=list(spec.input_shape),

@@ -88,7 +88,7 @@ def check_keys(run: Artifacts, checks: Checks) -> None:
         checks.same(
             "from config.yaml",
             run_key=identity.given_key(config, params.sha256, params.key) if given else identity.hash_of(content),
-            group_key=identity.group_key(content, config.parent),
+            group_key=identity.group_key(content, config),
             baseline_key=identity.baseline_key(content),
             teacher_key=teacher_key,
         )
