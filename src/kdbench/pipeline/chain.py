@@ -12,7 +12,7 @@ from kdbench.config.sections import TeacherConfig
 from kdbench.errors import ConfigError
 from kdbench.pipeline.steps import DISTIL, FINETUNE, Chain
 from kdbench.rundir.identity import group_key, identity_of, run_key
-from kdbench.rundir.related import TUNED, RelatedRun
+from kdbench.rundir.related import LONGEST_NAME, RelatedRun, tuned_name
 from kdbench.runner.policy import run_with_retries
 from kdbench.runner.run import RunResult, resolve_run
 from kdbench.sweep.overrides import override
@@ -20,8 +20,6 @@ from kdbench.system.device import device_name, resolve_runtime
 
 log = logging.getLogger(__name__)
 
-NAME = 64
-"""Largest length of a network's name."""
 Composer = Callable[[Sequence[str], Path | None], RunConfig]
 
 
@@ -46,7 +44,7 @@ class Link:
 def link_of(config: RunConfig) -> Link:
     """Return the link of a planned run, resolved as far as that is possible before its parent is finished."""
     config = resolve_run(config)[0]
-    return Link(config, run_key(config), group_key(identity_of(config), config.parent))
+    return Link(config, run_key(config), group_key(identity_of(config), config))
 
 
 def plan_chain(root: Link, chain: Chain, config_dir: Path | None = None, composer: Composer = compose) -> list[Link]:
@@ -132,12 +130,8 @@ def compress_config(parent: Link, compress: CompressConfig, frame: RunConfig) ->
         compress: the compression.
         frame: settings that every run of the chain has.
     """
-    student = dataclasses.replace(
-        parent.config.student,
-        name=f"{parent.config.student.name}-{compress.name}"[:NAME],
-        weights=None,
-        weights_hash=None,
-    )
+    name = f"{parent.config.student.name}-{compress.name}"[:LONGEST_NAME]
+    student = dataclasses.replace(parent.config.student, name=name, weights=None, weights_hash=None)
     return dataclasses.replace(
         parent.config,
         kind=COMPRESS,
@@ -239,8 +233,7 @@ def finetune_config(root: Link, current: Link, chain: Chain, config_dir: Path | 
     if any(text.startswith("method=") and text != "method=ce" for text in texts):
         own[1] = override("teacher.run", root.key)
     config = training_config(root, FINETUNE, chain, own, config_dir, composer)
-    name = current.config.student.name
-    name = name if name.endswith(TUNED) else f"{name}{TUNED}"[:NAME]
+    name = tuned_name(current.config.student.name)
     student = dataclasses.replace(current.config.student, name=name, weights=None, weights_hash=None)
     return dataclasses.replace(
         config, kind=TRAIN, student=student, parent=current.as_parent(), teacher=taught_by(root, config.teacher)

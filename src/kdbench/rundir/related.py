@@ -15,6 +15,8 @@ from kdbench.rundir.summary import RunSummary
 
 TUNED = "-tuned"
 """End of the name of a network whose training starts from the weights of another run."""
+LONGEST_NAME = 64
+"""Largest length of a network's name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +47,16 @@ def with_related(config: RunConfig) -> RunConfig:
     """
     if config.parent and config.kind == TRAIN and (parent := find_related(config, config.parent, "parent")):
         network = parent.network
-        name = network.name if network.name.endswith(TUNED) else network.name + TUNED
-        network = dataclasses.replace(network, name=name)
+        network = dataclasses.replace(network, name=tuned_name(network.name))
         config = dataclasses.replace(config, parent=parent.as_parent(), student=network)
     if config.teacher and config.teacher.run and (run := find_related(config, config.teacher.run, "teacher.run")):
         config = dataclasses.replace(config, teacher=teacher_of(run, config.teacher, config.data))
     return config
+
+
+def tuned_name(name: str) -> str:
+    """Return the name of a network after further training."""
+    return name if name.endswith(TUNED) else name[: LONGEST_NAME - len(TUNED)] + TUNED
 
 
 def teacher_of(run: RelatedRun, teacher: TeacherConfig, data: DataConfig) -> TeacherConfig:

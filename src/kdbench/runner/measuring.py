@@ -1,5 +1,6 @@
 """Runs that measure the networks of finished runs: size, speed, memory, energy, and accuracy as they are executed."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -107,6 +108,7 @@ def prepare(config: RunConfig, directory: RunDirectory) -> Subject:
     assert config.parent is not None
     assert config.measure is not None
     run = measured_run(config)
+    config = dataclasses.replace(config, student=run.network)  # a study plans it before the network is known
     dataset = load(config.data, config.runtime.device)
     network, method = build_trained(run.config, dataset.spec, run.directory.weights)
     subject = Subject(config, directory, run, dataset, network)
