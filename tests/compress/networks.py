@@ -59,3 +59,10 @@ class SingularValues(nn.Module):
 class Values(nn.Module):
     def forward(self, rows):
         return torch.linalg.svdvals(rows)
+
+
+class Branch(TwoConvolutions):
+    """Its course depends on the values of the images, so that it cannot be traced."""
+
+    def forward(self, images):
+        return super().forward(images * 2 if float(images.mean()) > 1 else images)

@@ -1,4 +1,4 @@
-"""Networks with random weights and statistics, as compressions take them, and compressed ones built from their configs."""
+"""Networks with random weights, as compressions take them, and compressed ones built from their configs."""
 
 from collections.abc import Iterator
 from typing import Any
