@@ -44,7 +44,8 @@ class Int8(Compression):
     def apply(self, subject: Subject) -> Compressed:
         logits = subject.summary.logits
         network = Network(subject.body, {}, logits, "")
-        graph = to_onnx(plain_module(network), subject.spec.input_shape)
+        plain = plain_module(network)
+        graph = to_onnx(plain, subject.spec.input_shape, "int8", "use another compression, such as fp16")
         content = self.quantize(graph, subject)
         arguments = {
             "base": base_of(subject.model),

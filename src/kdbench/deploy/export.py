@@ -187,18 +187,18 @@ def export_program(module: nn.Module, input_shape: tuple[int, int, int]) -> Expo
     Raises:
         ConfigError: torch cannot trace it.
     """
-    buffer = io.BytesIO()
+    buffer, images = io.BytesIO(), torch.zeros(2, *input_shape)
     try:
         with quiet(), torch.no_grad():
-            images = torch.zeros(2, *input_shape)
             program = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("N")},))
             for node in program.graph.nodes:
                 node.meta.pop("stack_trace", None)  # paths of the exporting machine
             torch.export.save(program, buffer)
             loaded = torch.export.load(io.BytesIO(buffer.getvalue())).module()
     except Exception as error:  # of torch's own types
+        problem = export_problem(error, module, images)
         raise ConfigError(
-            f"the network cannot be exported as a program of torch: {export_problem(error)}; use --to safetensors",
+            f"the network cannot be exported as a program of torch: {problem}; use --to safetensors",
             code="not_exportable",
             key="--to",
         ) from error

@@ -74,8 +74,9 @@ def without_masks(body: nn.Module) -> nn.Module:
     for module in [module for module in body.modules() if parametrize.is_parametrized(module)]:
         parametrized: Any = module
         values = {name: getattr(module, name).detach().clone() for name in parametrized.parametrizations}
+        plain = parametrize.type_before_parametrizations(module)  # it reads the parametrisations
         del parametrized.parametrizations
-        module.__class__ = parametrize.type_before_parametrizations(module)
+        module.__class__ = plain
         for name, value in values.items():
             module.register_parameter(name, nn.Parameter(value))
     return body

@@ -41,12 +41,19 @@ def extra(what: str, package: str) -> Iterator[None]:
         raise missing_extra(what, package) from error
 
 
-def to_onnx(module: nn.Module, input_shape: tuple[int, int, int]) -> bytes:
+def to_onnx(
+    module: nn.Module,
+    input_shape: tuple[int, int, int],
+    key: str = "--to",
+    remedy: str = "use --to torch or --to safetensors",
+) -> bytes:
     """Return a network as an ONNX graph with the input `images` [N, C, H, W] and the output `logits` [N, num_classes].
 
     Args:
         module: network in evaluation mode, on the CPU, that takes normalised images and returns logits, float32.
         input_shape: C, H, W of an image.
+        key: what asks for the graph, for errors.
+        remedy: what to do where there can be none, for errors.
 
     Raises:
         ConfigError: the extra is not installed, or ONNX cannot express an operation.
@@ -62,9 +69,9 @@ def to_onnx(module: nn.Module, input_shape: tuple[int, int, int]) -> bytes:
             )  # fmt: skip
     except Exception as error:  # the exporter's own types, and those of torch.export
         raise ConfigError(
-            f"the network cannot be exported to ONNX: {export_problem(error)}; use --to torch or --to safetensors",
+            f"the network cannot be exported to ONNX: {export_problem(error, module, images)}; {remedy}",
             code="not_exportable",
-            key="--to",
+            key=key,
         ) from error
     assert program is not None
     proto = program.model_proto
@@ -77,7 +84,8 @@ def to_onnx(module: nn.Module, input_shape: tuple[int, int, int]) -> bytes:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence the exporter and its libraries: warnings, log lines and progress."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    unread = io.StringIO()  # torch.export prints the graph of what it cannot trace
+    with warnings.catch_warnings(), contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
@@ -86,17 +94,40 @@ def quiet() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-def export_problem(error: BaseException) -> str:
-    """Return why an export failed: the operation without a translation and its layer, or the error's first line."""
+def export_problem(error: BaseException, module: nn.Module, images: Tensor) -> str:
+    """Return why an export failed: the operation without a translation and its layer, or the error's first line.
+
+    Args:
+        error: error of the exporter.
+        module: network.
+        images: images with which it was traced.
+    """
     text = "\n".join(str(cause) for cause in causes(error))
-    operation = re.search(r"No (?:ONNX|decompositions?|dispatch)[^\n]*?([\w:]+::[\w.]+|aten\.[\w.]+)", text)
-    operation = operation or re.search(r"node (?:\w+\.)?(?:name=)?'?[^\n]*?target[^\n]*?(aten\.[\w.]+)", text)
-    layer = re.search(r"L__self___([\w]+)|nn_module_stack[^\n]*?'([\w.]+)', '?[\w.]+", text)
-    if operation:
-        place = f" of {layer[1] or layer[2]}" if layer else ""
-        return f"ONNX has no operation for {operation[1]}{place}"
+    if operation := re.search(r"No ONNX function found for [^\n]*?(aten|\w+)[.:]+(\w+)", text):
+        name = f"{operation[1]}.{operation[2]}"
+        layer = layer_of(name, module, images)
+        return f"ONNX has no operation for {name}" + (f", which {layer} computes" if layer else "")
     last = causes(error)[-1]
     return f"{type(last).__name__}: {first_line(last)}"
+
+
+def layer_of(operation: str, module: nn.Module, images: Tensor) -> str:
+    """Return the path of the layer of a network that computes an operation, or "" if none of its layers does.
+
+    Args:
+        operation: name of an operation of torch, such as `aten._linalg_svd`.
+        module: network.
+        images: images with which it is traced.
+    """
+    try:
+        with quiet(), torch.no_grad():
+            graph = torch.export.export(module, (images,)).run_decompositions().graph
+    except Exception:  # torch cannot trace it: the error at hand says more
+        return ""
+    for node in graph.nodes:
+        if str(node.target).startswith(f"{operation}."):
+            return str([*node.meta.get("nn_module_stack", {"": ("",)}).values()][-1][0])
+    return ""
 
 
 def causes(error: BaseException | None) -> list[BaseException]:

@@ -1,0 +1,115 @@
+"""Latencies in turn: the order, the statistics, and that a deeper network takes longer."""
+
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kdbench.deploy import latency
+from kdbench.deploy.latency import Candidate, measure_in_turn
+from kdbench.system.signals import Interrupted
+
+
+class Clock:
+    """Takes the place of the time: every pass of a candidate adds its own seconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.passes: list[str] = []
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    def candidate(self, name: str, seconds: list[float], batch: int = 4) -> Candidate:
+        """Return a candidate whose passes take some seconds in turn."""
+
+        def execute() -> None:
+            self.now += seconds[self.passes.count(name) % len(seconds)]
+            self.passes.append(name)
+
+        return Candidate(execute, batch)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_a_round_measures_every_candidate_once_and_each_begins_as_often_as_the_others(clock: Clock) -> None:
+    candidates = [clock.candidate(name, [1.0]) for name in "abc"]
+    measure_in_turn(candidates, rounds=6, warmup=0)
+    measured = clock.passes[3:]
+    rounds = ["".join(measured[start : start + 3]) for start in range(0, len(measured), 3)]
+    assert rounds == ["abc", "bca", "cab", "abc", "bca", "cab"]
+    assert clock.passes[:3] == ["a", "b", "c"]
+
+
+def test_every_candidate_is_warmed_up_before_the_first_round(clock: Clock) -> None:
+    candidates = [clock.candidate(name, [1.0]) for name in "ab"]
+    measure_in_turn(candidates, rounds=1, warmup=4)
+    assert clock.passes == ["a"] * 5 + ["b"] * 5 + ["a", "b"]
+    assert [len(candidate.seconds) for candidate in candidates] == [1, 1]
+
+
+def test_short_passes_are_repeated_until_a_measurement_is_long_enough(clock: Clock) -> None:
+    short, long = clock.candidate("short", [0.001]), clock.candidate("long", [0.5])
+    measure_in_turn([short, long], rounds=2, warmup=1)
+    assert short.repetitions == round(latency.SHORTEST / 0.001) == 20
+    assert long.repetitions == 1
+    assert clock.passes.count("short") == 2 + 2 * 20
+    np.testing.assert_allclose(short.seconds, [0.001, 0.001])
+
+
+def test_median_and_quartiles_are_those_of_numpy(clock: Clock) -> None:
+    seconds = [0.5, 0.1, 0.3, 0.9, 0.4, 0.2, 0.35]
+    candidate = clock.candidate("a", seconds, batch=8)
+    measure_in_turn([candidate], rounds=7, warmup=6)
+    assert sorted(candidate.seconds) == pytest.approx(sorted(seconds))
+    low, median, high = 1e3 * np.quantile(seconds, [0.25, 0.5, 0.75])
+    expected = {"median_ms": median, "low_ms": low, "high_ms": high, "images_per_second": 8 / (median / 1e3)}
+    assert candidate.latency() == pytest.approx(expected)
+
+
+def test_joules_are_those_of_one_pass(clock: Clock) -> None:
+    class Watt:
+        def read(self) -> float:
+            return 3 * clock.now
+
+    candidate = clock.candidate("a", [0.002])
+    measure_in_turn([candidate], rounds=3, warmup=0, counter=Watt())
+    assert candidate.joules == pytest.approx([0.006] * 3)
+
+
+def test_a_requested_stop_ends_the_measurement(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    candidate = clock.candidate("a", [1.0])
+
+    def stop() -> None:
+        if len(candidate.seconds) == 2:
+            raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(latency, "raise_if_requested", stop)
+    with pytest.raises(Interrupted):
+        measure_in_turn([candidate], rounds=100, warmup=0)
+    assert len(candidate.seconds) == 2
+
+
+@pytest.mark.alone
+@pytest.mark.slow
+def test_a_network_twice_as_deep_takes_longer() -> None:
+    images = torch.randn(8, 16, 32, 32)
+
+    def network(depth: int) -> nn.Module:
+        return nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(depth))).eval()
+
+    torch.set_num_threads(1)
+    candidates = [
+        Candidate(lambda module=module: module(images), 8)  # type: ignore[misc]
+        for module in (network(6), network(12), network(6))
+    ]
+    with torch.no_grad():
+        measure_in_turn(candidates, rounds=15, warmup=2)
+    first, deep, again = (candidate.latency()["median_ms"] for candidate in candidates)
+    assert deep > 1.5 * first
+    assert deep > 1.5 * again
+    assert again == pytest.approx(first, rel=0.25)
