@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from kdbench.config import ModelConfig
+from kdbench.config.derived import CompressConfig
 from kdbench.data.source import DataSpec
 from kdbench.models import ModelSummary
 
@@ -34,6 +35,27 @@ class Compressed:
     """Architecture, with the name of the one before."""
     weights: dict[str, Tensor]
     """Its state dict."""
+
+
+def fault_of_order(compress: CompressConfig, rounded: str | None, masks: str | None) -> str:
+    """Return why a compression cannot follow others, or an empty text.
+
+    Args:
+        compress: the compression.
+        rounded: name of the step after which the weights are rounded, or None.
+        masks: name of the step that masked the weights, or None.
+    """
+    if rounded is not None:
+        return (
+            f"{compress.name} cannot follow {rounded}, whose weights are rounded and whose batch norms may be folded into "
+            f"convolutions; put {rounded} last"
+        )
+    if masks is not None and not compress.target.after_masks:
+        return (
+            f"{compress.name} cannot follow {masks}, whose masks belong to weights of the shapes that they were made for; "
+            f"put {compress.name} before {masks}"
+        )
+    return ""
 
 
 class Compression(ABC):

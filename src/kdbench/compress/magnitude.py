@@ -11,9 +11,7 @@ from torch.nn.utils import parametrize, prune
 from kdbench.compress.base import Compressed, Compression, Subject
 from kdbench.config.schema import setting
 from kdbench.errors import ConfigError
-from kdbench.models.compressed import Mask, base_of, masked, weighted_layers, without_masks
-
-TARGET = f"{masked.__module__}.{masked.__qualname__}"
+from kdbench.models.compressed import MASKED, Mask, base_of, weighted_layers, without_masks
 
 
 class Magnitude(Compression):
@@ -50,10 +48,10 @@ class Magnitude(Compression):
             place = f"{path}.parametrizations.weight" if path else "parametrizations.weight"
             state[f"{place}.original"] = before[path] * module.weight_mask
             state[f"{place}.0.mask"] = module.weight_mask.to(torch.bool)
-        already = subject.model.target == TARGET
+        already = subject.model.target == MASKED
         model = subject.model
         if not already:
-            model = dataclasses.replace(model, target=TARGET, arguments={"base": base_of(model)})
+            model = dataclasses.replace(model, target=MASKED, arguments={"base": base_of(model)})
         return Compressed(model, state)
 
 

@@ -95,7 +95,7 @@ def check_convolutional(subject: Subject) -> None:
 
 
 def classifiers(body: nn.Module, images: torch.Tensor, num_classes: int) -> list[nn.Module]:
-    """Return the layers whose outputs are as many as classes and which are executed last: their outputs stay."""
+    """Return the layers whose outputs may be logits, and stay: as many as classes; the last layer where none has."""
     executed: list[nn.Module] = []
     hooks = [
         module.register_forward_hook(lambda layer, *_: executed.append(layer))
@@ -107,8 +107,8 @@ def classifiers(body: nn.Module, images: torch.Tensor, num_classes: int) -> list
     for hook in hooks:
         hook.remove()
     outputs = [getattr(layer, "out_features", getattr(layer, "out_channels", None)) for layer in executed]
-    last = [layer for layer, size in zip(executed, outputs, strict=True) if size == num_classes]
-    return last[-1:] or executed[-1:]
+    found = [layer for layer, size in zip(executed, outputs, strict=True) if size == num_classes]
+    return found or executed[-1:]
 
 
 def changed_sizes(base: nn.Module, body: nn.Module) -> dict[str, dict[str, Any]]:

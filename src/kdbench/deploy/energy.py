@@ -1,9 +1,17 @@
 """Energy counters of the machine: RAPL of the processor, NVML of an NVIDIA GPU."""
 
+import time
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
+from kdbench.deploy.latency import Candidate
+from kdbench.system.signals import raise_if_requested
+
 POWERCAP = Path("/sys/class/powercap")
+SECONDS = 2.0
+"""Time for which a network is executed to measure its energy."""
 
 
 class Counter(Protocol):
@@ -47,14 +55,14 @@ class Nvml:
     """Energy of one NVIDIA GPU.
 
     Args:
-        index: number of the GPU.
+        uuid: identity of the GPU; its number is another for NVML than for torch where not all GPUs are visible.
     """
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, uuid: str) -> None:
         import pynvml  # type: ignore[import-not-found]  # of nvidia-ml-py, where there is such a GPU
 
         pynvml.nvmlInit()
-        self.handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        self.handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
         self.read_millijoules = pynvml.nvmlDeviceGetTotalEnergyConsumption
         self.read()
 
@@ -72,7 +80,7 @@ def find_counter(device: str, powercap: Path = POWERCAP) -> Counter | str:
     """
     if device.startswith("cuda"):
         try:
-            return Nvml(int(device.partition(":")[2] or 0))
+            return Nvml(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
         except Exception as error:  # no library, or a GPU without a counter
             return f"NVML has no energy counter here ({type(error).__name__}; pip install nvidia-ml-py)"
     packages = sorted(powercap.glob("intel-rapl:[0-9]")) if device == "cpu" else []
@@ -83,3 +91,21 @@ def find_counter(device: str, powercap: Path = POWERCAP) -> Counter | str:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         return f"the energy counter {packages[0]} cannot be read ({why}); its files are often readable by root alone"
+
+
+def measure_energy(candidate: Candidate, counter: Counter) -> float:
+    """Return the joules of a pass: the mean over passes of some seconds, since counters advance in coarse steps.
+
+    Args:
+        candidate: the pass.
+        counter: counter of the whole processor or GPU.
+
+    Raises:
+        Interrupted: a stop was requested.
+    """
+    passes, before, end = 0, counter.read(), time.monotonic() + SECONDS
+    while passes == 0 or time.monotonic() < end:
+        raise_if_requested()
+        candidate.execute()
+        passes += 1
+    return (counter.read() - before) / passes

@@ -6,7 +6,6 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,27 +13,25 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import nn
 
 from kdbench import metrics
 from kdbench.config import DataConfig
 from kdbench.data import Dataset, load
 from kdbench.data.access import read_only
-from kdbench.data.batches import plain_batches
+from kdbench.deploy.execution import Execute, batches_of, onnx_execution
+from kdbench.deploy.formats import PLAIN
 from kdbench.deploy.graph import graph_of
-from kdbench.deploy.names import PLAIN, renamed_weights
+from kdbench.deploy.names import renamed_weights
 from kdbench.errors import ConfigError, first_line
 from kdbench.models.compressed import QuantizedNetwork
-from kdbench.models.onnx_graph import INPUT, OPSET, OUTPUT, export_problem, quiet, session_of
+from kdbench.models.onnx_graph import INPUT, OPSET, OUTPUT, export_problem, quiet
 from kdbench.models.plain import plain_module
 from kdbench.models.weights import storable
 from kdbench.rundir.files import write_json
 from kdbench.rundir.related import RelatedRun
 from kdbench.rundir.student import build_trained
-from kdbench.system.signals import raise_if_requested
-from kdbench.train.evaluate import evaluation_batch
 
-FORMATS = ("onnx", "torch", "safetensors")
 FILES = {"onnx": "model.onnx", "torch": "model.pt2", "safetensors": "model.safetensors"}
 DESCRIPTION, TEST_IMAGES = "model.json", "test.npz"
 TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
@@ -42,8 +39,6 @@ TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
 FLIPS = 0.001
 """Accepted share of predictions that differ, at least two: where two logits are almost equal."""
 ENVIRONMENT = "KDBENCH_DATA"
-
-Execute = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,7 @@ def export_run(
 
     Args:
         run: finished run.
-        form: one of `FORMATS`.
+        form: onnx, torch or safetensors.
         out: folder to write, which does not exist.
         names: names of the weights, for safetensors: plain, torchvision or timm.
         name: name of the network in that package; None: that of the architecture.
@@ -92,7 +87,7 @@ def export_run(
         )
     if form == "onnx":
         graph = graph_of(network, method, dataset.spec)
-        exported = Exported(graph, graph_execution(graph), {"opset": opset_of(graph)})
+        exported = Exported(graph, onnx_execution(graph, torch.get_num_threads()), {"opset": opset_of(graph)})
     elif form == "torch":
         exported = export_program(plain_module(network, method), dataset.spec.input_shape)
     else:
@@ -167,12 +162,6 @@ def roots(data: DataConfig, data_root: Path | None) -> list[str | None]:
 # Formats
 
 
-def graph_execution(graph: bytes) -> Execute:
-    """Return a function that executes an ONNX graph. Errors: see `session_of`."""
-    session = session_of(graph, torch.get_num_threads())
-    return lambda images: torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
-
-
 def opset_of(graph: bytes) -> int:
     """Return the version of the ONNX operators in a graph."""
     import onnx
@@ -235,14 +224,6 @@ def export_weights(
 # Check and description
 
 
-def batches_of(dataset: Dataset) -> Iterator[Tensor]:
-    """Yield the normalised test images as other tools take them: contiguous float32."""
-    size = evaluation_batch("cpu", dataset.spec.input_shape)
-    for batch in plain_batches(dataset, dataset.test, size, channels_last=False):
-        raise_if_requested()
-        yield batch.float().contiguous()
-
-
 def check_logits(execute: Execute, run: RelatedRun, dataset: Dataset) -> dict[str, Any]:
     """Check that an export gives the run's own logits on the test images, and return what was compared.
 
@@ -251,7 +232,7 @@ def check_logits(execute: Execute, run: RelatedRun, dataset: Dataset) -> dict[st
     """
     own = load_file(run.directory.logits)["test_logits"].float()
     with torch.no_grad():
-        logits = torch.cat([execute(batch).float() for batch in batches_of(dataset)])
+        logits = torch.cat([execute(batch).float() for batch in batches_of(dataset, dataset.test)])
     labels = dataset.test.labels.cpu().numpy()
     if own.shape != logits.shape:
         raise ConfigError(
@@ -262,8 +243,8 @@ def check_logits(execute: Execute, run: RelatedRun, dataset: Dataset) -> dict[st
         )
     difference, largest = float((logits - own).abs().max()), float(own.abs().max())
     tolerance = TOLERANCE[run.config.runtime.precision] * largest
-    if any(step["name"] in ("fp16", "bf16") for step in run.config.steps):
-        tolerance = max(tolerance, TOLERANCE["fp16"] * largest)
+    formats = [step["dtype"] for step in run.config.steps if step.get("dtype") in TOLERANCE]
+    tolerance = max([tolerance, *(TOLERANCE[dtype] * largest for dtype in formats)])
     flips = int((logits.argmax(1) != own.argmax(1)).sum())
     accuracy = metrics.accuracy(logits.numpy(), labels)
     if not difference <= tolerance or flips > max(2, FLIPS * len(own)):

@@ -1,11 +1,11 @@
 """Latency of several networks, measured in turn in one process."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from kdbench.deploy.energy import Counter
 from kdbench.system.signals import raise_if_requested
 
 SHORTEST = 0.02
@@ -27,8 +27,6 @@ class Candidate:
     """Passes of one measurement."""
     seconds: list[float] = field(default_factory=list)
     """Seconds of a pass, by round."""
-    joules: list[float] = field(default_factory=list)
-    """Joules of a pass, by round; empty without a counter."""
 
     def warm_up(self, passes: int) -> None:
         """Execute some passes, and set the number of those that a measurement takes."""
@@ -38,15 +36,13 @@ class Candidate:
         self.execute()
         self.repetitions = max(1, round(SHORTEST / max(time.perf_counter() - start, 1e-7)))
 
-    def measure(self, counter: Counter | None) -> None:
-        """Measure once."""
-        before = counter.read() if counter else 0.0
+    def measure(self) -> None:
+        """Measure once, after a pass that is not measured: caches and threads are then those of this network."""
+        self.execute()
         start = time.perf_counter()
         for _ in range(self.repetitions):
             self.execute()
         self.seconds.append((time.perf_counter() - start) / self.repetitions)
-        if counter:
-            self.joules.append((counter.read() - before) / self.repetitions)
 
     def latency(self) -> dict[str, float]:
         """Return median and quartiles over the rounds in milliseconds, and the throughput at the median."""
@@ -55,22 +51,22 @@ class Candidate:
         return {**milliseconds, "images_per_second": self.batch / median}
 
 
-def measure_in_turn(candidates: Sequence[Candidate], rounds: int, warmup: int, counter: Counter | None = None) -> None:
-    """Measure every candidate once per round, so that a slow moment of the machine meets all of them.
+def measure_in_turn(candidates: Sequence[Candidate], rounds: int, warmup: int) -> None:
+    """Measure every candidate once per round, in another order in each, so that no one follows the same other always.
 
     Args:
         candidates: what is measured; the results are added to them.
         rounds: number of measurements of each.
         warmup: passes of each before the first round.
-        counter: counter of the energy, or None.
 
     Raises:
         Interrupted: a stop was requested.
     """
     for candidate in candidates:
+        raise_if_requested()
         candidate.warm_up(warmup)
-    for start in range(rounds):
-        shift = start % len(candidates)  # each begins a round as often as the others
-        for candidate in [*candidates[shift:], *candidates[:shift]]:
+    order = random.Random(0)
+    for _ in range(rounds):
+        for candidate in order.sample(candidates, len(candidates)):
             raise_if_requested()
-            candidate.measure(counter)
+            candidate.measure()

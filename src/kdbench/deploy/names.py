@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from kdbench.config import ModelConfig
 from kdbench.data.source import DataSpec
+from kdbench.deploy.formats import TIMM, TORCHVISION
 from kdbench.errors import ConfigError, first_line
 from kdbench.models.checkpoint_files import read_checkpoint
 from kdbench.models.onnx_graph import missing_extra
 from kdbench.models.weights import storable
 
-PLAIN, TORCHVISION, TIMM = "plain", "torchvision", "timm"
-NAMINGS = (PLAIN, TORCHVISION, TIMM)
 CIFAR_STEM = ("conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)", "maxpool = nn.Identity()")
 """Changes of another code base's ResNet that has the first layers for small images."""
 

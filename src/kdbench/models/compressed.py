@@ -10,18 +10,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]  # missing in the stub
 from torch.nn.utils import parametrize
 
 from kdbench.config.sections import ModelConfig
 from kdbench.models.builders import call_builder
 from kdbench.models.network import LogitsKey, Network, StageSource
-from kdbench.models.onnx_graph import run_graph
+from kdbench.models.onnx_graph import check_self_contained, run_graph
 from kdbench.system.random import seeded
 
 FLOATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 """Types of `half_precision`."""
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """Layers whose weights are compressed."""
+
+MASKED = f"{__name__}.masked"
+"""Import path of the builder of masked networks."""
 
 Base = partial[Any]
 """Builder of the network before, with its arguments."""
@@ -33,8 +37,16 @@ def base_of(model: ModelConfig) -> dict[str, Any]:
 
 
 def build_base(base: Base, num_classes: int) -> nn.Module:
-    """Return a fresh network of the argument `base`."""
-    return call_builder(base.func, base.keywords, num_classes)
+    """Return a fresh network of the argument `base`.
+
+    Raises:
+        ValueError: it has layers whose sizes its first images decide.
+    """
+    body = call_builder(base.func, base.keywords, num_classes)
+    lazy = [name for name, p in body.named_parameters() if isinstance(p, UninitializedTensorMixin)]
+    if lazy:
+        raise ValueError(f"{lazy[0]} is lazy; a network can be compressed where its layers are given their sizes")
+    return body
 
 
 def weighted_layers(body: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -271,3 +283,5 @@ def add_base(module: QuantizedNetwork, state: dict[str, Any], prefix: str, *_: A
 def read_graph(module: QuantizedNetwork, _: Any) -> None:
     """Keep the bytes of a graph that was loaded."""
     module.content = module.graph.cpu().numpy().tobytes() if bool(module.graph.any()) else b""
+    if module.content:
+        check_self_contained(module.content)

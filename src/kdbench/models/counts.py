@@ -26,14 +26,15 @@ def count_weights(network: Network) -> tuple[int, float]:
 
 
 def count_integers(graph: bytes) -> tuple[int, float]:
-    """Return the numbers of `count_weights` for a graph with 8-bit weights and 32-bit biases."""
+    """Return the numbers of `count_weights` for a graph with 8-bit weights and what stays in 32 bits."""
     with extra("the weights of an ONNX graph", "onnx"):
         import onnx
         from onnx.numpy_helper import to_array
     model = onnx.load_from_string(graph).graph
-    zero_points = {name for node in model.node if node.op_type.endswith("Linear") for name in node.input[2:]}
-    arrays = [to_array(tensor) for tensor in model.initializer if tensor.name not in zero_points]
+    quantisations = [node for node in model.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    scales = {name for node in quantisations for name in node.input[1:]}
+    arrays = [to_array(tensor) for tensor in model.initializer if tensor.name not in scales]
     weights = [array for array in arrays if array.dtype == np.int8]
-    biases = [array for array in arrays if array.dtype == np.int32]
+    others = [array for array in arrays if array.dtype in (np.int32, np.float32, np.uint8)]  # int64: shapes and axes
     total, nonzero = sum(w.size for w in weights), sum(int(np.count_nonzero(w)) for w in weights)
-    return nonzero + sum(int(np.count_nonzero(b)) for b in biases), 1 - nonzero / total if total else 0.0
+    return nonzero + sum(int(np.count_nonzero(a)) for a in others), 1 - nonzero / total if total else 0.0

@@ -151,6 +151,7 @@ def session_of(graph: bytes, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would slow the next network
     if has_half_precision(graph):  # the layout optimisation of ONNX Runtime 1.32 crashes the process on some of them
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     try:
@@ -164,6 +165,29 @@ def session_of(graph: bytes, threads: int) -> Any:
         raise ConfigError(
             f"ONNX Runtime cannot execute the network: {problem}", code="not_executable", key="onnxruntime"
         ) from None
+
+
+def check_self_contained(graph: bytes) -> None:
+    """Check that a graph, which may come from anywhere, reads no other file.
+
+    Raises:
+        ConfigError: a tensor of it lies in another file, or it is no graph.
+    """
+    with extra("an ONNX graph", "onnx"):
+        import onnx
+        from onnx.external_data_helper import _get_all_tensors, uses_external_data
+    try:
+        outside = [
+            tensor.name for tensor in _get_all_tensors(onnx.load_from_string(graph)) if uses_external_data(tensor)
+        ]
+    except Exception as error:  # damaged bytes raise many types
+        raise ConfigError(f"the graph is damaged: {first_line(error)}", code="damaged", key="graph") from None
+    if outside:
+        raise ConfigError(
+            f"the graph reads its tensor {outside[0]} from another file, which is not allowed",
+            code="untrusted",
+            key="graph",
+        )
 
 
 def has_half_precision(graph: bytes) -> bool:

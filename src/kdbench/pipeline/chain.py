@@ -15,7 +15,7 @@ from kdbench.rundir.identity import group_key, identity_of, run_key
 from kdbench.rundir.related import LONGEST_NAME, RelatedRun, tuned_name
 from kdbench.runner.policy import run_with_retries
 from kdbench.runner.run import RunResult, resolve_run
-from kdbench.sweep.overrides import override
+from kdbench.sweep.overrides import key_of, override
 from kdbench.system.device import device_name, resolve_runtime
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ def plan_chain(root: Link, chain: Chain, config_dir: Path | None = None, compose
     Raises:
         ConfigError: a run cannot be composed.
     """
+    check_overrides(chain)
     links, current = list[Link](), root
     for step in chain.steps:
         if step == DISTIL:
@@ -105,37 +106,66 @@ def frame_of(root: Link, chain: Chain, config_dir: Path | None, composer: Compos
     )
 
 
+SHARED = ("runtime", "checkpoint", "on_busy", "overwrite", "data.root", "data.download")
+"""Keys and sections that runs of every kind have."""
+OF_CHAIN = ("data", "teacher", "student", "pair", "experiment", "output_root", "report", "parent", "kind", "trust")
+"""Keys and sections that a chain sets itself."""
+
+
+def is_within(key: str, names: Sequence[str]) -> bool:
+    """Return whether a key is one of some keys or lies in one of some sections."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
 def only_shared(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides that runs of every kind have.
+    """Return the overrides that runs of every kind have."""
+    return [text for text in overrides if is_within(key_of(text), SHARED)]
+
+
+def check_overrides(chain: Chain) -> None:
+    """Check that each override of a command line changes something.
 
     Raises:
-        ConfigError: one sets what a chain sets itself.
+        ConfigError: one sets what the chain sets itself, or a key of trainings where there is none.
     """
-    fixed = ("data", "student", "teacher", "pair", "experiment", "output_root", "report", "parent", "kind")
-    for text in overrides:
-        key = text.partition("=")[0].lstrip("+")
-        if key in fixed or (key.startswith("data.") and key not in ("data.root", "data.download")):
-            remedy = "give distil.student=NAME" if key == "student" else f"the run that is compressed sets {key} itself"
+    for step, texts in chain.trainings.items():
+        for text in texts:
+            key = key_of(text)
+            allowed = ("teacher.cache", *SHARED, *(("student",) if step == DISTIL else ()))
+            if is_within(key, OF_CHAIN) and not is_within(key, allowed):
+                raise ConfigError(
+                    f"{step}.{text}: the chain sets {key} itself, by the run with which it begins and its steps",
+                    code="set_by_chain",
+                    key=f"{step}.{key}",
+                )
+    for text in chain.overrides:
+        key = key_of(text)
+        if is_within(key, SHARED):
+            continue
+        if is_within(key, OF_CHAIN):
+            remedy = "give distil.student=NAME" if key == "student" else f"the chain sets {key} itself"
             raise ConfigError(f"{text}: {remedy}", code="set_by_chain", key=key)
-    sections = ("runtime", "checkpoint", "data")
-    keys = ("on_busy", "overwrite")
-    return [text for text in overrides if (key := text.partition("=")[0]) in keys or key.split(".")[0] in sections]
+        if not chain.trainings:
+            settings = [f"{name}.{f}" for name, one in chain.compressions.items() for f in one.step if f != "name"]
+            raise ConfigError(
+                f"{text} has no effect: {chain.title} trains nothing; settings of its steps: {', '.join(settings)}",
+                code="unused_key",
+                key=key,
+            )
 
 
-def compress_config(parent: Link, compress: CompressConfig, frame: RunConfig) -> RunConfig:
-    """Return the run that compresses a network.
+def derived_config(parent: Link, kind: str, frame: RunConfig) -> RunConfig:
+    """Return a run without a training that begins with another run.
 
     Args:
-        parent: run of the network.
-        compress: the compression.
-        frame: settings that every run of the chain has.
+        parent: the other run.
+        kind: compress or measure.
+        frame: settings that every run of the command has.
     """
-    name = f"{parent.config.student.name}-{compress.name}"[:LONGEST_NAME]
-    student = dataclasses.replace(parent.config.student, name=name, weights=None, weights_hash=None)
     return dataclasses.replace(
         parent.config,
-        kind=COMPRESS,
-        student=student,
+        kind=kind,
+        student=dataclasses.replace(parent.config.student, weights=None, weights_hash=None),
         data=frame.data,
         runtime=dataclasses.replace(frame.runtime, precision="fp32"),
         checkpoint=frame.checkpoint,
@@ -144,17 +174,17 @@ def compress_config(parent: Link, compress: CompressConfig, frame: RunConfig) ->
         overwrite=frame.overwrite,
         report=None,
         parent=parent.as_parent(),
-        compress=compress,
+        compress=None,
         measure=None,
         trust=frame.trust,
     )
 
 
-def measure_config(parent: Link, measure: MeasureConfig, frame: RunConfig) -> RunConfig:
-    """Return the run that measures a network. Arguments: see `compress_config`."""
-    config = compress_config(parent, CompressConfig("measured", type(None), None), frame)
-    student = dataclasses.replace(parent.config.student, weights=None, weights_hash=None)
-    return dataclasses.replace(config, kind=MEASURE, student=student, compress=None, measure=measure)
+def compress_config(parent: Link, compress: CompressConfig, frame: RunConfig) -> RunConfig:
+    """Return the run that compresses a network by a compression. Other arguments: see `derived_config`."""
+    config = derived_config(parent, COMPRESS, frame)
+    name = f"{config.student.name}-{compress.name}"[:LONGEST_NAME]
+    return dataclasses.replace(config, compress=compress, student=dataclasses.replace(config.student, name=name))
 
 
 def measure_configs(
@@ -180,7 +210,7 @@ def measure_configs(
         frame = dataclasses.replace(frame, runtime=dataclasses.replace(frame.runtime, threads=measure.threads))
         device = device_name(resolve_runtime(frame.runtime).device)
         settings = dataclasses.replace(measure, device=device, together=together)
-        configs.append(measure_config(parent, settings, frame))
+        configs.append(dataclasses.replace(derived_config(parent, MEASURE, frame), measure=settings))
     return configs
 
 
@@ -213,16 +243,15 @@ def training_config(
             )
         changed = {key.partition(".")[2] for key in keys if key.startswith("recipe.")}
         recipe = dataclasses.replace(root.config.recipe, **{name: getattr(recipe, name) for name in changed})
-    seeds = composed if keys & {"seed", "init_seed", "data_seed"} else root.config
     return dataclasses.replace(
         composed,
         data=frame.data,
         recipe=recipe,
         output_root=frame.output_root,
         trust=frame.trust,
-        seed=seeds.seed,
-        init_seed=seeds.init_seed,
-        data_seed=seeds.data_seed,
+        seed=composed.seed if "seed" in keys else root.config.seed,
+        init_seed=composed.init_seed if keys & {"seed", "init_seed"} else root.config.init_seed,
+        data_seed=composed.data_seed if keys & {"seed", "data_seed"} else root.config.data_seed,
     )
 
 
@@ -236,7 +265,7 @@ def finetune_config(root: Link, current: Link, chain: Chain, config_dir: Path | 
     name = tuned_name(current.config.student.name)
     student = dataclasses.replace(current.config.student, name=name, weights=None, weights_hash=None)
     return dataclasses.replace(
-        config, kind=TRAIN, student=student, parent=current.as_parent(), teacher=taught_by(root, config.teacher)
+        config, kind=TRAIN, student=student, parent=current.as_parent(), teacher=as_teacher(root, config.teacher)
     )
 
 
@@ -257,10 +286,10 @@ def distil_config(root: Link, current: Link, chain: Chain, config_dir: Path | No
     config = training_config(
         root, DISTIL, chain, [override("teacher.run", current.key), "method=logit"], config_dir, composer
     )
-    return dataclasses.replace(config, teacher=taught_by(current, config.teacher))
+    return dataclasses.replace(config, teacher=as_teacher(current, config.teacher))
 
 
-def taught_by(link: Link, teacher: TeacherConfig | None) -> TeacherConfig | None:
+def as_teacher(link: Link, teacher: TeacherConfig | None) -> TeacherConfig | None:
     """Return the teacher of a run as a run of a chain, planned or finished; None where the method needs none."""
     if teacher is None:
         return None

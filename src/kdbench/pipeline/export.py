@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdbench.config.paths import is_folder
+from kdbench.deploy.formats import FORMATS, NAMINGS, PLAIN
 from kdbench.errors import ConfigError, Parser
-
-FORMATS, NAMINGS = ("onnx", "torch", "safetensors"), ("plain", "torchvision", "timm")
-"""Those of `kdbench.deploy`; not read from there: that imports torch, for which --help would wait."""
 
 
 def export(arguments: Sequence[str]) -> None:
@@ -52,7 +50,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--to", choices=FORMATS, required=True, help="onnx and torch: a program; safetensors: weights")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, which does not exist")
     parser.add_argument(
-        "--names", choices=NAMINGS, default="plain", help="names of the weights, with --to safetensors (plain)"
+        "--names", choices=NAMINGS, default=PLAIN, help="names of the weights, with --to safetensors (plain)"
     )
     parser.add_argument(
         "--architecture", metavar="NAME", help="name of the network in torchvision or timm, where it has another"
@@ -66,8 +64,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add_shared(parser)
     given = parser.parse_args(arguments)
     check_shared(given)
-    for flag, value in (("--names", given.names != "plain"), ("--architecture", given.architecture is not None)):
-        if value and (given.to != "safetensors" or (flag == "--architecture" and given.names == "plain")):
+    for flag, value in (("--names", given.names != PLAIN), ("--architecture", given.architecture is not None)):
+        if value and (given.to != "safetensors" or (flag == "--architecture" and given.names == PLAIN)):
             need = "--to safetensors" + (" and --names torchvision or timm" if flag == "--architecture" else "")
             raise ConfigError(f"{flag} has an effect with {need} only", code="usage", key=flag)
     if given.data_root and not is_folder(given.data_root):

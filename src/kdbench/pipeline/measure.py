@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from kdbench.errors import ConfigError, Parser
 from kdbench.pipeline.steps import compose_measurement
+from kdbench.sweep.overrides import key_of
 
 SHARED = ("runtime", "data", "on_busy", "overwrite", "checkpoint")
 """Keys and sections of a run that a measurement has too; the others are those of conf/measure/."""
@@ -26,9 +27,10 @@ def measure(arguments: Sequence[str]) -> int:
     shared = [text for text in overrides if text.partition("=")[0].partition(".")[0] in SHARED]
     settings = compose_measurement([text for text in overrides if text not in shared], given.config_dir)
     for text in shared:
-        if text.startswith("runtime.threads="):
-            key = text.partition("=")[0]
-            raise ConfigError(f"{text}: give threads=N, which both engines take", code="usage", key=key)
+        key = key_of(text)
+        if key.startswith("runtime") and key != "runtime.device":
+            remedy = "give threads=N, which both engines take" if key == "runtime.threads" else "only the device counts"
+            raise ConfigError(f"{text} has no effect on a measurement; {remedy}", code="usage", key=key)
     # Here, because they import torch, which --help and most mistakes do without.
     from kdbench.pipeline.chain import Link, measure_configs
     from kdbench.pipeline.tables import measurement_table

@@ -95,30 +95,21 @@ def check_chain(steps: Sequence[str], found: Mapping[str, CompressConfig]) -> No
     Raises:
         ConfigError: one cannot.
     """
+    from kdbench.compress import fault_of_order  # here: it imports torch, which --help does without
+
     rounded = masks = None
     for step in steps:
         if step == DISTIL:
             rounded = masks = None
             continue
-        if rounded is not None:
-            raise ConfigError(
-                f"chain={list(steps)}: {step} cannot follow {rounded}, whose weights are rounded and whose batch norms "
-                f"may be folded into convolutions; put {rounded} last",
-                code="wrong_order",
-                key="chain",
-            )
         if step == FINETUNE:
-            continue
-        target = found[step].target
-        if masks is not None and not target.after_masks:
-            raise ConfigError(
-                f"chain={list(steps)}: {step} cannot follow {masks}, whose masks belong to weights of the shapes that "
-                f"they were made for; put {step} before {masks}",
-                code="wrong_order",
-                key="chain",
-            )
-        rounded = None if target.trainable else step
-        masks = step if target.masks else masks
+            fault = f"{step} cannot follow {rounded}, whose weights are rounded; put {rounded} last" if rounded else ""
+        else:
+            fault = fault_of_order(found[step], rounded, masks)
+            rounded = None if found[step].target.trainable else step
+            masks = step if found[step].target.masks else masks
+        if fault:
+            raise ConfigError(f"chain={list(steps)}: {fault}", code="wrong_order", key="chain")
 
 
 def compose_compression(name: str, overrides: Sequence[str], config_dir: Path | None) -> CompressConfig:

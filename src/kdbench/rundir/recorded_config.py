@@ -42,6 +42,7 @@ def read_config(file: Path, trusted: Sequence[str] = ()) -> RunConfig:
         ConfigError: it cannot be read, is no config of a run, or names code that is not trusted.
     """
     tree = read_tree(file)
+    tree.pop("trust", None)  # what may be imported is said by the command, not by the file
     for group in ("student", "teacher"):
         check_model(tree.get(group), group, trusted)
     check_class(tree.get("compress"), "compress", (COMPRESS, *trusted))
@@ -111,8 +112,8 @@ def check_model(node: Any, group: str, trusted: Sequence[str]) -> None:
     if not isinstance(node, dict) or "_target_" not in node:
         return  # no teacher, or nothing that can be called
     arguments = {key: value for key, value in node.items() if key != "_target_"}
-    if str(node["_target_"]).startswith(COMPRESSED):
-        check_model(arguments.pop("base", None), f"{group}.base", trusted)
+    if str(node["_target_"]).startswith(COMPRESSED) and "base" in arguments:
+        check_base(arguments.pop("base"), f"{group}.base", trusted)
     for inner, target in targets_within(arguments, group):
         resolve(target, inner, trusted)
     if node.get("weights") is not None and not isinstance(node.get("weights_hash"), str):
@@ -127,6 +128,17 @@ def check_model(node: Any, group: str, trusted: Sequence[str]) -> None:
             code="untrusted",
             key=path,
         )
+
+
+def check_base(node: Any, path: str, trusted: Sequence[str]) -> None:
+    """Check that the argument `base` of a compressed network describes a network that is trusted."""
+    if not isinstance(node, dict) or node.get("_partial_") is not True or not isinstance(node.get("_target_"), str):
+        raise ConfigError(
+            f"{path} does not describe a network: it must be a section with _target_ and _partial_: true",
+            code="untrusted",
+            key=path,
+        )
+    check_model({key: value for key, value in node.items() if key != "_partial_"}, path, trusted)
 
 
 def targets_within(node: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -193,7 +205,7 @@ def resolve(target: Any, path: str, trusted: Sequence[str]) -> Any:
     where = " or ".join(trusted) or "a trusted module"
     refusal = ConfigError(
         f"{path} is {target!r}, which is not defined in {where}; it was not imported; "
-        "if you trust its code, add --trust MODULE (in Python trusted=[MODULE])",
+        "if you trust its code, add --trust MODULE (with kdbench trust=[MODULE], in Python trusted=[MODULE])",
         code="untrusted",
         key=path,
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from kdbench.config import DataConfig, ModelConfig, RunConfig, TeacherConfig
@@ -11,7 +12,8 @@ from kdbench.errors import ConfigError
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.load import check_unchanged, read_complete
 from kdbench.rundir.recorded_config import read_config
-from kdbench.rundir.summary import RunSummary
+from kdbench.rundir.student import check_same_code
+from kdbench.rundir.summary import SUMMARY_FILE, RunSummary, read_unverified
 
 TUNED = "-tuned"
 """End of the name of a network whose training starts from the weights of another run."""
@@ -60,7 +62,20 @@ def tuned_name(name: str) -> str:
 
 
 def teacher_of(run: RelatedRun, teacher: TeacherConfig, data: DataConfig) -> TeacherConfig:
-    """Return the teacher that a finished run is, for a student on some data, whose normalisation may be another."""
+    """Return the teacher that a finished run is, for a student on some data, whose normalisation may be another.
+
+    Raises:
+        ConfigError: the run has other validation or test images, on which a teacher is verified and compared.
+    """
+    if data.params.num_test is not None and not has_same_images(run.config.data, data):
+        own = run.config.data
+        raise ConfigError(
+            f"teacher.run is {run.directory.path}, of data={own.name} with data.num_val={own.params.num_val} and "
+            f"data.num_test={own.params.num_test}; the student has data={data.name} with {data.params.num_val} and "
+            f"{data.params.num_test}; give a run of the same images",
+            code="mismatch",
+            key="teacher.run",
+        )
     own = run.config.data.params
     differs = data.params.mean is not None and (own.mean, own.std) != (data.params.mean, data.params.std)
     return dataclasses.replace(
@@ -105,6 +120,18 @@ def find_related(config: RunConfig, given: ParentConfig, key: str) -> RelatedRun
     return run
 
 
+def found_related(config: RunConfig, given: ParentConfig, key: str) -> RelatedRun:
+    """Return a complete run that a config names. Arguments and errors: see `find_related`."""
+    run = find_related(config, given, key)
+    if run is None:
+        raise ConfigError(
+            f"{key} is {given.run}, and there is no finished run of that key in {config.output_root}/runs",
+            code="not_found",
+            key=key,
+        )
+    return run
+
+
 def locate(text: str, output_root: Path, key: str) -> Path:
     """Return the run directory that a text names: a path, or a run key under an output root.
 
@@ -124,7 +151,7 @@ def locate(text: str, output_root: Path, key: str) -> Path:
     return found[0]
 
 
-def read_related(folder: Path, key: str, trusted: list[str] | tuple[str, ...] = ()) -> RelatedRun:
+def read_related(folder: Path, key: str, trusted: Sequence[str] = ()) -> RelatedRun:
     """Return a complete run with its network.
 
     Args:
@@ -162,7 +189,69 @@ def read_related(folder: Path, key: str, trusted: list[str] | tuple[str, ...] = 
             )
     check_unchanged(folder / "best.safetensors", summary.weights_sha256)
     config = read_config(folder / "config.yaml", trusted)
+    check_same_code(folder, config)
     return RelatedRun(RunDirectory(folder, summary.run_key), summary, config)
+
+
+def read_beside(run: RelatedRun, key: str, trusted: Sequence[str]) -> RelatedRun | None:
+    """Return the run of a key that lies beside another one, or None where there is none.
+
+    Args:
+        run: the other run.
+        key: run key, not trusted.
+        trusted: modules whose code its config may name, beside kdbench's own.
+    """
+    found = sorted(run.directory.path.resolve().parent.glob(f"*_{key}")) if is_key(key) else []
+    return read_related(found[0], "parent", trusted) if found else None
+
+
+def network_before(run: RelatedRun, trusted: Sequence[str]) -> RelatedRun | None:
+    """Return the run whose network was compressed last on the way to a run's.
+
+    None if none was compressed, if a run on the way is gone, or if another data set was trained on since.
+
+    Args:
+        run: finished run.
+        trusted: modules whose code the configs may name, beside kdbench's own.
+    """
+    at: RelatedRun | None = run
+    while at and at.config.parent:
+        is_compressed = at.config.compress is not None
+        try:
+            at = read_beside(at, at.config.parent.run, trusted)
+        except ConfigError:
+            return None
+        if at and is_compressed:
+            return at if has_same_images(at.config.data, run.config.data) else None
+    return None
+
+
+def has_same_images(first: DataConfig, second: DataConfig) -> bool:
+    """Return whether two resolved data sets have the same validation and test images, as far as their configs say."""
+    a, b = first.params, second.params
+    same_set = first.path == second.path and (
+        first.content == second.content or None in (first.content, second.content)
+    )
+    return same_set and (a.num_val, a.num_test) == (b.num_val, b.num_test)
+
+
+def check_parent_unchanged(directory: RunDirectory, summary: RunSummary) -> None:
+    """Check that the parent of a complete run was not trained again since.
+
+    Raises:
+        ConfigError: it was.
+    """
+    if summary.parent_key is None or not is_key(summary.parent_key):
+        return
+    found = sorted(directory.path.resolve().parent.glob(f"*_{summary.parent_key}/{SUMMARY_FILE}"))
+    now = read_unverified(found[0].parent)[0].weights_sha256 if found else None
+    if now and summary.parent_weights_sha256 and now != summary.parent_weights_sha256:
+        raise ConfigError(
+            f"{directory.path} was made from other weights than its parent {found[0].parent.name} has now; repeat it "
+            "with overwrite=true",
+            code="stale",
+            key="parent",
+        )
 
 
 def check_own_logits(run: RelatedRun, key: str) -> None:

@@ -91,10 +91,24 @@ def load_student(path: str | Path, trusted: Sequence[str] = ()) -> Student:
             )
     config = read_config(folder / "config.yaml", trusted)
     check_unchanged(folder / "best.safetensors", summary.weights_sha256)
-    recorded, now = (
-        weights.read_metadata(folder / "best.safetensors").get("architecture"),
-        architecture_identity(config.student),
-    )
+    check_same_code(folder, config)
+    with ONE_AT_A_TIME:
+        network, method = build_trained(config, DataSpec(*summary.classes_and_shape), folder / "best.safetensors")
+    return Student(network, config.data.params.mean, config.data.params.std, method)
+
+
+def check_same_code(folder: Path, config: RunConfig) -> None:
+    """Check that the code of a run's network is that of its weights.
+
+    Args:
+        folder: run directory.
+        config: its config.
+
+    Raises:
+        ConfigError: it was edited since.
+    """
+    recorded = weights.read_metadata(folder / "best.safetensors").get("architecture")
+    now = architecture_identity(config.student)
     if recorded and recorded != now:
         raise ConfigError(
             f"{folder}: its weights are of the architecture {recorded}, and {config.student.target} is now {now}; "
@@ -102,9 +116,6 @@ def load_student(path: str | Path, trusted: Sequence[str] = ()) -> Student:
             code="mismatch",
             key="student",
         )
-    with ONE_AT_A_TIME:
-        network, method = build_trained(config, DataSpec(*summary.classes_and_shape), folder / "best.safetensors")
-    return Student(network, config.data.params.mean, config.data.params.std, method)
 
 
 def build_trained(config: RunConfig, spec: DataSpec, file: Path) -> tuple[Network, Method | None]:

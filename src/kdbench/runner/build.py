@@ -16,7 +16,7 @@ from kdbench.errors import ConfigError
 from kdbench.methods.base import Method, MethodContext
 from kdbench.models import ModelSummary, Network, build, load_pretrained, summarize, weights
 from kdbench.rundir.identity import model_identity
-from kdbench.rundir.related import find_related
+from kdbench.rundir.related import found_related
 from kdbench.runner.dry_step import check_first_step
 from kdbench.runner.method import build_method, described
 from kdbench.system.device import place
@@ -76,13 +76,7 @@ def load_parent(student: Network, config: RunConfig) -> str | None:
         ConfigError: the parent is not finished, or its network cannot be trained.
     """
     assert config.parent is not None
-    parent = find_related(config, config.parent, "parent")
-    if parent is None:
-        raise ConfigError(
-            f"parent is {config.parent.run}, and there is no finished run of that key under {config.output_root}",
-            code="not_found",
-            key="parent",
-        )
+    parent = found_related(config, config.parent, "parent")
     compress = parent.config.compress
     if compress and not compress.target.trainable:
         raise ConfigError(

@@ -6,24 +6,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
 from kdbench import metrics
-from kdbench.compress import Compressed, Subject
-from kdbench.config import ModelConfig, RunConfig
+from kdbench.compress import Compressed, Subject, fault_of_order
+from kdbench.config import ModelConfig, RunConfig, RuntimeConfig
 from kdbench.config.derived import CompressConfig
 from kdbench.data import Dataset, load
 from kdbench.data.batches import plain_batches
 from kdbench.errors import ConfigError
 from kdbench.models import Network, build, summarize, weights
-from kdbench.models.compressed import masked
+from kdbench.models.compressed import MASKED
 from kdbench.models.counts import count_weights
 from kdbench.rundir.directory import RunDirectory
-from kdbench.rundir.related import RelatedRun, find_related
+from kdbench.rundir.related import RelatedRun, found_related, is_key
 from kdbench.rundir.student import build_trained
-from kdbench.rundir.summary import RunSummary, names
+from kdbench.rundir.summary import KEY, RunSummary, names
 from kdbench.runner.build import derived_seed
 from kdbench.runner.imported import UNKNOWN
 from kdbench.runner.results import Predictions, fidelity, write_result
@@ -40,7 +42,6 @@ NO_TRAINING: dict[str, Any] = names(
     peak_memory_bytes=None, logit_cache=None,
 )  # fmt: skip
 """Keys of a summary that are null for a run without a training of its own."""
-MASKED = f"{masked.__module__}.{masked.__qualname__}"
 
 
 def compress_network(config: RunConfig, directory: RunDirectory) -> None:
@@ -55,7 +56,7 @@ def compress_network(config: RunConfig, directory: RunDirectory) -> None:
     """
     assert config.parent is not None
     assert config.compress is not None
-    parent = found_parent(config)
+    parent = found_related(config, config.parent, "parent")
     check_order(parent.config.compress, parent.network, config.compress)
     with torch_settings(config.runtime):
         dataset = load(config.data, config.runtime.device)
@@ -68,7 +69,8 @@ def compress_network(config: RunConfig, directory: RunDirectory) -> None:
             predict(network, dataset, dataset.test, config.runtime),
         )
         check_finite_logits(predictions, config)
-    write_compressed(config, directory, dataset, parent, network, predictions)
+        before = logits_in_fp32(parent, dataset, config.runtime)
+    write_compressed(config, directory, dataset, parent, network, predictions, before)
 
 
 def compress_parent(config: RunConfig, parent: RelatedRun, dataset: Dataset) -> Compressed:
@@ -96,23 +98,6 @@ def compress_parent(config: RunConfig, parent: RelatedRun, dataset: Dataset) -> 
     return compressed
 
 
-def found_parent(config: RunConfig) -> RelatedRun:
-    """Return the parent of a run that compresses or measures.
-
-    Raises:
-        ConfigError: it is not finished, or its network does not predict alone.
-    """
-    assert config.parent is not None
-    parent = find_related(config, config.parent, "parent")
-    if parent is None:
-        raise ConfigError(
-            f"parent is {config.parent.run}, and there is no finished run of that key in {config.output_root}/runs",
-            code="not_found",
-            key="parent",
-        )
-    return parent
-
-
 def check_order(before: CompressConfig | None, network: ModelConfig, compress: CompressConfig) -> None:
     """Check that a compression can follow what was done to a network.
 
@@ -124,23 +109,10 @@ def check_order(before: CompressConfig | None, network: ModelConfig, compress: C
     Raises:
         ConfigError: it cannot.
     """
-    if before and not before.target.trainable:
-        raise cannot_follow(
-            compress.name,
-            before.name,
-            f"the weights of {before.name} are rounded, and batch norms may be folded into convolutions",
-        )
-    if network.target == MASKED and not compress.target.after_masks:
-        raise cannot_follow(compress.name, "magnitude", "masks belong to weights of the shapes that they were made for")
-
-
-def cannot_follow(name: str, before: str, reason: str) -> ConfigError:
-    """Return the error for a chain in the wrong order."""
-    return ConfigError(
-        f"{name} cannot follow {before}: {reason}; give them in the other order, such as chain=[{name},{before}]",
-        code="wrong_order",
-        key="chain",
-    )
+    rounded = before.name if before and not before.target.trainable else None
+    masks = "magnitude" if network.target == MASKED else None
+    if fault := fault_of_order(compress, rounded, masks):
+        raise ConfigError(f"{network.name}: {fault}", code="wrong_order", key="chain")
 
 
 def named(compressed: Compressed, config: RunConfig) -> ModelConfig:
@@ -163,11 +135,10 @@ def load_compressed(model: ModelConfig, compressed: Compressed, dataset: Dataset
 def training_images(config: RunConfig, dataset: Dataset) -> Iterator[Tensor]:
     """Yield all training images in an order that the data seed gives: batches [B, C, H, W], without augmentation."""
     order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(config.data_seed))
-    images = dataset.train.take(order.to(dataset.train.labels.device))
     size = evaluation_batch(config.runtime.device, dataset.spec.input_shape)
-    for batch in plain_batches(dataset, images, size, channels_last=False):
+    for rows in order.to(dataset.train.labels.device).split(size):  # a copy of all images would double the memory
         raise_if_requested()
-        yield batch
+        yield from plain_batches(dataset, dataset.train.take(rows), size, channels_last=False)
 
 
 def check_finite_logits(predictions: Predictions, config: RunConfig) -> None:
@@ -192,9 +163,11 @@ def write_compressed(
     parent: RelatedRun,
     network: Network,
     predictions: Predictions,
+    before: Tensor,
 ) -> None:
     """Write the run directory of a compressed network: arguments and results of `compress_network`."""
     directory.create()
+    directory.clear()
     directory.write_config(config)
     model_summary = summarize(config.student, dataset.spec, "student", trained=False)
     nonzero, sparsity = count_weights(network)
@@ -206,22 +179,20 @@ def write_compressed(
             teacher_test_acc=parent.summary.teacher_test_acc,
             teacher_key=parent.summary.teacher_key,
             teacher_weights_sha256=parent.summary.teacher_weights_sha256,
-            parent_test_acc=parent.summary.test_acc_best,
             nonzero_params=nonzero,
             sparsity=sparsity,
             parent_weights_sha256=parent.summary.weights_sha256,
         )
         | fidelity(predictions.test, teacher)
-        | fidelity_to_parent(predictions.test, test_logits_of(parent.directory))
+        | fidelity_to_parent(predictions.test, before, dataset.test.labels.cpu().numpy())
     )
     log_file = RunLog(directory.log)
     log_file.open()
     try:
         accuracy = metrics.accuracy(predictions.test.numpy(), dataset.test.labels.cpu().numpy())
-        before = parent.summary.test_acc_best
         log.info(
             "%s: test accuracy %.2f%% (%.2f%% before), sparsity %.1f%%, %d parameters (%d before)",
-            config.student.name, 100 * accuracy, 100 * before, 100 * sparsity,
+            config.student.name, 100 * accuracy, 100 * training[KEY.parent_test_acc], 100 * sparsity,
             model_summary.num_params, parent.summary.num_params or 0,
         )  # fmt: skip
     finally:
@@ -230,23 +201,41 @@ def write_compressed(
     write_result(directory, config, dataset, model_summary, state, {}, predictions, training)
 
 
-def test_logits_of(directory: RunDirectory) -> Tensor:
-    """Return the test logits of a run."""
-    return load_file(directory.logits)["test_logits"].float()
+def logits_in_fp32(run: RelatedRun, dataset: Dataset, runtime: RuntimeConfig) -> Tensor:
+    """Return the test logits [N, C] of a run's network in float32: those of its record, or computed where that rounded.
+
+    Args:
+        run: complete run.
+        dataset: its data.
+        runtime: resolved runtime in float32.
+    """
+    if run.summary.precision == "fp32":
+        return load_file(run.directory.logits)["test_logits"].float()
+    network, method = build_trained(run.config, dataset.spec, run.directory.weights)
+    method = place(method, runtime) if method else None
+    return predict(place(network, runtime), dataset, dataset.test, runtime, method)
 
 
 def teacher_logits(summary: RunSummary, output_root: Path) -> Tensor | None:
     """Return the test logits of a run's teacher, or None where there is no teacher or its run is gone."""
-    found = sorted(output_root.glob(f"runs/*_{summary.teacher_key}/logits.safetensors")) if summary.teacher_key else []
+    key = summary.teacher_key or ""
+    found = sorted(output_root.glob(f"runs/*_{key}/logits.safetensors")) if is_key(key) else []
     if summary.teacher_key and not found:
         log.info("teacher: its run %s is gone, and the fidelity to it is not computed", summary.teacher_key)
     return load_file(found[0])["test_logits"].float() if found else None
 
 
-def fidelity_to_parent(test: Tensor, before: Tensor) -> dict[str, Any]:
-    """Return the keys of a summary that compare test logits with those of the network before it was compressed."""
+def fidelity_to_parent(test: Tensor, before: Tensor, labels: NDArray[np.integer]) -> dict[str, Any]:
+    """Return the keys of a summary that compare test logits [N, C] with those of the network before compression.
+
+    Args:
+        test: logits after it.
+        before: logits before it.
+        labels: [N], true classes.
+    """
     after, parent = test.numpy(), before.numpy()
     return names(
+        parent_test_acc=metrics.accuracy(parent, labels),
         parent_agreement=metrics.agreement(after, parent),
         parent_kl_t1=metrics.kl_divergence(parent, after, temperature=1.0),
     )

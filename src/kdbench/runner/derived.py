@@ -7,6 +7,7 @@ from kdbench.config import RunConfig
 from kdbench.config.derived import COMPRESS
 from kdbench.errors import BusyError, ConfigError
 from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.related import check_parent_unchanged
 from kdbench.rundir.summary import changed_file
 from kdbench.runner.compressing import compress_network
 from kdbench.runner.measuring import measure_networks
@@ -37,7 +38,6 @@ def complete_one(config: RunConfig, on_busy: str | None) -> RunResult:
             return RunResult(config, directory, None)
         with directory.lock("run").held(wait=(on_busy or config.on_busy) == "wait"):
             if not is_finished(config, directory, say=False):
-                directory.clear()
                 compress_network(config, directory)
         return RunResult(config, directory, None)
     except Exception as error:
@@ -51,7 +51,8 @@ def complete_measurements(configs: Sequence[RunConfig], on_busy: str | None) -> 
     try:
         resolved = [resolve_run(config) for config in configs]
         check_whole(configs)
-        if sum(is_finished(config, directory) for config, directory in resolved) == len(resolved):
+        if all(is_finished(config, directory, say=False) for config, directory in resolved):
+            log.info("complete already, skipped: %d measurements", len(resolved))
             return [RunResult(config, directory, None) for config, directory in resolved]
         locks = [directory.lock("measurement") for _, directory in resolved]
         held = []
@@ -60,9 +61,8 @@ def complete_measurements(configs: Sequence[RunConfig], on_busy: str | None) -> 
             for lock in sorted(locks, key=lambda lock: lock.file):
                 lock.acquire(wait=(on_busy or configs[0].on_busy) == "wait")
                 held.append(lock)
-            for _, directory in resolved:
-                directory.clear()
-            measure_networks(resolved)
+            if not all(is_finished(config, directory, say=False) for config, directory in resolved):
+                measure_networks(resolved)
         finally:
             for lock in held:
                 lock.release()
@@ -96,7 +96,9 @@ def is_finished(config: RunConfig, directory: RunDirectory, say: bool = True) ->
     """
     if not directory.is_complete() or config.overwrite:
         return False
-    if changed := changed_file(directory.path, directory.read_summary()):
+    summary = directory.read_summary()
+    check_parent_unchanged(directory, summary)
+    if changed := changed_file(directory.path, summary):
         raise ConfigError(
             f"{directory.path / changed} was changed since the run was finished; restore it, or delete "
             f"{directory.path} to repeat the run",

@@ -2,21 +2,19 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kdbench.config import RunConfig, RuntimeConfig
 from kdbench.config.derived import MeasureConfig
 from kdbench.data import Dataset, load
-from kdbench.data.batches import plain_batches
-from kdbench.data.source import Split
-from kdbench.deploy.energy import Counter, find_counter
+from kdbench.deploy.energy import find_counter, measure_energy
+from kdbench.deploy.execution import Execute, batches_of, onnx_execution
 from kdbench.deploy.graph import graph_of
 from kdbench.deploy.latency import Candidate, measure_in_turn
 from kdbench.deploy.memory import peak_memory
@@ -25,17 +23,16 @@ from kdbench.errors import ConfigError
 from kdbench.models import Network, summarize
 from kdbench.models.compressed import QuantizedNetwork
 from kdbench.models.counts import count_weights
-from kdbench.models.onnx_graph import INPUT, session_of
 from kdbench.models.plain import plain_module
 from kdbench.rundir.directory import RunDirectory
-from kdbench.rundir.related import RelatedRun, read_related
+from kdbench.rundir.related import RelatedRun, locate, network_before, read_related
 from kdbench.rundir.student import build_trained
 from kdbench.rundir.summary import KEY, names
 from kdbench.runner.compressing import (
     NO_TRAINING,
     fidelity_to_parent,
+    logits_in_fp32,
     teacher_logits,
-    test_logits_of,
 )
 from kdbench.runner.environment import installed_version
 from kdbench.runner.imported import UNKNOWN
@@ -43,16 +40,12 @@ from kdbench.runner.results import Predictions, fidelity, write_result
 from kdbench.system.device import place, synchronize, torch_settings
 from kdbench.system.logs import RunLog
 from kdbench.system.signals import raise_if_requested
-from kdbench.train.evaluate import evaluation_batch
 
 log = logging.getLogger(__name__)
 
-Execute = Callable[[Tensor], Tensor]
-"""Returns the logits [N, C] of normalised images [N, C, H, W], both on the CPU."""
-
 
 @dataclass
-class Subject:
+class MeasuredNetwork:
     """A network that is measured, in the engines that can execute it."""
 
     config: RunConfig
@@ -83,7 +76,7 @@ def measure_networks(runs: Sequence[tuple[RunConfig, RunDirectory]]) -> None:
 
     Raises:
         ConfigError: a network is not finished, or can be executed by no engine.
-        Interrupted: a stop was requested; nothing was written.
+        Interrupted: a stop was requested while something was measured; nothing was written.
     """
     runtime, settings = runs[0][0].runtime, runs[0][0].measure
     assert settings is not None
@@ -91,14 +84,21 @@ def measure_networks(runs: Sequence[tuple[RunConfig, RunDirectory]]) -> None:
         subjects = [prepare(config, directory) for config, directory in runs]
         counter = find_counter(runtime.device)
         log.info("measuring %d networks in turn: %d rounds", len(subjects), settings.rounds)
-        time_subjects(subjects, counter if not isinstance(counter, str) else None)
-        for subject in subjects:
-            if isinstance(counter, str):
+        time_subjects(subjects)
+        joules: list[float | None] = [None] * len(subjects)
+        if isinstance(counter, str):
+            for subject in subjects:
                 subject.missing["energy_mj_per_image"] = counter
-            write_measurement(subject)
+        else:
+            joules = [measure_energy(largest_pass(subject), counter) for subject in subjects]
+        results = [
+            (measurement_of(subject, j), predicted(subject)) for subject, j in zip(subjects, joules, strict=True)
+        ]
+    for subject, (measurement, predictions) in zip(subjects, results, strict=True):
+        write_measurement(subject, measurement, predictions)
 
 
-def prepare(config: RunConfig, directory: RunDirectory) -> Subject:
+def prepare(config: RunConfig, directory: RunDirectory) -> MeasuredNetwork:
     """Return a network of a run with everything that executes it.
 
     Raises:
@@ -107,14 +107,14 @@ def prepare(config: RunConfig, directory: RunDirectory) -> Subject:
     raise_if_requested()
     assert config.parent is not None
     assert config.measure is not None
-    run = measured_run(config)
+    settings, run = config.measure, measured_run(config)
     config = dataclasses.replace(config, student=run.network)  # a study plans it before the network is known
     dataset = load(config.data, config.runtime.device)
     network, method = build_trained(run.config, dataset.spec, run.directory.weights)
-    subject = Subject(config, directory, run, dataset, network)
+    subject = MeasuredNetwork(config, directory, run, dataset, network)
     try:
         subject.graph = graph_of(network, method, dataset.spec)
-        subject.engines["onnx"] = onnx_engine(subject.graph, config.measure.threads)
+        subject.engines["onnx"] = onnx_execution(subject.graph, settings.threads)
     except ConfigError as error:
         subject.missing["onnx"] = str(error)
     if config.runtime.device != "cpu" and "onnx" in subject.engines:
@@ -126,12 +126,12 @@ def prepare(config: RunConfig, directory: RunDirectory) -> Subject:
         plain = plain_module(network, method)
         subject.weights = plain_weights(plain)
         subject.engines["torch"] = torch_engine(plain, config.runtime)
-    for name in {*subject.engines} - {*config.measure.engines}:
+    for name in {*subject.engines} - {*settings.engines}:
         del subject.engines[name]
     if not subject.engines:
         why = "; ".join(f"{name}: {reason}" for name, reason in subject.missing.items())
         raise ConfigError(
-            f"{run.directory.path} can be executed by none of measure.engines={config.measure.engines} ({why})",
+            f"{run.directory.path} can be executed by none of measure.engines={settings.engines} ({why})",
             code="not_executable",
             key="measure.engines",
         )
@@ -145,20 +145,9 @@ def measured_run(config: RunConfig) -> RelatedRun:
         ConfigError: it is not finished.
     """
     assert config.parent is not None
-    found = sorted(Path(config.output_root).expanduser().glob(f"runs/*_{config.parent.run}"))
-    if not found:
-        raise ConfigError(
-            f"parent is {config.parent.run}, and there is no run of that key in {config.output_root}/runs",
-            code="not_found",
-            key="parent",
-        )
-    return read_related(found[0], "parent", config.trust)
-
-
-def onnx_engine(graph: bytes, threads: int) -> Execute:
-    """Return a function that executes a graph by ONNX Runtime. Errors: see `session_of`."""
-    session = session_of(graph, threads)
-    return lambda images: torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
+    return read_related(
+        locate(config.parent.run, Path(config.output_root).expanduser(), "parent"), "parent", config.trust
+    )
 
 
 def torch_engine(module: nn.Module, runtime: RuntimeConfig) -> Execute:
@@ -174,17 +163,22 @@ def torch_engine(module: nn.Module, runtime: RuntimeConfig) -> Execute:
     return execute
 
 
-def time_subjects(subjects: Sequence[Subject], counter: Counter | None) -> None:
+def time_subjects(subjects: Sequence[MeasuredNetwork]) -> None:
     """Measure the latency of every network, in every engine and at every batch, in turn."""
     for subject in subjects:
-        test = next(first_batch(subject.dataset, subject.dataset.test))
+        test = next(batches_of(subject.dataset, subject.dataset.test))
         for name, execute in subject.engines.items():
             subject.candidates[name] = {
                 batch: Candidate(execution(execute, repeated(test, batch)), batch) for batch in subject.settings.batches
             }
     settings = subjects[0].settings
     every = [c for subject in subjects for by_batch in subject.candidates.values() for c in by_batch.values()]
-    measure_in_turn(every, settings.rounds, settings.warmup, counter)
+    measure_in_turn(every, settings.rounds, settings.warmup)
+
+
+def largest_pass(subject: MeasuredNetwork) -> Candidate:
+    """Return the pass of the largest batch in the first engine of a network."""
+    return next(iter(subject.candidates.values()))[max(subject.settings.batches)]
 
 
 def execution(execute: Execute, images: Tensor) -> Callable[[], object]:
@@ -192,30 +186,28 @@ def execution(execute: Execute, images: Tensor) -> Callable[[], object]:
     return lambda: execute(images)
 
 
-def first_batch(dataset: Dataset, split: Split) -> Any:
-    """Yield the normalised batches of a split as engines take them: contiguous float32, on the CPU."""
-    size = evaluation_batch("cpu", dataset.spec.input_shape)
-    for batch in plain_batches(dataset, split, size, channels_last=False):
-        raise_if_requested()
-        yield batch.float().cpu().contiguous()
-
-
 def repeated(images: Tensor, number: int) -> Tensor:
     """Return a number of images, some of them several times if there are fewer."""
     return images.repeat(-(-number // len(images)), 1, 1, 1)[:number].contiguous()
 
 
-def predicted(subject: Subject, execute: Execute) -> Predictions:
-    """Return the logits of validation and test images in an engine."""
+def predicted(subject: MeasuredNetwork) -> Predictions:
+    """Return the logits of validation and test images in the first engine of a network."""
+    execute = next(iter(subject.engines.values()))
     val, test = (
-        torch.cat([execute(batch) for batch in first_batch(subject.dataset, split)])
+        torch.cat([execute(batch) for batch in batches_of(subject.dataset, split)])
         for split in (subject.dataset.val, subject.dataset.test)
     )
     return Predictions(val, test)
 
 
-def measurement_of(subject: Subject) -> dict[str, Any]:
-    """Return the section `measurement` of the summary."""
+def measurement_of(subject: MeasuredNetwork, joules: float | None) -> dict[str, Any]:
+    """Return the section `measurement` of the summary.
+
+    Args:
+        subject: measured network.
+        joules: energy of its largest pass, or None.
+    """
     settings, missing = subject.settings, subject.missing
     content = subject.graph if "onnx" not in missing else subject.weights
     assert content is not None
@@ -232,8 +224,6 @@ def measurement_of(subject: Subject) -> dict[str, Any]:
         name: {str(size): candidate.latency() for size, candidate in by_batch.items()}
         for name, by_batch in subject.candidates.items()
     }
-    first = next(iter(subject.candidates.values()))[batch]
-    joules = float(np.median(first.joules)) / batch if first.joules else None
     return {
         "together": settings.together,
         "device": settings.device,
@@ -244,41 +234,31 @@ def measurement_of(subject: Subject) -> dict[str, Any]:
         "size_format": "onnx" if content is subject.graph else "safetensors",
         "latency": {name: latency.get(name) for name in settings.engines},
         KEY.peak_memory_bytes: memory,
-        "energy_mj_per_image": None if joules is None else 1e3 * joules,
+        "energy_mj_per_image": None if joules is None else 1e3 * joules / batch,
         "missing": missing,
         "versions": {name: installed_version(name) for name in ("onnx", "onnxruntime", "torch")},
     }
 
 
-def network_before(run: RelatedRun) -> RelatedRun | None:
-    """Return the run whose network was compressed last on the way to a run's; None if none was, or it is gone."""
-    at: RelatedRun | None = run
-    while at and at.config.parent:
-        compressed = at.config.compress is not None
-        try:
-            at = beside(at, at.config.parent.run)
-        except ConfigError:
-            return None
-        if compressed:
-            return at
-    return None
+def fidelity_before(subject: MeasuredNetwork, test: Tensor) -> dict[str, Any]:
+    """Return the keys of a summary that compare a network with the one before it was compressed; none without one."""
+    before = network_before(subject.run, subject.config.trust)
+    if before is None:
+        return {}
+    runtime = subject.config.runtime
+    with torch_settings(runtime):
+        logits = logits_in_fp32(before, subject.dataset, runtime)
+    return fidelity_to_parent(test, logits, subject.dataset.test.labels.cpu().numpy())
 
 
-def beside(run: RelatedRun, key: str) -> RelatedRun | None:
-    """Return the run of a key that lies beside another one, or None where there is none."""
-    found = sorted(run.directory.path.resolve().parent.glob(f"*_{key}"))
-    return read_related(found[0], "parent", run.config.trust) if found else None
-
-
-def write_measurement(subject: Subject) -> None:
+def write_measurement(subject: MeasuredNetwork, measurement: Mapping[str, Any], predictions: Predictions) -> None:
     """Write the run directory of a measurement."""
     config, directory, run, dataset = subject.config, subject.directory, subject.run, subject.dataset
-    predictions = predicted(subject, next(iter(subject.engines.values())))
     nonzero, sparsity = count_weights(subject.network)
-    measurement = measurement_of(subject)
     directory.create()
+    directory.clear()
     directory.write_config(config)
-    before, summary = network_before(run), run.summary
+    summary = run.summary
     keys = (
         NO_TRAINING
         | (UNKNOWN if summary.seed is None else {})
@@ -291,11 +271,10 @@ def write_measurement(subject: Subject) -> None:
             parent_weights_sha256=summary.weights_sha256,
             nonzero_params=nonzero,
             sparsity=sparsity,
-            parent_test_acc=before.summary.test_acc_best if before else None,
-            measurement=measurement,
+            measurement=dict(measurement),
         )
         | fidelity(predictions.test, teacher_logits(summary, Path(config.output_root).expanduser()))
-        | (fidelity_to_parent(predictions.test, test_logits_of(before.directory)) if before else {})
+        | fidelity_before(subject, predictions.test)
     )
     log_file = RunLog(directory.log)
     log_file.open()

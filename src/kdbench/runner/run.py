@@ -25,7 +25,7 @@ from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import check_writable, write_json
 from kdbench.rundir.identity import run_key, teacher_directory, with_hashed_weights
 from kdbench.rundir.lock import Lock
-from kdbench.rundir.related import with_related
+from kdbench.rundir.related import check_parent_unchanged, with_related
 from kdbench.rundir.student import inference_size
 from kdbench.rundir.summary import KEY, Status, changed_file, names
 from kdbench.runner.build import Parts, bind, build_learner, build_parts, check_parts
@@ -132,6 +132,7 @@ class Run:
                 code="checksum",
                 key=changed,
             )
+        check_parent_unchanged(self.directory, summary)
         left = (*self.directory.checkpoints(), self.directory.lock().file)
         if any(file.is_file() for file in left):  # by a process that was killed at its very end
             self.remove_leftovers()

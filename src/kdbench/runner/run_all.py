@@ -14,9 +14,10 @@ import torch
 from kdbench.config import RunConfig
 from kdbench.config.derived import TRAIN
 from kdbench.data import Batches
-from kdbench.errors import ConfigError, RunError, SettingsChangedError
+from kdbench.errors import RunError, SettingsChangedError
 from kdbench.rundir.directory import RunDirectory
-from kdbench.rundir.identity import teacher_config, teacher_directory
+from kdbench.rundir.identity import teacher_config
+from kdbench.rundir.related import found_related
 from kdbench.runner.derived import complete_derived
 from kdbench.runner.imported import import_teacher
 from kdbench.runner.run import Run, RunResult
@@ -149,7 +150,7 @@ def provide_teacher(run: Run, train: Train = fit) -> RunDirectory:
     if run.config.teacher.checkpoint:
         return import_teacher(run.config, run.parts.dataset)
     if run.config.teacher.run:
-        return complete_teacher(run.config)
+        return found_related(run.config, run.config.teacher.run, "teacher.run").directory
     for _ in range(ATTEMPTS):
         (result,) = run_all([teacher_config(run.config)], ["teacher"], train)
         if not isinstance(result.error, SettingsChangedError):
@@ -164,19 +165,3 @@ def provide_teacher(run: Run, train: Train = fit) -> RunDirectory:
         raise result.error
     assert result.directory is not None
     return result.directory
-
-
-def complete_teacher(config: RunConfig) -> RunDirectory:
-    """Return the directory of `teacher.run`.
-
-    Raises:
-        ConfigError: it is not finished.
-    """
-    directory = teacher_directory(config)
-    if not directory.is_complete():
-        raise ConfigError(
-            f"teacher.run is {directory.key}, and there is no finished run of that key under {config.output_root}",
-            code="not_found",
-            key="teacher.run",
-        )
-    return directory

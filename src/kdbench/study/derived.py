@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from kdbench.errors import ConfigError
 from kdbench.pipeline.chain import Link, link_of, measure_configs, plan_chain
 from kdbench.pipeline.steps import compose_measurement, read_chain
+from kdbench.study.progress import is_done
 from kdbench.study.stages import ChainConfig, Study
-from kdbench.sweep.overrides import override
+from kdbench.sweep.overrides import key_of, override
 from kdbench.sweep.plan import PlannedRun
 
 
@@ -47,24 +48,35 @@ def plan_chains(study: Study, title: str, chain: ChainConfig, parents: Sequence[
         links = plan_chain(link_of(run.config), steps, study.config_dir, study.composer)
         for level, link in zip(levels, links, strict=True):
             level.append(planned(link, f"{title} of {run.title}"))
-    command = ["kdbench-compress", *folders(chosen), *texts]
+    command = ["kdbench-compress", *own_options(study), *folders(chosen), *study.shared_overrides(), *texts]
     return DerivedRuns(command, levels)
 
 
-def plan_measurement(study: Study, settings: Sequence[str], parents: Sequence[PlannedRun]) -> DerivedRuns:
+def plan_measurement(
+    study: Study, settings: Sequence[str], parents: Sequence[PlannedRun], only_done: bool
+) -> DerivedRuns:
     """Return the runs that measure networks in turn.
 
     Args:
         study: the study.
         settings: settings of the measurement.
         parents: runs of the networks.
+        only_done: leave out the runs that are not complete, once all of them were tried.
     """
-    chosen = [run for run in parents if not run.error]
+    chosen = [run for run in parents if not run.error and (is_done(run) or not only_done)]
+    if not chosen:
+        return DerivedRuns(["kdbench-measure"], [])
     links = [link_of(run.config) for run in chosen]
     measure = compose_measurement(settings, study.config_dir)
     configs = measure_configs(links, measure, study.shared_overrides(), study.config_dir, study.composer)
     runs = [planned(link_of(config), "measurement") for config in configs]
-    return DerivedRuns(["kdbench-measure", *folders(chosen), *settings], [runs])
+    shared = [text for text in study.shared_overrides() if key_of(text) == "runtime.device"]
+    return DerivedRuns(["kdbench-measure", *own_options(study), *folders(chosen), *shared, *settings], [runs])
+
+
+def own_options(study: Study) -> list[str]:
+    """Return the flag that names the user's own folder of options, if there is one."""
+    return ["--config-dir", str(study.config_dir)] if study.config_dir else []
 
 
 def planned(link: Link, title: str) -> PlannedRun:

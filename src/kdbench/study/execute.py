@@ -91,7 +91,7 @@ class StudyExecution:
             Interrupted: a stop was requested.
         """
         plan, stage = self.plan, self.plan.stage(title)
-        plan.plan_stage(title)
+        plan.plan_stage(title, executing=True)
         log.info("\nstage %s", title)
         if stage.winners_of:
             if left := sum(not is_done(run) for run in plan.runs_of(stage.winners_of)):

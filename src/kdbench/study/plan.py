@@ -73,8 +73,13 @@ class StudyPlan:
         """The file of the winners."""
         return self.folder / "selected.yaml"
 
-    def plan_stage(self, title: str) -> None:
-        """Plan the sweeps of a stage, and choose its winners if it chooses and all its runs are complete."""
+    def plan_stage(self, title: str, executing: bool = False) -> None:
+        """Plan the sweeps of a stage, and choose its winners if it chooses and all its runs are complete.
+
+        Args:
+            title: of the stage.
+            executing: whether the stages before it were executed: a measurement is then one of the complete runs.
+        """
         stage = self.stage(title)
         winners: Sequence[Winner] = []
         if stage.winners_of is not None:
@@ -93,7 +98,7 @@ class StudyPlan:
             derived = plan_chains(self.study, name, chain, self.networks_of(chain.of))
             self.sweeps[title].append(StageSweep(derived.command, derived.levels))
         if stage.measures:
-            derived = plan_measurement(self.study, stage.overrides, self.networks_of(stage.measures))
+            derived = plan_measurement(self.study, stage.overrides, self.networks_of(stage.measures), executing)
             self.sweeps[title].append(StageSweep(derived.command, derived.levels))
         if stage.choose:
             self.check_validation(title)

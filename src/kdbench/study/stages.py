@@ -15,6 +15,7 @@ from kdbench.config import RunConfig, compose
 from kdbench.config.schema import added, setting
 from kdbench.config.sections import TeacherKeys
 from kdbench.errors import ConfigError
+from kdbench.pipeline.chain import SHARED, is_within
 from kdbench.study.winners import Winner
 from kdbench.sweep.overrides import OPEN_SECTIONS, expand, key_of, options_of, override
 
@@ -186,7 +187,7 @@ class Study:
 
     def shared_overrides(self) -> tuple[str, ...]:
         """Return the overrides of every run that runs without a training have too, such as those of the runtime."""
-        return tuple(text for text in self.overrides if key_of(text).partition(".")[0] in ("runtime", "on_busy"))
+        return tuple(text for text in self.overrides if is_within(key_of(text), SHARED))
 
     def count_waiting(self, stage: StageConfig) -> int:
         """Return the number of runs of a stage that wait for the winners of another, before these are chosen."""
