@@ -74,7 +74,8 @@ def test_every_layer_is_stored_in_8_bits_and_the_graph_is_near_a_quarter() -> No
     assert 0.25 < len(graph.weights["graph"]) / floats < 0.3
 
 
-@pytest.mark.parametrize("method", rest_slow(["minmax", "entropy", "percentile"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
 def test_logits_are_near_those_of_the_float_network(method: str) -> None:
     subject = subject_of(named("student=resnet8"))
     with torch.no_grad():

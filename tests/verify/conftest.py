@@ -21,6 +21,7 @@ from kdbench.verify.artifacts import Options
 from kdbench.verify.checks import FAIL
 from kdbench.verify.verify import verify
 from tests.conftest import NARROW, SMALL, complete, composed_once
+from tests.derived import copies as copies
 from tests.networks import SPEC
 
 UNCHECKABLE = "peak_memory_bytes, skipped_steps, overflowed_steps, lockstep, environment"
