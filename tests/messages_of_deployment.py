@@ -132,7 +132,7 @@ def export_of_own() -> None:
 def wrong_export() -> None:
     """Export a file that does not give the run's logits."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(exports, "graph_execution", lambda graph: lambda images: torch.zeros(len(images), 10))
+        patched.setattr(exports, "onnx_execution", lambda *_: lambda images: torch.zeros(len(images), 10))
         export([trained(), "--to", "onnx", "--out", "exported"])
 
 

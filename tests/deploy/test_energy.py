@@ -1,11 +1,13 @@
 """Energy counters: joules over all packages, a counter that starts again, and why there is none."""
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from kdbench.deploy.energy import Rapl, find_counter
+from kdbench.deploy.energy import Rapl, find_counter, measure_energy
+from kdbench.deploy.latency import Candidate
 
 
 @pytest.fixture
@@ -43,6 +45,23 @@ def test_the_counter_of_a_cpu_has_all_packages_and_not_their_parts(packages: lis
     counter = find_counter("cpu", tmp_path)
     assert isinstance(counter, Rapl)
     assert counter.packages == packages
+
+
+def test_energy_is_the_mean_over_the_passes_of_some_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def execute() -> None:
+        now[0] += 0.3
+
+    class Coarse:
+        """A counter of 10 W that advances once a second."""
+
+        def read(self) -> float:
+            return 10.0 * int(now[0])
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    joules = measure_energy(Candidate(execute, 8), Coarse())
+    assert joules == pytest.approx(10 * int(2.1) / 7)
 
 
 def test_without_a_counter_the_reason_names_the_folder(tmp_path: Path) -> None:

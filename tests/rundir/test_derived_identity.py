@@ -43,7 +43,7 @@ def measurement(config: RunConfig, together: list[str], device: str = "AMD EPYC"
 
 
 def group_of(config: RunConfig) -> str:
-    return group_key(identity_of(config), config.parent)
+    return group_key(identity_of(config), config)
 
 
 def test_an_ordinary_run_has_no_keys_of_derived_ones(config: RunConfig) -> None:

@@ -38,7 +38,7 @@ METHODS = sorted(file.stem for file in (CONF_DIR / "method").glob("*.yaml"))
 def keys(config):
     """Return run key, group key and baseline key."""
     whole = run_identity(config, teacher_key(config) if config.teacher else None)
-    return run_key(config), group_key(whole), baseline_key(whole)
+    return run_key(config), group_key(whole, config), baseline_key(whole)
 
 
 def key_of(*overrides):

@@ -99,7 +99,7 @@ def test_the_summary_has_the_keys_of_run_group_and_baseline(
 ) -> None:
     identity = run_identity(config, teacher.key)
     assert (summary.run_key, summary.teacher_key) == (run.key, teacher.key)
-    assert (summary.group_key, summary.baseline_key) == (group_key(identity), baseline_key(identity))
+    assert (summary.group_key, summary.baseline_key) == (group_key(identity, config), baseline_key(identity))
 
 
 def test_numbers_of_the_summary_follow_from_the_saved_logits(

@@ -47,13 +47,13 @@ def fault_of_order(compress: CompressConfig, rounded: str | None, masks: str | N
     """
     if rounded is not None:
         return (
-            f"{compress.name} cannot follow {rounded}, whose weights are rounded and whose batch norms may be folded into "
-            f"convolutions; put {rounded} last"
+            f"{compress.name} cannot follow {rounded}, whose weights are rounded and whose batch norms may be folded "
+            f"into convolutions; put {rounded} last"
         )
     if masks is not None and not compress.target.after_masks:
         return (
-            f"{compress.name} cannot follow {masks}, whose masks belong to weights of the shapes that they were made for; "
-            f"put {compress.name} before {masks}"
+            f"{compress.name} cannot follow {masks}, whose masks belong to weights of the shapes that they were made "
+            f"for; put {compress.name} before {masks}"
         )
     return ""
 
