@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import hypothesis  # noqa: F401  # before torch_pruning, which loads trio, of which it warns afterwards
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra

@@ -17,6 +17,8 @@ from kdbench.pipeline.compress import compress
 from kdbench.pipeline.export import export
 from kdbench.pipeline.measure import measure
 from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.related import check_parent_unchanged
+from kdbench.rundir.summary import read_summary
 from tests.conftest import NARROW, SMALL, complete, composed_once
 from tests.networks import Plain
 
@@ -153,8 +155,24 @@ def attention() -> None:
         "student.mlp_dim=8",
         "student.stages={}",
     )
-    config = composed_once(*SMALL, "teacher=none", "method=ce", "student.stages={}", f"output_root={root}", *tiny)
+    config = composed_once(*SMALL, "teacher=none", "method=ce", f"output_root={root}", *tiny)
+    config = dataclasses.replace(config, student=dataclasses.replace(config.student, stages={}))
     run_command(compress, [str(complete(config).path), "method=structured"])
+
+
+def not_executable() -> None:
+    """Measure a network in an engine that cannot execute it."""
+    compressed("method=bf16")
+    (folder,) = Path("deployment/runs").glob("*-bf16_*")
+    measure([str(folder), "engines=[onnx]"])
+
+
+def stale() -> None:
+    """Repeat a compression whose parent was trained again since."""
+    compressed("method=magnitude")
+    (folder,) = Path("deployment/runs").glob("*-magnitude_*")
+    summary = dataclasses.replace(read_summary(folder), parent_weights_sha256="0" * 64)
+    check_parent_unchanged(RunDirectory(folder, summary.run_key), summary)
 
 
 TRAINED_CASES: list[Callable[[], None]] = [
@@ -168,7 +186,7 @@ TRAINED_CASES: list[Callable[[], None]] = [
     lambda: compressed("method=magnitude", "int8.images=3"), lambda: compressed("method=int8", "int8.images=0"),
     lambda: compressed("method=low_rank", "low_rank.rank=0.5"),
     lambda: compressed("method=low_rank", "low_rank.energy=1"),
-    lambda: compressed("method=structured", "structured.ratio=0.01"),
+    lambda: compressed("method=structured", "structured.ratio=0.001"),
     lambda: compressed("chain=[structured,distil]"), lambda: compressed("chain=[finetune]", "student=resnet8"),
     lambda: compressed("chain=[finetune]", "data.num_train=3"),
     unfinished, measured_as_run, small_form, of_two_roots, predicts_with_method, attention,
@@ -188,6 +206,6 @@ TRAINED_CASES: list[Callable[[], None]] = [
         [trained(), "--to", "safetensors", "--names", "timm", "--architecture", "resnet18", "--out", "exported"]
     ),
     lambda: export([trained(), "--to", "onnx", "--data-root", "nowhere", "--out", "exported"]),
-    export_of_own, wrong_export,
+    export_of_own, wrong_export, not_executable, stale,
 ]  # fmt: skip
 """Calls, each of which ends in an error."""

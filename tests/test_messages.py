@@ -109,6 +109,7 @@ VALUES = {
         "data.mean=null", "data.padding=-1", "data.flip=1", "data.memory=disk", "data.name='a b'",
         "data.num_classes=20", "parent=3", "parent=nowhere", "parent=0123456789abcdef", "teacher.run=nowhere",
         "+kind=measure",
+        "compress={name:x,_target_:collections.Counter}",
         "data._target_=null", "data._target_=no.such.Data", "data._target_=collections.Counter",
         "data._target_=tests.test_messages.WithoutLoad", "data._target_=tests.test_messages.WithoutKeys",
         *(f"data._target_=tests.test_messages.{name}" for name in OF_DATA),
@@ -830,6 +831,7 @@ def line_of(error: KdbenchError, folder: Path) -> str:
     text = str(error).replace(str(folder), "FOLDER").replace(str(SOURCE.parent), "REPOSITORY")
     text = text.replace(socket.gethostname(), "HOST").replace(f"process {os.getpid()}", "process PID")
     text = re.sub(r"\b(?=\d*[a-f])[0-9a-f]{12,64}\b", "HASH", text)
+    text = re.sub(r"_[0-9a-f]{16}\b", "_HASH", text)
     text = re.sub(r"x{100,}", "x...x", text)
     text = re.sub(r"\.py, line \d+", ".py, line N", text)
     return f"{error.code} | {error.key} | {text}"

@@ -36,6 +36,6 @@ def test_memory_grows_with_the_activations_of_the_batch(graph: bytes) -> None:
 
 
 def test_a_process_that_fails_gives_the_reason(graph: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert peak_memory(b"no graph", 1, 1) == "the process that measures it failed (CalledProcessError)"
+    assert peak_memory(graph, -1, 1) == "the process that measures it failed (CalledProcessError)"
     monkeypatch.setattr(memory, "SECONDS", 0.001)
     assert peak_memory(graph, 1, 1) == "the process that measures it failed (TimeoutExpired)"

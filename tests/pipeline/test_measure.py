@@ -40,6 +40,7 @@ def no_memory_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_memory_process")
+@pytest.mark.slow
 def test_several_runs_are_measured_together_one_run_directory_each(copies: Copies, tmp_path: Path) -> None:
     runs = copies("magnitude")
     found = measured(*runs.values())

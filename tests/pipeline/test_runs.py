@@ -126,6 +126,7 @@ def planned_keys(run: Path, *overrides: str) -> list[str]:
     return [link.key for link in links]
 
 
+@pytest.mark.slow
 def test_the_keys_of_a_chain_are_known_before_it_is_executed_and_it_is_done_once(
     copies: Copies, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from kdbench.config import RunConfig
-from kdbench.config.derived import CompressConfig, MeasureConfig, ParentConfig
+from kdbench.config.derived import MEASURE, CompressConfig, MeasureConfig, ParentConfig
 from kdbench.errors import ConfigError
-from kdbench.pipeline.chain import Link, compress_config, link_of, measure_config
+from kdbench.pipeline.chain import Link, compress_config, derived_config, link_of
 from kdbench.pipeline.steps import compose_compression, compose_measurement
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.identity import baseline_key, group_key, identity_of, run_key
@@ -39,7 +39,7 @@ def compression(config: RunConfig, name: str, *settings: str, parent: ParentConf
 
 def measurement(config: RunConfig, together: list[str], device: str = "AMD EPYC", *settings: str) -> RunConfig:
     measure = dataclasses.replace(compose_measurement(settings, None), device=device, together=together)
-    return measure_config(link_of(config), measure, config)
+    return dataclasses.replace(derived_config(link_of(config), MEASURE, config), measure=measure)
 
 
 def group_of(config: RunConfig) -> str:
@@ -149,7 +149,7 @@ def test_the_config_of_every_kind_reads_back_with_the_same_key(small: Small, cop
     config = read_config(runs["tuned"] / "config.yaml")
     link = Link(config, summary_of(runs["tuned"]).run_key, "1" * 16)
     measure = dataclasses.replace(compose_measurement([], None), device="AMD EPYC", together=[link.key])
-    planned = measure_config(link, measure, config)
+    planned = dataclasses.replace(derived_config(link, MEASURE, config), measure=measure)
     directory = RunDirectory(tmp_path / "measured", run_key(planned))
     directory.create()
     directory.write_config(planned)

@@ -63,6 +63,9 @@ class Compression(ABC):
 
     Args:
         config: instance of the class's `Config`.
+
+    Raises:
+        ConfigError: its keys contradict each other.
     """
 
     Config: ClassVar[type[Any]]

@@ -80,6 +80,8 @@ class Int8(Compression):
                     reduce_range=self.config.reduce_range, activation_type=QuantType.QUInt8,
                     weight_type=QuantType.QInt8, calibrate_method=methods[self.config.calibration],
                 )  # fmt: skip
+            except ConfigError:
+                raise
             except Exception as error:  # of the library, for graphs that it cannot follow
                 raise ConfigError(
                     f"compress=int8 cannot quantise {subject.model.name}: {first_line(error)}",
@@ -110,12 +112,24 @@ class Reader:
 
 
 def first_images(batches: Iterator[Tensor], number: int) -> Iterator[Tensor]:
-    """Yield the first images of some batches."""
+    """Yield the first images of some batches, one by one: entropy and percentiles need equal shapes.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    found = 0
     for batch in batches:
-        if number <= 0:
-            return
-        yield batch[:number]
-        number -= len(batch)
+        for image in batch.split(1):
+            if found == number:
+                return
+            yield image
+            found += 1
+    if found < number:
+        raise ConfigError(
+            f"int8.images is {number}, and there are {found} training images; give at most so many",
+            code="out_of_range",
+            key="int8.images",
+        )
 
 
 def logits_argument(logits: StageSource | LogitsKey) -> Any:

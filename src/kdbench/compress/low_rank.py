@@ -32,7 +32,8 @@ class LowRank(Compression):
         only_smaller: bool = setting()
         """Layers whose factors have as many weights as the layer or more stay as they are."""
 
-    def apply(self, subject: Subject) -> Compressed:
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
         if (self.config.energy is None) == (self.config.rank is None):
             raise ConfigError(
                 f"low_rank.energy is {self.config.energy} and low_rank.rank is {self.config.rank}; give one of the two "
@@ -40,6 +41,8 @@ class LowRank(Compression):
                 code="mismatch",
                 key="low_rank.energy",
             )
+
+    def apply(self, subject: Subject) -> Compressed:
         body, ranks = subject.body, dict[str, int]()
         for path, layer in list(body.named_modules()):
             if not is_factorizable(layer):

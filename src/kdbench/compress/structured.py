@@ -67,8 +67,8 @@ class Structured(Compression):
         layers = changed_sizes(base, body)
         if not layers:
             raise ConfigError(
-                f"structured.ratio is {self.config.ratio:g}, which removes no channel of {subject.model.name}; give a "
-                "larger one",
+                f"structured.ratio is {self.config.ratio:g}, which would leave no channel of {subject.model.name}; "
+                "give a smaller one",
                 code="nothing_removed",
                 key="structured.ratio",
             )

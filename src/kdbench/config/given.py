@@ -19,6 +19,16 @@ def check_used(run: RunConfig, overrides: Iterable[str]) -> None:
     Raises:
         ConfigError: one has no effect beside the others, such as a key of another optimiser than the chosen one.
     """
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+")
+        for group, other in (("student", run.parent), ("teacher", run.teacher and run.teacher.run)):
+            name = "parent" if group == "student" else "teacher.run"
+            if other and key == group and override.partition("=")[2] != "none":
+                raise ConfigError(
+                    f"{override} changes nothing: {name} gives the network; leave one of the two out",
+                    code="unused_key",
+                    key=key,
+                )
     unused = {"recipe": run.recipe.unused(), "teacher.recipe": run.teacher.recipe.unused() if run.teacher else {}}
     if hasattr(run.method.params, "unused"):
         unused["method"] = run.method.params.unused()

@@ -37,6 +37,6 @@ def parse_compress(node: Mapping[str, Any] | None) -> CompressConfig | None:
     return CompressConfig(name, cls, typed(cls.Config, params, name))
 
 
-def parse_measure(node: Mapping[str, Any] | None) -> MeasureConfig | None:
+def parse_measure(node: Mapping[str, Any] | None, path: str = "measure") -> MeasureConfig | None:
     """Return the settings of a measurement; None without one."""
-    return None if node is None else typed(MeasureConfig, node, "measure")
+    return None if node is None else typed(MeasureConfig, node, path)

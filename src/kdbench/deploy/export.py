@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import os
 import shutil
@@ -31,6 +32,7 @@ from kdbench.models.weights import storable
 from kdbench.rundir.files import write_json
 from kdbench.rundir.related import RelatedRun
 from kdbench.rundir.student import build_trained
+from kdbench.system.packages import installed_version
 
 FILES = {"onnx": "model.onnx", "torch": "model.pt2", "safetensors": "model.safetensors"}
 DESCRIPTION, TEST_IMAGES = "model.json", "test.npz"
@@ -273,7 +275,11 @@ def describe(run: RelatedRun, dataset: Dataset, form: str, names: str, exported:
         "format": form,
         "network": run.config.student.name,
         "run": run.summary.run_key,
+        "data": run.config.data.name,
+        "trained": {"method": run.summary.method, "teacher": run.summary.teacher, "seed": run.summary.seed},
         "compression": run.config.steps,
+        "sha256": hashlib.sha256(exported.content).hexdigest(),
+        "versions": {name: installed_version(name) for name in ("kdbench", "torch", "onnx", "onnxruntime")},
         "input": {
             "name": INPUT, "shape": ["N", *spec.input_shape], "layout": "NCHW", "dtype": "float32", "batch": "dynamic",
         },

@@ -53,7 +53,7 @@ def renamed_weights(
         except ConfigError as error:
             raise ConfigError(
                 f"--names {package}: the weights of {model.name} do not fit {wanted} of {package} "
-                f"({str(error).replace(str(file), 'they')}); use --names plain, or --architecture NAME",
+                f"({str(error).replace(str(file), 'the file')}); use --names plain, or --architecture NAME",
                 code=error.code,
                 key="--names",
             ) from None

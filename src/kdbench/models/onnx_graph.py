@@ -126,7 +126,7 @@ def layer_of(operation: str, module: nn.Module, images: Tensor) -> str:
         return ""
     for node in graph.nodes:
         if str(node.target).startswith(f"{operation}."):
-            return str([*node.meta.get("nn_module_stack", {"": ("",)}).values()][-1][0])
+            return str([*node.meta.get("nn_module_stack", {"": ("",)}).values()][-1][0]) or "the network itself"
     return ""
 
 
@@ -163,7 +163,7 @@ def session_of(graph: bytes, threads: int) -> Any:
         problem = f"it has no {missing[1]} for these numbers on the CPU ({missing[2]})" if missing else said
         problem = f"it has no {wrong[2]} for {wrong[1]} ({wrong[3]})" if wrong else problem
         raise ConfigError(
-            f"ONNX Runtime cannot execute the network: {problem}", code="not_executable", key="onnxruntime"
+            f"ONNX Runtime cannot execute the network: {problem}; torch can", code="not_executable", key="onnxruntime"
         ) from None
 
 

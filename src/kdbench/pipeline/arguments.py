@@ -1,10 +1,11 @@
 """What the commands of this package share: arguments, and the runs that they name."""
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdbench.config.derived import MEASURE
+from kdbench.config.derived import COMPRESS, MEASURE, TRAIN
 from kdbench.config.paths import is_folder
 from kdbench.config.targets import check_module_names
 from kdbench.errors import ConfigError, Parser
@@ -12,16 +13,23 @@ from kdbench.rundir.load import run_folders
 from kdbench.rundir.related import RelatedRun, locate, read_related
 from kdbench.rundir.summary import SUMMARY_FILE, read_unverified
 
+log = logging.getLogger(__name__)
+
 RUN = "RUN"
 """Name of the argument in errors."""
 
 
-def add_shared(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that every command of this package has."""
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the flag for code from elsewhere."""
     parser.add_argument(
         "--trust", action="append", default=[], metavar="MODULE",
         help="run code of this module where a run's config names it; kdbench's own is trusted",
     )  # fmt: skip
+
+
+def add_shared(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the commands that compose options."""
+    add_trust(parser)
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="folder of your own options")
 
 
@@ -57,13 +65,14 @@ def check_shared(given: argparse.Namespace) -> None:
         )
 
 
-def read_runs(texts: Sequence[str], trusted: Sequence[str]) -> list[RelatedRun]:
+def read_runs(texts: Sequence[str], trusted: Sequence[str], trained_only: bool = False) -> list[RelatedRun]:
     """Return the finished runs of a command line, each once.
 
     Args:
         texts: run directories, folders that hold some, or keys of runs in outputs/runs; measurements among several are
             left out.
         trusted: modules whose code the configs may name, beside kdbench's own.
+        trained_only: of a folder with several runs, take those that were trained.
 
     Raises:
         ConfigError: one is not finished or holds no network, or they lie under different output roots.
@@ -74,11 +83,18 @@ def read_runs(texts: Sequence[str], trusted: Sequence[str]) -> list[RelatedRun]:
             code="missing_value",
             key=RUN,
         )
-    named = [inner for text in texts for inner in run_folders(locate(text, Path("outputs"), RUN))]
-    folders = list(dict.fromkeys(folder.resolve() for folder in named))
-    folders = [folder for folder in folders if len(folders) == 1 or not is_measurement(folder)]
-    if not folders:
-        raise ConfigError(f"no run under {', '.join(texts)}; give run directories", code="not_found", key=RUN)
+    folders = list(dict.fromkeys(folder for text in texts for folder in folders_of(text, trained_only)))
+    several = len(folders) > 1
+    kept = [folder for folder in folders if not (several and kind_of(folder) == MEASURE)]
+    if not kept:
+        raise ConfigError(
+            f"no run with a network under {', '.join(texts[:3])}; give run directories, and no measurements alone",
+            code="not_found",
+            key=RUN,
+        )
+    if left := len(folders) - len(kept):
+        log.info("left out: measurements, which hold no network: %d", left)
+    folders = kept
     for folder in folders:
         if folder.parent.name != "runs":
             raise ConfigError(
@@ -96,12 +112,30 @@ def read_runs(texts: Sequence[str], trusted: Sequence[str]) -> list[RelatedRun]:
     return [read_related(folder, RUN, list(trusted)) for folder in folders]
 
 
-def is_measurement(folder: Path) -> bool:
-    """Return whether a run directory is that of a measurement."""
+def folders_of(text: str, trained_only: bool) -> list[Path]:
+    """Return the run directories that an argument names; of a folder with several, finished ones with a network alone.
+
+    Args:
+        text: run directory, folder that holds some, or run key.
+        trained_only: leave out compressed networks among several.
+    """
+    given = locate(text, Path("outputs"), RUN).resolve()
+    found = [folder.resolve() for folder in run_folders(given)]
+    if found in ([], [given]):
+        return [given]
+    kinds = (TRAIN,) if trained_only else (TRAIN, COMPRESS)
+    kept = [folder for folder in found if kind_of(folder) in kinds]
+    if left := len(found) - len(kept):
+        log.info("%s: runs taken: %d, left out (of another kind, or unfinished): %d", text, len(kept), left)
+    return kept
+
+
+def kind_of(folder: Path) -> str | None:
+    """Return the kind of a complete run, or None of an unfinished one."""
     try:
-        return (folder / SUMMARY_FILE).is_file() and read_unverified(folder)[0].kind == MEASURE
+        return read_unverified(folder)[0].kind if (folder / SUMMARY_FILE).is_file() else None
     except ConfigError:  # damaged: reported when it is read
-        return False
+        return TRAIN
 
 
 def output_root_of(run: RelatedRun) -> str:

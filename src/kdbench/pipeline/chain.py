@@ -10,9 +10,10 @@ from kdbench.config import RunConfig, compose
 from kdbench.config.derived import COMPRESS, MEASURE, TRAIN, CompressConfig, MeasureConfig, ParentConfig
 from kdbench.config.sections import TeacherConfig
 from kdbench.errors import ConfigError
-from kdbench.pipeline.steps import DISTIL, FINETUNE, Chain
+from kdbench.pipeline.steps import DISTIL, FINETUNE, TRAININGS, Chain
 from kdbench.rundir.identity import group_key, identity_of, run_key
 from kdbench.rundir.related import LONGEST_NAME, RelatedRun, tuned_name
+from kdbench.runner.compressing import check_order
 from kdbench.runner.policy import run_with_retries
 from kdbench.runner.run import RunResult, resolve_run
 from kdbench.sweep.overrides import key_of, override
@@ -60,6 +61,7 @@ def plan_chain(root: Link, chain: Chain, config_dir: Path | None = None, compose
         ConfigError: a run cannot be composed.
     """
     check_overrides(chain)
+    check_start(root, chain)
     links, current = list[Link](), root
     for step in chain.steps:
         if step == DISTIL:
@@ -68,9 +70,44 @@ def plan_chain(root: Link, chain: Chain, config_dir: Path | None = None, compose
             config = finetune_config(root, current, chain, config_dir, composer)
         else:
             config = compress_config(current, chain.compressions[step], frame_of(root, chain, config_dir, composer))
+        if step in TRAININGS and len(links) < len(chain.steps) - 1:
+            check_own_predictions(config, step)
         current = link_of(config)
         links.append(current)
     return links
+
+
+def check_start(root: Link, chain: Chain) -> None:
+    """Check that a chain can begin with a run.
+
+    Raises:
+        ConfigError: its first step cannot follow what was done to the network of the run.
+    """
+    first, before = chain.steps[0], root.config.compress
+    if first in chain.compressions:
+        check_order(before, root.config.student, chain.compressions[first])
+    elif first == FINETUNE and before and not before.target.trainable:
+        raise ConfigError(
+            f"{root.config.student.name}: finetune cannot follow {before.name}, whose weights are rounded; give the "
+            "run before it",
+            code="wrong_order",
+            key="chain",
+        )
+
+
+def check_own_predictions(config: RunConfig, step: str) -> None:
+    """Check that the network of a training predicts alone, where another step follows.
+
+    Raises:
+        ConfigError: its method takes part in predictions.
+    """
+    if config.method.target.predicts():
+        raise ConfigError(
+            f"{step}.method={config.method.name} predicts with a part of the method, and no step can follow; use "
+            "another method, or end the chain with it",
+            code="method_predicts",
+            key=f"{step}.method",
+        )
 
 
 def execute_chain(links: Sequence[Link]) -> list[RunResult]:
@@ -131,7 +168,8 @@ def check_overrides(chain: Chain) -> None:
     for step, texts in chain.trainings.items():
         for text in texts:
             key = key_of(text)
-            allowed = ("teacher.cache", *SHARED, *(("student",) if step == DISTIL else ()))
+            own = ("teacher.cache", "student") if step == DISTIL else ("teacher.cache",)
+            allowed = (*own, *(name for name in SHARED if not name.startswith("data")))
             if is_within(key, OF_CHAIN) and not is_within(key, allowed):
                 raise ConfigError(
                     f"{step}.{text}: the chain sets {key} itself, by the run with which it begins and its steps",
@@ -140,7 +178,7 @@ def check_overrides(chain: Chain) -> None:
                 )
     for text in chain.overrides:
         key = key_of(text)
-        if is_within(key, SHARED):
+        if is_within(key, SHARED) and (chain.trainings or key != "runtime.precision"):
             continue
         if is_within(key, OF_CHAIN):
             remedy = "give distil.student=NAME" if key == "student" else f"the chain sets {key} itself"
@@ -232,6 +270,9 @@ def training_config(
     texts = [text for text in given if not text.startswith("data.")]
     composed = composer([*own, *texts], config_dir)
     keys = {text.partition("=")[0].lstrip("+") for text in given}
+    runtime = composed.runtime
+    if not keys & {"runtime", "runtime.precision"}:
+        runtime = dataclasses.replace(runtime, precision=root.config.runtime.precision)
     recipe = composed.recipe
     if "recipe" not in keys:
         if root.config.method.name == "checkpoint":
@@ -247,6 +288,7 @@ def training_config(
         composed,
         data=frame.data,
         recipe=recipe,
+        runtime=runtime,
         output_root=frame.output_root,
         trust=frame.trust,
         seed=composed.seed if "seed" in keys else root.config.seed,
@@ -283,9 +325,15 @@ def distil_config(root: Link, current: Link, chain: Chain, config_dir: Path | No
             code="missing_value",
             key="distil.student",
         )
-    config = training_config(
-        root, DISTIL, chain, [override("teacher.run", current.key), "method=logit"], config_dir, composer
-    )
+    own = [override("teacher.run", current.key), "method=logit"]
+    config = training_config(root, DISTIL, chain, own, config_dir, composer)
+    if config.teacher is None:
+        raise ConfigError(
+            f"distil.method={config.method.name} takes no teacher, so that nothing would be distilled; use another, "
+            "such as logit",
+            code="no_teacher",
+            key="distil.method",
+        )
     return dataclasses.replace(config, teacher=as_teacher(current, config.teacher))
 
 

@@ -4,11 +4,11 @@ import argparse
 import dataclasses
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdbench.errors import KdbenchError, Parser, report_error
-from kdbench.pipeline.steps import TRAININGS, Chain, compressions, read_chain
-from kdbench.sweep.overrides import expand
+from kdbench.pipeline.steps import TRAININGS, Chain, compressions, jobs_of, read_chain
 
 if TYPE_CHECKING:
     from kdbench.pipeline.chain import Link
@@ -29,27 +29,30 @@ def compress(arguments: Sequence[str]) -> int:
     from kdbench.pipeline.arguments import parse_runs_and_overrides, read_runs
 
     given, texts, overrides = parse_runs_and_overrides(parser_of(), arguments)
-    chains = [read_chain(job, given.config_dir) for job in expand(overrides)]
+    chains = [read_chain(job, given.config_dir) for job in jobs_of(overrides)]
     # Here, because they import torch, which --help and most mistakes do without.
     from kdbench.pipeline.chain import execute_chain
-    from kdbench.pipeline.tables import compression_table
+    from kdbench.pipeline.tables import Row, compression_table
 
-    runs = read_runs(texts, given.trust)
+    runs = read_runs(texts, given.trust, trained_only=True)
     planned = [(chain, run, plan(run, chain, given)) for run in runs for chain in chains]
-    code, done = 0, {}
+    code, rows = 0, dict[Path, Row]()
     for chain, run, links in planned:
         log.info("\n%s: %s", run.config.title, chain.title)
+        before = run.summary.test_acc_best
         for result in execute_chain(links):
             if result.error is None:
                 assert result.directory is not None
-                done[result.directory.path] = result.directory.read_summary()
+                summary = result.directory.read_summary()
+                rows[result.directory.path] = Row(result.directory.path, summary, before, run.summary.test_acc_best)
+                before = summary.test_acc_best
             elif isinstance(result.error, KdbenchError):
                 failed = report_error(result.error, f"{run.config.title}: {chain.title}: ", "kdbench-compress")
                 code = code or failed
             else:
                 raise result.error
-    if done:
-        print(f"\n{compression_table(list(done.items()))}")
+    if rows:
+        print(f"\n{compression_table(list(rows.values()))}")
     return code
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdbench.config.paths import is_folder
+from kdbench.config.targets import check_module_names
 from kdbench.deploy.formats import FORMATS, NAMINGS, PLAIN
 from kdbench.errors import ConfigError, Parser
 
@@ -18,10 +19,17 @@ def export(arguments: Sequence[str]) -> None:
     given = parse_arguments(arguments)
     # Here, because they import torch, which --help and most mistakes do without.
     from kdbench.deploy.export import export_run
-    from kdbench.pipeline.arguments import RUN
-    from kdbench.rundir.related import locate, read_related
+    from kdbench.pipeline.arguments import RUN, read_runs
 
-    run = read_related(locate(given.run, Path("outputs"), RUN), RUN, given.trust)
+    runs = read_runs(given.run, given.trust)
+    if len(runs) > 1:
+        names = ", ".join(run.directory.path.name for run in runs[:3])
+        raise ConfigError(
+            f"one run is exported, and {len(runs)} are given ({names}, ...); give one",
+            code="usage",
+            key=RUN,
+        )
+    (run,), given.out = runs, given.out.expanduser()
     made = export_run(run, given.to, given.out, given.names, given.architecture, given.data_root, given.test_images)
     checked = made["checked"]
     print(
@@ -38,7 +46,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         ConfigError: one is wrong.
     """
-    from kdbench.pipeline.arguments import add_shared, check_shared
+    from kdbench.pipeline.arguments import add_trust
 
     parser = Parser(
         prog="kdbench-export",
@@ -46,7 +54,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "file is checked on the run's test images; where it does not give the run's logits, nothing is written.",
         epilog="Exit code 0: written; 2: nothing was written.",
     )
-    parser.add_argument("run", metavar="RUN", help="run directory, or the key of a run in outputs/runs")
+    parser.add_argument(
+        "run",
+        nargs="+",
+        metavar="RUN",
+        help="run directory, or the key of a run in outputs/runs; measurements are left out",
+    )
     parser.add_argument("--to", choices=FORMATS, required=True, help="onnx and torch: a program; safetensors: weights")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, which does not exist")
     parser.add_argument(
@@ -61,9 +74,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--test-images", action="store_true", help="write the test images with their labels too, as test.npz"
     )
-    add_shared(parser)
+    add_trust(parser)
     given = parser.parse_args(arguments)
-    check_shared(given)
+    check_module_names(given.trust)
     for flag, value in (("--names", given.names != PLAIN), ("--architecture", given.architecture is not None)):
         if value and (given.to != "safetensors" or (flag == "--architecture" and given.names == PLAIN)):
             need = "--to safetensors" + (" and --names torchvision or timm" if flag == "--architecture" else "")

@@ -7,8 +7,8 @@ from kdbench.errors import ConfigError, Parser
 from kdbench.pipeline.steps import compose_measurement
 from kdbench.sweep.overrides import key_of
 
-SHARED = ("runtime", "data", "on_busy", "overwrite", "checkpoint")
-"""Keys and sections of a run that a measurement has too; the others are those of conf/measure/."""
+SHARED = ("runtime.device", "data.root", "data.download", "on_busy", "overwrite")
+"""Keys of a run that a measurement has too; the others are those of conf/measure/."""
 
 
 def measure(arguments: Sequence[str]) -> int:
@@ -24,13 +24,13 @@ def measure(arguments: Sequence[str]) -> int:
     from kdbench.pipeline.arguments import output_root_of, parse_runs_and_overrides, read_runs
 
     given, texts, overrides = parse_runs_and_overrides(parser_of(), arguments)
-    shared = [text for text in overrides if text.partition("=")[0].partition(".")[0] in SHARED]
-    settings = compose_measurement([text for text in overrides if text not in shared], given.config_dir)
-    for text in shared:
+    shared = [text for text in overrides if key_of(text) in SHARED]
+    for text in overrides:
         key = key_of(text)
-        if key.startswith("runtime") and key != "runtime.device":
-            remedy = "give threads=N, which both engines take" if key == "runtime.threads" else "only the device counts"
-            raise ConfigError(f"{text} has no effect on a measurement; {remedy}", code="usage", key=key)
+        if key.partition(".")[0] in ("runtime", "data", "checkpoint") and key not in SHARED:
+            remedy = "give threads=N, which both engines take" if key == "runtime.threads" else "leave it out"
+            raise ConfigError(f"{text} has no effect on a measurement; {remedy}", code="unused_key", key=key)
+    settings = compose_measurement([text for text in overrides if text not in shared], given.config_dir)
     # Here, because they import torch, which --help and most mistakes do without.
     from kdbench.pipeline.chain import Link, measure_configs
     from kdbench.pipeline.tables import measurement_table

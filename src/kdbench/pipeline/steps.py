@@ -14,7 +14,7 @@ from kdbench.config.derived import CompressConfig, MeasureConfig
 from kdbench.config.options import initialize_hydra, options, register_models_once
 from kdbench.config.parse_derived import parse_compress, parse_measure
 from kdbench.errors import ConfigError, nearest
-from kdbench.sweep.overrides import key_of, value_of
+from kdbench.sweep.overrides import expand, key_of, value_of
 
 FINETUNE, DISTIL = "finetune", "distil"
 TRAININGS = (FINETUNE, DISTIL)
@@ -63,6 +63,12 @@ def read_chain(overrides: Sequence[str], config_dir: Path | None = None) -> Chai
         )
     key = "method" if "method" in given else "chain"
     value = value_of(given[key])
+    if key == "chain" and not isinstance(value, list):
+        raise ConfigError(
+            f"chain={value}: a chain is a list, chain=[structured,finetune,int8]; for one step each, give method=A,B",
+            code="wrong_type",
+            key="chain",
+        )
     steps = tuple(map(str, value)) if isinstance(value, list) else (str(value),)
     valid = [*compressions(config_dir), *TRAININGS]
     for step in steps or ("",):
@@ -87,6 +93,29 @@ def read_chain(overrides: Sequence[str], config_dir: Path | None = None) -> Chai
     check_chain(steps, found)
     trainings = {step: tuple(texts) for step, texts in of_steps.items() if step in TRAININGS}
     return Chain(steps, found, trainings, tuple(others))
+
+
+def jobs_of(overrides: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the overrides of each chain of a command line whose keys may have several values.
+
+    A setting of a step belongs to the chains that have the step.
+
+    Raises:
+        ConfigError: an override cannot be read.
+    """
+    jobs = expand(overrides)
+    steps = [steps_in(job) for job in jobs]
+    every = set().union(*steps)
+    return [
+        tuple(text for text in job if text.partition("=")[0].partition(".")[0] not in every - own)
+        for job, own in zip(jobs, steps, strict=True)
+    ]
+
+
+def steps_in(job: Sequence[str]) -> set[str]:
+    """Return the steps that overrides with one value each name."""
+    values = [value_of(text) for text in job if key_of(text) in ("method", "chain")]
+    return {str(step) for value in values for step in (value if isinstance(value, list) else [value])}
 
 
 def check_chain(steps: Sequence[str], found: Mapping[str, CompressConfig]) -> None:
@@ -126,6 +155,7 @@ def compose_compression(name: str, overrides: Sequence[str], config_dir: Path | 
     node = compose_group("compress", name, overrides, config_dir)
     found = parse_compress(node | {"name": name})
     assert found is not None
+    found.target(found.params)  # checks the keys together
     return found
 
 
@@ -135,7 +165,7 @@ def compose_measurement(overrides: Sequence[str], config_dir: Path | None) -> Me
     Arguments and errors: see `compose_compression`.
     """
     node = compose_group("measure", "default", overrides, config_dir)
-    found = parse_measure(node | {"device": ""})
+    found = parse_measure(node | {"device": ""}, "")
     assert found is not None
     return found
 
@@ -162,7 +192,7 @@ def unknown_key(
     error: Exception, group: str, name: str, overrides: Sequence[str], config_dir: Path | None
 ) -> ConfigError:
     """Return an error of Hydra's for the settings of a step."""
-    label = name if group == "compress" else group
+    label = f"{name}." if group == "compress" else ""
     with initialize_hydra(config_dir):
         config: DictConfig = hydra.compose(None, [f"+{group}={name}"])
     valid = [str(key) for key in config[group] if key != "_target_"]
@@ -170,6 +200,6 @@ def unknown_key(
         key = text.partition("=")[0].lstrip("+~").partition(".")[0]
         if key not in valid:
             return ConfigError(
-                f"{label}.{key} is not a known key; {nearest(key, valid)}", code="unknown_key", key=f"{label}.{key}"
+                f"{label}{key} is not a known key; {nearest(key, valid)}", code="unknown_key", key=f"{label}{key}"
             )
-    return composition_error(error, [f"{label}.{text}" for text in overrides], config_dir)
+    return composition_error(error, [f"{label}{text}" for text in overrides], config_dir)

@@ -1,6 +1,7 @@
 """Tables of compressed and measured networks for the console."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +10,40 @@ import pandas as pd
 from kdbench.rundir.summary import KEY, RunSummary
 
 
-def compression_table(runs: Sequence[tuple[Path, RunSummary]]) -> str:
-    """Return accuracy, change, sparsity and size of runs as text, a line each."""
-    rows = []
-    for path, summary in runs:
-        change = None if summary.parent_test_acc is None else 100 * (summary.test_acc_best - summary.parent_test_acc)
-        rows.append(
-            {
-                "network": summary.student,
-                "seed": number(summary.seed),
-                "test accuracy %": f"{100 * summary.test_acc_best:.2f}",
-                "change, points": "-" if change is None else f"{change:+.2f}",
-                "zeros %": "-" if summary.sparsity is None else f"{100 * summary.sparsity:.1f}",
-                "parameters": number(summary.num_params),
-                "MACs": number(summary.macs),
-                "run": str(path),
-            }
-        )
-    return pd.DataFrame(rows).to_string(index=False)
+@dataclass(frozen=True)
+class Row:
+    """A step of a chain."""
+
+    path: Path
+    summary: RunSummary
+    before: float
+    """Test accuracy of the network before the step."""
+    start: float
+    """Test accuracy of the network with which the chain began."""
+
+
+def compression_table(rows: Sequence[Row]) -> str:
+    """Return accuracy, changes, zeros and size of the networks of chains as text, a line each."""
+    cells = [
+        {
+            "network": name_of(row.summary),
+            "seed": number(row.summary.seed),
+            "test accuracy %": f"{100 * row.summary.test_acc_best:.2f}",
+            "change by the step, points": f"{100 * (row.summary.test_acc_best - row.before):+.2f}",
+            "since the start": f"{100 * (row.summary.test_acc_best - row.start):+.2f}",
+            "zeros %": "-" if row.summary.sparsity is None else f"{100 * row.summary.sparsity:.1f}",
+            "parameters": number(row.summary.num_params),
+            "MACs": number(row.summary.macs),
+            "run": str(row.path),
+        }
+        for row in rows
+    ]
+    return pd.DataFrame(cells).to_string(index=False)
+
+
+def name_of(summary: RunSummary) -> str:
+    """Return the network of a run with how it was trained."""
+    return f"{summary.student} {summary.method}" + (f" from {summary.teacher}" if summary.teacher else "")
 
 
 def measurement_table(runs: Sequence[tuple[Path, RunSummary]]) -> str:
@@ -37,11 +54,13 @@ def measurement_table(runs: Sequence[tuple[Path, RunSummary]]) -> str:
         change = None if summary.parent_test_acc is None else 100 * (summary.test_acc_best - summary.parent_test_acc)
         rows.append(
             {
-                "network": summary.student,
+                "network": name_of(summary),
+                "run": summary.parent_key,
                 "seed": number(summary.seed),
                 "test accuracy %": f"{100 * summary.test_acc_best:.2f}",
-                "change, points": "-" if change is None else f"{change:+.2f}",
-                "kB": f"{measured['size_bytes'] / 1e3:.1f}",
+                "change since compression, points": "-" if change is None else f"{change:+.2f}",
+                "kB": f"{measured['size_bytes'] / 1e3:.1f}"
+                + ("" if measured["size_format"] == "onnx" else " (weights)"),
                 "kB gzip": f"{measured['size_compressed_bytes'] / 1e3:.1f}",
                 "nonzero": number(summary.nonzero_params),
                 "MACs": number(summary.macs),
@@ -59,8 +78,8 @@ def measurement_table(runs: Sequence[tuple[Path, RunSummary]]) -> str:
     lines = [f"not measured of {', '.join(sorted(set(of)))}: {note}" for note, of in notes.items()]
     first = next(iter(runs))[1].measurement or {}
     heading = (
-        f"latency in ms: median (quartiles) over {first['rounds']} rounds, {first['threads']} thread"
-        f"{'s' if first['threads'] > 1 else ''}, {first['device']}"
+        "onnx xN, torch xN: latency of N images in ms, median (quartiles) over "
+        f"{first['rounds']} rounds, threads: {first['threads']}, {first['device']}"
     )
     return "\n".join([pd.DataFrame(rows).fillna("-").to_string(index=False), heading, *lines])
 

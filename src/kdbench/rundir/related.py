@@ -48,12 +48,29 @@ def with_related(config: RunConfig) -> RunConfig:
         ConfigError: a run was not found, is not finished, or cannot take that part.
     """
     if config.parent and config.kind == TRAIN and (parent := find_related(config, config.parent, "parent")):
+        check_trainable(parent)
         network = parent.network
         network = dataclasses.replace(network, name=tuned_name(network.name))
         config = dataclasses.replace(config, parent=parent.as_parent(), student=network)
     if config.teacher and config.teacher.run and (run := find_related(config, config.teacher.run, "teacher.run")):
         config = dataclasses.replace(config, teacher=teacher_of(run, config.teacher, config.data))
     return config
+
+
+def check_trainable(parent: RelatedRun) -> None:
+    """Check that the network of a parent can be trained further.
+
+    Raises:
+        ConfigError: its weights were rounded.
+    """
+    compress = parent.config.compress
+    if compress and not compress.target.trainable:
+        raise ConfigError(
+            f"parent is {parent.directory.path}, whose weights were rounded by {compress.name} and cannot be trained; "
+            f"give the run before that step, {parent.summary.parent_key}",
+            code="not_trainable",
+            key="parent",
+        )
 
 
 def tuned_name(name: str) -> str:
@@ -175,8 +192,8 @@ def read_related(folder: Path, key: str, trusted: Sequence[str] = ()) -> Related
         raise
     if summary.kind == MEASURE:
         raise ConfigError(
-            f"{key} is {folder}, which is a measurement and holds no network; give the run that was measured, "
-            f"{summary.parent_key}",
+            f"{key} is {folder}, which is a measurement and holds no network; give the run that was measured, which "
+            f"lies beside it and ends with {summary.parent_key}",
             code="no_network",
             key=key,
         )

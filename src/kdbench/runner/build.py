@@ -77,14 +77,6 @@ def load_parent(student: Network, config: RunConfig) -> str | None:
     """
     assert config.parent is not None
     parent = found_related(config, config.parent, "parent")
-    compress = parent.config.compress
-    if compress and not compress.target.trainable:
-        raise ConfigError(
-            f"parent is {parent.directory.path}, whose weights were rounded by {compress.name} and cannot be trained; "
-            f"train before that step: chain=[...,finetune,{compress.name}]",
-            code="not_trainable",
-            key="parent",
-        )
     state, _ = weights.read_student(parent.directory.weights)
     weights.load_into(student, state, f"parent: {parent.directory.weights}")
     return parent.summary.weights_sha256

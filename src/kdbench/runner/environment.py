@@ -2,7 +2,6 @@
 
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from kdbench import __version__
 from kdbench.config import RunConfig
 from kdbench.system.device import device_name
+from kdbench.system.packages import installed_version
 
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "pandas", "safetensors")
 
@@ -36,14 +36,6 @@ def builders(config: RunConfig) -> list[str]:
     models = [config.student, *([config.teacher.model] if config.teacher else [])]
     names = {model.target.partition(".")[0] for model in models}
     return sorted(names - {"kdbench", *PACKAGES})
-
-
-def installed_version(package: str) -> str | None:
-    """Return the version of an installed package, or None if it has no metadata here."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def git_state() -> dict[str, str | bool | None]:

@@ -34,11 +34,11 @@ from kdbench.runner.compressing import (
     logits_in_fp32,
     teacher_logits,
 )
-from kdbench.runner.environment import installed_version
 from kdbench.runner.imported import UNKNOWN
 from kdbench.runner.results import Predictions, fidelity, write_result
 from kdbench.system.device import place, synchronize, torch_settings
 from kdbench.system.logs import RunLog
+from kdbench.system.packages import installed_version
 from kdbench.system.signals import raise_if_requested
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def measure_networks(runs: Sequence[tuple[RunConfig, RunDirectory]]) -> None:
     with torch_settings(runtime), torch.no_grad():
         subjects = [prepare(config, directory) for config, directory in runs]
         counter = find_counter(runtime.device)
-        log.info("measuring %d networks in turn: %d rounds", len(subjects), settings.rounds)
+        log.info("networks measured in turn: %d, in %d rounds", len(subjects), settings.rounds)
         time_subjects(subjects)
         joules: list[float | None] = [None] * len(subjects)
         if isinstance(counter, str):
