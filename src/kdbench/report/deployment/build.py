@@ -13,7 +13,7 @@ from kdbench.report.deployment.measurement import Session
 from kdbench.report.deployment.sentences import describe_deployment
 from kdbench.report.deployment.table import classes_table, deployment_table
 from kdbench.report.deployment_columns import DEPLOYMENT_CLASSES, DEPLOYMENT_TABLE
-from kdbench.report.groups import RunGroup
+from kdbench.report.groups import DISTILLED, RunGroup
 from kdbench.report.runs import display_path, first_lines
 from kdbench.rundir.summary import KEY
 
@@ -91,12 +91,15 @@ def without_measured(deployed: Sequence[Row]) -> list[Row]:
 
 
 def number_sessions(forms: Sequence[Form]) -> dict[Session, int]:
-    """Return the sessions in the order of their number of runs, largest first, with their numbers from 1."""
+    """Return the sessions with their numbers from 1: those with a distilled network first, then by number of runs."""
     counts: dict[Session, int] = {}
+    distilled = {form.session for form in forms if form.identity.role == DISTILLED}
     for form in forms:
         if form.session:
             counts[form.session] = counts.get(form.session, 0) + len(form.runs)
-    ordered = sorted(counts, key=lambda session: (-counts[session], session.place, session.together))
+    ordered = sorted(
+        counts, key=lambda session: (session not in distilled, -counts[session], session.place, session.together)
+    )
     return {session: number for number, session in enumerate(ordered, 1)}
 
 

@@ -110,8 +110,11 @@ def describe_difference(question: Question) -> str:
     word = "more" if result.difference >= 0 else "less"
     size = f"{ours.name} is {abs(result.difference):.2f} points {word} accurate than {theirs.name}"
     if math.isnan(result.p):
-        reason = "with one run in an arm" if min(n, m) < 2 else "runs do not vary, or share seeds"
-        return f"{size} (n = {n} and {m}); there is no test ({reason})"
+        reason = "one run in an arm" if min(n, m) < 2 else "runs do not vary, or share seeds"
+        return (
+            f"{ours.name} differs from {theirs.name} by {result.difference:+.2f} points of accuracy (n = {n} and {m}; "
+            f"no test: {reason})"
+        )
     seeds = f"n = {n} pairs of one seed" if question.is_paired else f"n = {n} and {m}, Welch"
     interval = f"95 % interval {result.low:+.2f} to {result.high:+.2f}"
     p = format_value(question.p_adjusted, P)
