@@ -283,7 +283,10 @@ def describe(run: RelatedRun, dataset: Dataset, form: str, names: str, exported:
         "input": {
             "name": INPUT, "shape": ["N", *spec.input_shape], "layout": "NCHW", "dtype": "float32", "batch": "dynamic",
         },
-        "preprocessing": {"channels": "RGB", "divide_by": 255, "mean": list(keys.mean), "std": list(keys.std)},
+        "preprocessing": {
+            "channels": "RGB", "divide_by": 255, "mean": list(keys.mean), "std": list(keys.std),
+            "arithmetic": "float32: divided by divide_by, less the mean, divided by std",
+        },
         "output": {"name": OUTPUT, "shape": ["N", spec.num_classes], "dtype": "float32"},
         "classes": list(run.summary.class_names or spec.class_names),
         **exported.details,

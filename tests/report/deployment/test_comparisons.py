@@ -159,7 +159,7 @@ def test_other_seeds_are_compared_by_welch_and_one_seed_has_no_test(tmp_path):
     assert math.isnan(question.p_adjusted)
     lines = report_of(tmp_path / "one").deployment.sentences
     assert "is not tested against the small network trained alone" in lines[0]
-    assert any("(n = 1 and 1); there is no test (with one run in an arm)" in line for line in lines)
+    assert any("(n = 1 and 1; no test: one run in an arm)" in line for line in lines)
     root = tmp_path / "other"
     for place in range(3):
         write_measured(root, write_trained(root, "resnet8", place, ALONE[place]), ms=1, size=100)

@@ -1,7 +1,8 @@
 """Forms of networks: runs that are equal in training, compression and session, and differ in their seeds alone."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -115,8 +116,10 @@ def find_forms(deployed: Sequence[Row], by_key: Mapping[str, Row], settings: Map
     """
     varying = varying_settings(deployed)
     teachers = {row[KEY.teacher] for row in by_key.values() if row.get(KEY.teacher)}
-    distilled = {network_of(lineage_of(row, by_key)) for row in by_key.values() if row.get(KEY.role) == DISTILLED}
-    runs = [deployed_run(row, lineage_of(row, by_key), settings, varying) for row in deployed]
+    lineages = [lineage_of(row, by_key) for row in by_key.values()]
+    # A pruned teacher that is trained further by distillation is no distilled network of its own.
+    distilled = {network_of(one) for one in lineages if (start_of(one) or one[-1]).get(KEY.role) == DISTILLED}
+    runs = pool_teachers([deployed_run(row, lineage_of(row, by_key), settings, varying) for row in deployed])
     forms = [
         Form(name_of(identity, teachers - distilled), identity, sorted(of, key=seed_order))
         for identity, of in group_by(runs, lambda run: run.identity)
@@ -130,6 +133,21 @@ def find_forms(deployed: Sequence[Row], by_key: Mapping[str, Row], settings: Map
         return sizes.get(own.network) or 0, own.network, place, own.method, own.setting, len(own.steps), form.name
 
     return sorted(forms, key=order)
+
+
+def pool_teachers(runs: Sequence[DeployedRun]) -> list[DeployedRun]:
+    """Return the runs with teachers of several seeds as one form, where each seed of the student has one of them."""
+    pooled: list[DeployedRun] = []
+    for shared, of in group_by(runs, lambda run: replace(run.identity, setting=without_teacher_seed(run.identity))):
+        seeds = [run.seeds for run in of]
+        is_one = len(set(seeds)) == len(seeds)
+        pooled += [replace(run, identity=shared) for run in of] if is_one else of
+    return pooled
+
+
+def without_teacher_seed(identity: Identity) -> str:
+    """Return the setting of a form without the seed of the teacher."""
+    return re.sub(r" ?teacher_seed=\d+", "", identity.setting).strip()
 
 
 def deployed_run(

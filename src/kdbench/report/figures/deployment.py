@@ -31,8 +31,8 @@ from kdbench.report.figures.sheet import Mark, Sheet, count, first_of
 from kdbench.report.groups import BASELINE
 from kdbench.rundir.summary import KEY
 
-MOST_FORMS = 28
-MARKERS = "osD^vPX*<>"
+MOST_FORMS = 40
+MARKERS = "osD^vPX*<>dphH8"
 """Markers by the steps of compression; uncompressed networks have a circle."""
 MOST_DECADES = 1.4
 """Powers of ten on a logarithmic axis up to which its ticks are dense."""
@@ -109,7 +109,8 @@ def looks_of(forms: Sequence[Form]) -> dict[int, tuple[str, str]]:
     for form in forms:
         look = colours[arm_of(form)], markers[form.identity.steps]
         if look in taken:  # more networks than colours, or more compressions than markers
-            look = next(free for free in product(palette, MARKERS) if free not in taken)
+            own = product([look[0]], MARKERS)
+            look = next(free for free in (*own, *product(palette, MARKERS)) if free not in taken)
         taken[look] = id(form)
     return {form: look for look, form in taken.items()}
 
