@@ -18,15 +18,18 @@ DEPLOYMENT = named(
         "accuracy %", "mean test accuracy over the runs, of the network as it runs in the inference engine", PER_CENT
     ),
     form_std=Column("std (form)", "sample standard deviation of it over the runs, in points", PER_CENT),
-    n_parent=Column("n (last step)", "number of runs for which the accuracy before the last compression is known", "d"),
+    n_parent=Column(
+        "n (last compression)", "number of runs for which the accuracy before the last compression is known", "d"
+    ),
     parent_change=Column(
-        "change (last step)", "accuracy minus that of the same run's network before its last compression, in points",
+        "change (last compression)",
+        "accuracy minus that of the same run's network before its last compression, in points",
         POINTS,
     ),
     parent_low=Column(
-        "last step from", "lower end of its 95 % t-interval over seeds, paired by seed, not corrected", POINTS
+        "last compression from", "lower end of its 95 % t-interval over seeds, paired by seed, not corrected", POINTS
     ),
-    parent_high=Column("last step to", "upper end of it", POINTS),
+    parent_high=Column("last compression to", "upper end of it", POINTS),
     n_start=Column("n (all steps)", "number of runs whose trained run, before any compression, is in the report", "d"),
     start_change=Column(
         "change (all steps)",
@@ -63,18 +66,22 @@ DEPLOYMENT = named(
     torch_batch_low=Column("torch batch ms from", "the same for the lower quartile over rounds", MS),
     torch_batch_high=Column("torch batch ms to", "the same for the upper quartile over rounds", MS),
     torch_throughput=Column("torch images/s", "images per second by PyTorch at the largest batch", WHOLE),
-    peak_memory_bytes=Column("peak memory", "largest memory of the process while it predicts, bytes", WHOLE),
+    peak_memory_bytes=Column(
+        "peak memory",
+        "growth of a process of its own that loads the ONNX graph and computes the largest batch, bytes",
+        WHOLE,
+    ),
     energy_mj_per_image=Column("mJ per image", "energy of a prediction for one image, millijoules", ",.3f"),
     missing=Column("not measured", "what was not measured, and why"),
     deployed_class_acc=Column("accuracy of the class %", "mean test accuracy on the images of this class", PER_CENT),
     parent_class_change=Column(
-        "class change (last step)", "that accuracy minus the one before the last compression, in points", POINTS
+        "class change (last compression)", "that accuracy minus the one before the last compression, in points", POINTS
     ),
     parent_class_low=Column(
-        "class from (last step)",
+        "class from (last compression)",
         "lower end of its 95 % t-interval over seeds, paired by seed; not corrected for the number of classes", POINTS,
     ),
-    parent_class_high=Column("class to (last step)", "upper end of it", POINTS),
+    parent_class_high=Column("class to (last compression)", "upper end of it", POINTS),
     start_class_change=Column(
         "class change (all steps)", "that accuracy minus the one before any compression, in points", POINTS
     ),

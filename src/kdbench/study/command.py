@@ -39,7 +39,6 @@ def study(arguments: Sequence[str]) -> int:
     if given.register:
         print(f"study {read.label}: composing its runs for the plan ...", flush=True)  # may take a minute
     # Late: --help and most mistakes need no torch.
-    from kdbench.report.table import runs_table
     from kdbench.study.execute import StudyExecution
     from kdbench.study.overview import overview
     from kdbench.study.plan import StudyPlan
@@ -53,7 +52,7 @@ def study(arguments: Sequence[str]) -> int:
         print(registered(register(plan, given.analysis or "auto", given.margin or MARGIN)))
         return 0
     log.info("study %s: %s\n%s", read.label, plan.folder, read.config.question.strip())
-    execution = StudyExecution(plan, show=lambda paths: print(f"\n{runs_table(paths)}"))
+    execution = StudyExecution(plan, show=show_runs)
     code = execution.execute(given.minutes)
     print(f"\n{execution.progress()}")
     if code in (TIME_IS_UP, INTERRUPTED, NOT_FINISHED):
@@ -65,6 +64,17 @@ def study(arguments: Sequence[str]) -> int:
     for title, message in execution.failed.items():
         print(f"kdbench-study: error: not done: {title}: {message}", file=sys.stderr)
     return max(code, write_report(execution, given))
+
+
+def show_runs(paths: Sequence[Path]) -> None:
+    """Print the table of some runs: sizes and latencies of measurements, accuracies of all others."""
+    from kdbench.pipeline.tables import measurement_table
+    from kdbench.report.table import runs_table
+    from kdbench.rundir.summary import read_summary
+
+    found = [(path, read_summary(path)) for path in paths]
+    are_measured = all(summary.measurement for _, summary in found)
+    print(f"\n{measurement_table(found) if are_measured else runs_table(paths)}")
 
 
 def registered(registration: "Registration") -> str:

@@ -47,7 +47,7 @@ def plan_chains(study: Study, title: str, chain: ChainConfig, parents: Sequence[
     for run in chosen:
         links = plan_chain(link_of(run.config), steps, study.config_dir, study.composer)
         for level, link in zip(levels, links, strict=True):
-            level.append(planned(link, f"{title} of {run.title}"))
+            level.append(planned(link, title))
     command = ["kdbench-compress", *own_options(study), *folders(chosen), *study.shared_overrides(), *texts]
     return DerivedRuns(command, levels)
 

@@ -89,6 +89,8 @@ def sweep_lines(sweep: StageSweep) -> list[str]:
     lines = []
     for run in runs:
         own = " ".join(text for text in run.overrides if text not in common)
+        if sweep.command[0] != "kdbench":
+            own = run.config.title
         lines.append(f"    {state_text(run):<28}{own}" + (f": {run.error}" if run.error else ""))
     return lines
 
