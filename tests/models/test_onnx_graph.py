@@ -68,6 +68,7 @@ def test_a_network_that_cannot_be_traced_is_refused_in_one_line(capfd: pytest.Ca
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_compression_that_needs_a_graph_names_itself_as_the_key() -> None:
     with pytest.raises(ConfigError) as error:
         apply(subject_of(own("SingularValues")), "int8")

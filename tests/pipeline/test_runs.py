@@ -148,6 +148,7 @@ def test_the_keys_of_a_chain_are_known_before_it_is_executed_and_it_is_done_once
     assert compressed(run, *CHAIN) == 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_chain_continues_with_the_same_command(copies: Copies, monkeypatch: pytest.MonkeyPatch) -> None:
     run = copies()["root"]
     write = compressing.write_compressed

@@ -10,7 +10,7 @@ from kdbench.config import RunConfig, compose
 from kdbench.config.derived import COMPRESS, MEASURE, TRAIN, CompressConfig, MeasureConfig, ParentConfig
 from kdbench.config.sections import TeacherConfig
 from kdbench.errors import ConfigError
-from kdbench.pipeline.steps import DISTIL, FINETUNE, TRAININGS, Chain
+from kdbench.pipeline.steps import DISTIL, FINETUNE, SHARED, TRAININGS, Chain, is_within
 from kdbench.rundir.identity import group_key, identity_of, run_key
 from kdbench.rundir.related import LONGEST_NAME, RelatedRun, tuned_name
 from kdbench.runner.compressing import check_order
@@ -143,15 +143,8 @@ def frame_of(root: Link, chain: Chain, config_dir: Path | None, composer: Compos
     )
 
 
-SHARED = ("runtime", "checkpoint", "on_busy", "overwrite", "data.root", "data.download")
-"""Keys and sections that runs of every kind have."""
 OF_CHAIN = ("data", "teacher", "student", "pair", "experiment", "output_root", "report", "parent", "kind", "trust")
 """Keys and sections that a chain sets itself."""
-
-
-def is_within(key: str, names: Sequence[str]) -> bool:
-    """Return whether a key is one of some keys or lies in one of some sections."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def only_shared(overrides: Sequence[str]) -> list[str]:

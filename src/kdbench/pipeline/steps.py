@@ -20,6 +20,9 @@ FINETUNE, DISTIL = "finetune", "distil"
 TRAININGS = (FINETUNE, DISTIL)
 """Steps that are ordinary runs: train the network further, or distil it into another one."""
 
+SHARED = ("runtime", "checkpoint", "on_busy", "overwrite", "data.root", "data.download")
+"""Keys and sections that runs of every kind have."""
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -36,6 +39,11 @@ class Chain:
     @property
     def title(self) -> str:
         return " -> ".join(self.steps)
+
+
+def is_within(key: str, names: Sequence[str]) -> bool:
+    """Return whether a key is one of some keys or lies in one of some sections."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def compressions(config_dir: Path | None) -> list[str]:

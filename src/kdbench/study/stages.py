@@ -15,7 +15,7 @@ from kdbench.config import RunConfig, compose
 from kdbench.config.schema import added, setting
 from kdbench.config.sections import TeacherKeys
 from kdbench.errors import ConfigError
-from kdbench.pipeline.chain import SHARED, is_within
+from kdbench.pipeline.steps import SHARED, is_within
 from kdbench.study.winners import Winner
 from kdbench.sweep.overrides import OPEN_SECTIONS, expand, key_of, options_of, override
 

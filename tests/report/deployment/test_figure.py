@@ -30,6 +30,7 @@ def study(tmp_path_factory):
     return report_of(root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [WIDE, NARROW], ids=lambda width: width.name)
 def test_labels_can_be_read_and_everything_is_within_the_canvas(study, width):
     with style():
@@ -42,6 +43,7 @@ def test_labels_can_be_read_and_everything_is_within_the_canvas(study, width):
     assert all(len(axes.get_xticks()) >= 3 for axes in drawing.figure.axes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [WIDE, NARROW], ids=lambda width: width.name)
 def test_hostile_names_and_equal_costs_can_be_read(width, tmp_path):
     for student in HOSTILE:
