@@ -35,6 +35,7 @@ def quantised_tensors(graph: onnx.GraphProto) -> dict[str, tuple[np.ndarray, np.
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("per_channel", "reduce_range"), rest_slow([(True, False), (False, False), (True, True)]))
 def test_weights_have_symmetric_scales_and_the_images_the_range_of_the_calibration(
     per_channel: bool, reduce_range: bool

@@ -229,6 +229,7 @@ def test_the_permissions_follow_the_umask(copies: Copies, tmp_path: Path, umask:
 # Bad input
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["torch", "safetensors"])
 def test_an_8_bit_graph_is_exported_as_onnx_alone(copies: Copies, tmp_path: Path, form: str) -> None:
     code, key, message = refusal(copies("int8")["int8"], tmp_path / "x", "--to", form)

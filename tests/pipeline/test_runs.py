@@ -71,6 +71,7 @@ def test_zeros_of_a_pruned_network_stay_in_a_run_with_weight_decay(
     assert summary_of(tuned).parent_key == summary_of(run).run_key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["structured", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_compressed_network_is_a_teacher(small: Callable[..., RunConfig], copies: Copies, arm: str) -> None:
     run = copies(arm)[arm]
@@ -97,6 +98,7 @@ def test_a_pruned_network_is_distilled_into(small: Callable[..., RunConfig], cop
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arm", ["structured", "magnitude", "int8", pytest.param("bf16", marks=pytest.mark.slow),
             pytest.param("tuned", marks=pytest.mark.slow)],

@@ -84,6 +84,7 @@ def test_the_key_of_a_compression_depends_on_nothing_else(config: RunConfig, cha
     assert run_key(dataclasses.replace(run, compress=other_name)) == run_key(run)
 
 
+@pytest.mark.slow
 def test_runs_of_other_seeds_share_the_group_and_not_the_key(config: RunConfig, small: Small) -> None:
     seeds = [resolve_run(small("method=ce", "teacher=none", f"seed={seed}"))[0] for seed in (0, 1, 2)]
     for derive in (
