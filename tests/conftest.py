@@ -21,6 +21,7 @@ import hypothesis  # noqa: F401  # before torch_pruning, which loads trio, of wh
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
@@ -60,6 +61,7 @@ def pytest_collection_finish() -> None:
 def fresh_process_state() -> Iterator[None]:
     """The state of a new process."""
     GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
     store.forget_verified()
     cache.forget_verified()
     threads, package = torch.get_num_threads(), logging.getLogger("kdbench")

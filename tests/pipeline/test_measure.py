@@ -91,7 +91,7 @@ def test_what_was_measured_is_skipped_and_a_subset_is_another_measurement(
     both = measured(*runs.values(), settings=settings)
     calls: list[Candidate] = []
     taken = Candidate.measure
-    monkeypatch.setattr(Candidate, "measure", lambda self, counter: (calls.append(self), taken(self, counter))[1])
+    monkeypatch.setattr(Candidate, "measure", lambda self: (calls.append(self), taken(self))[1])
     assert measured(*reversed(runs.values()), settings=settings) == {}
     assert calls == []
     alone = measured(runs["root"], settings=settings)

@@ -1,6 +1,7 @@
 """Static 8-bit quantisation after training, calibrated on training images."""
 
 import dataclasses
+import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from kdbench.models.compressed import base_of, quantized
 from kdbench.models.network import LogitsKey, Network, StageSource
 from kdbench.models.onnx_graph import INPUT, extra, quiet, to_onnx
 from kdbench.models.plain import plain_module
+
+log = logging.getLogger(__name__)
 
 TARGET = f"{quantized.__module__}.{quantized.__qualname__}"
 
@@ -80,8 +83,6 @@ class Int8(Compression):
                     reduce_range=self.config.reduce_range, activation_type=QuantType.QUInt8,
                     weight_type=QuantType.QInt8, calibrate_method=methods[self.config.calibration],
                 )  # fmt: skip
-            except ConfigError:
-                raise
             except Exception as error:  # of the library, for graphs that it cannot follow
                 raise ConfigError(
                     f"compress=int8 cannot quantise {subject.model.name}: {first_line(error)}",
@@ -112,11 +113,7 @@ class Reader:
 
 
 def first_images(batches: Iterator[Tensor], number: int) -> Iterator[Tensor]:
-    """Yield the first images of some batches, one by one: entropy and percentiles need equal shapes.
-
-    Raises:
-        ConfigError: there are fewer.
-    """
+    """Yield the first images of some batches, one by one: entropy and percentiles need equal shapes."""
     found = 0
     for batch in batches:
         for image in batch.split(1):
@@ -125,11 +122,7 @@ def first_images(batches: Iterator[Tensor], number: int) -> Iterator[Tensor]:
             yield image
             found += 1
     if found < number:
-        raise ConfigError(
-            f"int8.images is {number}, and there are {found} training images; give at most so many",
-            code="out_of_range",
-            key="int8.images",
-        )
+        log.info("int8.images is %d; all %d training images were used", number, found)
 
 
 def logits_argument(logits: StageSource | LogitsKey) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from kdbench.errors import ConfigError
 from kdbench.pipeline.chain import Link, link_of, measure_configs, plan_chain
-from kdbench.pipeline.steps import compose_measurement, read_chain
+from kdbench.pipeline.steps import TRAININGS, compose_measurement, read_chain
 from kdbench.study.progress import is_done
 from kdbench.study.stages import ChainConfig, Study
 from kdbench.sweep.overrides import key_of, override
@@ -34,7 +34,9 @@ def plan_chains(study: Study, title: str, chain: ChainConfig, parents: Sequence[
         ConfigError: the chain is not possible.
     """
     texts = [override("chain", list(chain.steps)), *chain.settings]
-    steps = read_chain([*study.shared_overrides(), *texts], study.config_dir)
+    trains = bool({*chain.steps} & {*TRAININGS})  # compressions are evaluated in float32 whatever the study says
+    shared = [text for text in study.shared_overrides() if trains or key_of(text) != "runtime.precision"]
+    steps = read_chain([*shared, *texts], study.config_dir)
     chosen = [run for run in parents if not run.error and run.config.student.name in (chain.networks or [name_of(run)])]
     if not chosen:
         raise ConfigError(
@@ -48,7 +50,7 @@ def plan_chains(study: Study, title: str, chain: ChainConfig, parents: Sequence[
         links = plan_chain(link_of(run.config), steps, study.config_dir, study.composer)
         for level, link in zip(levels, links, strict=True):
             level.append(planned(link, title))
-    command = ["kdbench-compress", *own_options(study), *folders(chosen), *study.shared_overrides(), *texts]
+    command = ["kdbench-compress", *own_options(study), *folders(chosen), *shared, *texts]
     return DerivedRuns(command, levels)
 
 
