@@ -34,9 +34,9 @@ def trained_under(base: Path) -> Path:
 def compressed_under(base: Path, arm: str) -> Path:
     """Compress the trained network, and return the run directory of the last step."""
     root = trained_under(base)
-    before = {*root.parent.iterdir()}
     assert compress([str(root), *ARMS[arm], *ON_CPU]) == 0
-    (last,) = [path for path in {*root.parent.iterdir()} - before if read_unverified(path)[0].student.endswith(arm)]
+    name = f"{summary_of(root).student}-{'structured-tuned' if arm == 'tuned' else arm}"
+    (last,) = [path for path in root.parent.iterdir() if summary_of(path).student == name]
     return last
 
 
