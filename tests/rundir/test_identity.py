@@ -15,10 +15,10 @@ from kdbench.config.schema import number, one_of, whole
 from kdbench.config.sections import FileKeys
 from kdbench.errors import ConfigError
 from kdbench.methods import CrossEntropy
+from kdbench.rundir.files import hash_of
 from kdbench.rundir.identity import (
     baseline_key,
     group_key,
-    hash_of,
     method_identity,
     model_identity,
     run_identity,

@@ -14,7 +14,8 @@ from kdbench.config.derived import COMPRESS, MEASURE
 from kdbench.config.recipe import BATCH_KEYS
 from kdbench.data import spec_of
 from kdbench.models import summarize
-from kdbench.rundir.identity import hash_of, teacher_key
+from kdbench.rundir.files import hash_of
+from kdbench.rundir.identity import teacher_key
 from kdbench.runner.run import resolve_run
 from kdbench.sweep import MAX_LEARNERS
 from kdbench.sweep.plan import PlannedRun

@@ -29,8 +29,8 @@ from kdbench.data.views import views_of
 from kdbench.errors import RunError
 from kdbench.methods.base import Requires
 from kdbench.rundir.directory import RunDirectory
-from kdbench.rundir.files import check_no_links, sha256, sync_folder, write_json
-from kdbench.rundir.identity import architecture_identity, hash_of
+from kdbench.rundir.files import check_no_links, hash_of, sha256, sync_folder, write_json
+from kdbench.rundir.identity import architecture_identity
 from kdbench.system.device import device_name, kind_of
 from kdbench.teachers.live import LiveTeacher
 from kdbench.teachers.store import Teacher

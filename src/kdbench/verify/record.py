@@ -2,7 +2,7 @@
 
 from kdbench.config.derived import MEASURE, TRAIN
 from kdbench.rundir import identity
-from kdbench.rundir.files import sha256
+from kdbench.rundir.files import hash_of, sha256
 from kdbench.rundir.summary import SCHEMA_VERSION, Status, names, read_unverified
 from kdbench.runner.compressing import NO_TRAINING
 from kdbench.runner.imported import UNKNOWN
@@ -87,7 +87,7 @@ def check_keys(run: Artifacts, checks: Checks) -> None:
         given, params = run.is_given and config.kind == TRAIN, config.method.params
         checks.same(
             "from config.yaml",
-            run_key=identity.given_key(config, params.sha256, params.key) if given else identity.hash_of(content),
+            run_key=identity.given_key(config, params.sha256, params.key) if given else hash_of(content),
             group_key=identity.group_key(content, config),
             baseline_key=identity.baseline_key(content),
             teacher_key=teacher_key,
