@@ -2,6 +2,7 @@
 
 import signal
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -97,10 +98,7 @@ def test_a_network_twice_as_deep_takes_longer() -> None:
         return nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(depth))).eval()
 
     torch.set_num_threads(1)
-    candidates = [
-        Candidate(lambda module=module: module(images), 8)  # type: ignore[misc]
-        for module in (network(6), network(12), network(6))
-    ]
+    candidates = [Candidate(partial(module, images), 8) for module in (network(6), network(12), network(6))]
     with torch.no_grad():
         measure_in_turn(candidates, rounds=15, warmup=2)
     first, deep, again = (candidate.latency()["median_ms"] for candidate in candidates)

@@ -1,4 +1,4 @@
-"""What a compression is: a class with its keys, from a trained network to a smaller one and its weights."""
+"""Contract of a compression: a class with its keys, from a trained network to a smaller one and its weights."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -71,11 +71,11 @@ class Compression(ABC):
     Config: ClassVar[type[Any]]
     """Dataclass of the keys in its YAML file."""
     trainable: ClassVar[bool] = True
-    """Whether the result can be trained, and compressed further."""
+    """True if the result can be trained, and compressed further."""
     masks: ClassVar[bool] = False
-    """Whether it masks weights."""
+    """True if it masks weights."""
     after_masks: ClassVar[bool] = False
-    """Whether it can follow a compression that masks weights."""
+    """True if it can follow a compression that masks weights."""
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -107,10 +107,6 @@ class Reader:
         batch = next(self.batches, None)
         return None if batch is None else {INPUT: batch.float().cpu().contiguous().numpy()}
 
-    def set_range(self, start_index: int, end_index: int) -> None:
-        """Exist for the library's interface, which calls it for large data only."""
-        raise NotImplementedError
-
 
 def first_images(batches: Iterator[Tensor], number: int) -> Iterator[Tensor]:
     """Yield the first images of some batches, one by one: entropy and percentiles need equal shapes."""

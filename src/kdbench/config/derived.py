@@ -23,7 +23,7 @@ class ParentConfig:
     group: str = ""
     """Its group key; empty until it was found."""
     steps: list[dict[str, Any]] = field(default_factory=list)
-    """How its network was compressed, in order: name and settings of each compression."""
+    """Compressions of its network so far, in order: name and settings of each."""
 
     @property
     def is_found(self) -> bool:

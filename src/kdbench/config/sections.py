@@ -225,7 +225,7 @@ class RunConfig:
 
     @property
     def steps(self) -> list[dict[str, Any]]:
-        """How the run's network was compressed, in order: name and settings of each compression."""
+        """Compressions of the run's network, in order: name and settings of each."""
         return [*(self.parent.steps if self.parent else []), *([self.compress.step] if self.compress else [])]
 
     @property

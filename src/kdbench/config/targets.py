@@ -76,13 +76,25 @@ def import_class(target: Any, group: str, base: str, fault_of: Callable[[Any], s
     return cls
 
 
-def fault_of_data(cls: Any) -> str:
-    """Return what a class lacks to be a data set, or an empty text. Its base is not imported: that imports torch."""
-    bases = [f"{base.__module__}.{base.__qualname__}" for base in inspect.getmro(cls)]
-    if "kdbench.data.base.ImageData" not in bases:
-        return "it must be a subclass of kdbench.data.ImageData"
+def fault_of_base(cls: Any, base: str, public: str) -> str:
+    """Return what a class lacks to be a complete subclass of another, or an empty text.
+
+    Args:
+        cls: the class.
+        base: import path of the other, which is not imported: that imports torch.
+        public: name of the other for users.
+    """
+    if base not in [f"{one.__module__}.{one.__qualname__}" for one in inspect.getmro(cls)]:
+        return f"it must be a subclass of {public}"
     if inspect.isabstract(cls):
         return f"the class must define {' and '.join(sorted(cls.__abstractmethods__))}"
+    return ""
+
+
+def fault_of_data(cls: Any) -> str:
+    """Return what a class lacks to be a data set, or an empty text."""
+    if fault := fault_of_base(cls, "kdbench.data.base.ImageData", "kdbench.data.ImageData"):
+        return fault
     if not (isinstance(cls.Config, type) and dataclasses.is_dataclass(cls.Config) and issubclass(cls.Config, DataKeys)):
         return "its Config must be a dataclass that extends ImageData.Config"
     taken = {"name", "content", "_target_"} & {f.name for f in dataclasses.fields(cls.Config)}
@@ -92,24 +104,18 @@ def fault_of_data(cls: Any) -> str:
 
 
 def fault_of_compression(cls: Any) -> str:
-    """Return what a class lacks to be a compression, or an empty text. Its base is not imported: that imports torch."""
-    bases = [f"{base.__module__}.{base.__qualname__}" for base in inspect.getmro(cls)]
-    if "kdbench.compress.base.Compression" not in bases:
-        return "it must be a subclass of kdbench.compress.Compression"
-    if inspect.isabstract(cls):
-        return f"the class must define {' and '.join(sorted(cls.__abstractmethods__))}"
+    """Return what a class lacks to be a compression, or an empty text."""
+    if fault := fault_of_base(cls, "kdbench.compress.base.Compression", "kdbench.compress.Compression"):
+        return fault
     if not dataclasses.is_dataclass(getattr(cls, "Config", None)):
         return "the class must have a dataclass Config with its keys"
     return ""
 
 
 def fault_of_method(cls: Any) -> str:
-    """Return what a class lacks to be a method, or an empty text. Its base is not imported: that imports torch."""
-    bases = [f"{base.__module__}.{base.__qualname__}" for base in inspect.getmro(cls)]
-    if "kdbench.methods.base.Method" not in bases:
-        return "it must be a subclass of kdbench.methods.Method"
-    if inspect.isabstract(cls):
-        return f"the class must define {' and '.join(sorted(cls.__abstractmethods__))}"
+    """Return what a class lacks to be a method, or an empty text."""
+    if fault := fault_of_base(cls, "kdbench.methods.base.Method", "kdbench.methods.Method"):
+        return fault
     if not dataclasses.is_dataclass(getattr(cls, "Config", None)):
         return "the class must have a dataclass Config with the method's keys"
     if not isinstance(getattr(cls, "needs_teacher", None), bool):

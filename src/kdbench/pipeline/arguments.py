@@ -1,4 +1,4 @@
-"""What the commands of this package share: arguments, and the runs that they name."""
+"""Arguments that the commands of this package share, and the runs that they name."""
 
 import argparse
 import logging

@@ -57,7 +57,7 @@ class MeasuredNetwork:
     weights: bytes | None = None
     engines: dict[str, Execute] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-    """What cannot be measured, and why."""
+    """Reason by the name of what cannot be measured."""
     candidates: dict[str, dict[int, Candidate]] = field(default_factory=dict)
     """By engine and batch."""
 

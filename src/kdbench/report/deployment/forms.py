@@ -18,7 +18,7 @@ FINE_TUNED = "fine-tuned"
 
 @dataclass(frozen=True)
 class Identity:
-    """What the runs of a form have in common. Method, teacher and role are those of the training at its start."""
+    """Properties that the runs of a form share. Method, teacher and role are those of the training at its start."""
 
     network: str
     """Student before any compression."""

@@ -1,4 +1,4 @@
-"""What a run measured of its network, and in which session: only values of one session can be compared."""
+"""Values that a run measured of its network, and their session: only values of one session can be compared."""
 
 import math
 from collections.abc import Mapping, Sequence
