@@ -42,6 +42,12 @@ class BusyError(KdbenchError):
     exit_code = 75
 
 
+class PrunedError(KdbenchError):
+    """A search has ended the run before its last epoch: no failure, and the same command without the search goes on."""
+
+    exit_code = 0
+
+
 class SettingsChangedError(BusyError):
     """Another process changed what the run has to keep while this one waited; resolving the run again fixes it."""
 
@@ -54,7 +60,7 @@ def report_error(error: KdbenchError, where: str = "", program: str = "kdbench")
         where: text before the message, for example the title of a run.
         program: name of the command.
     """
-    kind = "" if isinstance(error, BusyError) else "error: "
+    kind = "" if isinstance(error, BusyError | PrunedError) else "error: "
     print(f"{program}: {kind}{where}{error}", file=sys.stderr)
     return error.exit_code
 

@@ -19,9 +19,10 @@ from kdbench.config.parse_derived import parse_compress, parse_measure, parse_ru
 from kdbench.config.parse_model import parse_model
 from kdbench.config.paths import is_path
 from kdbench.config.recipe import RecipeConfig, check_recipe
-from kdbench.config.schema import as_yaml, one_of, optional, setting, typed, whole
+from kdbench.config.schema import added, as_yaml, one_of, optional, setting, typed, whole
 from kdbench.config.sections import (
     FOLDER,
+    OBJECTIVES,
     CheckpointConfig,
     DataConfig,
     MethodConfig,
@@ -30,6 +31,7 @@ from kdbench.config.sections import (
     RuntimeConfig,
     TeacherConfig,
     TeacherKeys,
+    TrialConfig,
 )
 from kdbench.config.targets import (
     check_name,
@@ -66,6 +68,15 @@ class Document:
     compress: dict[str, Any] | None = setting(absent=None)
     measure: dict[str, Any] | None = setting(absent=None)
     trust: list[str] = field(default_factory=list)
+    objectives: list[str] = added(
+        setting(
+            lambda names: 0 < len(names) == len(set(names)) and set(names) <= set(OBJECTIVES),
+            f"a list of one or more of {', '.join(OBJECTIVES)}",
+            identity=False,
+        ),
+        OBJECTIVES[:1],
+    )
+    trial: dict[str, Any] | None = setting(absent=None, identity=False)
 
 
 def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | None = None) -> RunConfig:
@@ -132,6 +143,7 @@ def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | Non
         "parent": parse_run(document.parent, "parent"),
         "compress": parse_compress(document.compress),
         "measure": parse_measure(document.measure),
+        "trial": typed(TrialConfig, document.trial, "trial") if document.trial else None,
     }
     run = RunConfig(**{f.name: getattr(document, f.name) for f in dataclasses.fields(Document)} | open_sections)
     check_together(run)

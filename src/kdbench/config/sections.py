@@ -197,6 +197,22 @@ class TeacherConfig:
         }
 
 
+OBJECTIVES = ("val_acc", "seconds", "params", "macs")
+"""Numbers of a run that a sweeper may optimise: validation accuracy, training time, size and cost of the student."""
+
+
+@dataclass
+class TrialConfig:
+    """The trial of a search that a run is: where it reports its epochs, and what may end it."""
+
+    storage: str = setting(identity=False)
+    """URL of the storage."""
+    study: str = setting(identity=False)
+    number: int = whole(0, identity=False)
+    pruner: dict[str, Any] = setting(identity=False)
+    """`name` of the pruner and its keys."""
+
+
 @dataclass
 class RunConfig:
     """One run."""
@@ -222,6 +238,10 @@ class RunConfig:
     measure: MeasureConfig | None = None
     trust: list[str] = field(default_factory=list)
     """Modules whose code the configs of parent and teacher run may name."""
+    objectives: list[str] = field(default_factory=lambda: list(OBJECTIVES[:1]))
+    """Numbers that the run returns to a sweeper."""
+    trial: TrialConfig | None = None
+    """Trial of a search that the run is."""
 
     @property
     def steps(self) -> list[dict[str, Any]]:
@@ -236,10 +256,11 @@ class RunConfig:
 
     def node(self) -> dict[str, Any]:
         """Return plain data in the shape of the YAML it came from; `parse` reads it back."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for f in dataclasses.fields(self)[-5:]:  # absent from the config of an ordinary run
-            if plain[f.name] in (None, [], TRAIN):
-                del plain[f.name]
+        of_a_sweep = ("objectives", "trial")  # the run is the same without them
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in of_a_sweep}
+        for name in ("kind", "parent", "compress", "measure", "trust"):  # absent from the config of an ordinary run
+            if plain[name] in (None, [], TRAIN):
+                del plain[name]
         for name, value in plain.items():
             if hasattr(value, "node"):
                 plain[name] = value.node()

@@ -253,6 +253,7 @@ def teacher_config(config: RunConfig) -> RunConfig:
         parent=None,
         compress=None,
         measure=None,
+        trial=None,
     )
 
 

@@ -26,6 +26,8 @@ class Status(StrEnum):
     FAILED = "failed"
     SKIPPED = "skipped"
     """Another process holds it."""
+    PRUNED = "pruned"
+    """A search has ended it before its last epoch."""
     INTERRUPTED = "interrupted"
     REFUSED = "refused"
     """Its config cannot run."""

@@ -3,7 +3,7 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
-from kdbench.errors import BusyError, KdbenchError, first_line, printable
+from kdbench.errors import BusyError, KdbenchError, PrunedError, first_line, printable
 from kdbench.rundir.summary import names
 from kdbench.rundir.unfinished import Failure, write_failure
 from kdbench.runner.environment import environment
@@ -27,7 +27,7 @@ def record_failure(run: "Run", error: Exception) -> None:
         run: the run. An error of a group reaches it when its lock is released already; it is taken again.
         error: error that ended it.
     """
-    if not hasattr(run, "learner") or isinstance(error, BusyError):
+    if not hasattr(run, "learner") or isinstance(error, BusyError | PrunedError):
         return
     lock = run.lock or run.directory.lock()
     try:

@@ -18,7 +18,7 @@ from kdbench.config import RunConfig
 from kdbench.config.derived import TRAIN
 from kdbench.data import Batches
 from kdbench.data.dataset import resolve_data
-from kdbench.errors import BusyError, ConfigError, RunError, first_line
+from kdbench.errors import BusyError, ConfigError, PrunedError, RunError, first_line
 from kdbench.methods.base import Method
 from kdbench.models import summarize
 from kdbench.rundir.directory import RunDirectory
@@ -30,6 +30,7 @@ from kdbench.rundir.student import inference_size
 from kdbench.rundir.summary import KEY, Status, changed_file, names
 from kdbench.runner.build import Parts, bind, build_learner, build_parts, check_parts
 from kdbench.runner.failures import nonfinite_step, record_failure
+from kdbench.runner.pruning import after_epoch
 from kdbench.runner.resources import check_disk_space, user_error
 from kdbench.runner.results import Predictions, fidelity, write_result
 from kdbench.runner.settings import METADATA, NumericSettings, adopt_settings, check_settings, recorded_settings
@@ -60,6 +61,8 @@ class RunResult:
     def status(self) -> Status:
         if self.error is None:
             return Status.COMPLETE
+        if isinstance(self.error, PrunedError):
+            return Status.PRUNED
         return Status.SKIPPED if isinstance(self.error, BusyError) else Status.FAILED
 
     @property
@@ -197,6 +200,7 @@ class Run:
         metadata = {METADATA: dataclasses.asdict(settings), KEY.started: self.started}
         self.checkpointer = Checkpointer(directory, self.config.checkpoint, self.learner, self.lock, metadata)
         self.learner.checkpointer = self.checkpointer
+        self.learner.after_epoch = after_epoch(self.config, self.learner, self.checkpointer)
         runtime = self.config.runtime
         for remark in self.parts.remarks:
             log.info("%s", remark)
@@ -315,7 +319,8 @@ class Run:
                 log.debug("the step that was not finite cannot be recorded: %s", refused)
         self.error = user_error(error, self.config, getattr(self, "directory", None))
         try:  # alone, the command prints the error anyway
-            log.log(logging.INFO if self.guard.prefix and self.log else logging.DEBUG, "failed: %s", self.error)
+            heading = "%s" if isinstance(error, PrunedError) else "failed: %s"
+            log.log(logging.INFO if self.guard.prefix and self.log else logging.DEBUG, heading, self.error)
         except OSError:
             log.debug("the log cannot be written")
         finally:

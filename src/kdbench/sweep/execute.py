@@ -18,6 +18,7 @@ from kdbench.errors import (
     BusyError,
     ConfigError,
     KdbenchError,
+    PrunedError,
     RunError,
     printable,
     report_error,
@@ -27,7 +28,7 @@ from kdbench.rundir.summary import Status
 from kdbench.runner.policy import run_with_retries
 from kdbench.runner.run import RunResult, check_run, is_complete
 from kdbench.runner.run_all import Train
-from kdbench.sweep.plan import JobResult, PlannedRun
+from kdbench.sweep.plan import JobResult, PlannedRun, scores_of
 from kdbench.teachers.cache import pays_off
 from kdbench.train.loop import fit
 
@@ -192,7 +193,7 @@ def raise_failures(runs: Sequence[PlannedRun]) -> None:
     """Raise the error of a sweep in which runs are missing. Errors: see `execute`."""
     statuses = [run.status for run in runs]
     skipped = statuses.count(Status.SKIPPED)
-    failed = len(statuses) - skipped - statuses.count(Status.COMPLETE)
+    failed = len(statuses) - skipped - statuses.count(Status.COMPLETE) - statuses.count(Status.PRUNED)
     if failed:
         raise RunError(f"{failed} of {len(runs)} jobs failed; the error of each is above", code="failed_runs")
     if skipped:
@@ -280,7 +281,9 @@ def job_result(result: RunResult, title: str, prefix: str = "") -> JobResult:
     """
     if result.error:
         return failure(result.error, title, prefix)
-    return JobResult(Status.COMPLETE, run=str(result.path))
+    assert result.directory is not None
+    scores, objectives = scores_of(result.directory.read_summary()), tuple(result.config.objectives)
+    return JobResult(Status.COMPLETE, run=str(result.path), scores=scores, objectives=objectives)
 
 
 def failure(error: Exception, title: str, prefix: str = "") -> JobResult:
@@ -288,6 +291,9 @@ def failure(error: Exception, title: str, prefix: str = "") -> JobResult:
     if isinstance(error, BusyError):
         print(f"{prefix}{error}", flush=True)
         return JobResult(Status.SKIPPED, error=str(error))
+    if isinstance(error, PrunedError):
+        print(f"{prefix}{error}", flush=True)
+        return JobResult(Status.PRUNED, error=str(error))
     if isinstance(error, KdbenchError):
         report_error(error, where=f"{title}: ")
         return JobResult(Status.FAILED, error=str(error))

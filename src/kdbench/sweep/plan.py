@@ -1,13 +1,15 @@
 """The plan of a sweep: every run with its config, or the error that refuses it, before any of them starts."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from kdbench.config import RunConfig
+from kdbench.config.sections import OBJECTIVES
 from kdbench.errors import ConfigError, printable
 from kdbench.rundir.directory import RunDirectory
-from kdbench.rundir.summary import Status
+from kdbench.rundir.summary import RunSummary, Status
 from kdbench.runner.run import resolve_run
 from kdbench.sweep.overrides import OPEN_SECTIONS
 
@@ -16,14 +18,60 @@ Compose = Callable[[tuple[str, ...]], RunConfig]
 
 
 @dataclass(frozen=True)
-class JobResult:
-    """Result of a launched run. Plain data, so that launchers can hand it from process to process."""
+class JobResult(float):
+    """Result of a launched run: a number for sweepers that optimise one, and plain data between processes.
+
+    The number is the first of the run's objectives, by default its validation accuracy, and an iteration yields all of
+    them. A run without a result is NaN, and `float` and iteration raise ValueError: Hydra's Optuna sweeper counts that
+    as a failed trial, and ends the sweep at a NaN that it is told.
+    """
 
     status: Status
-    """Complete, failed or skipped."""
+    """Complete, failed, pruned or skipped."""
     run: str | None = None
     """Run directory of a complete run."""
     error: str | None = None
+    scores: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Number of the run for each possible objective (`kdbench.config.sections.OBJECTIVES`)."""
+    objectives: tuple[str, ...] = OBJECTIVES[:1]
+
+    def __new__(
+        cls,
+        status: Status,
+        run: str | None = None,
+        error: str | None = None,
+        scores: Mapping[str, float] | None = None,
+        objectives: tuple[str, ...] = OBJECTIVES[:1],
+    ) -> "JobResult":
+        return super().__new__(cls, (scores or {}).get(objectives[0], math.nan))
+
+    def __getnewargs__(self) -> Any:  # float's own gives the number alone
+        return self.status, self.run, self.error, dict(self.scores), self.objectives
+
+    def __float__(self) -> float:
+        return next(iter(self))
+
+    def __iter__(self) -> Iterator[float]:
+        return iter([self.score(name) for name in self.objectives])
+
+    def __bool__(self) -> bool:
+        return True  # of an object, as before it was a number
+
+    def score(self, name: str) -> float:
+        """Return an objective of the run.
+
+        Raises:
+            ValueError: the run has none.
+        """
+        if name not in self.scores:
+            raise ValueError(f"the run has no {name}: it is {self.status}" + (f" ({self.error})" if self.error else ""))
+        return self.scores[name]
+
+
+def scores_of(summary: RunSummary) -> dict[str, float]:
+    """Return the objectives that the summary of a complete run has."""
+    values = (summary.best_val_acc, summary.train_seconds, summary.num_params, summary.macs)
+    return {name: float(value) for name, value in zip(OBJECTIVES, values, strict=True) if value is not None}
 
 
 @dataclass(eq=False)

@@ -44,6 +44,10 @@ def no_teacher(batch: Batch) -> None:
     """Return the output of a learner's teacher that has none."""
 
 
+def nothing() -> None:
+    """Do nothing after an epoch."""
+
+
 class Checkpoints(Protocol):
     """Destination of a learner's records and checkpoints."""
 
@@ -98,6 +102,8 @@ class Learner:
         self.title = title
         self.teacher: TeacherSource = no_teacher
         self.checkpointer: Checkpoints = NoCheckpoints()
+        self.after_epoch: Callable[[], None] = nothing
+        """Called after each epoch and its checkpoint; an exception ends this learner only, as a search that prunes."""
         self.work = 1.0
         """Share of the group's work, in any unit."""
         own, projections = list(student.parameters()), [p for p in method.parameters() if p.requires_grad]

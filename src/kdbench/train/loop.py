@@ -37,6 +37,7 @@ def fit(learners: Sequence[Learner], batches: Batches, epochs: int, steps: Steps
                 with learner.guard:
                     progress.show(learner, learner.end_epoch(batches.dataset))
                     learner.checkpointer.end_epoch()
+                    learner.after_epoch()
     finally:
         progress.close()
 
