@@ -70,6 +70,7 @@ from kdbench.verify.command import verify_runs
 from tests.conftest import NARROW, SMALL, composed_once
 from tests.errors import recorded_errors
 from tests.messages_of_deployment import TRAINED_CASES
+from tests.messages_of_launchers import LAUNCHER_CASES
 from tests.networks import SPEC, Plain
 from tests.rundir.test_lock import FOREIGN
 
@@ -735,6 +736,7 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
           for name in ("WithoutTotal", "WithoutTerms", "WithoutLogits", "WithoutGradient", "TakenName", "NotATensor")),
         lambda: finished_sweep(Status.COMPLETE, Status.FAILED),
         lambda: finished_sweep(Status.COMPLETE, Status.SKIPPED),
+        lambda: finished_sweep(Status.COMPLETE, Status.INTERRUPTED),
     ],
     "kdbench-report": [
         lambda: report([]), lambda: report(["nowhere", "--out", "out"]), lambda: report(["empty", "--out", "out"]),
@@ -805,6 +807,7 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: features.test_images(read_run(Path("runs/right"), "RUN_A"), None, ()),
     ],
     "deployment": TRAINED_CASES,
+    "launchers": LAUNCHER_CASES,
     "kdbench-verify": [
         *(lambda arguments=arguments: verify_runs(arguments) for arguments in (
             [], ["nowhere"], ["empty"], ["--trust", "a b", "runs/right"], ["--data-root", "nowhere", "runs/right"],

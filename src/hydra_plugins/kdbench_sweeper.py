@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
-from hydra_plugins.kdbench_lockstep import LockstepLauncher
+from hydra_plugins.kdbench_launcher import GroupLauncher
 
 if TYPE_CHECKING:
     from kdbench.config import RunConfig
@@ -37,28 +37,27 @@ class KdbenchSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from kdbench.config.composition import with_networks_of_pair
-        from kdbench.sweep.execute import Group, execute, launch_here
-        from kdbench.sweep.lockstep import group_planned
+        from kdbench.sweep.execute import execute, in_turn
         from kdbench.sweep.overrides import expand
         from kdbench.sweep.plan import check_keys, plan_run
 
         assert self.hydra_context is not None
         launcher, loader = self.launcher, self.hydra_context.config_loader
-        group: Group = self.batches
-        if lockstep := isinstance(launcher, LockstepLauncher):
-            group = partial(group_planned, max_learners=launcher.max_learners)
+        own = launcher if isinstance(launcher, GroupLauncher) else None
         returns: list[JobReturn] = []
         jobs = [
             tuple(with_networks_of_pair(job, loader)) for job in expand([*self._parse_config(), *arguments], loader)
         ]
         runs = [plan_run(job, partial(self.compose, number), number) for number, job in enumerate(jobs)]
         check_keys(runs)
+        if own:
+            own.check(runs)
         execute(
             runs,
             Path(next((run.config.output_root for run in runs if run.composed), ".")),  # nothing is written without one
-            launch_here if lockstep else partial(self.launch, returns),
-            group,
-            lockstep=lockstep,
+            own.launch_groups if own else in_turn(partial(self.launch, returns)),
+            own.group if own else self.batches,
+            lockstep=own is not None,
             show=partial(show_runs, report_of(runs), runs),
         )
         return returns

@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from kdbench.config import RunConfig
 from kdbench.errors import BusyError, ConfigError, RunError
 from kdbench.methods import CrossEntropy
 from kdbench.rundir.directory import RunDirectory
-from kdbench.sweep.execute import execute, launch_here, run_single
+from kdbench.sweep.execute import Groups, execute, in_turn, launch_here, mark_launched, run_single
 from kdbench.sweep.lockstep import group_planned
 from kdbench.sweep.overrides import expand
 from kdbench.sweep.plan import JobResult, PlannedRun, plan
@@ -70,7 +70,7 @@ def test_refused_runs_are_reported_and_the_others_are_launched_one_by_one(
 ) -> None:
     runs, launcher = planned("method=ce", "recipe.lr=-1,0.1,0.2"), Launcher()
     with pytest.raises(RunError) as error:
-        execute(runs, tmp_path / "out", launcher)
+        execute(runs, tmp_path / "out", in_turn(launcher))
     assert error.value.code == "failed_runs"
     assert launcher.launched == [["method=ce recipe.lr=0.1"], ["method=ce recipe.lr=0.2"]]
     assert launcher.first == [0, 1]
@@ -83,7 +83,7 @@ def test_what_only_a_complete_check_finds_is_refused_before_any_run_starts(
 ) -> None:
     runs, launcher = planned("method=ce", "data.num_train=64,200000"), Launcher()
     with pytest.raises(RunError):
-        execute(runs, tmp_path / "out", launcher)
+        execute(runs, tmp_path / "out", in_turn(launcher))
     assert [run.status for run in runs] == ["complete", "refused"]
     assert len(launcher.launched) == 1
 
@@ -99,7 +99,7 @@ def test_a_run_whose_own_code_fails_is_refused_and_the_others_start(
     runs = planned("method=ce", f"method._target_={__name__}.Broken,kdbench.methods.CrossEntropy")
     launcher = Launcher()
     with pytest.raises(RunError):
-        execute(runs, tmp_path / "out", launcher)
+        execute(runs, tmp_path / "out", in_turn(launcher))
     assert launcher.launched == [["method=ce method._target_=kdbench.methods.CrossEntropy"]]
     assert [job["status"] for job in record(tmp_path)] == ["refused", "complete"]
     assert "ValueError: a mistake in the method" in capsys.readouterr().err
@@ -109,7 +109,7 @@ def test_a_sweep_without_a_run_that_can_start_writes_nothing(
     planned: Callable[..., list[PlannedRun]], tmp_path: Path
 ) -> None:
     with pytest.raises(RunError):
-        execute(planned("method=ce", "recipe.lr=-1,-2"), tmp_path / "out", Launcher())
+        execute(planned("method=ce", "recipe.lr=-1,-2"), tmp_path / "out", in_turn(Launcher()))
     assert not list(tmp_path.iterdir())
 
 
@@ -118,12 +118,12 @@ def test_skipped_runs_are_no_failures_and_failures_come_first(
 ) -> None:
     skipped = JobResult("skipped", error="held by another process")
     with pytest.raises(BusyError) as busy:
-        execute(planned("method=ce", "seed=0,1"), tmp_path / "out", Launcher(lambda run: skipped))
+        execute(planned("method=ce", "seed=0,1"), tmp_path / "out", in_turn(Launcher(lambda run: skipped)))
     assert (busy.value.code, busy.value.key) == ("busy", "on_busy")
     results = iter([skipped, None])  # None: the process of the second died
     runs = planned("method=ce", "seed=0,1")
     with pytest.raises(RunError):
-        execute(runs, tmp_path / "out", Launcher(lambda run: next(results)))
+        execute(runs, tmp_path / "out", in_turn(Launcher(lambda run: next(results))))
     assert [run.status for run in runs] == ["skipped", "failed"]
     assert all(run.problem for run in runs)
 
@@ -137,13 +137,13 @@ def test_an_interrupted_sweep_records_what_is_complete(
         return DONE
 
     with handled(), pytest.raises(Interrupted):
-        execute(planned("method=ce", "seed=0,1,2"), tmp_path / "out", Launcher(interrupt))
+        execute(planned("method=ce", "seed=0,1,2"), tmp_path / "out", in_turn(Launcher(interrupt)))
     assert [run["status"] for run in record(tmp_path)] == ["complete", "interrupted", "not started"]
 
 
 def test_complete_runs_are_shown_at_the_end(planned: Callable[..., list[PlannedRun]], tmp_path: Path) -> None:
     shown: list[Path] = []
-    execute(planned("method=ce", "seed=0,1"), tmp_path / "out", Launcher(), show=shown.extend)
+    execute(planned("method=ce", "seed=0,1"), tmp_path / "out", in_turn(Launcher()), show=shown.extend)
     assert shown == [Path("somewhere")] * 2
 
 
@@ -153,7 +153,7 @@ def test_runs_of_one_teacher_share_a_logit_cache_where_it_saves_teacher_passes(
 ) -> None:
     # Without augmentation a cache costs one pass; each run of one epoch makes one.
     runs = planned("method=logit", "data.augment=false", f"recipe.lr={values}")
-    execute(runs, tmp_path / "out", Launcher())
+    execute(runs, tmp_path / "out", in_turn(Launcher()))
     assert [("teacher.cache=on" in run["overrides"]) for run in record(tmp_path)] == [shared] * len(runs)
     assert {run.config.teacher.cache for run in runs if run.config.teacher} == {"on" if shared else "auto"}
     assert not any("teacher.cache" in run.title for run in runs)
@@ -163,16 +163,16 @@ def test_a_group_in_lockstep_makes_one_pass_which_no_cache_shortens(
     planned: Callable[..., list[PlannedRun]], tmp_path: Path
 ) -> None:
     runs, launcher = planned("method=logit", "data.augment=false", "recipe.lr=0.1,0.2"), Launcher()
-    execute(runs, tmp_path / "out", launcher, group_planned, lockstep=True)
+    execute(runs, tmp_path / "out", in_turn(launcher), group_planned, lockstep=True)
     assert launcher.launched == [[run.title for run in runs]]
 
 
 def test_the_same_plan_can_be_executed_again(planned: Callable[..., list[PlannedRun]], tmp_path: Path) -> None:
     runs = planned("method=ce", "seed=0")
     with pytest.raises(RunError):
-        execute(runs, tmp_path / "out", Launcher(lambda run: JobResult("failed", error="a reason")))
+        execute(runs, tmp_path / "out", in_turn(Launcher(lambda run: JobResult("failed", error="a reason"))))
     assert runs[0].problem == "a reason"
-    execute(runs, tmp_path / "out", Launcher())
+    execute(runs, tmp_path / "out", in_turn(Launcher()))
     assert (runs[0].status, runs[0].problem) == ("complete", None)
 
 
@@ -233,8 +233,48 @@ def test_a_complete_run_has_its_directory_as_result(small: Callable[..., RunConf
 
 def test_the_plugins_import_neither_torch_nor_pandas() -> None:
     code = (
-        "import sys, hydra_plugins.kdbench_lockstep, hydra_plugins.kdbench_sweeper\n"
+        "import sys, hydra_plugins.kdbench_launcher, hydra_plugins.kdbench_lockstep\n"
+        "import hydra_plugins.kdbench_sweeper\n"
         "sys.exit(str([m for m in ('torch', 'pandas', 'scipy', 'matplotlib', 'kdbench') if m in sys.modules]))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stderr == "[]\n"
+
+
+def test_groups_that_end_in_another_order_are_recorded_as_they_end(
+    planned: Callable[..., list[PlannedRun]], tmp_path: Path
+) -> None:
+    written = []
+
+    def launch(groups: Groups) -> Generator[tuple[int, list[JobResult | None]], None, None]:
+        yield 1, [DONE]
+        written.append([run["status"] for run in record(tmp_path)])
+        yield 0, [JobResult("interrupted", error="stopped by SIGTERM")]
+        written.append([run["status"] for run in record(tmp_path)])
+        yield 2, [DONE]
+
+    runs = planned("method=ce", "seed=0,1,2")
+    with pytest.raises(BusyError) as error:
+        execute(runs, tmp_path / "out", launch)
+    assert (error.value.code, error.value.exit_code) == ("interrupted", 75)
+    assert written == [["not started", "complete", "not started"], ["interrupted", "complete", "not started"]]
+    assert [run["status"] for run in record(tmp_path)] == ["interrupted", "complete", "complete"]
+
+
+def test_an_interruption_ends_the_launcher_and_marks_every_group_that_it_had_started(
+    planned: Callable[..., list[PlannedRun]], tmp_path: Path
+) -> None:
+    closed = []
+
+    def launch(groups: Groups) -> Generator[tuple[int, list[JobResult | None]], None, None]:
+        mark_launched([*groups[0], *groups[1], *groups[2]])
+        try:
+            yield 1, [DONE]
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            closed.append(True)
+
+    with handled(), pytest.raises(Interrupted):
+        execute(planned("method=ce", "seed=0,1,2,3"), tmp_path / "out", launch)
+    assert closed
+    assert [run["status"] for run in record(tmp_path)] == ["interrupted", "complete", "interrupted", "not started"]

@@ -16,7 +16,7 @@ from kdbench.study.overview import group_sizes, progress_line
 from kdbench.study.plan import StudyPlan
 from kdbench.study.progress import is_done
 from kdbench.study.winners import Winner, write_selected, yaml_of
-from kdbench.sweep.execute import Launch, execute, launch_here
+from kdbench.sweep.execute import LaunchGroup, execute, in_turn, launch_here
 from kdbench.sweep.lockstep import group_planned
 from kdbench.sweep.plan import PlannedRun
 from kdbench.system.signals import NOT_FINISHED, Interrupted, handled, raise_if_requested
@@ -36,7 +36,7 @@ class StudyExecution:
     def __init__(
         self,
         plan: StudyPlan,
-        launch: Launch | None = None,
+        launch: LaunchGroup | None = None,
         show: Callable[[Sequence[Path]], None] = lambda paths: None,
     ) -> None:
         self.plan = plan
@@ -137,7 +137,7 @@ class StudyExecution:
                 execute(
                     runs if whole else left,
                     self.plan.output_root,
-                    self.launch,
+                    in_turn(self.launch),
                     partial(group_planned, max_learners=self.plan.max_learners),
                     lockstep=True,
                     show=self.show,

@@ -3,13 +3,15 @@
 The same function executes `kdbench -m`, its lockstep launcher, and the sweeps of a study.
 """
 
+import contextlib
 import dataclasses
 import datetime
+import itertools
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -29,20 +31,34 @@ from kdbench.runner.policy import run_with_retries
 from kdbench.runner.run import RunResult, check_run, is_complete
 from kdbench.runner.run_all import Train
 from kdbench.sweep.plan import JobResult, PlannedRun, scores_of
+from kdbench.system.signals import Interrupted
 from kdbench.teachers.cache import pays_off
 from kdbench.train.loop import fit
 
 log = logging.getLogger(__name__)
 
 
-class Launch(Protocol):
-    """Executes runs that train together, or one run."""
+STOPPED_BY = "stopped by "
+"""Begins the message of a run whose process was stopped; the name of the signal follows."""
+Results = Sequence[JobResult | None]
+"""Results of the runs of a group; None for a run whose process died."""
+Groups = Sequence[Sequence[PlannedRun]]
+"""Runs that are checked, none of them refused; those of a group train together."""
+Launch = Callable[[Groups], Generator[tuple[int, Results], None, None]]
+"""Executes groups, and yields the position of each and its results in the order in which they end.
 
-    def __call__(self, runs: Sequence[PlannedRun], first: int) -> Sequence[JobResult | None]:
-        """Return the result of each run, or None where its process died.
+Where it is closed before its end, it stops what it has started.
+"""
+
+
+class LaunchGroup(Protocol):
+    """Executes the runs of one group and returns when they have ended."""
+
+    def __call__(self, runs: Sequence[PlannedRun], first: int) -> Results:
+        """Return the result of each run.
 
         Args:
-            runs: checked; none is refused.
+            runs: runs of the group.
             first: number of the first one within its sweep, counted from 0.
         """
 
@@ -101,37 +117,41 @@ def execute(
     Args:
         runs: from `kdbench.sweep.plan.plan`.
         output_root: folder of the record.
-        launch: function that executes those of a group.
+        launch: function that executes groups, several at a time if it likes.
         group: function that divides the runs into groups.
         lockstep: whether the runs of a group share the passes of their teacher.
         show: function that shows the directories of the complete runs at the end.
 
     Raises:
         RunError: at the end, if a run was refused or failed.
-        BusyError: at the end, if a run was skipped because another process holds it.
+        BusyError: at the end, if a run was skipped because another process holds it, or if its process was stopped.
         Interrupted: a stop was requested; the record is written.
     """
     record = Record(output_root, runs)
     check_writable(record.file.parent, "output_root")
     for run in runs:
-        run.status, run.path, run.problem = Status.NOT_STARTED, None, None
+        run.status, run.path, run.problem, run.launched = Status.NOT_STARTED, None, None, False
     readers = check_runs(runs)
     groups = group([run for run in runs if run.status != Status.REFUSED])
     for cache_readers in readers.values():
         share_cache(cache_readers, groups if lockstep else one_by_one(cache_readers))
     log.info("jobs: %d", sum(map(len, groups)))
-    started = 0
-    for together in groups:
-        try:
-            for run, result in zip(together, launch(together, started), strict=True):
-                run.finish(result)
-        except BaseException:
+    unfinished = dict(enumerate(groups))
+    try:
+        with contextlib.closing(launch(groups)) as ended:
+            for position, results in ended:
+                for run, result in zip(unfinished.pop(position), results, strict=True):
+                    run.finish(result)
+                    if run.status == Status.INTERRUPTED:
+                        mark_interrupted(run)
+                record.write()
+    except BaseException:
+        for together in unfinished.values():
             for run in together:
                 mark_interrupted(run)
-            raise
-        finally:
-            record.write()
-        started += len(together)
+        record.write()
+        raise
+    assert not unfinished
     paths = [Path(run.path) for run in runs if run.path]
     if paths:
         show(paths)
@@ -183,26 +203,62 @@ def share_cache(readers: Sequence[PlannedRun], groups: Sequence[Sequence[Planned
 
 
 def mark_interrupted(run: PlannedRun) -> None:
-    """Record a run whose group was interrupted; it must be complete all the same."""
+    """Record a run without a result, whose launcher was interrupted; it may be complete, or not have started."""
     directory = run.directory
-    complete = directory.is_complete()
-    run.status, run.path = (Status.COMPLETE, str(directory.path)) if complete else (Status.INTERRUPTED, None)
+    if directory.is_complete():
+        run.status, run.path, run.problem = Status.COMPLETE, str(directory.path), None
+    elif run.launched or directory.path.exists():
+        run.status, run.path = Status.INTERRUPTED, None
 
 
 def raise_failures(runs: Sequence[PlannedRun]) -> None:
     """Raise the error of a sweep in which runs are missing. Errors: see `execute`."""
     statuses = [run.status for run in runs]
-    skipped = statuses.count(Status.SKIPPED)
-    failed = len(statuses) - skipped - statuses.count(Status.COMPLETE) - statuses.count(Status.PRUNED)
+    skipped, stopped = statuses.count(Status.SKIPPED), statuses.count(Status.INTERRUPTED)
+    done = statuses.count(Status.COMPLETE) + statuses.count(Status.PRUNED)
+    failed = len(statuses) - skipped - stopped - done
     if failed:
         raise RunError(f"{failed} of {len(runs)} jobs failed; the error of each is above", code="failed_runs")
     if skipped:
         raise BusyError(
             f"{skipped} of {len(runs)} jobs were skipped: other processes hold their runs", code="busy", key="on_busy"
         )
+    if stopped:
+        raise BusyError(
+            f"{stopped} of {len(runs)} jobs were stopped by signals to their processes; the same command continues",
+            code="interrupted",
+        )
 
 
 # Launching in this process
+
+
+def in_turn(launch_group: LaunchGroup) -> Launch:
+    """Return a function that executes one group after the other.
+
+    Args:
+        launch_group: function that executes one.
+    """
+
+    def launch(groups: Groups) -> Generator[tuple[int, Results], None, None]:
+        started = 0
+        for position, runs in enumerate(groups):
+            mark_launched(runs)
+            yield position, launch_group(runs, started)
+            started += len(runs)
+
+    return launch
+
+
+def mark_launched(runs: Sequence[PlannedRun]) -> None:
+    """Note that runs have started, for the record of a sweep that is interrupted."""
+    for run in runs:
+        run.launched = True
+
+
+def numbers_of(groups: Groups) -> list[int]:
+    """Return the number of the first run of each group within the sweep, counted from 0."""
+    return [0, *itertools.accumulate(map(len, groups))][: len(groups)]
 
 
 def launch_here(
@@ -211,7 +267,7 @@ def launch_here(
     heading: Callable[[], str] | None = None,
     train: Train = fit,
 ) -> list[JobResult]:
-    """Execute a run, or runs in lockstep, in this process. Arguments and result: see `Launch`.
+    """Execute a run, or runs in lockstep, in this process. Result: see `LaunchGroup`.
 
     Args:
         runs: as `kdbench.sweep.lockstep.group_planned` groups them.
@@ -284,6 +340,11 @@ def job_result(result: RunResult, title: str, prefix: str = "") -> JobResult:
     assert result.directory is not None
     scores, objectives = scores_of(result.directory.read_summary()), tuple(result.config.objectives)
     return JobResult(Status.COMPLETE, run=str(result.path), scores=scores, objectives=objectives)
+
+
+def interrupted(stop: Interrupted) -> JobResult:
+    """Return the result of a run whose process was asked to stop by a signal."""
+    return JobResult(Status.INTERRUPTED, error=f"{STOPPED_BY}{stop}")
 
 
 def failure(error: Exception, title: str, prefix: str = "") -> JobResult:

@@ -27,7 +27,7 @@ class JobResult(float):
     """
 
     status: Status
-    """Complete, failed, pruned or skipped."""
+    """Complete, failed, pruned, skipped or interrupted."""
     run: str | None = None
     """Run directory of a complete run."""
     error: str | None = None
@@ -98,6 +98,8 @@ class PlannedRun:
     """Run directory, once the run is complete."""
     problem: str | None = None
     """Message of the error that refused or ended it."""
+    launched: bool = False
+    """True once a launcher has started it."""
 
     @property
     def config(self) -> RunConfig:
@@ -118,6 +120,11 @@ class PlannedRun:
         """Record the result of a launched run; None means that its process died."""
         result = result or JobResult(Status.FAILED, error="the process of the run ended without a result")
         self.status, self.path, self.problem = result.status, result.run, result.error
+
+    @property
+    def result(self) -> JobResult:
+        """The result of a launched run that has finished."""
+        return JobResult(self.status, self.path, self.problem)
 
     def record(self) -> dict[str, Any]:
         """Return the entry of the run in the record of its sweep."""

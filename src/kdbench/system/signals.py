@@ -34,6 +34,9 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(requested.name)
         self.requested = requested
 
+    def __reduce__(self) -> tuple[type["Interrupted"], tuple[signal.Signals]]:
+        return Interrupted, (self.requested,)  # `args` holds its name alone
+
     @property
     def exit_code(self) -> int:
         return EXIT_CODES.get(self.requested, NOT_FINISHED)

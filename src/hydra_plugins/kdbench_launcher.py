@@ -1,0 +1,137 @@
+"""The base of kdbench's own launchers, which get groups of planned runs; Hydra's get the overrides of each run.
+
+Hydra imports every module of `hydra_plugins` at every start, so nothing heavy is imported at the top.
+"""
+
+import importlib.util
+from abc import abstractmethod
+from collections.abc import Generator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from kdbench.config import RunConfig
+    from kdbench.sweep.plan import JobResult, PlannedRun
+
+
+class GroupLauncher(Launcher):
+    """Launcher of groups of planned runs; those of a group train in lockstep in one process.
+
+    Args:
+        max_learners: size of the largest group; 1: every run alone.
+    """
+
+    def __init__(self, max_learners: Any) -> None:
+        self.given = max_learners
+        self.config: DictConfig | None = None
+        self.hydra_context: HydraContext | None = None
+
+    @property
+    def max_learners(self) -> int:
+        """Size of the largest group. Checked here, where Hydra does not wrap the error."""
+        return whole_number("max_learners", self.given)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config, self.hydra_context = config, hydra_context
+
+    def check(self, runs: Sequence["PlannedRun"]) -> None:
+        """Check the launcher's keys, the installed packages and what the runs need of both, before any run starts.
+
+        Args:
+            runs: all runs of a sweep, refused ones too.
+
+        Raises:
+            ConfigError: they do not fit.
+        """
+        assert self.max_learners
+
+    def group(self, runs: Sequence["PlannedRun"]) -> list[list["PlannedRun"]]:
+        """Return runs, none of them refused, in groups for `launch_groups`."""
+        from kdbench.sweep.lockstep import group_planned
+
+        return group_planned(runs, self.max_learners)
+
+    @abstractmethod
+    def launch_groups(
+        self, groups: Sequence[Sequence["PlannedRun"]]
+    ) -> Generator[tuple[int, Sequence["JobResult | None"]], None, None]:
+        """Execute groups; yield the position of each and its results as they end. None: the run's process died.
+
+        A generator that is closed before its end stops what it has started. See `kdbench.sweep.execute.Launch`.
+        """
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """Execute jobs for a sweeper of Hydra's or another's; kdbench's own calls `launch_groups`."""
+        from kdbench.config.composition import parse_composed
+        from kdbench.sweep.plan import plan_run
+
+        assert self.config is not None
+        assert self.hydra_context is not None
+        config, loader = self.config, self.hydra_context.config_loader
+        composed: dict[tuple[str, ...], DictConfig] = {}
+
+        def compose(number: int, overrides: tuple[str, ...]) -> "RunConfig":
+            composed[overrides] = loader.load_sweep_config(config, list(overrides))
+            return parse_composed(composed[overrides], number)
+
+        jobs = enumerate(map(tuple, job_overrides), initial_job_idx)
+        runs = [plan_run(overrides, partial(compose, number), number) for number, overrides in jobs]
+        for run in runs:
+            if run.error:
+                raise run.error
+        self.check(runs)
+        groups = self.group(runs)
+        results: dict[int, JobReturn] = {}
+        for position, ended in self.launch_groups(groups):
+            for run, result in zip(groups[position], ended, strict=True):
+                run.finish(result)
+                results[runs.index(run)] = JobReturn(
+                    overrides=run.overrides,
+                    cfg=composed[run.overrides],
+                    status=JobStatus.COMPLETED,
+                    _return_value=run.result if result is None else result,
+                )
+        return [results[n] for n in range(len(runs))]
+
+
+def whole_number(name: str, value: Any) -> int:
+    """Return the value of a launcher's key, a whole number of at least 1.
+
+    Raises:
+        ConfigError: it is anything else.
+    """
+    from kdbench.errors import ConfigError
+
+    if type(value) is not int or value < 1:
+        raise ConfigError(
+            f"hydra.launcher.{name} is {value!r}; it must be a whole number of at least 1",
+            code="out_of_range",
+            key=f"hydra.launcher.{name}",
+        )
+    return value
+
+
+def check_extra(launcher: str, package: str, extra: str) -> None:
+    """Check that the package of a launcher's engine is installed.
+
+    Args:
+        launcher: name of the option of hydra/launcher.
+        package: name by which the package is imported.
+        extra: extra of kdbench that installs it.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    from kdbench.errors import ConfigError
+
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"hydra/launcher={launcher} needs the package {package}; install it with: pip install 'kdbench[{extra}]'",
+            code="missing_extra",
+            key="hydra/launcher",
+        )
