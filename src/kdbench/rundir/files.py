@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.errors import ConfigError
+from kdbench.rundir.access import WRITE, check_access
 
 
 @contextlib.contextmanager
@@ -94,19 +95,18 @@ def check_writable(folder: Path, key: str = "output_root") -> None:
         key: config key or flag that names it.
 
     Raises:
-        ConfigError: something on the way to it is no folder, or is read-only.
+        ConfigError: something on the way to it is no folder, is read-only, or is closed to this user.
     """
     try:
         existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    except PermissionError:  # a folder on the way is closed to this user
+        existing = None
     except OSError as error:
         raise ConfigError(
             f"{key} is {folder}, which cannot be a folder: {error.strerror}; give another", code="not_writable", key=key
         ) from None
-    if not existing.is_dir():
+    if existing and not existing.is_dir():
         raise ConfigError(
             f"{key} is {folder}, but {existing} is a file; give another folder", code="not_writable", key=key
         )
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"{key} is {folder}, but {existing} cannot be written to; give another folder", code="not_writable", key=key
-        )
+    check_access(folder, WRITE, key)
