@@ -71,6 +71,7 @@ from tests.conftest import NARROW, SMALL, composed_once
 from tests.errors import recorded_errors
 from tests.messages_of_deployment import TRAINED_CASES
 from tests.messages_of_launchers import LAUNCHER_CASES
+from tests.messages_of_sharing import SHARING_CASES
 from tests.networks import SPEC, Plain
 from tests.rundir.test_lock import FOREIGN
 
@@ -78,7 +79,6 @@ SOURCE = Path(kdbench.__file__).parents[1]
 GOLDEN = Path(__file__).with_name("messages.txt")
 
 NEEDS_A_FAULT = {
-    "not_readable": "needs a user whose permissions count: root reads every file",
     "lock_lost": "needs a process that was suspended for a minute; tests/rundir/test_lock.py has it",
 }
 """Codes without a message in the file, with the reason and the test that has them."""
@@ -808,6 +808,7 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
     ],
     "deployment": TRAINED_CASES,
     "launchers": LAUNCHER_CASES,
+    "sharing": SHARING_CASES,
     "kdbench-verify": [
         *(lambda arguments=arguments: verify_runs(arguments) for arguments in (
             [], ["nowhere"], ["empty"], ["--trust", "a b", "runs/right"], ["--data-root", "nowhere", "runs/right"],

@@ -33,6 +33,7 @@ from kdbench.config.options import groups, initialize_hydra, options, register_m
 from kdbench.config.parse import parse
 from kdbench.config.paths import CONF_DIR
 from kdbench.errors import ConfigError, KdbenchError, printable, report_error
+from kdbench.rundir.access import denied_error, is_denied
 from kdbench.sweep.overrides import defer_keys, starts_sweep
 from kdbench.system import signals
 from kdbench.system.cpu import configure_openmp
@@ -211,6 +212,8 @@ def exit_code(error: BaseException, program: str, afterwards: str = "") -> int:
         silence_stdout()
         return signals.PIPE_CLOSED
     error = signals.interruption() or error
+    if isinstance(error, OSError) and is_denied(error) and error.filename:
+        error = denied_error(error)
     if isinstance(error, KdbenchError):
         return report_error(error, program=program)
     if isinstance(error, signals.Interrupted):

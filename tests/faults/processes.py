@@ -1,6 +1,7 @@
 """Real processes that start in milliseconds: children of one that has imported everything already."""
 
 import contextlib
+import dataclasses
 import functools
 import multiprocessing
 import os
@@ -52,6 +53,28 @@ def compose(*arguments: str) -> RunConfig:
     return kdbench.compose(arguments)
 
 
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A user of the system, who need not have a name.
+
+    Args:
+        uid: number of the user, and of the group of their own.
+        groups: further groups.
+        umask: permissions that new files do not have.
+    """
+
+    uid: int
+    groups: tuple[int, ...] = ()
+    umask: int = 0o022
+
+    def become(self) -> None:
+        """Have this process, which is root's, belong to the user from now on."""
+        os.setgroups(self.groups)
+        os.setgid(self.uid)
+        os.setuid(self.uid)
+        os.umask(self.umask)
+
+
 class Command:
     """One call of `kdbench`, in a process of its own.
 
@@ -61,6 +84,7 @@ class Command:
         arguments: arguments of the command line.
         largest_file: number of bytes beyond which no file can grow, like a full disk at a chosen place.
         unprivileged: whether the process runs as a user without the right to write.
+        member: user that the process belongs to; None for that of the tests.
     """
 
     def __init__(
@@ -70,15 +94,16 @@ class Command:
         arguments: Sequence[str],
         largest_file: int | None = None,
         unprivileged: bool = False,
+        member: Member | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # The output goes through a pipe, so that it arrives where no file can be written.
         self.pipe, end = context.Pipe(duplex=False)
         self.is_sweep = "-m" in arguments
         work = tuple(arguments) if self.is_sweep else compose(*arguments)
-        self.process: BaseProcess = context.Process(
-            target=run_command, args=(folder, work, end, largest_file, unprivileged)
-        )
+        if unprivileged and os.getuid() == 0:
+            member = Member(NOBODY)
+        self.process: BaseProcess = context.Process(target=run_command, args=(folder, work, end, largest_file, member))
         self.process.start()
         end.close()
         self.received: str | None = None
@@ -114,7 +139,7 @@ class Command:
 
 
 def run_command(
-    folder: Path, work: tuple[str, ...] | RunConfig, end: Connection, largest_file: int | None, unprivileged: bool
+    folder: Path, work: tuple[str, ...] | RunConfig, end: Connection, largest_file: int | None, member: Member | None
 ) -> None:
     """Execute a command line, or a run that is composed already, in the child. Arguments: see `Command`."""
     for standard in (1, 2):
@@ -125,9 +150,8 @@ def run_command(
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
-    if unprivileged and os.getuid() == 0:
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+    if member:
+        member.become()
     if not isinstance(work, RunConfig):
         sys.argv = ["kdbench", *work]
         cli.main()

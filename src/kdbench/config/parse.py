@@ -77,6 +77,9 @@ class Document:
         OBJECTIVES[:1],
     )
     trial: dict[str, Any] | None = setting(absent=None, identity=False)
+    shared_roots: list[str] = added(
+        setting(lambda roots: all(root.strip() and is_path(root) for root in roots), "a list of folder paths"), ()
+    )
 
 
 def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | None = None) -> RunConfig:

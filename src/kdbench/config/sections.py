@@ -242,6 +242,8 @@ class RunConfig:
     """Numbers that the run returns to a sweeper."""
     trial: TrialConfig | None = None
     """Trial of a search that the run is."""
+    shared_roots: list[str] = field(default_factory=list)
+    """Further output roots, which are only read: runs that are complete there, such as teachers, are used."""
 
     @property
     def steps(self) -> list[dict[str, Any]]:
@@ -258,7 +260,8 @@ class RunConfig:
         """Return plain data in the shape of the YAML it came from; `parse` reads it back."""
         of_a_sweep = ("objectives", "trial")  # the run is the same without them
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in of_a_sweep}
-        for name in ("kind", "parent", "compress", "measure", "trust"):  # absent from the config of an ordinary run
+        # Absent from the config of an ordinary run.
+        for name in ("kind", "parent", "compress", "measure", "trust", "shared_roots"):
             if plain[name] in (None, [], TRAIN):
                 del plain[name]
         for name, value in plain.items():

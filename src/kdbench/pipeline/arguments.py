@@ -119,7 +119,7 @@ def folders_of(text: str, trained_only: bool) -> list[Path]:
         text: run directory, folder that holds some, or run key.
         trained_only: leave out compressed networks among several.
     """
-    given = locate(text, Path("outputs"), RUN).resolve()
+    given = locate(text, [Path("outputs")], RUN).resolve()
     found = [folder.resolve() for folder in run_folders(given)]
     if found in ([], [given]):
         return [given]

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from kdbench.config import RunConfig
 from kdbench.config.derived import MEASURE
+from kdbench.config.paths import is_file
 from kdbench.errors import first_line
 from kdbench.rundir import checksummed
 from kdbench.rundir.files import atomic_path, check_no_links, sync_file, write_text
@@ -32,13 +33,23 @@ class RunDirectory:
 
     @classmethod
     def of(cls, config: RunConfig, key: str) -> "RunDirectory":
-        """Return where the run with this key is, or will be. The folder's name is for people, its last part the key."""
+        """Return where the run with this key is, or will be. The folder's name is for people, its last part the key.
+
+        A run that is complete in one of the shared roots, and not in the own one, is there.
+        """
         runs = Path(config.output_root).expanduser() / "runs"
         found = sorted(runs.glob(f"*_{key}"))
+        reads_shared = config.shared_roots and not config.overwrite and config.kind != MEASURE
+        if reads_shared and not any(is_file(folder / SUMMARY_FILE) for folder in found):
+            found = find_shared(config, key) or found
         source = f"_from_{config.teacher.model.name}" if config.teacher else ""
         kind = "_measured" if config.kind == MEASURE else ""
         name = f"{config.data.name}_{config.student.name}_{config.method.name}{source}_seed{config.seed}{kind}"
         return cls(found[0] if found else runs / f"{name[:200]}_{key}", key)
+
+    def is_shared(self, config: RunConfig) -> bool:
+        """Return whether the run lies in one of a config's shared roots, in which nothing is written."""
+        return self.path.parent.resolve() != (Path(config.output_root).expanduser() / "runs").resolve()
 
     @property
     def config(self) -> Path:
@@ -197,3 +208,13 @@ class RunDirectory:
         """
         file = self.path.parent.parent / ".locks" / f"{name or self.key}.lock"
         return Lock(file, f"{purpose} {self.path.name}")
+
+
+def find_shared(config: RunConfig, key: str) -> list[Path]:
+    """Return the directories of the run with this key that are complete in the shared roots of a config."""
+    return [file.parent for root in roots_of(config)[1:] for file in sorted(root.glob(f"runs/*_{key}/{SUMMARY_FILE}"))]
+
+
+def roots_of(config: RunConfig) -> list[Path]:
+    """Return the output roots in which the runs that a config needs may lie: its own one, and those it only reads."""
+    return [Path(root).expanduser() for root in (config.output_root, *config.shared_roots)]

@@ -9,7 +9,7 @@ from kdbench.config import DataConfig, ModelConfig, RunConfig, TeacherConfig
 from kdbench.config.derived import MEASURE, TRAIN, ParentConfig
 from kdbench.config.paths import is_folder
 from kdbench.errors import ConfigError
-from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.directory import RunDirectory, roots_of
 from kdbench.rundir.load import check_unchanged, read_complete
 from kdbench.rundir.recorded_config import read_config
 from kdbench.rundir.student import check_same_code
@@ -122,14 +122,16 @@ def find_related(config: RunConfig, given: ParentConfig, key: str) -> RelatedRun
     Raises:
         ConfigError: it was not found, is not finished, or predicts with a part of its method.
     """
-    root = Path(config.output_root).expanduser()
-    if given.is_found and not any(root.glob(f"runs/*_{given.run}/summary.json")):
+    roots = roots_of(config)
+    if given.is_found and not any(file for root in roots for file in root.glob(f"runs/*_{given.run}/summary.json")):
         return None
-    folder = locate(given.run, root, key)
+    folder = locate(given.run, roots, key)
     run = read_related(folder, key, config.trust)
-    if folder.resolve().parent != (root / "runs").resolve():
+    if folder.resolve().parent not in [(root / "runs").resolve() for root in roots]:
+        place = folder.resolve().parents[1]
         raise ConfigError(
-            f"{key} is {folder}, which does not lie in {root / 'runs'}; give output_root={folder.resolve().parents[1]}",
+            f"{key} is {folder}, which does not lie in {roots[0] / 'runs'}; give output_root={place}, or "
+            f"shared_roots=[{place}] to read it there and write elsewhere",
             code="mismatch",
             key=key,
         )
@@ -149,18 +151,18 @@ def found_related(config: RunConfig, given: ParentConfig, key: str) -> RelatedRu
     return run
 
 
-def locate(text: str, output_root: Path, key: str) -> Path:
-    """Return the run directory that a text names: a path, or a run key under an output root.
+def locate(text: str, roots: Sequence[Path], key: str) -> Path:
+    """Return the run directory that a text names: a path, or a run key under one of some output roots.
 
     Raises:
         ConfigError: there is none.
     """
     if is_folder(Path(text).expanduser()):
         return Path(text).expanduser()
-    found = sorted((output_root / "runs").glob(f"*_{text}")) if is_key(text) else []
+    found = [folder for root in roots for folder in sorted((root / "runs").glob(f"*_{text}"))] if is_key(text) else []
     if not found:
         raise ConfigError(
-            f"{key} is {text}, and there is no such run directory, nor a run of that key in {output_root / 'runs'}; "
+            f"{key} is {text}, and there is no such run directory, nor a run of that key in {roots[0] / 'runs'}; "
             "give one of the folders in outputs/runs",
             code="not_found",
             key=key,

@@ -13,6 +13,7 @@ from typing import Any
 
 from kdbench.config.derived import KINDS, TRAIN
 from kdbench.errors import ConfigError
+from kdbench.rundir.access import READ, check_access, is_denied
 from kdbench.rundir.files import sha256, write_json
 
 SCHEMA_VERSION = 1
@@ -305,6 +306,8 @@ def read_unverified(path: Path) -> tuple[RunSummary, bool]:
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError) as error:
+        if is_denied(error):
+            check_access(file, READ, "")
         said = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ConfigError(
             f"{file} cannot be read ({said}); delete {path} to repeat the run", code="damaged", key="summary.json"

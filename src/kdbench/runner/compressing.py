@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from kdbench.errors import ConfigError
 from kdbench.models import Network, build, summarize, weights
 from kdbench.models.compressed import MASKED
 from kdbench.models.counts import count_weights
-from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.directory import RunDirectory, roots_of
 from kdbench.rundir.related import RelatedRun, found_related, is_key
 from kdbench.rundir.student import build_trained
 from kdbench.rundir.summary import KEY, RunSummary, names
@@ -171,7 +171,7 @@ def write_compressed(
     directory.write_config(config)
     model_summary = summarize(config.student, dataset.spec, "student", trained=False)
     nonzero, sparsity = count_weights(network)
-    teacher = teacher_logits(parent.summary, Path(config.output_root).expanduser())
+    teacher = teacher_logits(parent.summary, roots_of(config))
     training = (
         NO_TRAINING
         | (UNKNOWN if parent.summary.seed is None else {})
@@ -216,10 +216,15 @@ def logits_in_fp32(run: RelatedRun, dataset: Dataset, runtime: RuntimeConfig) ->
     return predict(place(network, runtime), dataset, dataset.test, runtime, method)
 
 
-def teacher_logits(summary: RunSummary, output_root: Path) -> Tensor | None:
-    """Return the test logits of a run's teacher, or None where there is no teacher or its run is gone."""
+def teacher_logits(summary: RunSummary, roots: Sequence[Path]) -> Tensor | None:
+    """Return the test logits of a run's teacher, or None where there is no teacher or its run is gone.
+
+    Args:
+        summary: summary of the run.
+        roots: output roots in which its teacher may lie.
+    """
     key = summary.teacher_key or ""
-    found = sorted(output_root.glob(f"runs/*_{key}/logits.safetensors")) if is_key(key) else []
+    found = [file for root in roots for file in root.glob(f"runs/*_{key}/logits.safetensors")] if is_key(key) else []
     if summary.teacher_key and not found:
         log.info("teacher: its run %s is gone, and the fidelity to it is not computed", summary.teacher_key)
     return load_file(found[0])["test_logits"].float() if found else None

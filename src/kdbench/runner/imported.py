@@ -36,6 +36,8 @@ def import_teacher(config: RunConfig, dataset: Dataset) -> RunDirectory:
         ConfigError: the weights give logits that are not finite.
     """
     run, directory = given_config(config), teacher_directory(config)
+    if directory.is_shared(config):
+        return directory
     with directory.lock("the evaluation of teacher").held(wait=config.on_busy == "wait"):
         if directory.is_complete():
             return directory

@@ -4,7 +4,6 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from kdbench.models import Network, summarize
 from kdbench.models.compressed import QuantizedNetwork
 from kdbench.models.counts import count_weights
 from kdbench.models.plain import plain_module
-from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.directory import RunDirectory, roots_of
 from kdbench.rundir.related import RelatedRun, locate, network_before, read_related
 from kdbench.rundir.student import build_trained
 from kdbench.rundir.summary import KEY, names
@@ -145,9 +144,7 @@ def measured_run(config: RunConfig) -> RelatedRun:
         ConfigError: it is not finished.
     """
     assert config.parent is not None
-    return read_related(
-        locate(config.parent.run, Path(config.output_root).expanduser(), "parent"), "parent", config.trust
-    )
+    return read_related(locate(config.parent.run, roots_of(config), "parent"), "parent", config.trust)
 
 
 def torch_engine(module: nn.Module, runtime: RuntimeConfig) -> Execute:
@@ -273,7 +270,7 @@ def write_measurement(subject: MeasuredNetwork, measurement: Mapping[str, Any], 
             sparsity=sparsity,
             measurement=dict(measurement),
         )
-        | fidelity(predictions.test, teacher_logits(summary, Path(config.output_root).expanduser()))
+        | fidelity(predictions.test, teacher_logits(summary, roots_of(config)))
         | fidelity_before(subject, predictions.test)
     )
     log_file = RunLog(directory.log)

@@ -1,6 +1,7 @@
 """Limits of the machine, disk and memory: checked before a run starts, and explained to the user when one is hit."""
 
 import errno
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from kdbench.config import RunConfig
 from kdbench.errors import RunError
 from kdbench.methods.base import Method
+from kdbench.rundir.access import WRITE, denial, is_denied
 from kdbench.rundir.directory import RunDirectory
 from kdbench.system.memory import ALLOCATION, is_out_of_memory
 
@@ -35,7 +37,10 @@ def user_error(error: Exception, config: RunConfig, directory: RunDirectory | No
         where, key = str(directory.path if directory else config.output_root), "output_root"
         if error.filename and not Path(error.filename).is_relative_to(Path(config.output_root).expanduser()):
             where, key = str(error.filename), ""  # of the data or a checkpoint
-        refusal = RunError(f"{where}: {why} ({error}). Fix it and rerun the same command{intact}", code=code, key=key)
+        whose = denial(Path(os.fsdecode(error.filename)), WRITE) if error.filename and is_denied(error) else None
+        refusal = RunError(
+            f"{where}: {why} ({whose or error}). Fix it and rerun the same command{intact}", code=code, key=key
+        )
     elif is_out_of_memory(error):
         requested = re.search(ALLOCATION, str(error))
         amount = f" ({requested[1]} more requested)" if requested else ""

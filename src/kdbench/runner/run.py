@@ -16,6 +16,7 @@ from torch import Tensor
 from kdbench import metrics
 from kdbench.config import RunConfig
 from kdbench.config.derived import TRAIN
+from kdbench.config.paths import is_file
 from kdbench.data import Batches
 from kdbench.data.dataset import resolve_data
 from kdbench.errors import BusyError, ConfigError, PrunedError, RunError, first_line
@@ -26,6 +27,7 @@ from kdbench.rundir.files import check_writable, write_json
 from kdbench.rundir.identity import run_key, teacher_directory, with_hashed_weights
 from kdbench.rundir.lock import Lock
 from kdbench.rundir.related import check_parent_unchanged, with_related
+from kdbench.rundir.roots import check_roots, check_run_folder
 from kdbench.rundir.student import inference_size
 from kdbench.rundir.summary import KEY, Status, changed_file, names
 from kdbench.runner.build import Parts, bind, build_learner, build_parts, check_parts
@@ -136,15 +138,16 @@ class Run:
                 key=changed,
             )
         check_parent_unchanged(self.directory, summary)
-        left = (*self.directory.checkpoints(), self.directory.lock().file)
-        if any(file.is_file() for file in left):  # by a process that was killed at its very end
+        if not self.directory.is_shared(self.config):
             self.remove_leftovers()
         log.info("complete already, skipped: %s", path)
         self.complete = True
 
     def remove_leftovers(self) -> None:
-        """Remove the checkpoints of a complete run and its lock file, unless another process is about to."""
+        """Remove what a process killed at its very end has left of a complete run, unless another is about to."""
         lock = self.directory.lock()
+        if not any(is_file(file) for file in (*self.directory.checkpoints(), lock.file)):
+            return
         try:
             lock.acquire(wait=False)
             if self.directory.is_complete():  # another process may have started to repeat it
@@ -347,10 +350,13 @@ def resolve_run(config: RunConfig) -> tuple[RunConfig, RunDirectory]:
     data = resolve_data(config.data, runtime.device)
     config = dataclasses.replace(config, runtime=runtime, data=data)
     check_writable(Path(config.output_root).expanduser())
-    if config.kind != TRAIN:
-        return config, RunDirectory.of(config, run_key(config))
-    config = with_hashed_weights(with_related(config))
+    check_roots(config)
+    if config.kind == TRAIN:
+        config = with_hashed_weights(with_related(config))
     directory = RunDirectory.of(config, run_key(config))
+    check_run_folder(config, directory)
+    if config.kind != TRAIN:
+        return config, directory
     return (config if directory.is_complete() else adopt_settings(config, directory)), directory
 
 

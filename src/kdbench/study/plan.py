@@ -49,6 +49,7 @@ class StudyPlan:
         self.device = device_name(resolve_runtime(example.runtime).device)
         self.epochs = example.recipe.epochs
         self.folder = self.output_root / "studies" / study.label
+        check_writable(self.folder, "output_root")
         self.winners: dict[str, list[Winner]] = {}
         """By the stage that chose them."""
         self.sweeps: dict[str, list[StageSweep]] = {}

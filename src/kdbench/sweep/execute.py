@@ -25,6 +25,7 @@ from kdbench.errors import (
     printable,
     report_error,
 )
+from kdbench.rundir.access import denied_error, is_denied
 from kdbench.rundir.files import check_writable, write_json
 from kdbench.rundir.summary import Status
 from kdbench.runner.policy import run_with_retries
@@ -355,6 +356,8 @@ def failure(error: Exception, title: str, prefix: str = "") -> JobResult:
     if isinstance(error, PrunedError):
         print(f"{prefix}{error}", flush=True)
         return JobResult(Status.PRUNED, error=str(error))
+    if isinstance(error, OSError) and is_denied(error):
+        error = denied_error(error)
     if isinstance(error, KdbenchError):
         report_error(error, where=f"{title}: ")
         return JobResult(Status.FAILED, error=str(error))

@@ -80,7 +80,7 @@ def shared_settings(config: RunConfig) -> str:
     """Return what is the same for resolved runs that see the same batches and compute in the same way."""
     return hash_of(
         {
-            "output_root": config.output_root,  # under which teachers and logit caches are looked for
+            "roots": [config.output_root, *config.shared_roots],  # where teachers and logit caches are looked for
             "data": config.data.node(),
             "data_seed": config.data_seed,
             "batches": {key: getattr(config.recipe, key) for key in BATCH_KEYS},

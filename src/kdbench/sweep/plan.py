@@ -8,6 +8,7 @@ from typing import Any
 from kdbench.config import RunConfig
 from kdbench.config.sections import OBJECTIVES
 from kdbench.errors import ConfigError, printable
+from kdbench.rundir.access import denied_error, is_denied
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.summary import RunSummary, Status
 from kdbench.runner.run import resolve_run
@@ -156,6 +157,11 @@ def plan_run(overrides: tuple[str, ...], compose: Compose, number: int = 0) -> P
         run.composed = config
     except ConfigError as error:
         run.error = with_remedy(error)
+        run.refuse(run.error)
+    except OSError as error:
+        if not is_denied(error):
+            raise
+        run.error = denied_error(error)  # files of another user, who keeps them to themselves
         run.refuse(run.error)
     return run
 

@@ -28,6 +28,7 @@ from kdbench.data.dataset import spec_of
 from kdbench.data.views import views_of
 from kdbench.errors import RunError
 from kdbench.methods.base import Requires
+from kdbench.rundir.access import WRITE, denial
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import check_no_links, hash_of, sha256, sync_folder, write_json
 from kdbench.rundir.identity import architecture_identity
@@ -50,8 +51,18 @@ def num_views(config: RunConfig) -> int:
 
 
 def cache_file(teacher: RunDirectory, config: RunConfig) -> Path:
-    """Return where the logit cache of a teacher is, or will be."""
-    return teacher.path / f"logits-{kind_of(config.runtime.device)}.npy"
+    """Return where the logit cache of a teacher is, or will be: that of a shared teacher in the own output root.
+
+    A cache that lies beside a shared teacher is read there, unless the own root has one.
+    """
+    name = f"logits-{kind_of(config.runtime.device)}.npy"
+    own = own_folder(teacher, config) / name
+    return teacher.path / name if not own.is_file() and (teacher.path / name).is_file() else own
+
+
+def own_folder(teacher: RunDirectory, config: RunConfig) -> Path:
+    """Return the folder of a teacher's run in the own output root, in which its logit cache may be written."""
+    return Path(config.output_root).expanduser() / "runs" / teacher.path.name
 
 
 def size_of(config: RunConfig) -> int:
@@ -167,7 +178,15 @@ def obtain(choice: Choice, config: RunConfig, teacher: Teacher, batches: Batches
         RunError: there is no space for the cache, and the run cannot continue without.
     """
     cache = LogitCache(config, teacher, batches)
-    lock = teacher.directory.lock("the logit cache of", f"{teacher.directory.key}-{cache.file.stem}")
+    if cache.file.parent != own_folder(teacher.directory, config):
+        if not (problem := cache.problem()):
+            return cache.read()  # nobody writes there, so there is nothing to lock
+        log.info("%s is not used: %s", cache.file, problem)
+        cache.move_to(own_folder(teacher.directory, config))
+    directory = RunDirectory(cache.file.parent, teacher.directory.key)
+    if reason := denial(directory.path, WRITE):
+        return cache.read() if not cache.problem() else live_instead(choice, f"no logit cache: {reason}")
+    lock = directory.lock("the logit cache of", f"{directory.key}-{cache.file.stem}")
     with lock.held(wait=config.on_busy == "wait"):
         problem = cache.problem()
         if problem and not choice.build:
@@ -204,10 +223,20 @@ class LogitCache:
         self.shape = (len(batches.dataset.train), self.views.number, batches.dataset.spec.num_classes)
         self.batch_size = evaluation_batch(config.runtime.device, batches.dataset.spec.input_shape)
         self.file = cache_file(teacher.directory, config)
-        self.record = self.file.with_suffix(".json")
         self.fingerprint = fingerprint(config, teacher, batches)
-        # The fingerprint in its name: only the same cache continues it.
-        self.partial = self.file.with_name(f".{self.file.stem}.{hash_of(self.fingerprint)}.partial")
+
+    @property
+    def record(self) -> Path:
+        return self.file.with_suffix(".json")
+
+    @property
+    def partial(self) -> Path:
+        """The beginning of the file. The fingerprint in its name: only the same cache continues it."""
+        return self.file.with_name(f".{self.file.stem}.{hash_of(self.fingerprint)}.partial")
+
+    def move_to(self, folder: Path) -> None:
+        """Have the cache lie in another folder."""
+        self.file = folder / self.file.name
 
     def problem(self) -> str | None:
         """Return why the file cannot be used, or None. A file is verified once per process."""
@@ -253,7 +282,10 @@ class LogitCache:
             OSError: a file could not be written.
         """
         check_no_links(self.file.parent, self.file, self.record, self.partial)
+        self.file.parent.mkdir(parents=True, exist_ok=True)  # of a shared teacher
         self.remove_outdated()
+        if self.partial.is_file() and denial(self.partial, WRITE):  # begun by another user
+            self.partial.unlink()
         images, views, _ = self.shape
         total = images * views
         block = BATCHES_PER_BLOCK * self.batch_size
