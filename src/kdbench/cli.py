@@ -38,6 +38,7 @@ from kdbench.sweep.overrides import defer_keys, starts_sweep
 from kdbench.system import signals
 from kdbench.system.cpu import configure_openmp
 from kdbench.system.logs import log_to_console, silence_stdout
+from kdbench.system.torchrun import starts_several
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def main() -> NoReturn:
     """Run `kdbench`: one run, or a sweep with -m."""
     arguments = sys.argv[1:]
     try:
-        start()
+        start_with_others()
         if "--version" in arguments:
             print_version()
         elif "--help" in arguments or "-h" in arguments:
@@ -114,7 +115,7 @@ def main_bench() -> NoReturn:
 def main_study() -> NoReturn:
     """Run `kdbench-study`."""
     try:
-        start()
+        start_with_others()
         from kdbench.study.command import study
 
         finish(study(sys.argv[1:]))
@@ -149,7 +150,7 @@ def main_compare() -> NoReturn:
 def main_compress() -> NoReturn:
     """Run `kdbench-compress`. Exit codes: 0 done; 1 a step failed; 2 the command line is wrong."""
     try:
-        start()
+        start_with_others()
         from kdbench.pipeline.compress import compress
 
         finish(compress(sys.argv[1:]))
@@ -198,6 +199,19 @@ def start() -> None:
     log_to_console()
 
 
+def start_with_others() -> None:
+    """Set up the process; of several that torchrun has started, all but the first train along until it has finished."""
+    start()
+    if starts_several():
+        from kdbench.system.world import start_world
+
+        signals.expect_repeats()
+        if start_world().rank:
+            from kdbench.runner.parallel import follow
+
+            follow()
+
+
 def exit_code(error: BaseException, program: str, afterwards: str = "") -> int:
     """Print the line for an error that ends a command, and return the exit code. A bug is printed with its traceback.
 
@@ -225,7 +239,11 @@ def exit_code(error: BaseException, program: str, afterwards: str = "") -> int:
 
 
 def finish(code: int) -> NoReturn:
-    """End the process. Output that nobody reads any more is dropped."""
+    """End the process, and those that train along. Output that nobody reads any more is dropped."""
+    if starts_several():
+        from kdbench.system.world import end_world
+
+        end_world()
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -89,6 +89,9 @@ class RuntimeConfig:
     profile: str = one_of("fast", "repro")
     graphs: bool = MISSING
     compile: bool = MISSING
+    parallel: str = one_of("exact", "local", absent="exact")
+    processes: int = added(whole(1), 1)
+    """Number of processes of a run with `parallel=local`, where it changes numbers; else 1. kdbench sets it."""
 
 
 @dataclass

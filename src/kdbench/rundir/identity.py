@@ -48,6 +48,7 @@ def run_identity(config: RunConfig, teacher_key: str | None) -> dict[str, Any]:
         "init_seed": config.init_seed,
         "data_seed": config.data_seed,
         "precision": config.runtime.precision,
+        **({"processes": config.runtime.processes} if config.runtime.processes > 1 else {}),
     }
 
 

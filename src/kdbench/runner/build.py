@@ -19,6 +19,7 @@ from kdbench.rundir.identity import model_identity
 from kdbench.rundir.related import found_related
 from kdbench.runner.dry_step import check_first_step
 from kdbench.runner.method import build_method, described
+from kdbench.runner.processes import check_one_process, check_processes
 from kdbench.system.device import place
 from kdbench.system.guard import Guard
 from kdbench.system.random import host_seeded, seeded
@@ -95,6 +96,8 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
     check_checkpoint(config, dataset.spec)
     student = summarize(config.student, dataset.spec, "student")
     check_batches(student, config, dataset, config.recipe, "")
+    check_processes(config, len(dataset.train), config.recipe, "")
+    check_one_process(student, config)
     check_memory_format(student, config, dataset.spec, "student", config.student.name)
     if config.student.weights:
         check_first_weights(config, dataset.spec)
@@ -111,6 +114,7 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
         teacher = summarize(config.teacher.model, dataset.spec, "teacher", trained)
         check_batches(teacher, config, dataset, config.teacher.recipe if trained else None, "teacher.")
         if trained:
+            check_processes(config, len(dataset.train), config.teacher.recipe, "teacher.")
             check_memory_format(teacher, config, dataset.spec, "teacher", config.teacher.model.name)
         if config.teacher.mean is not None and len(config.teacher.mean) != dataset.spec.input_shape[0]:
             raise ConfigError(

@@ -11,6 +11,7 @@ from kdbench import __version__
 from kdbench.config import RunConfig
 from kdbench.system.device import device_name
 from kdbench.system.packages import installed_version
+from kdbench.system.world import world
 
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "pandas", "safetensors")
 
@@ -27,6 +28,8 @@ def environment(config: RunConfig) -> dict[str, Any]:
         "threads": config.runtime.threads,
         "profile": config.runtime.profile,
         "compile": config.runtime.compile,
+        "processes": world().size,
+        "parallel": config.runtime.parallel,
         **git_state(),
     }
 

@@ -32,6 +32,7 @@ from kdbench.rundir.student import inference_size
 from kdbench.rundir.summary import KEY, Status, changed_file, names
 from kdbench.runner.build import Parts, bind, build_learner, build_parts, check_parts
 from kdbench.runner.failures import nonfinite_step, record_failure
+from kdbench.runner.processes import with_processes
 from kdbench.runner.pruning import after_epoch
 from kdbench.runner.resources import check_disk_space, user_error
 from kdbench.runner.results import Predictions, fidelity, write_result
@@ -346,7 +347,7 @@ def resolve_run(config: RunConfig) -> tuple[RunConfig, RunDirectory]:
     Raises:
         ConfigError: the device, the precision or the output root cannot be used here.
     """
-    runtime = resolve_runtime(config.runtime)
+    runtime = with_processes(resolve_runtime(config.runtime))
     data = resolve_data(config.data, runtime.device)
     config = dataclasses.replace(config, runtime=runtime, data=data)
     check_writable(Path(config.output_root).expanduser())

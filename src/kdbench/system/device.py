@@ -14,6 +14,7 @@ from torch import nn
 from kdbench.errors import ConfigError
 from kdbench.system.cpu import available_cores, have_native_bf16
 from kdbench.system.memory import start_keeping_freed_memory, stop_keeping_freed_memory
+from kdbench.system.world import world
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -78,7 +79,23 @@ def resolve_device(wanted: str) -> str:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "cpu" or (wanted == "auto" and count == 0):
         return "cpu"
-    index = int(wanted.partition(":")[2] or 0)
+    number = wanted.partition(":")[2]
+    processes = world()
+    index = int(number or processes.local_rank)
+    if processes.several and index != processes.local_rank:
+        raise ConfigError(
+            f"runtime.device={wanted} and torchrun started {processes.size} processes, each with a GPU of its own; use "
+            "runtime.device=cuda, and CUDA_VISIBLE_DEVICES to choose the GPUs",
+            code="unavailable_device",
+            key="runtime.device",
+        )
+    if processes.several and 0 < count <= index:
+        raise ConfigError(
+            f"torchrun started more processes on this machine than its {count} CUDA device{'s' * (count > 1)}; use "
+            f"--nproc-per-node {count}, or runtime.device=cpu",
+            code="unavailable_device",
+            key="runtime.device",
+        )
     if index >= count:
         here = f"{count} CUDA device{'s' if count > 1 else ''}" if count else "no CUDA device"
         raise ConfigError(

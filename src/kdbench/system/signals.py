@@ -54,6 +54,8 @@ class StopRequest:
         """True once the stop was raised as an exception, which unwinds the code."""
         self.grace_seconds = GRACE_SECONDS
         self.watchdog: threading.Timer | None = None
+        self.repeats = False
+        """True if Ctrl-C arrives more than once by itself: from the terminal, and from torchrun."""
 
 
 _stop = StopRequest()
@@ -63,6 +65,11 @@ def install() -> None:
     """Handle the signals as this module describes, from now on. In a thread, where Python handles none, do nothing."""
     if threading.current_thread() is threading.main_thread() and not _stop.handlers:
         _stop.handlers = {number: signal.signal(number, receive) for number in SIGNALS}
+
+
+def expect_repeats() -> None:
+    """Take a second Ctrl-C for a repetition of the first, as torchrun sends one to its processes."""
+    _stop.repeats = True
 
 
 def uninstall() -> None:
@@ -105,6 +112,11 @@ def deferred(grace_seconds: float) -> Iterator[None]:
             uninstall()
 
 
+def requested() -> int | None:
+    """Return the number of the signal that requested a stop, or None."""
+    return _stop.requested
+
+
 def raise_if_requested() -> None:
     """Leave if a stop was requested. Called where a run can leave.
 
@@ -128,7 +140,7 @@ def receive(number: int, _frame: FrameType | None = None) -> None:
     """Handle a signal; also called for a stop that has another cause, with the number that fits it."""
     received = signal.Signals(number)
     if _stop.requested is not None:
-        if received is signal.SIGINT:
+        if received is signal.SIGINT and not _stop.repeats:
             leave_at_once("interrupted twice, leaving at once", INTERRUPTED)
         return  # batch systems may repeat themselves
     _stop.requested = received

@@ -13,6 +13,7 @@ from kdbench.models import Network
 from kdbench.system.device import autocast, kind_of
 from kdbench.system.random import seeded
 from kdbench.system.signals import raise_if_requested
+from kdbench.system.world import World
 
 EVALUATION_BATCH = {"cpu": 128, "cuda": 1000, "mps": 1000}
 """Images of 32 x 32 of a forward pass per kind of device, as many as make it fast (docs/performance.md; for mps not
@@ -34,7 +35,12 @@ def evaluation_batch(device: str, image_shape: tuple[int, int, int]) -> int:
 
 @torch.no_grad()
 def predict(
-    network: Network, dataset: Dataset, split: Split, runtime: RuntimeConfig, method: Method | None = None
+    network: Network,
+    dataset: Dataset,
+    split: Split,
+    runtime: RuntimeConfig,
+    method: Method | None = None,
+    world: World | None = None,
 ) -> Tensor:
     """Return the logits [N, C] float32, on the CPU, of a split's images in order. The network's mode is restored.
 
@@ -44,23 +50,29 @@ def predict(
         split: the images.
         runtime: resolved runtime.
         method: method whose `predict` gives the logits; None takes the network's own.
+        world: processes that each compute some of the batches; None computes all of them here.
 
     Raises:
-        Interrupted: a stop was requested meanwhile.
+        Interrupted: a stop was requested meanwhile; several processes leave together after it.
     """
     modules = [module for module in (network, method) if module is not None]
     were_training = [module.training for module in modules]
     for module in modules:
         module.eval()
-    parts, batch_size = [], evaluation_batch(dataset.device, dataset.spec.input_shape)
+    batch_size = evaluation_batch(dataset.device, dataset.spec.input_shape)
+    logits = torch.zeros(len(split), dataset.spec.num_classes, device=dataset.device)
     with autocast(runtime), seeded(0):  # for networks that draw random numbers in evaluation mode too
-        for images in plain_batches(dataset, split, batch_size, runtime.channels_last):
-            raise_if_requested()
+        for number, images in enumerate(plain_batches(dataset, split, batch_size, runtime.channels_last)):
+            if world is None:
+                raise_if_requested()
+            elif number % world.size != world.rank:
+                continue
             output = network(images)
-            parts.append((method.predict(output) if method else output.logits).float())
+            start = number * batch_size
+            logits[start : start + len(images)] = (method.predict(output) if method else output.logits).float()
     for module, was_training in zip(modules, were_training, strict=True):
         module.train(was_training)
-    return torch.cat(parts).cpu()
+    return (world.add(logits) if world else logits).cpu()
 
 
 def check_finite(logits: Tensor, epoch: int) -> Tensor:

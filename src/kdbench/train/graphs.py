@@ -15,6 +15,7 @@ from kdbench.data.batches import Batch, Batches, BatchPlan
 from kdbench.errors import first_line
 from kdbench.system.device import kind_of
 from kdbench.train.learner import Learner, TeacherSource
+from kdbench.train.parallel import ParallelSteps
 from kdbench.train.steps import EagerSteps, Steps, TeacherOutputs
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,10 @@ class Recorder(Protocol):
 def steps_for(learners: Sequence[Learner], batches: Batches) -> Steps:
     """Return the way of executing steps that is fastest on the learners' device: captured or eager."""
     runtime = learners[0].runtime
+    if parallel := learners[0].parallel:
+        if kind_of(runtime.device) == "cuda" and runtime.graphs:
+            log.info("CUDA graphs: not used by several processes")
+        return ParallelSteps(batches, parallel.world, learners)
     if kind_of(runtime.device) != "cuda" or not runtime.graphs:
         return EagerSteps(batches)
     if runtime.precision == "fp16":
@@ -206,6 +211,10 @@ class CapturedSteps:
         if self.key not in parts:
             parts[self.key] = CapturedStep(self.recorder, name)
         return parts[self.key]
+
+    def agree(self) -> None:
+        """Leave if a stop was requested. Errors: see `EagerSteps.agree`."""
+        self.eager.agree()
 
     def enter_stream(self) -> None:
         """Have the following work done where captures are replayed."""

@@ -15,7 +15,7 @@ from kdbench.config import RecipeConfig, RuntimeConfig
 from kdbench.data.batches import Batch
 from kdbench.data.dataset import Dataset
 from kdbench.methods.base import LossOutput, Method, Progress, TeacherOutput
-from kdbench.models import Network
+from kdbench.models import Network, Output
 from kdbench.system.device import autocast, kind_of
 from kdbench.system.guard import Guard
 from kdbench.system.random import (
@@ -28,6 +28,7 @@ from kdbench.system.random import (
     set_host_state,
     set_random_state,
 )
+from kdbench.system.world import World
 from kdbench.train.average import AveragedWeights
 from kdbench.train.compiled import compiled
 from kdbench.train.evaluate import check_finite, predict
@@ -56,6 +57,16 @@ class Checkpoints(Protocol):
 
     def end_epoch(self) -> None:
         """Write the records after an epoch, and a checkpoint if one is due."""
+
+
+class ParallelForward(Protocol):
+    """The forward pass of a student over several processes (`kdbench.train.parallel`)."""
+
+    world: World
+
+    def __call__(self, images: Tensor) -> Output: ...
+
+    def average_gradients(self, optimizer: torch.optim.Optimizer) -> None: ...
 
 
 class NoCheckpoints:
@@ -94,7 +105,9 @@ class Learner:
         steps_per_epoch: int = 1,
     ) -> None:
         self.student = student
-        self.forward = compiled(student) if runtime.compile else student
+        self.alone = compiled(student) if runtime.compile else student
+        self.parallel: ParallelForward | None = None
+        """The student's forward pass over several processes, where there are several."""
         self.method = method
         self.recipe = recipe
         self.runtime = runtime
@@ -205,6 +218,8 @@ class Learner:
             terms, logits = self.backward(batch, teachers)
         else:
             terms, logits = self.backward_in_parts(batch, teachers)
+        if self.parallel:
+            self.parallel.average_gradients(self.optimizer)
         self.sums.add_predictions(logits, batch.labels)
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.clipped, self.recipe.clip_norm)
@@ -231,7 +246,7 @@ class Learner:
             share: factor of the gradients.
         """
         with autocast(self.runtime):
-            output = self.forward(batch.images)
+            output = (self.parallel or self.alone)(batch.images)
             returned = self.method(output, teachers, batch, self.progress)
         terms, logits = check_output(returned, self.method, output.logits.shape)
         loss = self.masked_loss(terms)
@@ -287,7 +302,8 @@ class Learner:
         started = time.perf_counter()
         means = self.sums.means(self.epoch + 1)
         with self.averaged():
-            val_logits = predict(self.student, dataset, dataset.val, self.runtime, self.method)
+            world = self.parallel.world if self.parallel else None
+            val_logits = predict(self.student, dataset, dataset.val, self.runtime, self.method, world)
         check_finite(val_logits, self.epoch + 1)
         labels = dataset.val.labels.cpu().numpy()
         train_loss, train_acc, grad_norm = means.pop("total"), means.pop("train_acc"), means.pop(GRAD_NORM)

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 
 from kdbench.data.batches import Batches, BatchPlan
 from kdbench.system.device import synchronize
-from kdbench.system.signals import raise_if_requested
 from kdbench.train.graphs import steps_for
 from kdbench.train.group import Clock, active, learners_at
 from kdbench.train.learner import Learner
@@ -38,6 +37,7 @@ def fit(learners: Sequence[Learner], batches: Batches, epochs: int, steps: Steps
                     progress.show(learner, learner.end_epoch(batches.dataset))
                     learner.checkpointer.end_epoch()
                     learner.after_epoch()
+            steps.agree()
     finally:
         progress.close()
 
@@ -75,7 +75,7 @@ def train_epoch(
             if progress:
                 progress.add(len(plan.rows))
             clock.charge(current)
-            raise_if_requested()
+            steps.agree()
     finally:
         steps.leave_stream()
     synchronize(learners[0].runtime.device)

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from kdbench.data.batches import Batch, Batches, BatchPlan
 from kdbench.methods.base import TeacherOutput
+from kdbench.system.signals import raise_if_requested
 from kdbench.train.learner import Learner, TeacherSource
 
 TeacherOutputs = Mapping[TeacherSource, TeacherOutput | None]
@@ -17,6 +18,8 @@ class Steps(Protocol):
     def prepare_batch(self, plan: BatchPlan, learners: Sequence[Learner]) -> tuple[Batch, TeacherOutputs]: ...
 
     def train_step(self, learner: Learner, batch: Batch, teacher_outputs: TeacherOutputs) -> None: ...
+
+    def agree(self) -> None: ...
 
     def enter_stream(self) -> None: ...
 
@@ -49,6 +52,14 @@ class EagerSteps:
         with learner.rng_scope():
             learner.train_step(batch, teacher_outputs[learner.teacher])
         learner.step_of_epoch += 1
+
+    def agree(self) -> None:
+        """Leave if a stop was requested.
+
+        Raises:
+            Interrupted: a signal was received.
+        """
+        raise_if_requested()
 
     def enter_stream(self) -> None:
         """Do nothing: eager steps are executed on the current stream."""

@@ -1,0 +1,221 @@
+"""The processes that train one run together, as torchrun starts them, and what they say to each other.
+
+Rank 0 does everything that a process alone does; the others wait for its commands and train along (`kdbench.runner.
+parallel`). Tensors of a step travel by NCCL between GPUs and by Gloo between CPUs, everything else by Gloo.
+"""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from kdbench.errors import ConfigError, RunError, first_line
+from kdbench.system.torchrun import VARIABLES, starts_several
+
+STEP_TIMEOUT = datetime.timedelta(minutes=30)
+COMMAND_TIMEOUT = datetime.timedelta(days=365)
+"""Time that processes wait for rank 0, which may train nothing for hours while it builds a logit cache."""
+REASON_SECONDS = 2.0
+"""Time to wait for the last words of a process that has ended."""
+
+
+class ProcessEndedError(RunError):
+    """Another process of the run has ended, so that no step can be trained any more."""
+
+
+@dataclass(eq=False)
+class World:
+    """The processes that train together.
+
+    Args:
+        rank: number of this process, counted from 0; rank 0 writes all files.
+        size: number of processes; 1 for a process alone, which never communicates.
+        local_rank: number of this process on its machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    problem: str | None = None
+    """Why the processes cannot communicate any more; None while they can."""
+    tensors: Any = field(default=None, repr=False)
+    """Process group for tensors of a step."""
+    words: Any = field(default=None, repr=False)
+    """Process group for everything else, on the CPU."""
+    store: Any = field(default=None, repr=False)
+
+    @property
+    def several(self) -> bool:
+        return self.size > 1
+
+    def connect(self) -> None:
+        """Meet the other processes, at the first call. Waits until all of them are there."""
+        if not self.several or self.words is not None:
+            return
+        if torch.cuda.is_available():
+            torch.cuda.set_device(self.local_rank % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        self.store, _, _ = next(iter(rendezvous("env://")))
+        own = PrefixStore("kdbench", self.store)
+        dist.init_process_group(backend, timeout=STEP_TIMEOUT, store=own, rank=self.rank, world_size=self.size)
+        self.tensors = dist.group.WORLD
+        self.words = dist.new_group(backend="gloo", timeout=COMMAND_TIMEOUT)
+
+    def disconnect(self) -> None:
+        """Leave the other processes; rank 0 lets them end."""
+        if self.several and self.rank == 0 and self.problem is None:
+            with contextlib.suppress(RuntimeError):  # they may be gone
+                self.share(None)
+        if self.words is not None:
+            with contextlib.suppress(RuntimeError, ValueError):  # of connections that are broken already
+                dist.destroy_process_group()
+        self.tensors = self.words = None
+
+    def share(self, value: Any = None) -> Any:
+        """Return a Python value of rank 0 in every process.
+
+        Args:
+            value: the value, in rank 0; others give nothing.
+        """
+        self.connect()
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.words)
+        return values[0]
+
+    def largest(self, numbers: Sequence[int]) -> list[int]:
+        """Return the largest of each number over the processes.
+
+        Raises:
+            ProcessEndedError: another process has ended.
+        """
+        tensor = torch.tensor(numbers, dtype=torch.int64)
+        with self.communicating():
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.words)
+        return [int(number) for number in tensor]
+
+    def rows(self, images: int, rank: int | None = None) -> slice:
+        """Return the rows of a batch that a process computes; in order of the ranks they are all of it.
+
+        Args:
+            images: number of images of the batch.
+            rank: the process; None for this one.
+        """
+        rank = self.rank if rank is None else rank
+        return slice(images * rank // self.size, images * (rank + 1) // self.size)
+
+    def gather(self, own: Tensor, images: int) -> Tensor:
+        """Return a tensor with the rows of all processes [images, ...], without gradient.
+
+        Args:
+            own: rows of this process, as `rows` gives them.
+            images: number of all rows.
+        """
+        counts = [(part := self.rows(images, rank)).stop - part.start for rank in range(self.size)]
+        most = max(counts)
+        sent = own.new_zeros(most, *own.shape[1:])
+        sent[: len(own)] = own
+        received = [torch.empty_like(sent) for _ in counts]
+        with self.communicating():  # as bytes: no backend computes with them, and Gloo does not know every type
+            dist.all_gather([as_bytes(part) for part in received], as_bytes(sent), group=self.tensors)
+        return torch.cat([part[:count] for part, count in zip(received, counts, strict=True)])
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over the processes; it is written in place."""
+        with self.communicating():
+            dist.all_reduce(tensor, group=self.tensors)
+        return tensor
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Write the mean over the processes into tensors, which have the same shapes in each of them."""
+        kinds = dict.fromkeys(tensor.dtype for tensor in tensors)
+        for dtype in kinds:
+            alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+            flat = self.add(torch.cat([tensor.reshape(-1) for tensor in alike])) / self.size
+            for tensor, mean in zip(alike, flat.split([tensor.numel() for tensor in alike]), strict=True):
+                tensor.copy_(mean.view(tensor.shape))
+
+    @contextlib.contextmanager
+    def communicating(self) -> Iterator[None]:
+        """Turn a broken connection in the block into an error that names the process which has ended.
+
+        Raises:
+            ProcessEndedError: a connection is broken, here or in an earlier block.
+        """
+        if self.problem is None:
+            try:
+                yield
+                return
+            except RuntimeError as error:  # torch.distributed has no narrower type for all backends
+                self.problem = self.last_words() or f"a process has ended ({first_line(error)})"
+        raise ProcessEndedError(
+            f"{self.problem}; the last checkpoint is intact, and the same command continues",
+            code="process_ended",
+            key="WORLD_SIZE",
+        )
+
+    def announce_end(self, error: BaseException) -> None:
+        """Leave the other processes a line about the error that ends this one."""
+        if self.problem is None:
+            self.problem = f"process {self.rank} of {self.size} ended: {first_line(error)}"
+            with contextlib.suppress(RuntimeError):  # the store may be gone
+                self.store.set(self.name_of_reason(), self.problem)
+
+    def last_words(self) -> str | None:
+        """Return the line that a process has left about its end, or None."""
+        with contextlib.suppress(RuntimeError):
+            self.store.wait([self.name_of_reason()], datetime.timedelta(seconds=REASON_SECONDS))
+            return bytes(self.store.get(self.name_of_reason())).decode()
+        return None
+
+    def name_of_reason(self) -> str:
+        """Return the name of the last words in the store; torchrun may have started the processes before."""
+        return f"kdbench/ended/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """Return a view of a contiguous tensor as bytes."""
+    return tensor.view(-1).view(torch.uint8)
+
+
+_world = World()
+
+
+def world() -> World:
+    """Return the processes of this one's run: it is alone, unless `start_world` has found others."""
+    return _world
+
+
+def start_world() -> World:
+    """Read from the environment which process this is.
+
+    Raises:
+        ConfigError: a variable of torchrun has no number.
+    """
+    global _world
+    if starts_several() and not _world.several:
+        try:
+            rank, size, local_rank = (int(os.environ[name]) for name in VARIABLES[:3])
+        except ValueError:
+            raise ConfigError(
+                "RANK, WORLD_SIZE and LOCAL_RANK of the environment must be whole numbers, as torchrun sets them: "
+                f"{', '.join(f'{name}={os.environ[name]}' for name in VARIABLES[:3])}",
+                code="usage",
+                key="WORLD_SIZE",
+            ) from None
+        _world = World(rank, size, local_rank)
+    return _world
+
+
+def end_world() -> None:
+    """Be a process alone again."""
+    global _world
+    _world.disconnect()
+    _world = World()
