@@ -6,7 +6,9 @@ parallel`). Tensors of a step travel by NCCL between GPUs and by Gloo between CP
 
 import contextlib
 import datetime
+import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +22,12 @@ from torch.distributed.rendezvous import rendezvous
 from kdbench.errors import ConfigError, RunError, first_line
 from kdbench.system.torchrun import VARIABLES, starts_several
 
+log = logging.getLogger(__name__)
+
 STEP_TIMEOUT = datetime.timedelta(minutes=30)
 COMMAND_TIMEOUT = datetime.timedelta(days=365)
 """Time that processes wait for rank 0, which may train nothing for hours while it builds a logit cache."""
-REASON_SECONDS = 2.0
+REASON_SECONDS = 1.0
 """Time to wait for the last words of a process that has ended."""
 
 
@@ -155,6 +159,7 @@ class World:
                 return
             except RuntimeError as error:  # torch.distributed has no narrower type for all backends
                 self.problem = self.last_words() or f"a process has ended ({first_line(error)})"
+                log.info("%s", self.problem)
         raise ProcessEndedError(
             f"{self.problem}; the last checkpoint is intact, and the same command continues",
             code="process_ended",
@@ -170,9 +175,12 @@ class World:
 
     def last_words(self) -> str | None:
         """Return the line that a process has left about its end, or None."""
+        deadline = time.monotonic() + REASON_SECONDS
         with contextlib.suppress(RuntimeError):
-            self.store.wait([self.name_of_reason()], datetime.timedelta(seconds=REASON_SECONDS))
-            return bytes(self.store.get(self.name_of_reason())).decode()
+            while time.monotonic() < deadline:  # torch's own waiting prints lines
+                if self.store.check([self.name_of_reason()]):
+                    return bytes(self.store.get(self.name_of_reason())).decode()
+                time.sleep(0.05)
         return None
 
     def name_of_reason(self) -> str:

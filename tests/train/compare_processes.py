@@ -1,0 +1,95 @@
+"""A program for torchrun: train runs alone and in several processes side by side, and compare losses and weights.
+
+    torchrun --nproc-per-node 2 -m tests.train.compare_processes CONFIG_DIR OUT STEPS OVERRIDES...
+
+OVERRIDES of several runs are divided by `--`. Rank 0 writes the largest relative differences of each run to OUT (JSON).
+"""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from kdbench.config import compose
+from kdbench.methods.base import Requires
+from kdbench.models import build
+from kdbench.runner.build import bind, build_learner, build_parts
+from kdbench.runner.run import resolve_run
+from kdbench.system.device import place
+from kdbench.system.random import seeded
+from kdbench.system.world import start_world
+from kdbench.teachers.live import LiveTeacher
+from kdbench.train.learner import Learner
+from kdbench.train.parallel import ParallelSteps, parallelise
+from kdbench.train.steps import EagerSteps
+
+
+def arm(config, world):
+    """Return a learner with its steps: alone without a world."""
+    parts = build_parts(config)
+    teacher = None
+    if config.teacher:
+        requires = parts.method.requires
+        with seeded(5):
+            network = build(config.teacher.model, parts.dataset.spec, requires.teacher_network_stages, "teacher")
+        teacher = place(network, config.runtime).eval()
+    bind(parts, [teacher] if teacher else [])
+    learner = build_learner(config, parts)
+    if teacher:
+        learner.teacher = LiveTeacher(teacher, Requires.of_teacher([parts.method.requires]), config.runtime)
+    if world:
+        parallelise([learner], world)
+    return learner, ParallelSteps(parts.batches, world, [learner]) if world else EagerSteps(parts.batches), parts
+
+
+def weights(learner: Learner) -> torch.Tensor:
+    modules = (learner.student, learner.method)
+    tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+    return torch.cat([t.detach().double().reshape(-1) for t in tensors if t.is_floating_point()])
+
+
+def compare(config, world, steps: int) -> dict[str, float]:
+    alone, parallel = arm(config, None), arm(config, world)
+    before, largest = [0.0, 0.0], 0.0
+    plans = itertools.chain.from_iterable(alone[2].batches.plan(epoch) for epoch in itertools.count())
+    for learner, _, _ in (alone, parallel):
+        learner.begin_epoch()
+    for plan in itertools.islice(plans, steps):
+        losses = []
+        for n, (learner, way, _) in enumerate((alone, parallel)):
+            batch, outputs = way.prepare_batch(plan, [learner])
+            way.train_step(learner, batch, outputs)
+            total = float(learner.sums.totals[0])
+            losses.append(total - before[n])
+            before[n] = total
+        largest = max(largest, abs(losses[1] - losses[0]) / abs(losses[0]))
+    first, second = weights(alone[0]), weights(parallel[0])
+    shared = world.gather(second[None], world.size)
+    return {
+        "loss": largest,
+        "weights": float((second - first).norm() / first.norm()),
+        "moved": float((first - weights(arm(config, None)[0])).norm() / first.norm()),
+        "between processes": float((shared - second).abs().max()),
+    }
+
+
+def main() -> None:
+    config_dir, out, steps, *rest = sys.argv[1:]
+    world = start_world()
+    world.connect()
+    torch.set_num_threads(1)
+    found = {}
+    for differs, overrides in itertools.groupby(rest, lambda text: text != "--"):
+        if differs:
+            given = list(overrides)
+            config, _ = resolve_run(compose(given, Path(config_dir)))
+            found[" ".join(given)] = compare(config, world, int(steps))
+    if world.rank == 0:
+        Path(out).write_text(json.dumps(found))
+    world.disconnect()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""A small network with batch norm and without kinks: rounding does not grow in it from step to step."""
+
+from torch import Tensor, nn
+
+
+def block(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.Softplus())
+
+
+class Smooth(nn.Module):
+    def __init__(self, num_classes: int = 10, width: int = 8) -> None:
+        super().__init__()
+        self.layer1 = block(3, width, 2)
+        self.layer2 = block(width, 2 * width, 2)
+        self.layer3 = block(2 * width, 2 * width, 2)
+        self.layer4 = block(2 * width, 4 * width, 2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(4 * width, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.layer4(self.layer3(self.layer2(self.layer1(images))))
+        return self.fc(self.avgpool(maps).flatten(1))
+
+
+class WithDropout(Smooth):
+    def __init__(self, num_classes: int = 10, width: int = 8) -> None:
+        super().__init__(num_classes, width)
+        self.avgpool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(0.5))
