@@ -62,7 +62,7 @@ def check_equal(found, runs):
     for name, differences in found.items():
         assert differences["loss"] < 1e-5, (name, differences)
         assert differences["weights"] < 1e-5, (name, differences)
-        assert differences["moved"] > 1e-2, (name, differences)
+        assert differences["moved"] > 5e-4, (name, differences)
         assert differences["between processes"] == 0, (name, differences)
 
 
@@ -79,8 +79,9 @@ def test_two_processes_compute_the_batch_norm_network_of_one_with_every_method(c
 
 @pytest.mark.slow
 def test_three_processes_compute_what_one_does_with_every_kind_of_recipe(config_dir, tmp_path):
-    common = [*COMMON[1:], "recipe.batch_size=33"]
+    common = [*COMMON[1:], "recipe.batch_size=33", "teacher.recipe.batch_size=33"]
     runs = [("student=smooth", *common, "recipe.lr=0.05", *TEACHER, *recipe) for recipe in RECIPES.values()]
+    common = [*COMMON[1:], "recipe.batch_size=33"]
     with_layer_norm = ("student=vit_tiny", *common, "teacher=none", "method=ce", "recipe.lr=0.01")
     with_kinks = ("student=resnet8", *common, "teacher=none", "method=ce", "recipe.lr=0.001")
     runs += [with_layer_norm, with_kinks]

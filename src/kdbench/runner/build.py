@@ -15,7 +15,7 @@ from kdbench.data.source import DataSpec
 from kdbench.errors import ConfigError
 from kdbench.methods.base import Method, MethodContext
 from kdbench.models import ModelSummary, Network, build, load_pretrained, summarize, weights
-from kdbench.rundir.identity import model_identity
+from kdbench.rundir.identity import model_identity, teacher_directory
 from kdbench.rundir.related import found_related
 from kdbench.runner.dry_step import check_first_step
 from kdbench.runner.method import build_method, described
@@ -114,7 +114,8 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
         teacher = summarize(config.teacher.model, dataset.spec, "teacher", trained)
         check_batches(teacher, config, dataset, config.teacher.recipe if trained else None, "teacher.")
         if trained:
-            check_processes(config, len(dataset.train), config.teacher.recipe, "teacher.")
+            if not teacher_directory(config).is_complete():
+                check_processes(config, len(dataset.train), config.teacher.recipe, "teacher.")
             check_memory_format(teacher, config, dataset.spec, "teacher", config.teacher.model.name)
         if config.teacher.mean is not None and len(config.teacher.mean) != dataset.spec.input_shape[0]:
             raise ConfigError(
