@@ -75,6 +75,7 @@ class Itself(World):
 
 def not_parallel() -> None:
     """Train a network with dropout in two processes."""
+    torch.manual_seed(0)
     network = build(ModelConfig("noise", "tests.messages_of_processes.Noise", {}, {}), SPEC)
     ParallelStudent(network, Itself(0, 2), True, "cpu").check_exact(torch.ones(4, 3, 32, 32))
 
