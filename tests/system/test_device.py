@@ -62,5 +62,5 @@ def test_mps_has_no_float64_and_no_graphs(mps, monkeypatch):
     assert kept.means(1) == {"total": 0.5, "train_acc": 1.0, "grad_norm": 2.0}
     assert "mps" in EVALUATION_BATCH
     runtime = composed_once("runtime.device=mps").runtime
-    learner = type("Learner", (), {"runtime": runtime})()
+    learner = type("Learner", (), {"runtime": runtime, "parallel": None})()
     assert isinstance(steps_for([learner], batches=None), EagerSteps)
