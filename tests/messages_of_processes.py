@@ -86,7 +86,7 @@ def ended() -> None:
         raise AssertionError
 
 
-CASES: list[Callable[[], None]] = [
+PROCESSES_CASES: list[Callable[[], None]] = [
     lambda: checked(3), lambda: checked(2, "data.num_train=33"),
     lambda: checked(2, "data.num_train=34", "recipe.accumulate=2"),
     lambda: checked(2, "runtime.compile=true"), lambda: checked(2, "runtime.parallel=both"),

@@ -71,8 +71,8 @@ from tests.conftest import NARROW, SMALL, composed_once
 from tests.errors import recorded_errors
 from tests.messages_of_deployment import TRAINED_CASES
 from tests.messages_of_launchers import LAUNCHER_CASES
+from tests.messages_of_processes import PROCESSES_CASES
 from tests.messages_of_sharing import SHARING_CASES
-from tests.messages_of_processes import CASES as CASES_OF_PROCESSES
 from tests.networks import SPEC, Plain
 from tests.rundir.test_lock import FOREIGN
 
@@ -810,7 +810,7 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
     "deployment": TRAINED_CASES,
     "launchers": LAUNCHER_CASES,
     "sharing": SHARING_CASES,
-    "several processes": CASES_OF_PROCESSES,
+    "several processes": PROCESSES_CASES,
     "kdbench-verify": [
         *(lambda arguments=arguments: verify_runs(arguments) for arguments in (
             [], ["nowhere"], ["empty"], ["--trust", "a b", "runs/right"], ["--data-root", "nowhere", "runs/right"],
