@@ -98,6 +98,7 @@ CHECKS = (
         "a compiled student trains as the plain one does",
         ("test_compiled_student_trains_and_is_close_to_the_plain_one",),
     ),
+    Check("two GPUs, by torchrun and NCCL, compute what one does", ("test_two_gpus_compute_what_one_does",)),
     Check("batched views equal torchvision's, bit for bit", ("test_views_equal_torchvisions",)),
     Check(
         "no step of a recipe with AdamW, averaged weights, mixed images or a policy waits for the host",

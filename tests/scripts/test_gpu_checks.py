@@ -29,8 +29,8 @@ def test_committed_page_shows_the_committed_results(script):
 
 
 def test_every_gpu_test_has_a_line_and_every_line_a_test(script):
-    tree = ast.parse((ROOT / "tests" / "gpu" / "test_cuda.py").read_text())
-    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+    nodes = [node for file in (ROOT / "tests" / "gpu").glob("*.py") for node in ast.parse(file.read_text()).body]
+    functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
     assert {test for check in script.CHECKS for test in check.tests} == functions
 
 
