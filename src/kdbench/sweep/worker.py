@@ -54,6 +54,18 @@ def pack_group(runs: Sequence["PlannedRun"], first: int = 0, heading: str | None
     return GroupTask(pickle.dumps(list(runs)), titles, first, heading, folder, python_path)
 
 
+def unpack_group(task: GroupTask) -> list["PlannedRun"]:
+    """Return the runs of a task, once this process has its working directory and can import the user's own classes.
+
+    Raises:
+        RunError: this machine does not have the working directory.
+    """
+    sys.path += [path for path in task.python_path if path not in sys.path]  # last, so that nothing here is hidden
+    enter_folder(task.folder)
+    runs: list[PlannedRun] = pickle.loads(task.runs)
+    return runs
+
+
 def run_group(task: GroupTask, device: str | None = None, threads: int | None = None) -> list["JobResult"]:
     """Complete the runs of a task in this process, and return their results, errors of runs included.
 
@@ -65,14 +77,12 @@ def run_group(task: GroupTask, device: str | None = None, threads: int | None = 
         threads: value of `runtime.threads` for runs that leave it to `auto`.
     """
     configure_openmp()
-    sys.path += [path for path in task.python_path if path not in sys.path]  # last, so that nothing here is hidden
     with signals.handled():
         log_to_console()
         from kdbench.sweep.execute import failure, interrupted, launch_here  # here, since it imports torch
 
         try:
-            enter_folder(task.folder)
-            runs: list[PlannedRun] = pickle.loads(task.runs)
+            runs = unpack_group(task)
             for run in runs:
                 run.composed = with_runtime(run.config, device, threads)
             heading = task.heading

@@ -1,0 +1,349 @@
+"""SLURM: groups of planned runs as an array job, submitted through submitit, one array task per group.
+
+`kdbench.sweep.slurm_job` is what a task executes. A task that was stopped by its time limit or by a preemption ends
+with exit code 75, and its batch script requeues it. Results come back as JSON files, read by the submitting process.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdbench.errors import ConfigError
+from kdbench.rundir.files import check_writable, write_json
+from kdbench.sweep.plan import PlannedRun
+from kdbench.sweep.slurm_commands import SlurmError, check_reachable, command, max_array_size, own_words
+from kdbench.sweep.slurm_job import ArrayTask, GroupJob
+from kdbench.sweep.worker import pack_group
+from kdbench.system.signals import NOT_FINISHED, SIGNALS
+
+if TYPE_CHECKING:
+    from submitit.slurm.slurm import SlurmExecutor
+
+log = logging.getLogger(__name__)
+
+SIGNAL = "USR2"
+"""Signal before the time limit: the one that submitit handles too, until the runs' own handlers are installed."""
+UNLIMITED = 1_000_000
+"""submitit's own limit of requeues, out of the way: `max_stops` counts those without progress."""
+FOLDER = "slurm"
+"""Folder in the output root with a folder for each array job."""
+TASKS_FILE = "tasks.json"
+"""Run keys of the groups of an array job, in the order of its tasks."""
+OWN_OPTIONS = ("array", "error", "no-requeue", "open-mode", "output", "parsable", "requeue", "signal", "wait", "wrap")
+TIME_FORMS = re.compile(
+    r"(?P<m>\d+)(:(?P<s>\d\d))?|(?P<h2>\d+):(?P<m2>\d\d):(?P<s2>\d\d)|(?P<d>\d+)-(?P<h3>\d+)(:(?P<m3>\d\d)(:(?P<s3>\d\d))?)?"
+)
+
+
+@dataclass(frozen=True)
+class SlurmOptions:
+    """Keys of conf/hydra/launcher/slurm.yaml, which describes them."""
+
+    time: Any
+    partition: Any = None
+    gpus_per_node: Any = None
+    cpus_per_task: Any = None
+    mem: Any = None
+    account: Any = None
+    qos: Any = None
+    constraint: Any = None
+    array_parallelism: Any = 256
+    requeue: Any = True
+    signal_seconds: Any = 120
+    max_stops: Any = 3
+    setup: Sequence[Any] = ()
+    sbatch: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Check the values that do not depend on the cluster.
+
+        Raises:
+            ConfigError: one is out of range, or would be ignored.
+        """
+        for name in ("partition", "gpus_per_node", "cpus_per_task", "mem", "account", "qos", "constraint"):
+            check_word(name, getattr(self, name))
+        for name in ("array_parallelism", "signal_seconds", "max_stops"):
+            check_count(name, getattr(self, name))
+        if type(self.requeue) is not bool:
+            raise wrong("requeue", self.requeue, "true or false")
+        seconds = seconds_of(self.time)
+        if seconds <= self.signal_seconds:
+            raise ConfigError(
+                f"hydra.launcher.signal_seconds is {self.signal_seconds}; it must be less than the "
+                f"{seconds} seconds of hydra.launcher.time={self.time}",
+                code="out_of_range",
+                key="hydra.launcher.signal_seconds",
+            )
+        if isinstance(self.setup, str) or not all(isinstance(line, str) and line.isprintable() for line in self.setup):
+            raise wrong("setup", self.setup, "a list of shell commands, each in one line")
+        if not isinstance(self.sbatch, Mapping):
+            raise wrong("sbatch", self.sbatch, "a mapping from options of sbatch to values, such as {nice: 100}")
+        for name, value in self.sbatch.items():
+            check_word(f"sbatch.{name}", value)
+            long_name = str(name).replace("_", "-")
+            if long_name in OWN_OPTIONS or getattr(self, long_name.replace("-", "_"), None) is not None:
+                raise ConfigError(
+                    f"hydra.launcher.sbatch.{name}: kdbench sets --{long_name} itself, from the other keys of "
+                    "hydra.launcher; remove it here",
+                    code="usage",
+                    key=f"hydra.launcher.sbatch.{name}",
+                )
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Options of sbatch beside those that submitit sets."""
+        given = {name.replace("_", "-"): value for name, value in self.sbatch.items()}
+        return {
+            "time": self.time,
+            "signal": f"{SIGNAL}@{self.signal_seconds}",
+            "requeue" if self.requeue else "no-requeue": True,
+            **{name: value for name, value in given.items() if value is not None and value is not False},
+        } | ({} if self.mem is None else {"mem": self.mem})
+
+
+def check_word(name: str, value: Any) -> None:
+    """Check a value that stands in a line of a batch script."""
+    plain = value is None or isinstance(value, bool | int | float | str)
+    if not plain or (isinstance(value, str) and not (value and value.isprintable())):
+        raise wrong(name, value, "a word or a number, as sbatch takes it, or null")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Check a whole number of at least 1."""
+    if type(value) is not int or value < 1:
+        raise wrong(name, value, "a whole number of at least 1")
+
+
+def wrong(name: str, value: Any, allowed: str) -> ConfigError:
+    """Return the error for a value of a key of the launcher."""
+    key = f"hydra.launcher.{name}"
+    return ConfigError(f"{key} is {value!r}; it must be {allowed}", code="out_of_range", key=key)
+
+
+def seconds_of(limit: Any) -> int:
+    """Return a time limit in seconds, from the forms that sbatch takes.
+
+    Raises:
+        ConfigError: it has another form, or is no time.
+    """
+    match = TIME_FORMS.fullmatch(str(limit)) if type(limit) in (int, str) else None
+    parts = {name: int(value) for name, value in match.groupdict().items() if value} if match else {}
+    units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+    seconds = sum(value * units[name[0]] for name, value in parts.items())
+    if not seconds:
+        raise wrong("time", limit, "minutes, 'MM:SS', 'HH:MM:SS' or 'D-HH:MM:SS' (in quotes in a YAML file)")
+    return seconds
+
+
+def check_slurm(options: SlurmOptions, tasks: int = 1) -> None:
+    """Check the options, that SLURM answers, and that it accepts jobs with these options. Submits nothing.
+
+    Args:
+        options: of the launcher.
+        tasks: number of array tasks.
+
+    Raises:
+        ConfigError: a value is out of range, SLURM is not reachable, or it refuses them.
+    """
+    options.check()
+    check_reachable()
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    shown = {**parameters_of(options, "kdbench"), "map_count": min(tasks, max_array_size())}
+    script = _make_sbatch_string(command="true", folder="/tmp/%j", **shown)
+    try:
+        command("sbatch", "--test-only", input=script)
+    except SlurmError as error:
+        raise refused(error) from None
+
+
+def check_runs(options: SlurmOptions, runs: Sequence[PlannedRun]) -> None:
+    """Check that the runs have time to write their checkpoints before SLURM ends their task.
+
+    Raises:
+        ConfigError: they have not.
+    """
+    options.check()
+    grace = max((run.config.checkpoint.grace_seconds for run in runs if run.composed), default=0)
+    if grace > options.signal_seconds:
+        raise ConfigError(
+            f"checkpoint.grace_seconds is {grace:g}, more than hydra.launcher.signal_seconds={options.signal_seconds}: "
+            "SLURM would end a run that is still writing its checkpoint; increase hydra.launcher.signal_seconds",
+            code="out_of_range",
+            key="checkpoint.grace_seconds",
+        )
+
+
+def refused(error: SlurmError) -> ConfigError:
+    """Return the error for options that sbatch does not accept, with its own words."""
+    return ConfigError(
+        f"SLURM refuses the jobs of hydra/launcher=slurm: {error}; change the keys of hydra.launcher",
+        code="slurm_refuses",
+        key="hydra.launcher",
+    )
+
+
+def parameters_of(options: SlurmOptions, name: str, dependency: str | None = None) -> dict[str, Any]:
+    """Return the parameters of submitit's executor; see `executor`."""
+    additional = options.parameters
+    if dependency:
+        additional["kill-on-invalid-dep"] = "yes"
+    return {
+        "job_name": name,
+        "partition": options.partition,
+        "nodes": 1,
+        "ntasks_per_node": 1,
+        "gpus_per_node": options.gpus_per_node,
+        "cpus_per_task": options.cpus_per_task,
+        "account": options.account,
+        "qos": options.qos,
+        "constraint": options.constraint,
+        "array_parallelism": options.array_parallelism,
+        "dependency": dependency,
+        "wckey": None,
+        "stderr_to_stdout": True,
+        # Since SLURM 22.05, srun does not follow sbatch in this.
+        "srun_args": [f"--cpus-per-task={options.cpus_per_task}"] if options.cpus_per_task is not None else None,
+        "setup": [str(line) for line in options.setup] or None,
+        "additional_parameters": additional,
+    }
+
+
+def executor(options: SlurmOptions, folder: Path, name: str, dependency: str | None = None) -> "SlurmExecutor":
+    """Return submitit's executor for jobs that requeue themselves.
+
+    Args:
+        options: checked (`check_slurm`).
+        folder: folder of the jobs' files, absolute.
+        name: name of the jobs.
+        dependency: value of `sbatch --dependency`, such as afterok:12; jobs whose condition cannot come
+            true are cancelled.
+    """
+    from submitit.slurm.slurm import SlurmExecutor
+
+    logging.getLogger("submitit").setLevel(logging.ERROR)  # its lines go to standard output
+    made = SlurmExecutor(folder=folder, max_num_timeout=UNLIMITED)
+    teardown = requeue_script(folder) if options.requeue else None
+    made.update_parameters(**parameters_of(options, name, dependency), teardown=teardown)
+    return made
+
+
+def requeue_script(folder: Path) -> list[str]:
+    """Return the end of a batch script, which requeues the job where it was stopped before its runs were complete.
+
+    The script outlives the process of the runs, however that ended. SLURM signals the script itself only where it ends
+    the job (scancel) or requeues it anyhow (a preemption, a lost node); bash then ends at once.
+    """
+    stopped = [NOT_FINISHED, *(128 + number for number in SIGNALS if number.name in ("SIGUSR1", "SIGUSR2"))]
+    return [
+        "code=$?",
+        'job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"',
+        f'case "$code" in {"|".join(str(code) for code in stopped)})',
+        f'    echo "$code" >>{shlex.quote(str(folder))}/"${{job}}_stops"',
+        "    for pause in 1 2 4 8; do",
+        '        scontrol requeue "$job" && break',
+        '        sleep "$pause"',
+        "    done ;;",
+        "esac",
+        "exit $code",
+    ]
+
+
+@contextlib.contextmanager
+def outside_of_a_job() -> Iterator[None]:
+    """Hide the variables of a job in which this process may run itself: srun and sbatch would follow them."""
+    keep = ("SLURM_CONF",)
+    own = {
+        name: value for name, value in os.environ.items() if name.startswith(("SLURM_", "SRUN_")) and name not in keep
+    }
+    for name in own:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(own)
+
+
+def submit(
+    options: SlurmOptions,
+    groups: Sequence[Sequence[PlannedRun]],
+    output_root: Path,
+    *,
+    name: str = "kdbench",
+    dependency: str | None = None,
+    first: int = 0,
+) -> list[ArrayTask]:
+    """Submit groups of runs as an array job, or several where SLURM limits the size of an array.
+
+    Args:
+        options: checked (`check_slurm`).
+        groups: runs that train together, none of them refused.
+        output_root: the files of the jobs are in its folder slurm/.
+        name: name of the jobs.
+        dependency: see `executor`.
+        first: number of the first run within its sweep, counted from 0.
+
+    Returns:
+        The task of each group.
+
+    Raises:
+        ConfigError: SLURM refuses the jobs.
+    """
+    size, tasks = max_array_size(), list[ArrayTask]()
+    for start in range(0, len(groups), size):
+        part = groups[start : start + size]
+        tasks += submit_array(options, part, output_root, name, dependency, first + sum(map(len, groups[:start])))
+    return tasks
+
+
+def submit_array(
+    options: SlurmOptions,
+    groups: Sequence[Sequence[PlannedRun]],
+    output_root: Path,
+    name: str,
+    dependency: str | None,
+    first: int,
+) -> list[ArrayTask]:
+    """Submit groups as one array job. Arguments, result and errors: see `submit`."""
+    folder = new_folder(output_root)
+    keys = [tuple(run.key for run in runs) for runs in groups]
+    write_json(folder / TASKS_FILE, {"keys": keys})  # before: a process that is killed now leaves what `attach` needs
+    submitted = executor(options, folder, name, dependency)
+    try:
+        with outside_of_a_job(), contextlib.redirect_stderr(io.StringIO()), submitted.batch():
+            jobs = []
+            for runs in groups:
+                call = GroupJob(pack_group(runs, first), options.max_stops, options.requeue)
+                jobs.append(submitted.submit(call))
+                first += len(runs)
+    except Exception as error:  # submitit's own kinds, with SLURM's words
+        raise refused(SlurmError(own_words(str(error)))) from None
+    return [ArrayTask(str(job.job_id), folder, own) for job, own in zip(jobs, keys, strict=True)]
+
+
+def new_folder(output_root: Path) -> Path:
+    """Return a new folder for the files of an array job, absolute. Others can read it; they cannot replace what runs.
+
+    Raises:
+        ConfigError: it cannot be made, or sbatch would misread its name.
+    """
+    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{os.getpid()}"
+    folder = output_root.expanduser().absolute() / FOLDER / name
+    if "%" in str(folder) or not str(folder).isprintable():
+        raise ConfigError(
+            f"output_root is {output_root}; hydra/launcher=slurm needs a path without %, which sbatch replaces",
+            code="out_of_range",
+            key="output_root",
+        )
+    check_writable(folder.parent, "output_root")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o755)
+    return folder

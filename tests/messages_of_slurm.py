@@ -1,0 +1,59 @@
+"""Calls with a user's mistakes in hydra/launcher=slurm; tests/test_messages.py holds their messages."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdbench.sweep.plan import PlannedRun
+from kdbench.sweep.slurm import SlurmOptions, check_runs, new_folder
+from kdbench.sweep.slurm_commands import check_reachable
+from tests.conftest import SMALL, composed_once
+
+
+def checked(**options: Any) -> None:
+    """Check options of the launcher."""
+    SlurmOptions(**{"time": 60, **options}).check()
+
+
+def without_slurm(**commands: str) -> None:
+    """Check that SLURM is reachable where only some of its commands are there.
+
+    Args:
+        commands: shell script of each.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        folder = Path("commands")
+        folder.mkdir(exist_ok=True)
+        for name, script in commands.items():
+            (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+            (folder / name).chmod(0o755)
+        patched.setenv("PATH", f"{folder}:/bin" if commands else "/nowhere")
+        check_reachable()
+
+
+DOWN = {"sbatch": "", "srun": "", "squeue": "", "scontrol": "echo 'Slurmctld(primary) at head is DOWN'; exit 1"}
+SLURM_CASES: list[Callable[[], object]] = [
+    lambda: checked(time=0),
+    lambda: checked(time="an hour"),
+    lambda: checked(time="1:00", signal_seconds=60),
+    lambda: checked(signal_seconds=1.5),
+    lambda: checked(max_stops=0),
+    lambda: checked(array_parallelism="all"),
+    lambda: checked(requeue="yes"),
+    lambda: checked(partition=["a", "b"]),
+    lambda: checked(setup="module load cuda"),
+    lambda: checked(sbatch="--nice"),
+    lambda: checked(sbatch={"nice": [1]}),
+    lambda: checked(sbatch={"array": "0-3"}),
+    lambda: checked(sbatch={"signal": "TERM@5"}),
+    lambda: checked(sbatch={"partition": "gpu"}, partition="cpu"),
+    lambda: check_runs(
+        SlurmOptions(time=60, signal_seconds=10), [PlannedRun((), "", composed_once(*SMALL, "method=ce"))]
+    ),
+    lambda: new_folder(Path("runs_of_100%")),
+    lambda: without_slurm(),
+    lambda: without_slurm(**DOWN),
+]
+"""Calls, each of which ends in an error."""

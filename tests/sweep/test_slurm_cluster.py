@@ -1,0 +1,172 @@
+"""hydra/launcher=slurm on a real SLURM: disturbed sweeps end as undisturbed ones."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs.test_docs import CHECKOUT, blocks
+from tests.slurm import PAUSED, TINY, Cluster, Sweep, cluster, same_runs
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A SLURM with two CPUs."""
+    with cluster(tmp_path_factory.mktemp("slurm") / "cluster") as running:
+        yield running
+
+
+def restarts(slurm: Cluster, job: str) -> int:
+    """Return how often SLURM has requeued a job."""
+    match = re.search(r"Restarts=(\d+)", slurm.command("scontrol", "show", "job", job))
+    assert match
+    return int(match[1])
+
+
+def test_a_sweep_that_is_requeued_preempted_drained_and_out_of_time_ends_as_an_undisturbed_one(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    undisturbed = Sweep(None, whole, 0, "seed=0,1,2", "recipe.epochs=2,60")
+    assert undisturbed.process.wait(200) == 0, undisturbed.printed
+
+    folder = tmp_path / "disturbed"
+    folder.mkdir()
+    sweep = Sweep(slurm, folder, 0.25, "seed=0,1,2", "recipe.epochs=2,60")  # 30 seconds and more for each long one
+    slurm.wait_for(lambda: sweep.array)
+    jobs = [f"{sweep.array}_{number}" for number in range(6)]
+    assert len(slurm.jobs("PENDING", "RUNNING", "COMPLETED", "COMPLETING")) == 6, sweep.printed
+
+    slurm.wait_for(lambda: sweep.rows("seed0") > 6)
+    slurm.command("scontrol", "requeue", jobs[1])  # the long run with seed 0
+    slurm.wait_for(lambda: restarts(slurm, jobs[1]) == 1)
+
+    slurm.command("scontrol", "update", "nodename=node1", "state=drain", "reason=test")
+    started = set(slurm.jobs("RUNNING"))
+    slurm.wait_for(lambda: not slurm.jobs("RUNNING"))  # each ends, or is stopped by its time limit
+    assert slurm.jobs("PENDING"), "no task is left to start"
+    assert not set(slurm.jobs("RUNNING")) - started
+    slurm.command("scontrol", "update", "nodename=node1", "state=resume")
+
+    slurm.wait_for(lambda: slurm.jobs("RUNNING"))
+    urgent = slurm.command(
+        "sbatch", "--parsable", "--partition=urgent", "--ntasks=2", "--output=/dev/null", "--wrap=sleep 2"
+    ).strip()
+    slurm.wait_for(lambda: slurm.jobs("COMPLETED").get(urgent))
+
+    slurm.wait_for(lambda: sweep.process.poll() is not None, 200)
+    assert sweep.process.returncode == 0, sweep.printed + sweep.job_logs()
+    assert "6 runs compared, 0 differ" in same_runs(whole / "out", folder / "out")
+    assert len(re.findall(r"^job \d: .*out/runs/\S+ \(SLURM job \d+_\d\)$", sweep.printed, re.M)) == 6
+    logs = sweep.job_logs()
+    assert "SIGTERM: stopped after" in logs
+    assert "SIGUSR2: stopped after" in logs  # a time limit
+    assert logs.count("resuming from last.ckpt after") >= 3
+    (record,) = (folder / "out" / "sweeps").glob("*.json")
+    assert {job["status"] for job in json.loads(record.read_text())["jobs"]} == {"complete"}
+    assert "kdbench-study" not in logs
+
+
+def test_a_killed_command_finds_its_jobs_again(slurm: Cluster, tmp_path: Path) -> None:
+    sweep = Sweep(slurm, tmp_path, 0.25, "seed=0,1", "recipe.epochs=12")
+    slurm.wait_for(lambda: sweep.rows() > 2)
+    first = sweep.array
+    sweep.stop(signal.SIGKILL)
+    sweep.start()
+    slurm.wait_for(lambda: "of an earlier command has" in sweep.printed)
+    sweep.stop(signal.SIGINT)
+    assert sweep.process.returncode == 130
+    assert f"the same command waits for them again, and scancel {first} cancels them" in sweep.printed
+    sweep.start()
+    slurm.wait_for(lambda: sweep.process.poll() is not None)
+    assert sweep.process.returncode == 0, sweep.printed
+    assert not sweep.array  # it has submitted nothing
+    assert len(list((tmp_path / "out" / "slurm").iterdir())) == 1
+
+
+def test_a_task_that_never_comes_further_fails_after_some_stops_and_a_cancelled_one_at_once(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    sweep = Sweep(slurm, tmp_path, 600, "seed=0,1", "recipe.epochs=1", "hydra.launcher.max_stops=1")
+    slurm.wait_for(lambda: len(slurm.jobs("RUNNING")) == 2)
+    slurm.command("scancel", f"{sweep.array}_1")
+    slurm.wait_for(lambda: sweep.process.poll() is not None)
+    assert sweep.process.returncode == 1
+    stuck, cancelled = sorted(re.findall(r"^kdbench: error: .*seed=\d: (.*)$", sweep.printed, re.M), reverse=True)
+    assert stuck.startswith("stopped 1 times by SLURM without a new checkpoint (hydra.launcher.max_stops)")
+    assert cancelled.startswith(f"SLURM job {sweep.array}_1 ended without a result: CANCELLED; its log: ")
+    assert "Traceback" not in sweep.printed
+    assert not slurm.jobs("PENDING", "RUNNING")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("hydra.launcher.partition=nowhere", "invalid partition specified: nowhere; Invalid partition name specified"),
+        ("hydra.launcher.mem=100T", "Requested node configuration is not available"),
+        ("+hydra.launcher.sbatch.no-such-option=1", "unrecognized option '--no-such-option=1'"),
+    ],
+)
+def test_options_that_slurm_refuses_are_reported_in_its_words(
+    slurm: Cluster, tmp_path: Path, override: str, words: str
+) -> None:
+    sweep = Sweep(slurm, tmp_path, 0, "seed=0,1", override)
+    assert sweep.process.wait(60) == 2
+    assert sweep.printed == (
+        f"kdbench: error: SLURM refuses the jobs of hydra/launcher=slurm: {words}; change the keys of hydra.launcher\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_controller_that_does_not_answer_is_reported_at_once(slurm: Cluster, tmp_path: Path) -> None:
+    text = Path(slurm.environment["SLURM_CONF"]).read_text()
+    other = tmp_path / "slurm.conf"
+    other.write_text(re.sub("SlurmctldPort=.*", "SlurmctldPort=9", text))
+    sweep = Sweep(Cluster(slurm.environment | {"SLURM_CONF": str(other)}), tmp_path, 0, "seed=0,1")
+    assert sweep.process.wait(60) == 2
+    assert re.fullmatch(r"kdbench: error: hydra/launcher=slurm: its controller does not answer: .*\n", sweep.printed)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_batch_script_of_the_docs_requeues_itself(slurm: Cluster, tmp_path: Path) -> None:
+    (script,) = [block for block in blocks(CHECKOUT / "docs" / "scaling.md", "sh") if "#SBATCH" in block]
+    (tmp_path / "job.sh").write_text(script)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "kdbench").write_text(f'#!/bin/sh\nexec {sys.executable} -m kdbench "$@"\n')
+    (tmp_path / "bin" / "kdbench").chmod(0o755)
+    sweep_files = Sweep(None, tmp_path, 0, "seed=0", "recipe.epochs=1", "--version")  # writes the method's files
+    sweep_files.process.wait(60)
+    environment = sweep_files.environment | slurm.environment | {"KDBENCH_PAUSE": "0.25"}
+    environment |= {"PATH": f"{tmp_path}/bin:{environment['PATH']}", "PYTHONPATH": str(tmp_path)}
+    run = ["--config-dir", "configs", *PAUSED, *TINY, "recipe.epochs=80", "output_root=out"]
+    words = ["sbatch", "--parsable", "--time=1", "--signal=B:USR1@30", "--output=job.log", "job.sh", *run]
+    job = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    slurm.wait_for(lambda: slurm.jobs("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL").get(job))
+    log = (tmp_path / "job.log").read_text()
+    assert slurm.jobs("COMPLETED").get(job), log
+    assert "SIGUSR1: stopped after" in log
+    assert restarts(slurm, job) >= 1
+    assert "done: test accuracy" in log
+
+
+def test_the_batch_script_of_the_docs_stays_cancelled(slurm: Cluster, tmp_path: Path) -> None:
+    (script,) = [block for block in blocks(CHECKOUT / "docs" / "scaling.md", "sh") if "#SBATCH" in block]
+    (tmp_path / "job.sh").write_text(script.replace("kdbench", "sleep 60 #"))
+    words = ["sbatch", "--parsable", "--time=1", "--signal=B:USR1@5", "--output=job.log", "job.sh"]
+    job = subprocess.run(
+        words, cwd=tmp_path, env=slurm.environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    slurm.wait_for(lambda: slurm.jobs("RUNNING").get(job))
+    time.sleep(1)
+    slurm.command("scancel", job)
+    slurm.wait_for(lambda: slurm.jobs("CANCELLED").get(job))
+    assert restarts(slurm, job) == 0
