@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -10,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,8 @@ class Cluster:
     """
 
     environment: dict[str, str]
+    seen: dict[str, float] = field(default_factory=dict)
+    """Time at which each requeued job was first seen to wait."""
 
     def command(self, *words: str) -> str:
         """Return the output of a command of SLURM, which must succeed."""
@@ -58,12 +59,21 @@ class Cluster:
     def jobs(self, *states: str) -> dict[str, str]:
         """Return the states of the jobs that are in one of some states, by id."""
         lines = self.command("squeue", "--array", "--noheader", "--states", "all", "--format", "%i %T").splitlines()
-        found = {job: state for job, state in map(str.split, lines)}
-        return {job: state for job, state in found.items() if state in states}
+        words = [line.split() for line in lines]
+        return {job: state for job, state in words if state in states}
 
     def hurry(self) -> None:
-        """Have requeued jobs start now; SLURM keeps each back for two minutes."""
-        for job in self.jobs("PENDING"):
+        """Have requeued jobs start after some seconds; SLURM keeps each back for two minutes.
+
+        Sooner, the node would still refuse the credential of the job.
+        """
+        lines = self.command("squeue", "--array", "--noheader", "--states", "PENDING", "--format", "%i %r").splitlines()
+        waiting = [line.split()[0] for line in lines if line.endswith(" BeginTime")]
+        for job in [job for job in self.seen if job not in waiting]:
+            del self.seen[job]
+        for job in waiting:
+            if time.monotonic() - self.seen.setdefault(job, time.monotonic()) < 4:
+                continue
             with subprocess.Popen(
                 ["scontrol", "update", f"jobid={job}", "StartTime=now"],
                 env=self.environment,
@@ -138,12 +148,12 @@ class Sweep:
         self.folder = folder
         self.out = folder / "out"
         launcher = [
-            "hydra/launcher=slurm", "hydra.launcher.time=1", "hydra.launcher.signal_seconds=30",
-            "hydra.launcher.max_learners=1",
+            "hydra/launcher=slurm", "hydra.launcher.time=10", "hydra.launcher.signal_seconds=20",
+            "hydra.launcher.max_learners=1", "hydra.launcher.max_stops=20",
         ]  # fmt: skip
         self.words = [
-            sys.executable, "-m", "kdbench", "-m", "--config-dir", "configs", *(launcher if cluster else []), *PAUSED, *TINY,
-            f"output_root={self.out}", *overrides,
+            sys.executable, "-m", "kdbench", "-m", "--config-dir", "configs", *(launcher if cluster else []),
+            *PAUSED, *TINY, f"output_root={self.out}", *overrides,
         ]  # fmt: skip
         environment = cluster.environment if cluster else dict(os.environ)
         self.environment = environment | {
@@ -192,6 +202,3 @@ def same_runs(one: Path, other: Path) -> str:
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-HAS_SLURM = shutil.which("sbatch") is not None

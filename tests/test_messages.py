@@ -72,11 +72,8 @@ from tests.errors import recorded_errors
 from tests.messages_of_deployment import TRAINED_CASES
 from tests.messages_of_launchers import LAUNCHER_CASES
 from tests.messages_of_processes import PROCESSES_CASES
-<<<<<<< HEAD
 from tests.messages_of_sharing import SHARING_CASES
-=======
 from tests.messages_of_slurm import SLURM_CASES
->>>>>>> 17f27f8 (hydra/launcher=slurm: sweeps as array jobs of SLURM, through submitit)
 from tests.networks import SPEC, Plain
 from tests.rundir.test_lock import FOREIGN
 
@@ -814,11 +811,8 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
     "deployment": TRAINED_CASES,
     "launchers": LAUNCHER_CASES,
     "sharing": SHARING_CASES,
-<<<<<<< HEAD
     "several processes": PROCESSES_CASES,
-=======
     "slurm": SLURM_CASES,
->>>>>>> 0a927b5 (hydra/launcher=slurm: sweeps as array jobs of SLURM, through submitit)
     "kdbench-verify": [
         *(lambda arguments=arguments: verify_runs(arguments) for arguments in (
             [], ["nowhere"], ["empty"], ["--trust", "a b", "runs/right"], ["--data-root", "nowhere", "runs/right"],

@@ -41,7 +41,10 @@ def test_a_sweep_that_is_requeued_preempted_drained_and_out_of_time_ends_as_an_u
 
     folder = tmp_path / "disturbed"
     folder.mkdir()
-    sweep = Sweep(slurm, folder, 0.25, "seed=0,1,2", "recipe.epochs=2,60")  # 30 seconds and more for each long one
+    limit = ("hydra.launcher.time=1",)  # the signal comes 10 to 40 seconds after the start of a task
+    sweep = Sweep(
+        slurm, folder, 0.25, *limit, "seed=0,1,2", "recipe.epochs=2,60"
+    )  # 30 seconds and more for each long one
     slurm.wait_for(lambda: sweep.array)
     jobs = [f"{sweep.array}_{number}" for number in range(6)]
     assert len(slurm.jobs("PENDING", "RUNNING", "COMPLETED", "COMPLETING")) == 6, sweep.printed
@@ -96,7 +99,9 @@ def test_a_killed_command_finds_its_jobs_again(slurm: Cluster, tmp_path: Path) -
 def test_a_task_that_never_comes_further_fails_after_some_stops_and_a_cancelled_one_at_once(
     slurm: Cluster, tmp_path: Path
 ) -> None:
-    sweep = Sweep(slurm, tmp_path, 600, "seed=0,1", "recipe.epochs=1", "hydra.launcher.max_stops=1")
+    sweep = Sweep(
+        slurm, tmp_path, 600, "seed=0,1", "recipe.epochs=1", "hydra.launcher.time=1", "hydra.launcher.max_stops=1"
+    )
     slurm.wait_for(lambda: len(slurm.jobs("RUNNING")) == 2)
     slurm.command("scancel", f"{sweep.array}_1")
     slurm.wait_for(lambda: sweep.process.poll() is not None)
@@ -149,7 +154,9 @@ def test_the_batch_script_of_the_docs_requeues_itself(slurm: Cluster, tmp_path: 
     environment |= {"PATH": f"{tmp_path}/bin:{environment['PATH']}", "PYTHONPATH": str(tmp_path)}
     run = ["--config-dir", "configs", *PAUSED, *TINY, "recipe.epochs=80", "output_root=out"]
     words = ["sbatch", "--parsable", "--time=1", "--signal=B:USR1@30", "--output=job.log", "job.sh", *run]
-    job = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    job = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
     slurm.wait_for(lambda: slurm.jobs("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL").get(job))
     log = (tmp_path / "job.log").read_text()
     assert slurm.jobs("COMPLETED").get(job), log

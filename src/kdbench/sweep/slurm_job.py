@@ -89,11 +89,11 @@ class GroupJob:
         environment = submitit.JobEnvironment()
         files = ArrayTask(environment.job_id, environment.paths.folder)
         with signals.handled():
-            if self.is_stuck(files):
-                files.write_results(self.given_up())
-                return
-            results = run_group(self.task)
-            stop = signals.interruption()
+            try:
+                results = self.given_up() if self.is_stuck(files) else run_group(self.task)
+                stop = signals.interruption()
+            except signals.Interrupted as requested:  # while modules are imported
+                stop, results = requested, [stopped(requested)] * len(self.task.titles)
             if stop and self.requeue and stop.requested is not SIGINT:
                 if not self.is_stuck(files, stopping=1):
                     sys.exit(signals.NOT_FINISHED)
@@ -138,6 +138,11 @@ class GroupJob:
             "give it more time: hydra.launcher.time"
         )
         return [JobResult(Status.FAILED, error=error)] * len(self.task.titles)
+
+
+def stopped(stop: signals.Interrupted) -> JobResult:
+    """Return the result of a run whose process was asked to stop by a signal."""
+    return JobResult(Status.INTERRUPTED, error=f"stopped by {stop}")
 
 
 def result_from(node: dict[str, Any]) -> JobResult:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from kdbench.errors import RunError, report_error
 from kdbench.rundir.summary import Status
-from kdbench.sweep.execute import mark_launched
+from kdbench.runner.run import is_complete
+from kdbench.sweep.execute import launch_here, mark_launched
 from kdbench.sweep.plan import JobResult, PlannedRun
 from kdbench.sweep.slurm import FOLDER, TASKS_FILE, SlurmOptions, submit
 from kdbench.sweep.slurm_commands import ENDED, JobState, SlurmError, jobs_of_user, unreachable
@@ -87,7 +88,7 @@ def output_root_of(runs: Sequence[PlannedRun]) -> Path:
 def follow(
     options: SlurmOptions, groups: Sequence[Sequence[PlannedRun]], running: Sequence[ArrayTask]
 ) -> Generator[tuple[int, Sequence[JobResult]], None, None]:
-    """Submit groups, wait for them, and print what becomes of each. See `kdbench.sweep.execute.Launch`.
+    """Submit groups that are not complete, wait for them, and print their results (`kdbench.sweep.execute.Launch`).
 
     The jobs belong to SLURM: where the caller stops, they go on, and the same command waits for them again.
 
@@ -97,6 +98,7 @@ def follow(
         running: tasks of earlier commands, for as many groups at the beginning.
     """
     waiting: dict[int, ArrayTask] = {}
+    new: list[int] = []
     for position, (task, runs) in enumerate(zip(running, groups, strict=False)):
         if all(run.config.on_busy == "skip" for run in runs):
             error = f"skipped: SLURM job {task.job} completes the run (on_busy=skip)"
@@ -104,12 +106,18 @@ def follow(
         else:
             log.info("SLURM job %s of an earlier command has %s", task.job, titles(runs))
             waiting[position] = task
-    new = groups[len(running) :]
+    for position in range(len(running), len(groups)):
+        runs = groups[position]
+        if all(is_complete(run.config) and not run.config.overwrite for run in runs):
+            mark_launched(runs)
+            yield position, launch_here(runs, sum(map(len, groups[:position])))  # at once, without a task in a queue
+        else:
+            new.append(position)
     if new:
-        submitted = submit(options, new, output_root_of(new[0]))
+        submitted = submit(options, [groups[position] for position in new], output_root_of(groups[new[0]]))
         jobs = list(dict.fromkeys(task.job.partition("_")[0] for task in submitted))
         log.info("SLURM job %s: %d tasks; files: %s", ", ".join(jobs), len(submitted), submitted[0].folder)
-        waiting |= enumerate(submitted, len(running))
+        waiting |= zip(new, submitted, strict=True)
     try:
         for runs in groups:
             mark_launched(runs)
