@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kdbench.sweep.plan import PlannedRun
-from kdbench.sweep.slurm import SlurmOptions, check_runs, new_folder
+from kdbench.sweep.slurm import SlurmOptions, check_runs, check_slurm, new_folder
 from kdbench.sweep.slurm_commands import check_reachable
 from tests.conftest import SMALL, composed_once
 
@@ -17,11 +17,12 @@ def checked(**options: Any) -> None:
     SlurmOptions(**{"time": 60, **options}).check()
 
 
-def without_slurm(**commands: str) -> None:
-    """Check that SLURM is reachable where only some of its commands are there.
+def without_slurm(check: Callable[[], object] = check_reachable, **commands: str) -> None:
+    """Check SLURM where only some of its commands are there.
 
     Args:
-        commands: shell script of each.
+        check: the check.
+        commands: shell script of each command.
     """
     with pytest.MonkeyPatch.context() as patched:
         folder = Path("commands")
@@ -30,10 +31,15 @@ def without_slurm(**commands: str) -> None:
             (folder / name).write_text(f"#!/bin/sh\n{script}\n")
             (folder / name).chmod(0o755)
         patched.setenv("PATH", f"{folder}:/bin" if commands else "/nowhere")
-        check_reachable()
+        check()
 
 
 DOWN = {"sbatch": "", "srun": "", "squeue": "", "scontrol": "echo 'Slurmctld(primary) at head is DOWN'; exit 1"}
+REFUSING = DOWN | {
+    "scontrol": "",
+    "sbatch": "echo 'sbatch: error: invalid partition specified: gpus' >&2\n"
+    "echo 'allocation failure: Invalid partition name specified' >&2\nexit 1",
+}
 SLURM_CASES: list[Callable[[], object]] = [
     lambda: checked(time=0),
     lambda: checked(time="an hour"),
@@ -55,5 +61,6 @@ SLURM_CASES: list[Callable[[], object]] = [
     lambda: new_folder(Path("runs_of_100%")),
     lambda: without_slurm(),
     lambda: without_slurm(**DOWN),
+    lambda: without_slurm(lambda: check_slurm(SlurmOptions(time=60, partition="gpus")), **REFUSING),
 ]
 """Calls, each of which ends in an error."""
