@@ -74,8 +74,9 @@ def run_job(config: DictConfig) -> Any:
     if hydra_config.job.chdir:
         os.chdir(hydra_config.runtime.cwd)  # back to where the paths of the command line start
     single = hydra_config.mode == RunMode.RUN
-    if single and hydra_config.runtime.choices.get("hydra/launcher") == "lockstep":
-        log.info("hydra/launcher=lockstep is for sweeps with -m; this is one run")
+    launcher = hydra_config.runtime.choices.get("hydra/launcher", "basic")
+    if single and launcher != "basic":
+        log.info("hydra/launcher=%s is for sweeps with -m; this is one run, in this process", launcher)
     from kdbench.report.command import report_runs
     from kdbench.rundir.files import check_writable
     from kdbench.runner.images import read_test_images
@@ -97,7 +98,11 @@ def run_job(config: DictConfig) -> Any:
     from kdbench.sweep.execute import run_single
 
     overrides = printable(" ".join(hydra_config.overrides.task))
-    return run_single(hydra_config.job.num, overrides, lambda: parse(config, hydra_config.runtime.choices))
+    try:
+        return run_single(hydra_config.job.num, overrides, lambda: parse(config, hydra_config.runtime.choices))
+    except signals.Interrupted as stop:
+        signals.pass_on(stop)  # a launcher may have started this process with handlers of its own
+        raise
 
 
 def main_bench() -> NoReturn:

@@ -60,6 +60,36 @@ def test_afterwards_the_previous_handlers_are_back_and_the_request_is_cleared():
     raise_if_requested()
 
 
+@pytest.mark.parametrize("blocks", [lambda: deferred(60), handled])
+def test_the_handler_from_before_gets_the_signal_after_the_run_has_left(blocks):
+    events = []
+
+    def requeue(number, frame):
+        events.append(f"requeued by {signal.Signals(number).name}")
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with contextlib.suppress(Interrupted), blocks(), deferred(60):
+            send(signal.SIGUSR2)
+            events.append("checkpoint")
+            raise_if_requested()
+            events.append("next step")
+        assert events == ["checkpoint", "requeued by SIGUSR2"]
+        assert signal.getsignal(signal.SIGUSR2) is requeue
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_handler_from_before_gets_no_signal_that_the_block_has_dealt_with():
+    events = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: events.append("requeued"))
+    try:
+        assert work(signal.SIGUSR2)[0] == ["work"]
+        assert not events
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
 def test_repeated_signals_of_a_batch_system_count_once():
     _, stop = work(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
     assert str(stop) == "SIGUSR1"

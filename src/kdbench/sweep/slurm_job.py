@@ -116,12 +116,12 @@ class GroupJob:
             files: files of the job.
             stopping: 1 while it is being stopped, which its script has not counted yet.
         """
-        stops, progress = files.count_stops(), self.progress()
+        stops, progress = files.count_stops() + stopping, self.progress()
         before = json.loads(files.progress.read_text()) if files.progress.is_file() else {}
         if before.get("progress") != progress:
             write_json(files.progress, {"progress": progress, "stops": stops})
             return False
-        return stops + stopping - int(before["stops"]) >= self.max_stops
+        return stops - int(before["stops"]) >= self.max_stops
 
     def progress(self) -> list[list[Any]]:
         """Return how far the runs are. Resolved here: on another machine, `auto` may mean another run."""

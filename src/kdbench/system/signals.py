@@ -4,6 +4,8 @@ Ctrl-C (SIGINT), the batch systems' SIGTERM, SIGUSR1 and SIGUSR2, and the alarm 
 run trains they are noted, the loop finishes its step, writes a checkpoint and leaves. At any other time, when nothing
 can be lost, the process leaves at once. A second Ctrl-C leaves at once in any case, and so does a process that does
 not finish within the grace time: the files on disk are whole at every moment.
+
+A handler from before ours, such as submitit's, which requeues the job, is called once the runs have left.
 """
 
 import contextlib
@@ -87,6 +89,10 @@ def handled() -> Iterator[None]:
     install()
     try:
         yield
+    except Interrupted as stop:
+        if not nested:
+            pass_on(stop)
+        raise
     finally:
         if not nested:
             uninstall()
@@ -105,11 +111,24 @@ def deferred(grace_seconds: float) -> Iterator[None]:
     _stop.deferring += 1
     try:
         yield
+    except Interrupted as stop:
+        if not nested:
+            pass_on(stop)
+        raise
     finally:
         _stop.deferring -= 1
         _stop.grace_seconds = before
         if not nested:
             uninstall()
+
+
+def pass_on(stop: Interrupted) -> None:
+    """Call the handler that a signal had before `install`, if a program has set one, now that the runs have left."""
+    handler = _stop.handlers.get(stop.requested)
+    if callable(handler) and handler is not signal.default_int_handler:
+        if _stop.watchdog:
+            _stop.watchdog.cancel()
+        handler(stop.requested, None)
 
 
 def requested() -> int | None:

@@ -1,0 +1,233 @@
+"""hydra/launcher=slurm without a SLURM: its batch script, its results, and when it gives up."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdbench.config import RunConfig
+from kdbench.errors import ConfigError
+from kdbench.rundir.summary import Status
+from kdbench.sweep import slurm_wait
+from kdbench.sweep.plan import JobResult, PlannedRun, plan_run
+from kdbench.sweep.slurm import TASKS_FILE, SlurmOptions, outside_of_a_job, requeue_script, seconds_of
+from kdbench.sweep.slurm_commands import JobState, SlurmError, own_words
+from kdbench.sweep.slurm_job import ArrayTask, GroupJob, progress_of, teachers_of
+from kdbench.sweep.worker import GroupTask
+
+OPTIONS = SlurmOptions(time=60)
+TASK = GroupTask(b"", ("seed=0", "seed=1"), 0, None, ".", ())
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [
+        (90, 5400), ("90", 5400), ("1:30", 90), ("1:30:00", 5400), ("2-12", 216000), ("2-12:30", 217800),
+        ("2-12:30:10", 217810),
+    ],
+)  # fmt: skip
+def test_time_limits_have_the_forms_of_sbatch(limit: Any, seconds: int) -> None:
+    assert seconds_of(limit) == seconds
+
+
+@pytest.mark.parametrize("limit", [0, -5, "0:00", "1:2:3:4", "1h", "UNLIMITED", "", None, True, 1.5, "1-"])
+def test_other_time_limits_are_refused(limit: Any) -> None:
+    with pytest.raises(ConfigError) as error:
+        seconds_of(limit)
+    assert (error.value.code, error.value.key) == ("out_of_range", "hydra.launcher.time")
+
+
+def test_options_of_sbatch_are_passed_on_and_those_that_are_off_are_left_out() -> None:
+    options = SlurmOptions(
+        time="4:00:00", mem="8G", sbatch={"nice": 5, "exclusive": True, "hold": False, "wckey": None}
+    )
+    options.check()
+    assert options.parameters == {
+        "time": "4:00:00", "signal": "USR2@120", "requeue": True, "nice": 5, "exclusive": True, "mem": "8G",
+    }  # fmt: skip
+    assert SlurmOptions(time=60, requeue=False).parameters["no-requeue"] is True
+
+
+@pytest.mark.parametrize(
+    ("code", "requeued"), [(0, False), (1, False), (75, True), (137, False), (138, True), (140, True), (143, False)]
+)
+def test_the_batch_script_requeues_its_task_where_the_runs_were_stopped(
+    tmp_path: Path, code: int, requeued: bool
+) -> None:
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    script = "\n".join([f"(exit {code})", *requeue_script(tmp_path)])
+    environment = {
+        "PATH": f"{tmp_path}:/bin",
+        "SLURM_JOB_ID": "9",
+        "SLURM_ARRAY_JOB_ID": "7",
+        "SLURM_ARRAY_TASK_ID": "2",
+    }
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ("requeue 7_2\n" if requeued else "")
+    assert ArrayTask("7_2", tmp_path).count_stops() == int(requeued)
+
+
+def test_a_job_that_is_no_array_requeues_itself_by_its_own_id(tmp_path: Path) -> None:
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    script = "\n".join(["(exit 75)", *requeue_script(tmp_path)])
+    environment = {"PATH": f"{tmp_path}:/bin", "SLURM_JOB_ID": "9"}
+    assert subprocess.run(["bash", "-c", script], env=environment, capture_output=True).stdout == b"requeue 9\n"
+
+
+def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:
+    task = ArrayTask("7_2", tmp_path, ("a", "b"))
+    results = [
+        JobResult(
+            Status.COMPLETE, "runs/a", scores={"val_acc": 0.5, "seconds": 3.0}, objectives=("seconds", "val_acc")
+        ),
+        JobResult(Status.FAILED, error="why"),
+    ]
+    task.write_results(results)
+    assert task.read_results() == results
+    assert float(task.read_results()[0]) == 3.0
+
+
+class Job(GroupJob):
+    """A group whose progress the test gives."""
+
+    done = 0
+
+    def progress(self) -> list[list[Any]]:
+        return [["run", False, self.done, None, 0]]
+
+
+def stop(task: ArrayTask) -> None:
+    """Count a stop as the batch script does."""
+    with task.stops.open("a") as stops:
+        stops.write("75\n")
+
+
+def test_stops_without_progress_are_counted_and_progress_forgets_them(tmp_path: Path) -> None:
+    task, job = ArrayTask("7_2", tmp_path), Job(TASK, max_stops=2, requeue=True)
+    assert not job.is_stuck(task)
+    for _ in range(10):  # stopped again and again, each time further
+        job.done += 1
+        assert not job.is_stuck(task, stopping=1)
+        stop(task)
+        assert not job.is_stuck(task)
+    assert not job.is_stuck(task, stopping=1)  # the first without progress
+    stop(task)
+    assert not job.is_stuck(task)
+    assert job.is_stuck(task, stopping=1)
+    stop(task)
+    assert job.is_stuck(task)  # also where the process was ended before it could count
+    assert [result.status for result in job.given_up()] == ["failed", "failed"]
+
+
+def test_a_requeue_by_slurm_is_no_stop(tmp_path: Path) -> None:
+    task, job = ArrayTask("7_2", tmp_path), Job(TASK, max_stops=1, requeue=True)
+    assert not any(job.is_stuck(task) for _ in range(5))
+
+
+def test_progress_is_that_of_runs_and_teachers(small: Callable[..., RunConfig]) -> None:
+    (teacher,) = teachers_of(small("method=logit"))
+    before = progress_of([teacher])
+    teacher.path.mkdir(parents=True)
+    (teacher.path / ".logits-cpu.1.partial").write_bytes(b"block")
+    assert progress_of([teacher]) != before
+    assert list(teachers_of(small("method=ce", "teacher=none"))) == []
+
+
+@pytest.fixture
+def squeue(monkeypatch: pytest.MonkeyPatch) -> dict[str, JobState]:
+    """Jobs that squeue lists; no time passes between its calls."""
+    jobs: dict[str, JobState] = {}
+    monkeypatch.setattr(slurm_wait, "jobs_of_user", lambda: jobs)
+    for name in ("SQUEUE_SECONDS", "RESULT_SECONDS", "POLL_SECONDS"):
+        monkeypatch.setattr(slurm_wait, name, 0)
+    return jobs
+
+
+def test_a_task_that_ended_without_results_has_failed(squeue: dict[str, JobState], tmp_path: Path) -> None:
+    squeue["7_0"] = JobState("7_0", "TIMEOUT", "TimeLimit", tmp_path / "script")
+    tasks = {0: ArrayTask("7_0", tmp_path, ("a", "b")), 3: ArrayTask("7_1", tmp_path, ("c",))}
+    ended = dict(slurm_wait.wait(tasks))
+    assert [result.status for result in ended[0]] == ["failed", "failed"]
+    assert "SLURM job 7_0 ended without a result: TIMEOUT" in str(ended[0][0].error)
+    assert "7_1 ended without a result: not known to squeue any more" in str(ended[3][0].error)
+    assert not tasks
+
+
+def test_results_are_waited_for_while_slurm_is_away(
+    monkeypatch: pytest.MonkeyPatch, squeue: dict[str, JobState], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task, calls = ArrayTask("7_0", tmp_path, ("a",)), []
+
+    def away() -> dict[str, JobState]:
+        calls.append(1)
+        if len(calls) == 3:
+            task.write_results([JobResult(Status.COMPLETE, "runs/a")])
+        raise SlurmError("connect failure")
+
+    monkeypatch.setattr(slurm_wait, "jobs_of_user", away)
+    caplog.set_level("INFO")
+    assert [results[0].run for _, results in slurm_wait.wait({0: task})] == ["runs/a"]
+    assert caplog.text.count("SLURM does not answer (connect failure)") == 1
+
+
+def test_runs_of_tasks_that_slurm_still_has_are_not_submitted_again(
+    squeue: dict[str, JobState], tmp_path: Path, small: Callable[..., RunConfig]
+) -> None:
+    runs = [plan_run((f"seed={seed}",), lambda job: small("method=ce", *job)) for seed in range(5)]
+    folder = Path(runs[0].config.output_root) / "slurm" / "one"
+    folder.mkdir(parents=True)
+    keys = [[run.key for run in runs[:2]], [runs[2].key], [runs[3].key]]
+    (folder / TASKS_FILE).write_text(json.dumps({"keys": keys}))
+    for number, state in enumerate(("PENDING", "CANCELLED", "RUNNING")):
+        squeue[f"7_{number}"] = JobState(f"7_{number}", state, "None", folder / "script.sh")
+    squeue["8"] = JobState("8", "RUNNING", "None", tmp_path / "of_another_program.sh")
+    tasks, groups, others = slurm_wait.divide_running(runs)
+    assert [task.job for task in tasks] == ["7_0", "7_2"]
+    assert groups == [runs[:2], [runs[3]]]
+    assert others == [runs[2], runs[4]]
+    ArrayTask("7_2", folder).write_results([JobResult(Status.FAILED, error="why")])
+    assert [task.job for task in slurm_wait.divide_running(runs)[0]] == ["7_0"]
+
+
+def test_a_repeated_run_is_submitted_although_a_task_has_it(
+    squeue: dict[str, JobState], small: Callable[..., RunConfig]
+) -> None:
+    run = plan_run((), lambda job: small("method=ce", "overwrite=true"))
+    folder = Path(run.config.output_root) / "slurm" / "one"
+    folder.mkdir(parents=True)
+    (folder / TASKS_FILE).write_text(json.dumps({"keys": [[run.key]]}))
+    squeue["7"] = JobState("7", "RUNNING", "None", folder / "script.sh")
+    assert slurm_wait.divide_running([run]) == ([], [], [run])
+
+
+def test_runs_of_earlier_tasks_are_skipped_where_busy_runs_are(
+    squeue: dict[str, JobState], small: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    runs: list[PlannedRun] = [plan_run((), lambda job: small("method=ce", "on_busy=skip"))]
+    task = ArrayTask("7_2", tmp_path, (runs[0].key,))
+    ((position, (result,)),) = slurm_wait.follow(OPTIONS, [runs], [task])
+    assert (position, result.status) == (0, "skipped")
+    assert result.error == "skipped: SLURM job 7_2 completes the run (on_busy=skip)"
+
+
+def test_words_of_slurm_become_one_line() -> None:
+    text = (
+        "sbatch: error: Invalid --time specification\nsbatch: error: Invalid --time specification\nTry sbatch --help\n"
+    )
+    assert own_words(text) == "Invalid --time specification"
+
+
+def test_a_job_does_not_pass_its_own_variables_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "3")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    seen = "import os; print(os.environ.get('SLURM_JOB_ID'), os.environ.get('SLURM_CONF'))"
+    with outside_of_a_job():
+        assert subprocess.check_output([sys.executable, "-c", seen], text=True).split() == ["None", "/etc/slurm.conf"]
+    monkeypatch.undo()
