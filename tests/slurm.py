@@ -81,7 +81,7 @@ class Cluster:
             ):
                 pass
 
-    def wait_for(self, condition: Callable[[], Any], seconds: float = 120) -> None:
+    def wait_for(self, condition: Callable[[], Any], seconds: float = 400) -> None:
         """Wait until a condition is true, while requeued jobs start at once."""
         end = time.monotonic() + seconds
         while not condition():
@@ -142,6 +142,7 @@ class Sweep:
     """
 
     def __init__(self, cluster: Cluster | None, folder: Path, pause: float, *overrides: str) -> None:
+        folder.mkdir(exist_ok=True)
         (folder / "configs" / "method").mkdir(parents=True, exist_ok=True)
         (folder / "configs" / "method" / "paused.yaml").write_text("_target_: paused.Paused\n")
         (folder / "paused.py").write_text(PAUSE)

@@ -129,11 +129,19 @@ def check_kdbench(words: list[str]) -> None:
     if "-m" in words:
         hydra = [word for word in overrides if word.startswith("hydra")]
         runs = expand([word for word in overrides if word not in hydra])
-        assert all(word.startswith(("hydra/launcher=lockstep", "hydra.launcher.max_learners=")) for word in hydra)
+        check_launcher(dict(word.split("=", 1) for word in hydra))
         check_runs(runs, config_dir)
     else:
         assert {word for word in words if word.startswith("-")} <= {"--help", "--cfg", "--config-dir", "--version"}
         check_runs([tuple(overrides)], config_dir)
+
+
+def check_launcher(given: dict[str, str]) -> None:
+    """Check that a launcher has the keys that a command gives it."""
+    name = given.pop("hydra/launcher", "lockstep")
+    file = CONF_DIR / "hydra" / "launcher" / f"{name}.yaml"
+    keys = set(OmegaConf.load(file)) if name != "lockstep" else {"max_learners"}
+    assert {key.removeprefix("hydra.launcher.").split(".")[0] for key in given} <= keys, (name, given)
 
 
 def check_runs(runs: list[tuple[str, ...]], config_dir: str | None = None) -> None:

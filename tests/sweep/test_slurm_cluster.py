@@ -34,49 +34,44 @@ def restarts(slurm: Cluster, job: str) -> int:
 def test_a_sweep_that_is_requeued_preempted_drained_and_out_of_time_ends_as_an_undisturbed_one(
     slurm: Cluster, tmp_path: Path
 ) -> None:
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    undisturbed = Sweep(None, whole, 0, "seed=0,1,2", "recipe.epochs=2,60")
-    assert undisturbed.process.wait(200) == 0, undisturbed.printed
+    six = ("seed=0,1", "recipe.epochs=2,3,60")
+    whole, folder = tmp_path / "whole", tmp_path / "disturbed"
+    undisturbed = Sweep(None, whole, 0, *six)
+    assert undisturbed.process.wait(300) == 0, undisturbed.printed
 
-    folder = tmp_path / "disturbed"
-    folder.mkdir()
-    limit = ("hydra.launcher.time=1",)  # the signal comes 10 to 40 seconds after the start of a task
-    sweep = Sweep(
-        slurm, folder, 0.25, *limit, "seed=0,1,2", "recipe.epochs=2,60"
-    )  # 30 seconds and more for each long one
+    # The two long runs take 90 seconds at least; the signal comes 18 to 48 seconds after the start of a task.
+    sweep = Sweep(slurm, folder, 0.75, "hydra.launcher.time=1", "hydra.launcher.signal_seconds=12", *six)
     slurm.wait_for(lambda: sweep.array)
     jobs = [f"{sweep.array}_{number}" for number in range(6)]
-    assert len(slurm.jobs("PENDING", "RUNNING", "COMPLETED", "COMPLETING")) == 6, sweep.printed
-
-    slurm.wait_for(lambda: sweep.rows("seed0") > 6)
-    slurm.command("scontrol", "requeue", jobs[1])  # the long run with seed 0
-    slurm.wait_for(lambda: restarts(slurm, jobs[1]) == 1)
+    slurm.wait_for(lambda: sweep.rows("seed0") > 2 + 3 + 2)
+    slurm.command("scontrol", "requeue", jobs[2])  # the long run with seed 0
+    slurm.wait_for(lambda: restarts(slurm, jobs[2]) >= 1)
 
     slurm.command("scontrol", "update", "nodename=node1", "state=drain", "reason=test")
-    started = set(slurm.jobs("RUNNING"))
-    slurm.wait_for(lambda: not slurm.jobs("RUNNING"))  # each ends, or is stopped by its time limit
+    for job in slurm.jobs("RUNNING"):  # as an administrator does who needs the node now
+        slurm.command("scontrol", "requeue", job)
+    slurm.wait_for(lambda: not slurm.jobs("RUNNING", "COMPLETING"))
+    end = time.monotonic() + 6
+    slurm.wait_for(lambda: time.monotonic() > end)
     assert slurm.jobs("PENDING"), "no task is left to start"
-    assert not set(slurm.jobs("RUNNING")) - started
+    assert not slurm.jobs("RUNNING")
     slurm.command("scontrol", "update", "nodename=node1", "state=resume")
 
-    slurm.wait_for(lambda: slurm.jobs("RUNNING"))
-    urgent = slurm.command(
-        "sbatch", "--parsable", "--partition=urgent", "--ntasks=2", "--output=/dev/null", "--wrap=sleep 2"
-    ).strip()
+    slurm.wait_for(lambda: len(slurm.jobs("RUNNING")) == 2)
+    words = ("sbatch", "--parsable", "--partition=urgent", "--ntasks=2", "--output=/dev/null", "--wrap=sleep 1")
+    urgent = slurm.command(*words).strip()
     slurm.wait_for(lambda: slurm.jobs("COMPLETED").get(urgent))
 
-    slurm.wait_for(lambda: sweep.process.poll() is not None, 200)
+    slurm.wait_for(lambda: sweep.process.poll() is not None)
     assert sweep.process.returncode == 0, sweep.printed + sweep.job_logs()
     assert "6 runs compared, 0 differ" in same_runs(whole / "out", folder / "out")
     assert len(re.findall(r"^job \d: .*out/runs/\S+ \(SLURM job \d+_\d\)$", sweep.printed, re.M)) == 6
     logs = sweep.job_logs()
     assert "SIGTERM: stopped after" in logs
     assert "SIGUSR2: stopped after" in logs  # a time limit
-    assert logs.count("resuming from last.ckpt after") >= 3
+    assert "resuming from last.ckpt after" in logs
     (record,) = (folder / "out" / "sweeps").glob("*.json")
     assert {job["status"] for job in json.loads(record.read_text())["jobs"]} == {"complete"}
-    assert "kdbench-study" not in logs
 
 
 def test_a_killed_command_finds_its_jobs_again(slurm: Cluster, tmp_path: Path) -> None:
@@ -100,13 +95,15 @@ def test_a_task_that_never_comes_further_fails_after_some_stops_and_a_cancelled_
     slurm: Cluster, tmp_path: Path
 ) -> None:
     sweep = Sweep(
-        slurm, tmp_path, 600, "seed=0,1", "recipe.epochs=1", "hydra.launcher.time=1", "hydra.launcher.max_stops=1"
-    )
+        slurm, tmp_path, 600, "seed=0,1", "recipe.epochs=1",
+        "hydra.launcher.time=1", "hydra.launcher.signal_seconds=50", "hydra.launcher.max_stops=1",
+    )  # fmt: skip
     slurm.wait_for(lambda: len(slurm.jobs("RUNNING")) == 2)
     slurm.command("scancel", f"{sweep.array}_1")
     slurm.wait_for(lambda: sweep.process.poll() is not None)
     assert sweep.process.returncode == 1
-    stuck, cancelled = sorted(re.findall(r"^kdbench: error: .*seed=\d: (.*)$", sweep.printed, re.M), reverse=True)
+    errors = re.findall(r"^kdbench: error: .*seed=\d [^:]*: (.*)$", sweep.printed, re.M)
+    stuck, cancelled = sorted(errors, reverse=True)
     assert stuck.startswith("stopped 1 times by SLURM without a new checkpoint (hydra.launcher.max_stops)")
     assert cancelled.startswith(f"SLURM job {sweep.array}_1 ended without a result: CANCELLED; its log: ")
     assert "Traceback" not in sweep.printed
@@ -152,7 +149,7 @@ def test_the_batch_script_of_the_docs_requeues_itself(slurm: Cluster, tmp_path: 
     sweep_files.process.wait(60)
     environment = sweep_files.environment | slurm.environment | {"KDBENCH_PAUSE": "0.25"}
     environment |= {"PATH": f"{tmp_path}/bin:{environment['PATH']}", "PYTHONPATH": str(tmp_path)}
-    run = ["--config-dir", "configs", *PAUSED, *TINY, "recipe.epochs=80", "output_root=out"]
+    run = ["--config-dir", "configs", *PAUSED, *TINY, "recipe.epochs=64", "output_root=out"]
     words = ["sbatch", "--parsable", "--time=1", "--signal=B:USR1@30", "--output=job.log", "job.sh", *run]
     job = subprocess.run(
         words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True

@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,7 @@ class SlurmOptions:
     signal_seconds: Any = 120
     max_stops: Any = 3
     setup: Sequence[Any] = ()
-    sbatch: Mapping[str, Any] = field(default_factory=dict)
+    sbatch: Mapping[str, Any] | None = None
 
     def check(self) -> None:
         """Check the values that do not depend on the cluster.
@@ -84,9 +84,9 @@ class SlurmOptions:
             )
         if isinstance(self.setup, str) or not all(isinstance(line, str) and line.isprintable() for line in self.setup):
             raise wrong("setup", self.setup, "a list of shell commands, each in one line")
-        if not isinstance(self.sbatch, Mapping):
+        if not (self.sbatch is None or isinstance(self.sbatch, Mapping)):
             raise wrong("sbatch", self.sbatch, "a mapping from options of sbatch to values, such as {nice: 100}")
-        for name, value in self.sbatch.items():
+        for name, value in (self.sbatch or {}).items():
             check_word(f"sbatch.{name}", value)
             long_name = str(name).replace("_", "-")
             if long_name in OWN_OPTIONS or getattr(self, long_name.replace("-", "_"), None) is not None:
@@ -100,7 +100,7 @@ class SlurmOptions:
     @property
     def parameters(self) -> dict[str, Any]:
         """Options of sbatch beside those that submitit sets."""
-        given = {name.replace("_", "-"): value for name, value in self.sbatch.items()}
+        given = {name.replace("_", "-"): value for name, value in (self.sbatch or {}).items()}
         return {
             "time": self.time,
             "signal": f"{SIGNAL}@{self.signal_seconds}",
