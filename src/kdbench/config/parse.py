@@ -17,6 +17,7 @@ from kdbench.config.derived import KINDS, TRAIN
 from kdbench.config.given import check_repeated_names, check_used
 from kdbench.config.parse_derived import parse_compress, parse_measure, parse_run
 from kdbench.config.parse_model import parse_model
+from kdbench.config.parse_tracker import parse_trackers
 from kdbench.config.paths import is_path
 from kdbench.config.recipe import RecipeConfig, check_recipe
 from kdbench.config.schema import added, as_yaml, one_of, optional, setting, typed, whole
@@ -80,6 +81,7 @@ class Document:
     shared_roots: list[str] = added(
         setting(lambda roots: all(root.strip() and is_path(root) for root in roots), "a list of folder paths"), ()
     )
+    tracker: dict[str, Any] = field(default_factory=dict)
 
 
 def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | None = None) -> RunConfig:
@@ -147,8 +149,10 @@ def parse(config: DictConfig | Mapping[str, Any], names: Mapping[str, Any] | Non
         "compress": parse_compress(document.compress),
         "measure": parse_measure(document.measure),
         "trial": typed(TrialConfig, document.trial, "trial") if document.trial else None,
+        "trackers": parse_trackers(document.tracker),
     }
-    run = RunConfig(**{f.name: getattr(document, f.name) for f in dataclasses.fields(Document)} | open_sections)
+    closed = {f.name: getattr(document, f.name) for f in dataclasses.fields(Document) if f.name != "tracker"}
+    run = RunConfig(**closed | open_sections)
     check_together(run)
     if names and HydraConfig.initialized():
         given = HydraConfig.get().overrides.task

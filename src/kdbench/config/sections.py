@@ -217,6 +217,19 @@ class TrialConfig:
 
 
 @dataclass
+class TrackerConfig:
+    """A tracker of a run. `params` is an instance of the tracker class's own `Config`."""
+
+    name: str
+    target: type[Any]
+    params: Any
+
+    def node(self) -> dict[str, Any]:
+        path = f"{self.target.__module__}.{self.target.__qualname__}"
+        return {"name": self.name, "target": path, "params": dataclasses.asdict(self.params)}
+
+
+@dataclass
 class RunConfig:
     """One run."""
 
@@ -234,6 +247,8 @@ class RunConfig:
     on_busy: str
     overwrite: bool
     report: str | None
+    trackers: list[TrackerConfig] = field(default_factory=list)
+    """No part of the recorded config: they change nothing of a run, and their addresses may have passwords."""
     kind: str = TRAIN
     """train, compress or measure."""
     parent: ParentConfig | None = None
@@ -261,8 +276,8 @@ class RunConfig:
 
     def node(self) -> dict[str, Any]:
         """Return plain data in the shape of the YAML it came from; `parse` reads it back."""
-        of_a_sweep = ("objectives", "trial")  # the run is the same without them
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in of_a_sweep}
+        beside = ("objectives", "trial", "trackers")  # the run is the same without them
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in beside}
         # Absent from the config of an ordinary run.
         for name in ("kind", "parent", "compress", "measure", "trust", "shared_roots"):
             if plain[name] in (None, [], TRAIN):

@@ -123,6 +123,16 @@ def fault_of_method(cls: Any) -> str:
     return ""
 
 
+def fault_of_tracker(cls: Any) -> str:
+    """Return what a class lacks to be a tracker, or an empty text."""
+    if fault := fault_of_base(cls, "kdbench.trackers.base.Tracker", "kdbench.trackers.Tracker"):
+        return fault
+    own = getattr(cls, "Config", None)
+    if not dataclasses.is_dataclass(own) or "group" not in {f.name for f in dataclasses.fields(own)}:
+        return "its Config must be a dataclass that extends Tracker.Config"
+    return ""
+
+
 def has_key(target: str, name: str) -> bool:
     """Return whether the class of a method or data set has a key of this name in its `Config`."""
     try:

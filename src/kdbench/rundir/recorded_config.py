@@ -42,7 +42,8 @@ def read_config(file: Path, trusted: Sequence[str] = ()) -> RunConfig:
         ConfigError: it cannot be read, is no config of a run, or names code that is not trusted.
     """
     tree = read_tree(file)
-    tree.pop("trust", None)  # what may be imported is said by the command, not by the file
+    for key in ("trust", "tracker"):  # what may be imported is said by the command, not by the file
+        tree.pop(key, None)
     for group in ("student", "teacher"):
         check_model(tree.get(group), group, trusted)
     check_class(tree.get("compress"), "compress", (COMPRESS, *trusted))

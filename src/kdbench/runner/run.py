@@ -43,6 +43,7 @@ from kdbench.system.logs import RunLog
 from kdbench.system.signals import Interrupted
 from kdbench.teachers import cache
 from kdbench.teachers.resolve import ResolvedTeacher
+from kdbench.trackers.sender import Tracking, resend
 from kdbench.train.checkpoint import Checkpointer
 from kdbench.train.evaluate import check_finite, predict
 from kdbench.train.learner import Learner
@@ -99,6 +100,7 @@ class Run:
         self.teacher: ResolvedTeacher | None = None
         self.lock: Lock | None = None
         self.log: RunLog | None = None
+        self.tracking: Tracking | None = None
         self.lockstep = 1
         """Number of runs that train together, this one included."""
         self.started: str | None = None
@@ -143,6 +145,7 @@ class Run:
             self.remove_leftovers()
         log.info("complete already, skipped: %s", path)
         self.complete = True
+        self.tracking = resend(self.config, self.directory, summary.started, self.guard.prefix)
 
     def remove_leftovers(self) -> None:
         """Remove what a process killed at its very end has left of a complete run, unless another is about to."""
@@ -202,7 +205,10 @@ class Run:
         known = directory.checkpoint_metadata()
         self.started = known.get(KEY.started) if known else now
         metadata = {METADATA: dataclasses.asdict(settings), KEY.started: self.started}
-        self.checkpointer = Checkpointer(directory, self.config.checkpoint, self.learner, self.lock, metadata)
+        tracking = self.tracking = Tracking(self.config, directory, self.started, self.guard.prefix)
+        self.checkpointer = Checkpointer(
+            directory, self.config.checkpoint, self.learner, self.lock, metadata, tracking.end_epoch
+        )
         self.learner.checkpointer = self.checkpointer
         self.learner.after_epoch = after_epoch(self.config, self.learner, self.checkpointer)
         runtime = self.config.runtime
@@ -218,6 +224,7 @@ class Run:
         self.checkpointer.resume()
         if self.learner.rows:
             directory.write_metrics(self.learner.rows)  # the file may be older, damaged or gone
+        self.tracking.open(self.learner.epoch)
 
     def numeric_settings(self) -> NumericSettings:
         """Return what the run has to keep until it is complete."""
@@ -332,6 +339,9 @@ class Run:
 
     def close(self) -> None:
         """Close the log and release the lock, as far as the disk allows."""
+        if self.tracking:
+            status = Status.FAILED if self.error else Status.COMPLETE if self.complete else Status.INTERRUPTED
+            self.tracking.end(status, str(self.error or ""))
         for part in (self.log and self.log.close, self.lock and self.lock.release):
             if part:
                 with contextlib.suppress(OSError):

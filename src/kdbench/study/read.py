@@ -29,7 +29,7 @@ NOT_RESULTS = (
     "report",
     "teacher.cache",
 )
-SECTIONS_NOT_RESULTS = ("runtime", "checkpoint", "hydra")
+SECTIONS_NOT_RESULTS = ("runtime", "checkpoint", "hydra", "tracker")
 """Keys and sections that change no result, and so not the name of a study's folder; `RESULTS` are the exceptions."""
 RESULTS = ("runtime", "runtime.precision")
 SET_BY_STAGES = ("student", "pair", "method", "seed")

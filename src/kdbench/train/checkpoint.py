@@ -6,7 +6,7 @@
 import io
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,16 +48,24 @@ class Checkpointer:
         learner: the learner.
         lock: lock of the run; without it nothing is written.
         metadata: JSON values that can be read without the learner's state.
+        on_rows: function that is called with the number of finished epochs when their rows are written.
     """
 
     def __init__(
-        self, store: Store, config: CheckpointConfig, learner: Learner, lock: Ownership, metadata: Mapping[str, Any]
+        self,
+        store: Store,
+        config: CheckpointConfig,
+        learner: Learner,
+        lock: Ownership,
+        metadata: Mapping[str, Any],
+        on_rows: Callable[[int], None] = lambda epochs: None,
     ) -> None:
         self.store = store
         self.config = config
         self.learner = learner
         self.lock = lock
         self.metadata = dict(metadata)
+        self.on_rows = on_rows
         self.written = time.monotonic()
 
     def maybe_save(self) -> None:
@@ -72,6 +80,7 @@ class Checkpointer:
         """
         self.lock.check()
         self.store.write_metrics(self.learner.rows)
+        self.on_rows(self.learner.epoch)
         epoch, every = self.learner.epoch, self.config.every_epochs
         if self.minutes_are_over() or (every and epoch % every == 0) or epoch == self.learner.recipe.epochs:
             self.save()
