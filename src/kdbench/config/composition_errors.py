@@ -41,6 +41,9 @@ def composition_error(error: Exception, overrides: Sequence[str], config_dir: Pa
     for override in overrides:
         if re.match(r"[+~]*[=@]", override):  # Hydra reads an empty key as a number or as a group, and fails later
             return ConfigError(f"{override!r} has no key; write key=value", code="unreadable_override", key="")
+    for override in overrides:
+        if fault := fault_of_choice(override, config_dir):
+            return fault
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.partition("/")
         if option:
@@ -65,6 +68,11 @@ def composition_error(error: Exception, overrides: Sequence[str], config_dir: Pa
     if str(error).startswith("Input config does not have a `_target_`"):
         return option_of_hydra("launcher")
     several = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(([^'=]+)=.*)'", str(error))
+    if several and several[2] == "tracker":
+        names = several[1].partition("=")[2]
+        return ConfigError(
+            f"{several[1]}: tracker takes {TRACKERS}; write tracker=[{names}]", code="usage", key="tracker"
+        )
     if several:
         decimal = re.fullmatch(r"(\d+),(\d+)", several[1].partition("=")[2])
         is_float = isinstance(OmegaConf.select(composed_without(several[2], overrides, config_dir), several[2]), float)
@@ -116,6 +124,51 @@ def composition_error(error: Exception, overrides: Sequence[str], config_dir: Pa
     return ConfigError(f"{f'{key}: ' if key else ''}{first_line(cause)}", code="composition", key=str(key or ""))
 
 
+TRACKERS = "a list of names such as [tensorboard,mlflow], or [] for none"
+
+
+def fault_of_choice(override: str, config_dir: Path | None) -> ConfigError | None:
+    """Return the error for an override of `tracker` that gives no list of names; Hydra does not say which it is."""
+    if not re.fullmatch(r"[+]*tracker=.*", override, re.DOTALL):
+        return None
+    try:
+        read = OverridesParser.create().parse_override(override)
+    except Exception:  # reported as an override that cannot be read
+        return None
+    if read.is_sweep_override():
+        return None
+    value = read.value()
+    if all(isinstance(name, str) and name for name in (value if isinstance(value, list) else [value])):
+        return None
+    return ConfigError(
+        f"{override}: tracker takes {TRACKERS}; {nearest('', trackers(config_dir))}", code="wrong_type", key="tracker"
+    )
+
+
+def trackers(config_dir: Path | None) -> set[str]:
+    """Return the names of all trackers, kdbench's and the user's."""
+    return {name for folder in (CONF_DIR, config_dir) if folder for name in options("tracker", folder)}
+
+
+def unknown_tracker_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> ConfigError:
+    """Return the error for a key of `tracker` that no config has: the tracker is not chosen, or has no such key."""
+    _, _, rest = key.partition(".")
+    name, _, inner = rest.partition(".")
+    chosen = OmegaConf.select(composed_without(key, overrides, config_dir), "tracker") or {}
+    if not rest:
+        return ConfigError(f"tracker takes {TRACKERS}", code="wrong_type", key="tracker")
+    if inner and name in chosen:
+        hint = nearest(inner, {str(own) for own in chosen[name]} - {"_target_"})
+        return ConfigError(f"{key} is not a known key; {hint}", code="unknown_key", key=key)
+    valid = trackers(config_dir)
+    if name in valid:
+        others = [str(other) for other in chosen]
+        hint = f"the tracker {name} is not chosen; add it: tracker=[{','.join([*others, name])}]"
+    else:
+        hint = nearest(name, valid)
+    return ConfigError(f"{key} is not a known key; {hint}", code="unknown_key", key=key)
+
+
 def option_of_hydra(group: str) -> ConfigError:
     """Return the error for a launcher or sweeper that is given as a key."""
     return ConfigError(
@@ -156,6 +209,8 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
         return ConfigError(
             f"{key} is not a key of Hydra's own config; see kdbench --cfg hydra", code="unknown_key", key=key
         )
+    if key.split(".")[0] == "tracker":
+        return unknown_tracker_key(key, overrides, config_dir)
     path, _, name = key.rpartition(".")
     if path.split(".")[0] == "teacher" and "teacher=none" in overrides:
         return ConfigError(
@@ -211,7 +266,8 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
 
 def composed_without(key: str, overrides: Sequence[str], config_dir: Path | None) -> DictConfig:
     """Return the config with no overrides but the choices of groups, as far as those can be composed."""
-    choices = [o for o in overrides if o.partition("=")[0] in groups() and "," not in o]
+    lists = [o for o in overrides if o.startswith("tracker=[")]
+    choices = [o for o in overrides if o.partition("=")[0] in groups() and (o in lists or "," not in o)]
     with initialize_hydra(config_dir):
         try:
             return hydra_compose("config", choices)

@@ -204,6 +204,7 @@ def derived_config(parent: Link, kind: str, frame: RunConfig) -> RunConfig:
         on_busy=frame.on_busy,
         overwrite=frame.overwrite,
         report=None,
+        trackers=frame.trackers,
         parent=parent.as_parent(),
         compress=None,
         measure=None,

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from kdbench.errors import ConfigError, Parser
-from kdbench.pipeline.steps import compose_measurement
+from kdbench.pipeline.steps import compose_measurement, is_within
 from kdbench.sweep.overrides import key_of
 
-SHARED = ("runtime.device", "data.root", "data.download", "on_busy", "overwrite")
+SHARED = ("runtime.device", "data.root", "data.download", "on_busy", "overwrite", "tracker")
 """Keys of a run that a measurement has too; the others are those of conf/measure/."""
 
 
@@ -24,10 +24,10 @@ def measure(arguments: Sequence[str]) -> int:
     from kdbench.pipeline.arguments import output_root_of, parse_runs_and_overrides, read_runs
 
     given, texts, overrides = parse_runs_and_overrides(parser_of(), arguments)
-    shared = [text for text in overrides if key_of(text) in SHARED]
+    shared = [text for text in overrides if is_within(key_of(text), SHARED)]
     for text in overrides:
         key = key_of(text)
-        if key.partition(".")[0] in ("runtime", "data", "checkpoint") and key not in SHARED:
+        if key.partition(".")[0] in ("runtime", "data", "checkpoint") and not is_within(key, SHARED):
             remedy = "give threads=N, which both engines take" if key == "runtime.threads" else "leave it out"
             raise ConfigError(f"{text} has no effect on a measurement; {remedy}", code="unused_key", key=key)
     settings = compose_measurement([text for text in overrides if text not in shared], given.config_dir)

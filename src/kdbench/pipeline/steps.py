@@ -20,7 +20,7 @@ FINETUNE, DISTIL = "finetune", "distil"
 TRAININGS = (FINETUNE, DISTIL)
 """Steps that are ordinary runs: train the network further, or distil it into another one."""
 
-SHARED = ("runtime", "checkpoint", "on_busy", "overwrite", "data.root", "data.download")
+SHARED = ("runtime", "checkpoint", "on_busy", "overwrite", "data.root", "data.download", "tracker")
 """Keys and sections that runs of every kind have."""
 
 

@@ -14,6 +14,7 @@ from kdbench.runner.measuring import measure_networks
 from kdbench.runner.resources import user_error
 from kdbench.runner.run import RunResult, resolve_run
 from kdbench.system.signals import raise_if_requested
+from kdbench.trackers.sender import resend, settle
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +25,11 @@ def complete_derived(configs: Sequence[RunConfig], on_busy: str | None = None) -
     Networks that are measured together are measured in turn, all anew if one of them is missing.
     """
     if configs[0].kind == COMPRESS:
-        return [complete_one(config, on_busy) for config in configs]
-    return complete_measurements(configs, on_busy)
+        results = [complete_one(config, on_busy) for config in configs]
+    else:
+        results = complete_measurements(configs, on_busy)
+    settle([resend(one.config, one.directory, None) for one in results if one.directory and not one.error])
+    return results
 
 
 def complete_one(config: RunConfig, on_busy: str | None) -> RunResult:

@@ -19,6 +19,7 @@ from kdbench.study.winners import Winner, write_selected, yaml_of
 from kdbench.sweep.execute import LaunchGroup, execute, in_turn, launch_here
 from kdbench.sweep.lockstep import group_planned
 from kdbench.sweep.plan import PlannedRun
+from kdbench.sweep.tracking import set_group
 from kdbench.system.signals import NOT_FINISHED, Interrupted, handled, raise_if_requested
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ class StudyExecution:
             done = "done already: " if all(map(is_done, sweep.runs)) else ""
             log.info("%s%s", done, shlex.join(sweep.command))
         runs = plan.runs_of(title)
+        set_group(runs, f"{plan.study.label}/{title}")
         for level in plan.levels_of(title):
             self.execute_runs(level, whole=bool(stage.measures))
         if stage.choose:
