@@ -9,7 +9,7 @@ from kdbench.sweep.plan import PlannedRun
 
 
 def name_of_sweep(runs: Sequence[PlannedRun]) -> str:
-    """Return a name that a sweep has whenever it is executed: of its experiment, with a hash of the keys of its runs."""
+    """Return the same name for a sweep each time: that of its experiment, with a hash of the keys of its runs."""
     experiments = [value_of(text) for run in runs for text in run.overrides if key_of(text) == "experiment"]
     name = str(experiments[0]).replace("/", "-") if experiments else "sweep"
     return f"{name}-{hash_of({'runs': sorted(run.key for run in runs if run.key)})[:8]}"

@@ -221,19 +221,15 @@ class Tracking:
         assert self.process is not None
         self.process.receive(seconds)
 
-    def leave(self) -> None:
-        """Go on without the trackers that are not done, and print a line for each of which there is none yet."""
-        if self.process and self.process.dead:
+    def leave(self) -> set[str]:
+        """Go on without the trackers that are not done; return the names of those of which no line was printed yet."""
+        if self.process is None:
+            return set()
+        if self.process.dead:
             self.report_death()
-        for name in sorted(self.waiting):
-            if self.process:
-                self.process.slow.add(name)
-            if name not in self.reported:
-                self.reported.add(name)
-                self.say(
-                    f"tracker {name}: still at work; the run does not wait for it, and the same command sends what is "
-                    "then missing"
-                )
+        silent = self.waiting - self.reported - self.process.slow
+        self.process.slow |= self.waiting
+        return silent
 
     def say(self, text: str) -> None:
         """Print a line of this run."""
@@ -272,5 +268,8 @@ def settle(trackings: Sequence[Tracking | None]) -> None:
             ended[0].receive(left)
     except Exception as error:
         log.debug("trackers: %r", error)
-    for tracking in ended:
-        tracking.leave()
+    if silent := {name for tracking in ended for name in tracking.leave()}:
+        log.info(
+            "tracker %s: still at work in the background; the same command sends what is then missing",
+            ", ".join(sorted(silent)),
+        )
