@@ -74,6 +74,7 @@ from tests.messages_of_launchers import LAUNCHER_CASES
 from tests.messages_of_processes import PROCESSES_CASES
 from tests.messages_of_sharing import SHARING_CASES
 from tests.messages_of_slurm import SLURM_CASES
+from tests.messages_of_trackers import TRACKER_CASES
 from tests.networks import SPEC, Plain
 from tests.rundir.test_lock import FOREIGN
 
@@ -813,6 +814,7 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
     "sharing": SHARING_CASES,
     "several processes": PROCESSES_CASES,
     "slurm": SLURM_CASES,
+    "trackers": TRACKER_CASES,
     "kdbench-verify": [
         *(lambda arguments=arguments: verify_runs(arguments) for arguments in (
             [], ["nowhere"], ["empty"], ["--trust", "a b", "runs/right"], ["--data-root", "nowhere", "runs/right"],
