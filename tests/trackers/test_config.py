@@ -45,7 +45,7 @@ def test_recorded_config_that_names_a_tracker_imports_nothing(tmp_path: Path) ->
 
 
 def test_list_is_one_value_of_a_sweep() -> None:
-    assert [job for job in expand([EVERY, "seed=0,1"])] == [(EVERY, "seed=0"), (EVERY, "seed=1")]
+    assert list(expand([EVERY, "seed=0,1"])) == [(EVERY, "seed=0"), (EVERY, "seed=1")]
 
 
 def test_trackers_do_not_change_the_results_of_a_study() -> None:
@@ -89,7 +89,7 @@ def test_settings_are_flat_texts(tmp_path: Path) -> None:
     assert dict(flattened({"a": {"b": {}}, "c": [{}]})) == {"a.b": {}, "c": [{}]}
 
 
-def test_stale_rows_have_no_empty_values(tmp_path: Path) -> None:
+def test_empty_values_of_rows_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("epoch,val_acc,kd\n1,0.5,\n2,nan,1e-3\n")
     first, second = TrackedRun("key", "title", tmp_path, tmp_path, None, 0.0).rows()
     assert first == {"epoch": 1.0, "val_acc": 0.5}

@@ -12,7 +12,7 @@ LONGEST = 300
 
 def without_password(address: str) -> str:
     """Return an address without a user's name and password."""
-    return re.sub(r"//[^/@]*@", "//", address)
+    return re.sub(r"://[^/@]*@", "://", address)
 
 
 def described(error: BaseException) -> str:
