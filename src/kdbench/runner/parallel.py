@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
@@ -12,7 +13,7 @@ import torch
 
 from kdbench.config import RunConfig
 from kdbench.data import Dataset
-from kdbench.errors import printable
+from kdbench.errors import KdbenchError, printable
 from kdbench.methods.base import Requires
 from kdbench.models import Network
 from kdbench.rundir.directory import RunDirectory
@@ -114,7 +115,7 @@ def train_along(task: Task, others: World) -> None:
         learners = []
         for config, own, source, state in zip(configs, parts, sources, task.states, strict=True):
             bind(own, [network] if network is not None and config.teacher else [])
-            learner = build_learner(config, own, Guard(on_failure=ignore))
+            learner = build_learner(config, own, Guard(on_failure=report_bug))
             learner.load_state_dict(torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)["learner"])
             if source:
                 learner.teacher = source
@@ -126,8 +127,10 @@ def train_along(task: Task, others: World) -> None:
             fit(learners, parts[0].batches, configs[0].recipe.epochs)
 
 
-def ignore(error: Exception) -> None:
-    """Leave an error to rank 0, which meets the same one or is told of it."""
+def report_bug(error: Exception) -> None:
+    """Print an error of code with its traceback; those for the user are printed by rank 0, which meets the same one."""
+    if not isinstance(error, KdbenchError):
+        traceback.print_exception(error)
 
 
 def build_teacher(

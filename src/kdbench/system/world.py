@@ -76,7 +76,7 @@ class World:
     def disconnect(self) -> None:
         """Leave the other processes; rank 0 lets them end."""
         if self.several and self.rank == 0 and self.problem is None:
-            with contextlib.suppress(RuntimeError):  # they may be gone
+            with contextlib.suppress(RuntimeError, ProcessEndedError):  # they may be gone
                 self.share(None)
         if self.words is not None:
             with contextlib.suppress(RuntimeError, ValueError):  # of connections that are broken already
@@ -88,10 +88,14 @@ class World:
 
         Args:
             value: the value, in rank 0; others give nothing.
+
+        Raises:
+            ProcessEndedError: another process has ended.
         """
         self.connect()
         values = [value]
-        dist.broadcast_object_list(values, src=0, group=self.words)
+        with self.communicating():
+            dist.broadcast_object_list(values, src=0, group=self.words)
         return values[0]
 
     def largest(self, numbers: Sequence[int]) -> list[int]:
