@@ -1,10 +1,12 @@
 """A program for torchrun: train runs alone and in several processes side by side, and compare losses and weights.
 
-    torchrun --nproc-per-node 2 -m tests.train.compare_processes CONFIG_DIR OUT STEPS OVERRIDES...
+    torchrun --nproc-per-node 2 -m tests.train.compare_processes [--other-format] CONFIG_DIR OUT STEPS OVERRIDES...
 
 OVERRIDES of several runs are divided by `--`. Rank 0 writes the largest relative differences of each run to OUT (JSON).
+With --other-format, one process in the other memory format takes the place of several, for the effect of rounding.
 """
 
+import dataclasses
 import itertools
 import json
 import sys
@@ -50,8 +52,11 @@ def weights(learner: Learner) -> torch.Tensor:
     return torch.cat([t.detach().double().reshape(-1) for t in tensors if t.is_floating_point()])
 
 
-def compare(config, world, steps: int) -> dict[str, float]:
-    alone, parallel = arm(config, None), arm(config, world)
+def compare(config, world, steps: int, other_format: bool) -> dict[str, float]:
+    alone, parallel = (
+        arm(config, None),
+        arm(with_other_format(config) if other_format else config, None if other_format else world),
+    )
     before, largest = [0.0, 0.0], 0.0
     plans = itertools.chain.from_iterable(alone[2].batches.plan(epoch) for epoch in itertools.count())
     for learner, _, _ in (alone, parallel):
@@ -75,8 +80,14 @@ def compare(config, world, steps: int) -> dict[str, float]:
     }
 
 
+def with_other_format(config):
+    runtime = dataclasses.replace(config.runtime, channels_last=not config.runtime.channels_last)
+    return dataclasses.replace(config, runtime=runtime)
+
+
 def main() -> None:
-    config_dir, out, steps, *rest = sys.argv[1:]
+    other_format = sys.argv[1] == "--other-format"
+    config_dir, out, steps, *rest = sys.argv[1 + other_format :]
     world = start_world()
     world.connect()
     torch.set_num_threads(1)
@@ -85,7 +96,7 @@ def main() -> None:
         if differs:
             given = list(overrides)
             config, _ = resolve_run(compose(given, Path(config_dir)))
-            found[" ".join(given)] = compare(config, world, int(steps))
+            found[" ".join(given)] = compare(config, world, int(steps), other_format)
     if world.rank == 0:
         Path(out).write_text(json.dumps(found))
     world.disconnect()
