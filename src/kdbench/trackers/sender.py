@@ -3,6 +3,7 @@
 Nothing here raises, and no library of a tracker is imported: see `kdbench.trackers.process`.
 """
 
+import functools
 import itertools
 import json
 import logging
@@ -127,15 +128,10 @@ class Tracking:
 
     def __init__(self, config: RunConfig, directory: RunDirectory, started: str | None, prefix: str = "") -> None:
         self.trackers = [tracker.node() for tracker in config.trackers]
-        self.directory, self.prefix = directory, prefix
-        self.run = TrackedRun(
-            key=directory.key,
-            title=config.title,
-            path=directory.path.absolute(),
-            output_root=Path(config.output_root).expanduser().absolute(),
-            group=None,
-            started=datetime.fromisoformat(started).timestamp() if started else time.time(),
-        )
+        if config.trial:  # the trials of a search are a group
+            for tracker in self.trackers:
+                tracker["params"]["group"] = tracker["params"]["group"] or config.trial.study
+        self.config, self.directory, self.started, self.prefix = config, directory, started, prefix
         self.id = str(next(_numbers))
         self.process: TrackerProcess | None = None
         self.ended = False
@@ -143,6 +139,18 @@ class Tracking:
         """Names of the trackers that have not replied yet that they are done."""
         self.reported: set[str] = set()
         """Names of the trackers of which a line was printed."""
+
+    @functools.cached_property
+    def run(self) -> TrackedRun:
+        """The run as its trackers see it."""
+        return TrackedRun(
+            key=self.directory.key,
+            title=self.config.title,
+            path=self.directory.path.absolute(),
+            output_root=Path(self.config.output_root).expanduser().absolute(),
+            group=None,
+            started=datetime.fromisoformat(self.started).timestamp() if self.started else time.time(),
+        )
 
     def open(self, epochs: int) -> None:
         """Begin or continue the records of the run.
