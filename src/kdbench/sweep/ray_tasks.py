@@ -1,0 +1,230 @@
+"""Groups of runs as tasks of a Ray cluster: start them, start lost ones again, and stop what runs on request."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdbench.errors import RunError, first_line
+from kdbench.rundir.summary import Status
+from kdbench.sweep.execute import Groups, Results, failure, numbers_of
+from kdbench.sweep.plan import JobResult, PlannedRun
+from kdbench.sweep.ray_cluster import Cluster, GroupOptions
+from kdbench.sweep.worker import GroupTask, pack_group, run_group
+from kdbench.system import signals
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+"""Longest time between two looks at stop requests."""
+LOOKS_UNTIL_CHECK = 10
+"""Looks without any result after which the cluster is checked for nodes that are large enough."""
+STOP_SECONDS = 15.0
+"""Time beyond `checkpoint.grace_seconds` that a stop request takes to reach tasks, and their answers to come back."""
+
+
+@dataclass
+class Attempt:
+    """A group that a task executes."""
+
+    position: int
+    number: int
+    """1 for the first attempt."""
+
+
+class RayTasks:
+    """The tasks of a sweep.
+
+    Args:
+        groups: groups of runs.
+        cluster: cluster that executes them.
+        options: what each group gets.
+    """
+
+    def __init__(self, groups: Groups, cluster: Cluster, options: GroupOptions) -> None:
+        self.groups = groups
+        self.cluster = cluster
+        self.options = options
+        self.first = numbers_of(groups)
+        self.running: dict[Any, Attempt] = {}
+        """The tasks that have not ended, by their references, waiting ones included."""
+        self.environment = {k: v for k, v in os.environ.items() if k.startswith(options.environment)}
+        self.looks = 0
+        self.warned = False
+
+    def start(self, position: int, number: int = 1) -> None:
+        """Start a group as a task; Ray executes it when a node has room.
+
+        Args:
+            position: of the group.
+            number: of the attempt, from 1.
+        """
+        import ray
+
+        runs, first, options = self.groups[position], self.first[position], self.options
+        gpus = self.cluster.gpus_of_group(options, runs[0].config.runtime.device)
+        request = options.request(gpus)
+        task = ray.remote(execute_task).options(
+            name=task_name(runs, first),  # precedes its lines
+            num_cpus=request.pop("CPU"),
+            num_gpus=request.pop("GPU", 0),
+            memory=request.pop("memory", None),
+            resources=request,
+            scheduling_strategy=options.strategy,
+            max_retries=0,  # `lost` starts it again, and says so
+        )
+        device = "cuda" if gpus else "cpu"
+        reference = task.remote(pack_group(runs, first), device, options.threads, self.environment)
+        self.running[reference] = Attempt(position, number)
+
+    def ended(self) -> Generator[tuple[Attempt, Any], None, None]:
+        """Yield the tasks that have ended, with their references; wait a moment for the next one."""
+        import ray
+
+        references, _ = ray.wait(list(self.running), num_returns=1, timeout=POLL_SECONDS)
+        for reference in references:
+            yield self.running.pop(reference), reference
+        self.looks = 0 if references else self.looks + 1
+        if self.looks % LOOKS_UNTIL_CHECK == LOOKS_UNTIL_CHECK - 1 and not self.warned:
+            self.warn_of_size()
+
+    def warn_of_size(self) -> None:
+        """Print once that groups wait because no node is large enough, for example after one was lost."""
+        if short := self.cluster.lacking(self.options.request(self.options.gpus or 0)):
+            log.info("waiting for a node: a group needs %s in %s", short, self.cluster.name)
+            self.warned = True
+
+    def results(self, attempt: Attempt, reference: Any) -> Results | None:
+        """Return the results of a group; None if its process was lost and it was started again."""
+        import ray
+        from ray import exceptions
+
+        try:
+            results: Sequence[JobResult] = ray.get(reference)
+        except exceptions.RayTaskError as error:  # an error of this code, or kdbench is missing there
+            return self.failed(attempt, f"the task failed: {first_line(error.cause or error)}")
+        except exceptions.RayError as error:
+            return self.lost(attempt, reason_of(error))
+        stopped = next((result for result in results if result.status == Status.INTERRUPTED), None)
+        return self.lost(attempt, f"its process was {stopped.error}") if stopped else results
+
+    def lost(self, attempt: Attempt, reason: str) -> Results | None:
+        """Start a group again whose process was lost, or return its failure after the last attempt.
+
+        Args:
+            attempt: the one that was lost.
+            reason: the end of the sentence that says why.
+        """
+        name = task_name(self.groups[attempt.position], self.first[attempt.position])
+        if attempt.number > self.options.retries:
+            times = f" ({attempt.number} times)" if attempt.number > 1 else ""
+            return self.failed(attempt, f"{reason}{times}; the same command continues from the last checkpoint")
+        log.info("%s: %s; starting again from the last checkpoint (retry %d of %d)", name, reason, attempt.number,
+                 self.options.retries)  # fmt: skip
+        self.start(attempt.position, attempt.number + 1)
+        return None
+
+    def failed(self, attempt: Attempt, reason: str) -> Results:
+        """Print why the runs of a group have no result, and return that as their results."""
+        runs = self.groups[attempt.position]
+        error = RunError(f"{self.cluster.name}: {reason}", code="engine_failed", key="hydra/launcher")
+        return [failure(error, run.title) for run in runs]
+
+    def stop(self) -> None:
+        """Request every task to write checkpoints and to end; end those that do not within their grace time."""
+        import ray
+
+        if not self.running:
+            return
+        for force in (False, True):
+            for reference in self.running:
+                ray.cancel(reference, force=force)
+            waiting = list(self.running)
+            ended, _ = ray.wait(waiting, num_returns=len(waiting), timeout=self.grace_seconds())
+            for reference in ended:
+                del self.running[reference]
+            if not self.running:
+                return
+
+    def grace_seconds(self) -> float:
+        """Return the longest time in which the runs write their checkpoints."""
+        runs = [run for attempt in self.running.values() for run in self.groups[attempt.position]]
+        return max((run.config.checkpoint.grace_seconds for run in runs), default=0.0)
+
+
+def run_groups(
+    groups: Groups, cluster: Cluster, options: GroupOptions
+) -> Generator[tuple[int, Results], None, None]:
+    """Execute groups on a cluster. Result: see `kdbench.sweep.execute.Launch`.
+
+    Args:
+        groups: groups of runs.
+        cluster: cluster that executes them.
+        options: what each group gets.
+
+    Raises:
+        Interrupted: a stop was requested; the runs have written checkpoints.
+        RunError: the connection to the cluster was lost.
+    """
+    from ray.exceptions import RayError
+
+    tasks = RayTasks(groups, cluster, options)
+    grace = max((run.config.checkpoint.grace_seconds for runs in groups for run in runs), default=0.0)
+    with signals.deferred(grace + STOP_SECONDS):
+        try:
+            for position in range(len(groups)):
+                tasks.start(position)
+            while tasks.running:
+                for attempt, reference in tasks.ended():
+                    results = tasks.results(attempt, reference)
+                    if results is not None:
+                        yield attempt.position, results
+                signals.raise_if_requested()
+        except (RayError, ConnectionError) as error:
+            raise RunError(
+                f"the connection to {cluster.name} was lost: {first_line(error)}; the same command continues",
+                code="engine_failed",
+                key="hydra/launcher",
+            ) from error
+        finally:
+            with contextlib.suppress(RayError, ConnectionError):
+                tasks.stop()
+
+
+def execute_task(
+    task: GroupTask, device: str, threads: int, environment: Mapping[str, str]
+) -> list[JobResult]:
+    """Execute a group in a process of Ray's. Arguments: see `kdbench.sweep.worker.run_group`.
+
+    Args:
+        environment: variables of the command's process.
+    """
+    os.environ.update(environment)
+    return run_group(task, device, threads)
+
+
+def task_name(runs: Sequence[PlannedRun], first: int) -> str:
+    """Return the name of a group.
+
+    Args:
+        runs: runs of the group.
+        first: number of the first one, counted from 0.
+    """
+    return f"job {first + 1}" if len(runs) == 1 else f"jobs {first + 1}-{first + len(runs)}"
+
+
+def reason_of(error: Exception) -> str:
+    """Return the end of a sentence that says how Ray lost the process of a group."""
+    from ray import exceptions
+
+    if isinstance(error, exceptions.NodeDiedError | exceptions.LocalRayletDiedError):
+        return "its node was lost"
+    if isinstance(error, exceptions.OutOfMemoryError):
+        return "its node ran out of memory, and Ray ended its process"
+    if isinstance(error, exceptions.WorkerCrashedError):
+        return "its process ended without a result"
+    if isinstance(error, exceptions.TaskCancelledError):
+        return "its task was cancelled"
+    return f"it was lost ({first_line(error)})"
