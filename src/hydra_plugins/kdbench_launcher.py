@@ -99,17 +99,22 @@ class GroupLauncher(Launcher):
         return [results[n] for n in range(len(runs))]
 
 
-def whole_number(name: str, value: Any) -> int:
-    """Return the value of a launcher's key, a whole number of at least 1.
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """Return the value of a launcher's key, a whole number.
+
+    Args:
+        name: of the key.
+        value: as given.
+        least: smallest number that it may be.
 
     Raises:
         ConfigError: it is anything else.
     """
     from kdbench.errors import ConfigError
 
-    if type(value) is not int or value < 1:
+    if type(value) is not int or value < least:
         raise ConfigError(
-            f"hydra.launcher.{name} is {value!r}; it must be a whole number of at least 1",
+            f"hydra.launcher.{name} is {value!r}; it must be a whole number of at least {least}",
             code="out_of_range",
             key=f"hydra.launcher.{name}",
         )

@@ -79,7 +79,7 @@ class RayLauncher(GroupLauncher):
             memory_gb=None if keys["memory_gb"] is None else positive("memory_gb", keys["memory_gb"]),
             resources=amounts(keys["resources"]),
             strategy=SCHEDULING[one_of("scheduling", keys["scheduling"], tuple(SCHEDULING))],
-            wait_for_nodes=one_of("wait_for_nodes", keys["wait_for_nodes"], (False, True)),
+            autoscaling=one_of("autoscaling", keys["autoscaling"], (False, True)),
             retries=whole_number("retries", keys["retries"], 0),
             environment=prefixes(keys["environment"]),
         )
@@ -167,7 +167,7 @@ def check_devices(runs: Sequence["PlannedRun"], gpus: float | None) -> None:
     for device in dict.fromkeys(run.config.runtime.device for run in runs if run.composed):
         if device.startswith("cuda:"):
             raise ConfigError(
-                f"runtime.device={device} with hydra/launcher=ray: Ray chooses the GPU of a group and shows it no other; "
+                f"runtime.device={device} with hydra/launcher=ray: Ray chooses a GPU for each group; "
                 "use runtime.device=auto, and hydra.launcher.gpus for the share that a group gets",
                 code="conflicting_options",
                 key="runtime.device",

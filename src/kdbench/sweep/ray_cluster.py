@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.errors import ConfigError, RunError, first_line
-from kdbench.system.cpu import available_cores
+from kdbench.system.cpu import usable_cores
 
 KEY = "hydra.launcher.address"
 OBJECT_STORE_BYTES = 80_000_000
-"""Memory for objects in a cluster of this machine; tasks and results are kilobytes, and Ray accepts no less than 75 MB."""
+"""Memory for objects in a cluster of this machine: results are small, and Ray accepts no less than 75 MB."""
+SLACK = 1e-6
+"""Rounding of shares: 1 / (1 / 3) is to be 3."""
 LOG_SECONDS = 1.0
 """Time in which the last lines of tasks reach this process."""
 LONGEST_TEMPORARY = 40
@@ -28,7 +30,6 @@ DRIVER_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
     "RAY_DEDUP_LOGS": "0",  # epochs of different runs look alike, and would be left out
     "RAY_COLOR_PREFIX": "0",
-    "RAY_BACKEND_LOG_LEVEL": "error",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 """Settings of Ray in the environment, where the user has not set them."""
@@ -44,7 +45,7 @@ class GroupOptions:
     memory_gb: float | None = None
     resources: Mapping[str, float] = field(default_factory=dict)
     strategy: str = "SPREAD"
-    wait_for_nodes: bool = False
+    autoscaling: bool = False
     retries: int = 3
     environment: tuple[str, ...] = ()
 
@@ -95,9 +96,11 @@ class Cluster:
         """
         if device == "cpu":
             return 0
-        if options.gpus is None:
-            return int(any(node.get("GPU", 0) for node in self.nodes()))
-        return options.gpus
+        return self.default_gpus() if options.gpus is None else options.gpus
+
+    def default_gpus(self) -> int:
+        """Return the GPUs of a group where the user leaves that open: one if any node has one."""
+        return int(any(node.get("GPU", 0) for node in self.nodes()))
 
     def lacking(self, request: Mapping[str, float]) -> str | None:
         """Return the first resource of which no node has enough, with what there is, or None if a group fits a node."""
@@ -110,8 +113,13 @@ class Cluster:
             ConfigError: none is, and the user does not want to wait for one.
         """
         short = self.lacking(options.request(options.gpus or 0))
-        if short and not options.wait_for_nodes:
-            raise too_large(short, self.name, "; hydra.launcher.wait_for_nodes=true waits until the cluster has grown")
+        if short and not options.autoscaling:
+            raise too_large(short, self.name, "; hydra.launcher.autoscaling=true is for a cluster that grows by itself")
+
+    def room(self, options: GroupOptions) -> int:
+        """Return the number of groups that the live nodes execute at once."""
+        request = options.request(options.gpus if options.gpus is not None else self.default_gpus())
+        return sum(room(request, node) for node in self.nodes())
 
     def close(self) -> None:
         """Disconnect; end the cluster if this process has started it."""
@@ -138,6 +146,22 @@ def lacking(request: Mapping[str, float], nodes: list[dict[str, float]]) -> str 
         if most < amount:
             return f"{of_resource(name, amount)}, and no node has more than {of_resource(name, most)}"
     return f"{', '.join(of_resource(*item) for item in request.items())}, and no node has all of that"
+
+
+def room(request: Mapping[str, float], node: Mapping[str, float]) -> int:
+    """Return the number of groups that a node executes at once.
+
+    Args:
+        request: what a group takes, by Ray's names of resources.
+        node: what the node has.
+    """
+    counts = []
+    for name, amount in request.items():
+        if name == "GPU" and amount < 1:  # no group gets parts of two
+            counts.append(int(node.get(name, 0)) * int(1 / amount + SLACK))
+        else:
+            counts.append(int(node.get(name, 0) / amount + SLACK))
+    return min(counts)
 
 
 def of_resource(name: str, amount: float) -> str:
@@ -170,7 +194,7 @@ def check_local(options: GroupOptions) -> None:
     """
     from torch import cuda
 
-    node = {"CPU": float(available_cores()), "GPU": float(cuda.device_count()), "memory": total_memory()}
+    node = {"CPU": float(usable_cores()), "GPU": float(cuda.device_count()), "memory": total_memory()}
     if short := lacking(options.request(options.gpus or 0), [node]):
         raise too_large(short, "a cluster of this machine alone (hydra.launcher.address=null)")
 
@@ -194,7 +218,7 @@ def start_local() -> Cluster:
     try:
         initialize(
             address="local",
-            num_cpus=available_cores(),
+            num_cpus=usable_cores(),
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             _temp_dir=str(folder),

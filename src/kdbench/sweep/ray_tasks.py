@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,19 +20,22 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
 """Longest time between two looks at stop requests."""
-LOOKS_UNTIL_CHECK = 10
-"""Looks without any result after which the cluster is checked for nodes that are large enough."""
+RETRY_SECONDS = 5.0
+"""Time before a group is started again, doubled each time: Ray needs up to half a minute to notice that a node is gone,
+and would send it there."""
 STOP_SECONDS = 15.0
 """Time beyond `checkpoint.grace_seconds` that a stop request takes to reach tasks, and their answers to come back."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Attempt:
-    """A group that a task executes."""
+    """A group that a task executes, or will."""
 
     position: int
-    number: int
+    number: int = 1
     """1 for the first attempt."""
+    not_before: float = 0.0
+    """Time by the monotonic clock."""
 
 
 class RayTasks:
@@ -48,18 +52,33 @@ class RayTasks:
         self.cluster = cluster
         self.options = options
         self.first = numbers_of(groups)
+        self.waiting = [Attempt(position) for position in range(len(groups))]
         self.running: dict[Any, Attempt] = {}
-        """The tasks that have not ended, by their references, waiting ones included."""
+        """Tasks by their references."""
         self.environment = {k: v for k, v in os.environ.items() if k.startswith(options.environment)}
-        self.looks = 0
         self.warned = False
 
-    def start(self, position: int, number: int = 1) -> None:
-        """Start a group as a task; Ray executes it when a node has room.
+    def start_next(self) -> None:
+        """Start groups as long as the cluster has room; more would queue up at nodes, and be lost with them."""
+        now = time.monotonic()
+        while len(self.running) < self.room():
+            attempt = next((attempt for attempt in self.waiting if attempt.not_before <= now), None)
+            if attempt is None:
+                return
+            self.waiting.remove(attempt)
+            self.running[self.start(attempt.position)] = attempt
+
+    def room(self) -> int:
+        """Return the number of groups that the cluster executes at once: without a limit where it grows by itself."""
+        if self.options.autoscaling:
+            return len(self.groups)
+        return self.cluster.room(self.options)
+
+    def start(self, position: int) -> Any:
+        """Start a group as a task, and return its reference.
 
         Args:
             position: of the group.
-            number: of the attempt, from 1.
         """
         import ray
 
@@ -76,28 +95,28 @@ class RayTasks:
             max_retries=0,  # `lost` starts it again, and says so
         )
         device = "cuda" if gpus else "cpu"
-        reference = task.remote(pack_group(runs, first), device, options.threads, self.environment)
-        self.running[reference] = Attempt(position, number)
+        return task.remote(pack_group(runs, first), device, options.threads, self.environment)
 
-    def ended(self) -> Generator[tuple[Attempt, Any], None, None]:
-        """Yield the tasks that have ended, with their references; wait a moment for the next one."""
+    def ended(self) -> list[tuple[Attempt, Any]]:
+        """Return the tasks that have ended, with their references; wait a moment for one."""
         import ray
 
-        references, _ = ray.wait(list(self.running), num_returns=1, timeout=POLL_SECONDS)
-        for reference in references:
-            yield self.running.pop(reference), reference
-        self.looks = 0 if references else self.looks + 1
-        if self.looks % LOOKS_UNTIL_CHECK == LOOKS_UNTIL_CHECK - 1 and not self.warned:
+        if not self.running:
+            time.sleep(POLL_SECONDS)
             self.warn_of_size()
+            return []
+        references, _ = ray.wait(list(self.running), num_returns=1, timeout=POLL_SECONDS)
+        return [(self.running.pop(reference), reference) for reference in references]
 
     def warn_of_size(self) -> None:
-        """Print once that groups wait because no node is large enough, for example after one was lost."""
-        if short := self.cluster.lacking(self.options.request(self.options.gpus or 0)):
+        """Print once that groups wait because no node is large enough, after one was lost."""
+        short = None if self.warned else self.cluster.lacking(self.options.request(self.options.gpus or 0))
+        if short:
             log.info("waiting for a node: a group needs %s in %s", short, self.cluster.name)
             self.warned = True
 
     def results(self, attempt: Attempt, reference: Any) -> Results | None:
-        """Return the results of a group; None if its process was lost and it was started again."""
+        """Return the results of a group; None if its process was lost and it is to be started again."""
         import ray
         from ray import exceptions
 
@@ -111,7 +130,7 @@ class RayTasks:
         return self.lost(attempt, f"its process was {stopped.error}") if stopped else results
 
     def lost(self, attempt: Attempt, reason: str) -> Results | None:
-        """Start a group again whose process was lost, or return its failure after the last attempt.
+        """Have a group started again whose process was lost, or return its failure after the last attempt.
 
         Args:
             attempt: the one that was lost.
@@ -121,9 +140,9 @@ class RayTasks:
         if attempt.number > self.options.retries:
             times = f" ({attempt.number} times)" if attempt.number > 1 else ""
             return self.failed(attempt, f"{reason}{times}; the same command continues from the last checkpoint")
-        log.info("%s: %s; starting again from the last checkpoint (retry %d of %d)", name, reason, attempt.number,
-                 self.options.retries)  # fmt: skip
-        self.start(attempt.position, attempt.number + 1)
+        log.info("%s: %s; starting it again (%d of %d retries)", name, reason, attempt.number, self.options.retries)
+        pause = RETRY_SECONDS * 2 ** (attempt.number - 1)
+        self.waiting.insert(0, Attempt(attempt.position, attempt.number + 1, time.monotonic() + pause))
         return None
 
     def failed(self, attempt: Attempt, reason: str) -> Results:
@@ -154,9 +173,7 @@ class RayTasks:
         return max((run.config.checkpoint.grace_seconds for run in runs), default=0.0)
 
 
-def run_groups(
-    groups: Groups, cluster: Cluster, options: GroupOptions
-) -> Generator[tuple[int, Results], None, None]:
+def run_groups(groups: Groups, cluster: Cluster, options: GroupOptions) -> Generator[tuple[int, Results], None, None]:
     """Execute groups on a cluster. Result: see `kdbench.sweep.execute.Launch`.
 
     Args:
@@ -174,9 +191,8 @@ def run_groups(
     grace = max((run.config.checkpoint.grace_seconds for runs in groups for run in runs), default=0.0)
     with signals.deferred(grace + STOP_SECONDS):
         try:
-            for position in range(len(groups)):
-                tasks.start(position)
-            while tasks.running:
+            while tasks.running or tasks.waiting:
+                tasks.start_next()
                 for attempt, reference in tasks.ended():
                     results = tasks.results(attempt, reference)
                     if results is not None:
@@ -193,9 +209,7 @@ def run_groups(
                 tasks.stop()
 
 
-def execute_task(
-    task: GroupTask, device: str, threads: int, environment: Mapping[str, str]
-) -> list[JobResult]:
+def execute_task(task: GroupTask, device: str, threads: int, environment: Mapping[str, str]) -> list[JobResult]:
     """Execute a group in a process of Ray's. Arguments: see `kdbench.sweep.worker.run_group`.
 
     Args:

@@ -20,12 +20,18 @@ def have_native_bf16() -> bool:
 def available_cores() -> int:
     """Return the number of cores that this process may use.
 
-    Considered are the affinity (batch systems narrow it), the container's share of time, and OMP_NUM_THREADS, which
-    overrides both. Processors of one core count once: two threads on a core share its arithmetic units.
+    OMP_NUM_THREADS overrides what `usable_cores` finds.
     """
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdecimal() and int(wanted) >= 1:
-        return int(wanted)
+    return int(wanted) if wanted.isdecimal() and int(wanted) >= 1 else usable_cores()
+
+
+def usable_cores() -> int:
+    """Return the number of cores that all processes of this command may use together.
+
+    Considered are the affinity (batch systems narrow it) and the container's share of time. Processors of one core
+    count once: two threads on a core share its arithmetic units.
+    """
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     cores = {siblings(processor) for processor in os.sched_getaffinity(0)}
