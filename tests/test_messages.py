@@ -75,6 +75,7 @@ from tests.messages_of_processes import PROCESSES_CASES
 from tests.messages_of_sharing import SHARING_CASES
 from tests.messages_of_slurm import SLURM_CASES
 from tests.messages_of_trackers import TRACKER_CASES
+from tests.messages_of_ray import RAY_CASES
 from tests.networks import SPEC, Plain
 from tests.rundir.test_lock import FOREIGN
 
@@ -815,6 +816,7 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
     "several processes": PROCESSES_CASES,
     "slurm": SLURM_CASES,
     "trackers": TRACKER_CASES,
+    "ray": RAY_CASES,
     "kdbench-verify": [
         *(lambda arguments=arguments: verify_runs(arguments) for arguments in (
             [], ["nowhere"], ["empty"], ["--trust", "a b", "runs/right"], ["--data-root", "nowhere", "runs/right"],
