@@ -13,6 +13,7 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_worker_niceness": "0",  # 15 by default: next to other tests, nothing would be left for them
     "OMP_NUM_THREADS": "1",
 }
 START_SECONDS = 90.0

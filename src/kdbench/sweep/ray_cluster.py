@@ -210,6 +210,7 @@ def start_local() -> Cluster:
     Raises:
         RunError: Ray does not start.
     """
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 leaves the cores to other processes
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # other users of this machine can reach it otherwise
     if os.environ["RAY_AUTH_MODE"] == "token":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home directory
