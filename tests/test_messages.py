@@ -72,6 +72,7 @@ from tests.errors import recorded_errors
 from tests.messages_of_deployment import TRAINED_CASES
 from tests.messages_of_launchers import LAUNCHER_CASES
 from tests.messages_of_processes import PROCESSES_CASES
+from tests.messages_of_ray import RAY_CASES
 from tests.messages_of_sharing import SHARING_CASES
 from tests.messages_of_slurm import SLURM_CASES
 from tests.messages_of_trackers import TRACKER_CASES
