@@ -76,7 +76,6 @@ from tests.messages_of_ray import RAY_CASES
 from tests.messages_of_sharing import SHARING_CASES
 from tests.messages_of_slurm import SLURM_CASES
 from tests.messages_of_trackers import TRACKER_CASES
-from tests.messages_of_ray import RAY_CASES
 from tests.networks import SPEC, Plain
 from tests.rundir.test_lock import FOREIGN
 
