@@ -73,8 +73,9 @@ SlurmctldLogFile=$folder/log/slurmctld.log
 SlurmdLogFile=$folder/log/slurmd.log
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool
-# No control groups: they need systemd or a writable hierarchy.
-ProctrackType=proctrack/linuxproc
+# No control groups: they need systemd or a writable hierarchy. proctrack/linuxproc of SLURM 22.05 crashes at times, while it
+# signals a step that ends.
+ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
