@@ -52,33 +52,36 @@ def test_options_of_sbatch_are_passed_on_and_those_that_are_off_are_left_out() -
     assert SlurmOptions(time=60, requeue=False).parameters["no-requeue"] is True
 
 
+def end_of_script(folder: Path, code: int, state: str = "RUNNING", **variables: str) -> str:
+    """Return what the batch script calls scontrol with, after a command with an exit code."""
+    for name, text in (("scontrol", 'echo "$@"'), ("squeue", f"echo {state}")):
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    script = "\n".join([f"(exit {code})", *requeue_script(folder)])
+    environment = {"PATH": f"{folder}:/bin", "SLURM_JOB_ID": "9", **variables}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize(
     ("code", "requeued"), [(0, False), (1, False), (75, True), (137, False), (138, True), (140, True), (143, False)]
 )
 def test_the_batch_script_requeues_its_task_where_the_runs_were_stopped(
     tmp_path: Path, code: int, requeued: bool
 ) -> None:
-    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@"\n')
-    (tmp_path / "scontrol").chmod(0o755)
-    script = "\n".join([f"(exit {code})", *requeue_script(tmp_path)])
-    environment = {
-        "PATH": f"{tmp_path}:/bin",
-        "SLURM_JOB_ID": "9",
-        "SLURM_ARRAY_JOB_ID": "7",
-        "SLURM_ARRAY_TASK_ID": "2",
-    }
-    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    assert done.stdout == ("requeue 7_2\n" if requeued else "")
+    called = end_of_script(tmp_path, code, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="2")
+    assert called == ("requeue 7_2\n" if requeued else "")
     assert ArrayTask("7_2", tmp_path).count_stops() == int(requeued)
 
 
 def test_a_job_that_is_no_array_requeues_itself_by_its_own_id(tmp_path: Path) -> None:
-    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@"\n')
-    (tmp_path / "scontrol").chmod(0o755)
-    script = "\n".join(["(exit 75)", *requeue_script(tmp_path)])
-    environment = {"PATH": f"{tmp_path}:/bin", "SLURM_JOB_ID": "9"}
-    assert subprocess.run(["bash", "-c", script], env=environment, capture_output=True).stdout == b"requeue 9\n"
+    assert end_of_script(tmp_path, 75) == "requeue 9\n"
+
+
+def test_a_job_that_slurm_ends_or_requeues_is_left_alone(tmp_path: Path) -> None:
+    assert end_of_script(tmp_path, 75, "COMPLETING") == ""
+    assert ArrayTask("9", tmp_path).count_stops() == 0
 
 
 def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 SIGNAL = "USR2"
 """Signal before the time limit: the one that submitit handles too, until the runs' own handlers are installed."""
+SURVIVE = "trap : TERM"
+"""Keeps a batch script alive while the runs write checkpoints; SLURM kills what is left when the script ends."""
 UNLIMITED = 1_000_000
 """submitit's own limit of requeues, out of the way: `max_stops` counts those without progress."""
 FOLDER = "slurm"
@@ -212,7 +214,7 @@ def parameters_of(options: SlurmOptions, name: str, dependency: str | None = Non
         "stderr_to_stdout": True,
         # Since SLURM 22.05, srun does not follow sbatch in this.
         "srun_args": [f"--cpus-per-task={options.cpus_per_task}"] if options.cpus_per_task is not None else None,
-        "setup": [str(line) for line in options.setup] or None,
+        "setup": [SURVIVE, *options.setup],
         "additional_parameters": additional,
     }
 
@@ -239,19 +241,21 @@ def executor(options: SlurmOptions, folder: Path, name: str, dependency: str | N
 def requeue_script(folder: Path) -> list[str]:
     """Return the end of a batch script, which requeues the job where it was stopped before its runs were complete.
 
-    The script outlives the process of the runs, however that ended. SLURM signals the script itself only where it ends
-    the job (scancel) or requeues it anyhow (a preemption, a lost node); bash then ends at once.
+    The script outlives the process of the runs, however that ended. Where SLURM ends the job (scancel) or requeues it
+    anyhow (a preemption), the job is not in the state RUNNING any more, and the script leaves it alone.
     """
     stopped = [NOT_FINISHED, *(128 + number for number in SIGNALS if number.name in ("SIGUSR1", "SIGUSR2"))]
     return [
         "code=$?",
         'job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"',
         f'case "$code" in {"|".join(str(code) for code in stopped)})',
-        f'    echo "$code" >>{shlex.quote(str(folder))}/"${{job}}_stops"',
-        "    for pause in 1 2 4 8; do",
-        '        scontrol requeue "$job" && break',
-        '        sleep "$pause"',
-        "    done ;;",
+        '    if [ "$(squeue --noheader --job "$job" --format %T)" = RUNNING ]; then',
+        f'        echo "$code" >>{shlex.quote(str(folder))}/"${{job}}_stops"',
+        "        for pause in 1 2 4 8; do",
+        '            scontrol requeue "$job" && break',
+        '            sleep "$pause"',
+        "        done",
+        "    fi ;;",
         "esac",
         "exit $code",
     ]
