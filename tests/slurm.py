@@ -36,6 +36,8 @@ TINY = (
     "data=shapes", "data.num_train=64", "data.num_val=50", "data.num_test=60", "recipe=smoke", "recipe.batch_size=32",
     "runtime.device=cpu", "runtime.precision=fp32", "runtime.threads=1", "checkpoint.grace_seconds=5",
 )  # fmt: skip
+PROCESSES: list[subprocess.Popen[bytes]] = []
+"""Commands that tests have started."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,11 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         assert started.returncode == 0, started.stderr
         yield Cluster(environment | {"SLURM_CONF": str(folder / "slurm.conf")})
     finally:
+        for process in PROCESSES:  # of a test that has failed
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        PROCESSES.clear()
         call(["stop"], environment)
 
 
@@ -170,6 +177,7 @@ class Sweep:
             self.process = subprocess.Popen(
                 self.words, cwd=self.folder, env=self.environment, stdout=written, stderr=subprocess.STDOUT
             )
+        PROCESSES.append(self.process)
 
     def stop(self, number: signal.Signals) -> None:
         """Send a signal to the submitting process and wait for its end."""

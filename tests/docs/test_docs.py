@@ -59,7 +59,10 @@ def files_of_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory with the files that the pages show, typed in as written."""
     for page in (
         README,
-        *(CHECKOUT / "docs" / f"{name}.md" for name in ("configuration", "networks", "data", "recipes", "methods", "scaling")),
+        *(
+            CHECKOUT / "docs" / f"{name}.md"
+            for name in ("configuration", "networks", "data", "recipes", "methods", "scaling")
+        ),
     ):
         write_files(page, tmp_path)
     monkeypatch.chdir(tmp_path)
