@@ -44,28 +44,37 @@ def main(trackers: list[str]) -> None:
     folder = Path(tempfile.mkdtemp())
     calls: list[float] = []
     Tracking.end_epoch = timed(Tracking.end_epoch, calls)  # type: ignore[method-assign]  # for the measurement
-    ratios = []
+    ratios, busy = [], []
     try:
         for pair in range(PAIRS + 1):
-            seconds = {}
+            seconds, processor = {}, {}
             for chosen in ([], trackers) if pair % 2 else (trackers, []):
                 root = folder / f"{pair}{bool(chosen)}"
                 config = kdbench.compose([*RUN, f"output_root='{root}'", f"tracker=[{','.join(chosen)}]"])
                 calls.clear()
-                started = time.perf_counter()
+                started, before = time.perf_counter(), time.process_time()
                 run = kdbench.run(config)
                 seconds[bool(chosen)] = time.perf_counter() - started
+                processor[bool(chosen)] = time.process_time() - before
                 trained = run.metrics["seconds"].sum()
-                print(f"{'with' if chosen else 'without':8} {seconds[bool(chosen)]:6.2f} s, training {trained:6.2f} s, "
-                      f"calls of {len(calls)} epochs {1e6 * statistics.median(calls):.0f} µs each")  # fmt: skip
+                print(
+                    f"{'with' if chosen else 'without':8} {seconds[bool(chosen)]:6.2f} s, "
+                    f"{processor[bool(chosen)]:6.2f} s of the processor, training {trained:6.2f} s, "
+                    f"calls of {len(calls)} epochs {1e6 * statistics.median(calls):.0f} µs each"
+                )
             if pair:
                 ratios.append(seconds[True] / seconds[False])
+                busy.append(processor[True] / processor[False])
             else:
                 print(f"first pair: {seconds[True] / seconds[False]:.3f}")
     finally:
         shutil.rmtree(folder)
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    print(f"with {', '.join(trackers)} / without: median {middle:.3f} (quartiles {low:.3f} to {high:.3f}), n={PAIRS}")
+    for name, values in (("seconds", ratios), ("seconds of the processor in the process of the run", busy)):
+        low, middle, high = statistics.quantiles(values, n=4)
+        print(
+            f"{name}, with {', '.join(trackers)} / without: median {middle:.3f} (quartiles {low:.3f} to {high:.3f}), "
+            f"n={PAIRS}"
+        )
 
 
 if __name__ == "__main__":

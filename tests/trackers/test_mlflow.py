@@ -21,7 +21,7 @@ from tests.conftest import Finished, complete
 from tests.trackers.conftest import ALONE, Command, said_of_trackers, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow")]
-SIZES = ("data.num_train=256", "checkpoint.every_epochs=2", "checkpoint.every_minutes=null")
+SIZES = ("data.num_train=1024", "checkpoint.every_epochs=2", "checkpoint.every_minutes=null")
 
 
 STILL = "tracker mlflow: still at work in the background; the same command sends what is then missing"
@@ -111,8 +111,10 @@ def keys(address: str, experiment: str, timeout: int = 5) -> tuple[str, ...]:
 
 
 def test_killed_and_resumed_run_is_one_record_with_each_epoch_once(server: Server, tmp_path: Path) -> None:
-    arguments = (*ALONE, *SIZES, "recipe.epochs=8", *keys(server.address, "killed"))
-    Command(tmp_path / "run", *arguments).stop_after(5, signal.SIGKILL)
+    arguments = (*ALONE, *SIZES, "recipe.epochs=24", *keys(server.address, "killed"))
+    command = Command(tmp_path / "run", *arguments)
+    wait_for(lambda: server.epochs(server.records("killed")[0]))  # some epochs are there
+    command.stop_after(5, signal.SIGKILL)
     (record,) = server.records("killed", "KILLED")
     first = record.info.run_id
     assert set(said_of_trackers(Command(tmp_path / "run", *arguments).end())) <= {STILL}  # it may end that early
@@ -121,14 +123,14 @@ def test_killed_and_resumed_run_is_one_record_with_each_epoch_once(server: Serve
     steps = server.epochs(record)
     (rows,) = (tmp_path / "run").glob("outputs/runs/*/metrics.csv")
     columns = rows.read_text().splitlines()[0].split(",")[1:]
-    assert all(steps[column] == list(range(1, 9)) for column in columns)
-    assert record.data.params["recipe.epochs"] == "8"
+    assert all(steps[column] == list(range(1, 25)) for column in columns)
+    assert record.data.params["recipe.epochs"] == "24"
     assert record.data.params["student.name"] == "resnet8"
     assert 0 <= record.data.metrics["summary/test_acc_best"] <= 1
 
 
 def test_server_that_was_away_gets_what_it_missed(server: Server, tmp_path: Path) -> None:
-    arguments = (*ALONE, *SIZES, "data.num_train=1024", "recipe.epochs=12", *keys(server.address, "away"))
+    arguments = (*ALONE, *SIZES, "recipe.epochs=12", *keys(server.address, "away"))
     command = Command(tmp_path / "run", *arguments)
     server.records("away")
     server.kill()
