@@ -3,13 +3,59 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from hydra_plugins.kdbench_joblib import JoblibLauncher
 from hydra_plugins.kdbench_launcher import check_extra, whole_number
+from kdbench.sweep import devices
+from kdbench.sweep.plan import PlannedRun, check_devices
+from kdbench.sweep.processes import died
 from kdbench.sweep.worker import enter_folder
+from kdbench.system.torchrun import VARIABLES
+
+
+def joblib(**changes: object) -> None:
+    """Check the keys of a joblib launcher on a machine with two GPUs."""
+    keys = {"devices": "auto", "runs_per_device": "auto", "n_jobs": None, "max_learners": 8, "exclusive": True}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv(devices.PRETENDED_GPUS, "2")
+        JoblibLauncher(**(keys | changes)).check([])
+
+
+def under_torchrun() -> None:
+    """Check a joblib launcher in one of several processes of torchrun."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in VARIABLES:
+            patched.setenv(name, "2")
+        joblib()
+
+
+def of_runs(*values: str, names: list[str] | None = None) -> None:
+    """Check `runtime.device` of runs for the joblib launcher on a machine without a GPU."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(devices, "visible_gpus", list)
+        devices.check_runtime_device(values, names)
+
+
+def sweep_over(*values: str) -> None:
+    """Check the runs of a sweep over devices."""
+    check_devices([PlannedRun((f"runtime.device={value}",), "") for value in values])
+
+
+def dead_process() -> None:
+    raise died("job 3, job 4", "worker 2 of 2", RuntimeError("The exit codes of the workers are {SIGKILL(-9)}"))
+
 
 LAUNCHER_CASES: list[Callable[[], object]] = [
     lambda: whole_number("max_learners", 0),
     lambda: whole_number("max_learners", "two"),
     lambda: check_extra("ray", "no_such_package", "ray"),
     lambda: enter_folder(str(Path.cwd() / "nowhere")),
-]
+    *(lambda given=given: joblib(devices=given) for given in (
+        "gpu", [0, 1], [], None, ["cuda:0", "cuda:0"], ["cuda:0", "cpu"], ["cuda:1", "cuda:2"],
+    )),
+    under_torchrun, lambda: joblib(runs_per_device=0), lambda: joblib(n_jobs=-1), lambda: joblib(exclusive="yes"),
+    lambda: of_runs("cuda:1"), lambda: of_runs("cuda", names=["cpu"]), lambda: of_runs("cuda"),
+    lambda: sweep_over("cuda\\:0", "cuda\\:1"), lambda: sweep_over("cpu", "auto"), dead_process,
+]  # fmt: skip
 """Calls, each of which ends in an error."""

@@ -31,6 +31,13 @@ class GroupLauncher(Launcher):
         self.config: DictConfig | None = None
         self.hydra_context: HydraContext | None = None
 
+    @classmethod
+    def __subclasshook__(cls, other: type) -> Any:
+        """Recognise launchers from before Hydra executed this module anew, as its search for plugins does."""
+        if cls.__name__ != "GroupLauncher":
+            return NotImplemented
+        return any((base.__module__, base.__name__) == (__name__, "GroupLauncher") for base in other.__mro__)
+
     @property
     def max_learners(self) -> int:
         """Size of the largest group. Checked here, where Hydra does not wrap the error."""
@@ -99,13 +106,14 @@ class GroupLauncher(Launcher):
         return [results[n] for n in range(len(runs))]
 
 
-def whole_number(name: str, value: Any, least: int = 1) -> int:
+def whole_number(name: str, value: Any, least: int = 1, otherwise: str = "") -> int:
     """Return the value of a launcher's key, a whole number.
 
     Args:
         name: of the key.
         value: as given.
         least: smallest number that it may be.
+        otherwise: what else it may be, for the message.
 
     Raises:
         ConfigError: it is anything else.
@@ -114,7 +122,7 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
 
     if type(value) is not int or value < least:
         raise ConfigError(
-            f"hydra.launcher.{name} is {value!r}; it must be a whole number of at least {least}",
+            f"hydra.launcher.{name} is {value!r}; it must be {otherwise}a whole number of at least {least}",
             code="out_of_range",
             key=f"hydra.launcher.{name}",
         )

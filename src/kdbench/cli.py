@@ -330,6 +330,7 @@ def prepare_hydra(arguments: list[str]) -> tuple[argparse.ArgumentParser, argpar
     register_models_once(config_dir)
     prints = given.cfg or given.info or given.shell_completion
     if not prints and (given.multirun or starts_sweep(given.overrides, config_dir)):
+        given.multirun = True  # Hydra 1.4 reads hydra.mode from no experiment
         given.overrides = defer_keys(given.overrides)
     else:
         with initialize_hydra(config_dir) as loader:

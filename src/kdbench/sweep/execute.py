@@ -267,6 +267,7 @@ def launch_here(
     first: int,
     heading: Callable[[], str] | None = None,
     train: Train = fit,
+    named: bool = False,
 ) -> list[JobResult]:
     """Execute a run, or runs in lockstep, in this process. Result: see `LaunchGroup`.
 
@@ -275,6 +276,7 @@ def launch_here(
         first: number of the first one within its sweep, counted from 0.
         heading: function that returns a line to print above them, for example the progress of a study.
         train: the training loop.
+        named: whether the lines of a single run begin with its name, since other processes print theirs.
     """
     configs = [run.config for run in runs]
     above = [heading()] if heading else []
@@ -282,8 +284,8 @@ def launch_here(
     if len(runs) == 1:
         title = runs[0].title
         print_heading(*above, f"{names[0]}: {title}")
-        (result,) = run_with_retries(configs, train=train)
-        return [job_result(result, title)]
+        (result,) = run_with_retries(configs, names if named else (), train=train)
+        return [job_result(result, f"{names[0]}: {title}" if named else title, f"{names[0]}: " if named else "")]
     print_heading(*above, group_heading(configs), *named_differences(names, runs))
     results = run_with_retries(configs, names, train=train)
     return [job_result(result, name, f"{name}: ") for result, name in zip(results, names, strict=True)]

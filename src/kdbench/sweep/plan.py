@@ -177,6 +177,36 @@ def check_keys(runs: Sequence[PlannedRun]) -> None:
         raise errors[0]
 
 
+def check_devices(runs: Sequence[PlannedRun]) -> None:
+    """Check that the runs of a sweep name one device: they are the same runs on another one.
+
+    Raises:
+        ConfigError: they name several.
+    """
+    values = list(dict.fromkeys(value for run in runs if (value := device_of(run))))
+    if len(values) < 2:
+        return
+    remedy = "leave it at auto, or give one value"
+    if all(value.startswith("cuda:") for value in values):
+        remedy = (
+            f"to distribute a sweep over devices: hydra/launcher=joblib hydra.launcher.devices=[{','.join(values)}]"
+        )
+    raise ConfigError(
+        f"runtime.device has several values, {' and '.join(values)}, in one sweep; a run is the same run on every "
+        f"device, with one run directory; {remedy}",
+        code="several_options",
+        key="runtime.device",
+    )
+
+
+def device_of(run: PlannedRun) -> str | None:
+    """Return the device that a run names, or None where it is refused and its overrides name none."""
+    if run.composed:
+        return run.config.runtime.device
+    named = [override.partition("=") for override in run.overrides]
+    return next((value.replace("\\", "") for key, _, value in named if key.lstrip("+") == "runtime.device"), None)
+
+
 def with_remedy(error: ConfigError) -> ConfigError:
     """Return the error of a run of several, with what to do where only its option has no such key."""
     if error.code != "unknown_key" or not error.key.startswith(OPEN_SECTIONS):

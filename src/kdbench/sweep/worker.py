@@ -66,7 +66,9 @@ def unpack_group(task: GroupTask) -> list["PlannedRun"]:
     return runs
 
 
-def run_group(task: GroupTask, device: str | None = None, threads: int | None = None) -> list["JobResult"]:
+def run_group(
+    task: GroupTask, device: str | None = None, threads: int | None = None, named: bool = False
+) -> list["JobResult"]:
     """Complete the runs of a task in this process, and return their results, errors of runs included.
 
     On a requested stop (signals), the runs write checkpoints, and their results are `interrupted`.
@@ -75,6 +77,7 @@ def run_group(task: GroupTask, device: str | None = None, threads: int | None = 
         task: from `pack_group`.
         device: value of `runtime.device` for runs that leave it to `auto`.
         threads: value of `runtime.threads` for runs that leave it to `auto`.
+        named: whether the lines of a run that trains alone begin with its name, since other processes print theirs.
     """
     configure_openmp()
     with signals.handled():
@@ -86,7 +89,7 @@ def run_group(task: GroupTask, device: str | None = None, threads: int | None = 
             for run in runs:
                 run.composed = with_runtime(run.config, device, threads)
             heading = task.heading
-            return launch_here(runs, task.first, (lambda: heading) if heading else None)
+            return launch_here(runs, task.first, (lambda: heading) if heading else None, named=named)
         except signals.Interrupted as stop:
             return [interrupted(stop)] * len(task.titles)
         except BrokenPipeError:  # standard output is closed; the runs did not fail

@@ -27,15 +27,20 @@ def available_cores() -> int:
 
 
 def usable_cores() -> int:
-    """Return the number of cores that all processes of this command may use together.
+    """Return the number of cores that all processes of this command may use together; see `cores_of_process`."""
+    return len(cores_of_process())
 
-    Considered are the affinity (batch systems narrow it) and the container's share of time. Processors of one core
-    count once: two threads on a core share its arithmetic units.
+
+def cores_of_process() -> list[str]:
+    """Return the cores that this process may use, by the processors of each as Linux lists them, such as 0,4.
+
+    Considered are the affinity (batch systems narrow it) and the container's share of time, for as many as that is
+    worth. Processors of one core count once: two threads on a core share its arithmetic units.
     """
     if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    cores = {siblings(processor) for processor in os.sched_getaffinity(0)}
-    return max(1, int(min(len(cores), time_quota())))
+        return [str(processor) for processor in range(os.cpu_count() or 1)]
+    cores = list(dict.fromkeys(siblings(processor) for processor in sorted(os.sched_getaffinity(0))))
+    return cores[: max(1, int(min(len(cores), time_quota())))]
 
 
 def siblings(processor: int) -> str:

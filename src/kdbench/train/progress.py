@@ -1,6 +1,7 @@
 """Display of long work: a bar on a terminal, log lines elsewhere."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,11 @@ from kdbench.data.batches import Batches
 from kdbench.train.learner import Learner
 
 log = logging.getLogger(__name__)
+
+
+def shows_bars() -> bool:
+    """Return whether standard error shows bars: it is a terminal, and TQDM_DISABLE does not keep tqdm from it."""
+    return sys.stderr.isatty() and os.environ.get("TQDM_DISABLE", "0") in ("", "0")
 
 
 class TrainingProgress:
@@ -37,7 +43,7 @@ class TrainingProgress:
             unit=" images",
             unit_scale=True,
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=not shows_bars(),
         )
         self.bar.set_postfix_str(f"epoch {epoch + 1}/{epochs}")
         self.val_acc = "val_acc" if batches.dataset.validation else "val_acc (trained on)"
@@ -89,7 +95,7 @@ class CacheProgress:
         log.info("%s%s", title, f", continuing at {done / total:.0%}" if done else "")
         self.bar = tqdm(
             desc="logit cache", total=total, initial=done, unit=" views", unit_scale=True, dynamic_ncols=True,
-            disable=not sys.stderr.isatty(), leave=False,
+            disable=not shows_bars(), leave=False,
         )  # fmt: skip
 
     def add(self, views: int) -> None:
