@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from kdbench.errors import ConfigError
 from kdbench.rundir import lock, lock_probe
 from kdbench.rundir.lock import Lock
+from tests.conftest import SMALL
 from tests.rundir.test_lock import FOREIGN
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -157,3 +159,33 @@ def test_a_living_lock_is_put_back_when_it_took_the_place_of_a_dead_one(tmp_path
         waiting.remove_dead(watch)
     assert "pid=3\n" in file.read_text()
     assert [*tmp_path.iterdir()] == [file]
+
+
+IGNORES_EXCLUSIVE_CREATION = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#define IGNORE(name) int name(const char *path, int flags, ...) { \\
+    int (*real)(const char *, int, ...) = dlsym(RTLD_NEXT, #name); \\
+    va_list rest; va_start(rest, flags); int mode = va_arg(rest, int); va_end(rest); \\
+    return real(path, flags & ~O_EXCL, mode); }
+IGNORE(open)
+IGNORE(open64)
+"""
+"""Functions of the C library that lose a flag, as some file systems do."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_a_process_whose_system_loses_exclusive_creation_ends_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "lose.c").write_text(IGNORES_EXCLUSIVE_CREATION)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", "lose.so", "lose.c", "-ldl"], cwd=tmp_path, check=True)
+    words = [sys.executable, "-m", "kdbench", *SMALL, "teacher=none", "method=ce"]
+    words = [word for word in words if not word.startswith("teacher=resnet") and not word.startswith("teacher.")]
+    environment = os.environ | {"LD_PRELOAD": str(tmp_path / "lose.so"), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert "O_EXCL has no effect" in line
+    assert not list((tmp_path / "outputs").rglob("*.lock"))
