@@ -4,13 +4,11 @@ import contextlib
 import dataclasses
 import datetime
 import logging
-import resource
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from kdbench import metrics
@@ -37,7 +35,7 @@ from kdbench.runner.pruning import after_epoch
 from kdbench.runner.resources import check_disk_space, user_error
 from kdbench.runner.results import Predictions, fidelity, write_result
 from kdbench.runner.settings import METADATA, NumericSettings, adopt_settings, check_settings, recorded_settings
-from kdbench.system.device import kind_of, resolve_runtime
+from kdbench.system.device import peak_memory, resolve_runtime
 from kdbench.system.guard import Guard
 from kdbench.system.logs import RunLog
 from kdbench.system.signals import Interrupted
@@ -396,12 +394,3 @@ def check_run(config: RunConfig) -> Path | None:
             else None
         )
     return None
-
-
-def peak_memory(device: str) -> int:
-    """Return bytes: tensors on the GPU since the training began, or on the CPU the process's largest size so far."""
-    if kind_of(device) == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if kind_of(device) == "mps":
-        return torch.mps.driver_allocated_memory()  # at present: MPS records no peak
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

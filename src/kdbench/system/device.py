@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import platform
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -177,3 +178,12 @@ def device_name(device: str) -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def peak_memory(device: str) -> int:
+    """Return bytes: tensors on the GPU since the training began, or on the CPU the process's largest size so far."""
+    if kind_of(device) == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if kind_of(device) == "mps":
+        return torch.mps.driver_allocated_memory()  # at present: MPS records no peak
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
