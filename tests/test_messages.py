@@ -75,6 +75,7 @@ from tests.messages_of_processes import PROCESSES_CASES
 from tests.messages_of_ray import RAY_CASES
 from tests.messages_of_sharing import SHARING_CASES
 from tests.messages_of_slurm import SLURM_CASES
+from tests.messages_of_study_engines import STUDY_ENGINE_CASES
 from tests.messages_of_trackers import TRACKER_CASES
 from tests.networks import SPEC, Plain
 from tests.rundir.test_lock import FOREIGN
@@ -813,6 +814,7 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
     "deployment": TRAINED_CASES,
     "launchers": LAUNCHER_CASES,
     "sharing": SHARING_CASES,
+    "studies on engines": STUDY_ENGINE_CASES,
     "several processes": PROCESSES_CASES,
     "slurm": SLURM_CASES,
     "trackers": TRACKER_CASES,

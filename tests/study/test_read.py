@@ -182,7 +182,7 @@ def test_stages_run_in_the_files_order(stages: str) -> None:
         (["study=tiny", "output_root=(a)"], "unreadable_override", "output_root"),
         (["study=tiny", "~recipe.lr"], "unreadable_override", "~recipe.lr"),
         (["study=tiny", "~recipe.lr=0.1"], "usage", "recipe.lr"),
-        (["study=tiny", "hydra/launcher=lockstep"], "usage", "hydra/launcher"),
+        (["study=tiny", "hydra/sweeper=basic"], "usage", "hydra/sweeper"),
         (["study=tiny", "overwrite=true"], "usage", "overwrite"),
         (["study=tiny", "hydra.sweep.dir=x"], "usage", "hydra.sweep.dir"),
     ],

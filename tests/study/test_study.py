@@ -22,6 +22,7 @@ from kdbench.study.plan import StudyPlan
 from kdbench.study.progress import duration, state_of
 from kdbench.study.read import read_study
 from kdbench.study.winners import Candidate, choose
+from kdbench.sweep.execute import in_turn
 from kdbench.sweep.lockstep import macs_of
 from kdbench.sweep.overrides import override
 from kdbench.sweep.plan import JobResult, PlannedRun
@@ -212,7 +213,7 @@ def test_time_that_is_up_has_an_exit_code_of_its_own(tiny: Tiny) -> None:
             pass
 
     study = tiny()
-    study.launch = endless
+    study.launch = in_turn(endless)
     assert study.execute(minutes=0.001) == TIME_IS_UP
     assert tiny().execute() == 0
 
@@ -286,7 +287,7 @@ def test_a_failure_that_was_repaired_later_is_none(tiny: Tiny, trainer: Trainer)
             trainer([teacher], 0)
         return trainer(runs, first)
 
-    study.launch = train_the_teacher_first
+    study.launch = in_turn(train_the_teacher_first)
     assert study.execute() == 0
     assert len(attempts) == 2
 

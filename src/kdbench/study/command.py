@@ -2,21 +2,18 @@
 
 import argparse
 import logging
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdbench.config.paths import is_folder
-from kdbench.errors import ConfigError, Parser, RunError
+from kdbench.errors import ConfigError, Parser
 from kdbench.report.command import MARGIN, add_tests, check_margin
 from kdbench.study.read import read_study, study_files
 from kdbench.sweep import MAX_LEARNERS
-from kdbench.system.signals import INTERRUPTED, NOT_FINISHED, TIME_IS_UP
 
 if TYPE_CHECKING:
-    from kdbench.study.execute import StudyExecution
+    from hydra_plugins.kdbench_launcher import GroupLauncher
     from kdbench.study.register import Registration
 
 log = logging.getLogger(__name__)
@@ -40,41 +37,51 @@ def study(arguments: Sequence[str]) -> int:
         print(f"study {read.label}: composing its runs for the plan ...", flush=True)  # may take a minute
     # Late: --help and most mistakes need no torch.
     from kdbench.study.execute import StudyExecution
+    from kdbench.study.finish import finish_study, show_runs
+    from kdbench.study.launcher import launcher_of
     from kdbench.study.overview import overview
     from kdbench.study.plan import StudyPlan
     from kdbench.study.register import describe_registration, register
+    from kdbench.study.slurm import submit_study
 
-    plan = StudyPlan(read, given.max_learners)
+    launcher = launcher_of(read)
+    plan = StudyPlan(read, max_learners_of(launcher, given.max_learners))
     if given.dry_run:
         print(f"{overview(plan)}\n{describe_registration(plan)}")
         return 2 if any(run.error for run in plan.all_runs()) else 0
     if given.register:
         print(registered(register(plan, given.analysis or "auto", given.margin or MARGIN)))
         return 0
+    if given.wait and "hydra/launcher=slurm" not in read.launcher:
+        raise ConfigError(
+            "--wait is for the jobs of hydra/launcher=slurm; here, the study is executed until its end anyway",
+            code="usage",
+            key="--wait",
+        )
     log.info("study %s: %s\n%s", read.label, plan.folder, read.config.question.strip())
-    execution = StudyExecution(plan, show=show_runs)
-    code = execution.execute(given.minutes)
-    print(f"\n{execution.progress()}")
-    if code in (TIME_IS_UP, INTERRUPTED, NOT_FINISHED):
-        reason = "time is up" if code == TIME_IS_UP else "stopped"
-        if execution.skipped:
-            reason = "other processes hold the remaining runs"
-        print(f"{reason}; to continue, give the same command: {shlex.join(['kdbench-study', *arguments])}")
-        return code
-    for title, message in execution.failed.items():
-        print(f"kdbench-study: error: not done: {title}: {message}", file=sys.stderr)
-    return max(code, write_report(execution, given))
+    if launcher:
+        launcher.check(plan.all_runs())
+        from hydra_plugins.kdbench_slurm import SlurmLauncher  # late: see `launcher_of`
+
+        if isinstance(launcher, SlurmLauncher):
+            return submit_study(StudyExecution(plan), launcher, arguments, given)
+    return finish_study(StudyExecution(plan, show=show_runs, launcher=launcher), arguments, given)
 
 
-def show_runs(paths: Sequence[Path]) -> None:
-    """Print the table of some runs: sizes and latencies of measurements, accuracies of all others."""
-    from kdbench.pipeline.tables import measurement_table
-    from kdbench.report.table import runs_table
-    from kdbench.rundir.summary import read_summary
+def max_learners_of(launcher: "GroupLauncher | None", given: int | None) -> int:
+    """Return the size of the largest group, which a launcher has as a key of its own.
 
-    found = [(path, read_summary(path)) for path in paths]
-    are_measured = all(summary.measurement for _, summary in found)
-    print(f"\n{measurement_table(found) if are_measured else runs_table(paths)}")
+    Raises:
+        ConfigError: both are given.
+    """
+    if launcher and given is not None:
+        raise ConfigError(
+            f"--max-learners is {given}, and hydra/launcher has a key of its own; give "
+            f"hydra.launcher.max_learners={given} instead",
+            code="usage",
+            key="--max-learners",
+        )
+    return launcher.max_learners if launcher else given or MAX_LEARNERS
 
 
 def registered(registration: "Registration") -> str:
@@ -87,39 +94,6 @@ def registered(registration: "Registration") -> str:
     return f"registered: {file} ({content}); give the command without --register to execute the study"
 
 
-def write_report(execution: "StudyExecution", given: argparse.Namespace) -> int:
-    """Write the report of a study's results and return its exit code.
-
-    Args:
-        execution: executed study.
-        given: arguments of the command line.
-    """
-    from kdbench.report.command import report
-    from kdbench.runner.images import read_test_images
-    from kdbench.study.register import find_plan
-
-    plan = execution.plan
-    paths = plan.result_paths()
-    if not paths:
-        print("no report: no run of a reporting stage is complete")
-        return 0
-    runs = plan.folder / "runs.txt"
-    runs.write_text("".join(f"{path}\n" for path in (*paths, *plan.failed_paths())))
-    question = plan.study.config.question.strip()
-    arguments = [f"@{runs}", "--out", str(plan.folder / "report"), f"--title={question}"]
-    if plan.selected.is_file():
-        arguments += ["--select", str(plan.selected)]
-    if plan_file := find_plan(plan):
-        arguments += ["--plan", str(plan_file)]
-    for flag, value in (("--analysis", given.analysis), ("--margin", given.margin)):
-        arguments += [flag, str(value)] if value is not None else []
-    print(shlex.join(["kdbench-report", *arguments]))
-    try:
-        return report(arguments, read_test_images)
-    except ConfigError as error:
-        raise RunError(str(error), code=error.code, key=error.key) from None
-
-
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the checked arguments of a command line."""
     parser = Parser(
@@ -130,8 +104,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE",
-        help="study=NAME; final_seeds=[...], selection_seeds=[...], teacher_seeds=[...], select_baseline=true, "
-        "stages=[...] change the study; everything else is an override of every run, such as recipe=short",
+        help="study=NAME; hydra/launcher=NAME and hydra.launcher.KEY=VALUE execute it on an engine; final_seeds=[...], "
+        "selection_seeds=[...], teacher_seeds=[...], select_baseline=true, stages=[...] change the study; everything "
+        "else is an override of every run, such as recipe=short",
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="show every run with its state, and the time left")
     parser.add_argument(
@@ -140,9 +115,14 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add_tests(parser)
     parser.add_argument("--minutes", type=float, help="stop after so many minutes, with exit code 3, to continue later")
     parser.add_argument(
-        "--max-learners", type=int, default=MAX_LEARNERS,
+        "--max-learners", type=int,
         help=f"largest number of runs that train in lockstep ({MAX_LEARNERS}); 1: one after the other",
     )  # fmt: skip
+    parser.add_argument(
+        "--wait",
+        action="store_true",
+        help="with hydra/launcher=slurm: wait until its jobs have ended",
+    )
     parser.add_argument("--config-dir", type=Path, help="folder of your own options, with study/ among them")
     given, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
@@ -154,7 +134,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
             key="--minutes",
         )
     check_margin(given.margin)
-    if given.max_learners < 1:
+    if given.max_learners is not None and given.max_learners < 1:
         raise ConfigError(
             f"--max-learners is {given.max_learners}; it must be a whole number of at least 1",
             code="out_of_range",

@@ -1,26 +1,31 @@
 """The execution of a study: stage after stage, as often as the same command is given, until nothing is left."""
 
+import contextlib
 import logging
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdbench.errors import BusyError, KdbenchError, report_error
 from kdbench.rundir.files import write_text
 from kdbench.rundir.summary import Status
 from kdbench.study.overview import group_sizes, progress_line
 from kdbench.study.plan import StudyPlan
-from kdbench.study.progress import is_done
+from kdbench.study.progress import is_done, lack_of_teacher, past_failure
 from kdbench.study.winners import Winner, write_selected, yaml_of
-from kdbench.sweep.execute import LaunchGroup, execute, in_turn, launch_here
+from kdbench.sweep.execute import Group, Groups, Launch, LaunchGroup, Results, execute, in_turn, launch_here
 from kdbench.sweep.lockstep import group_planned
 from kdbench.sweep.plan import PlannedRun
 from kdbench.sweep.tracking import set_group
 from kdbench.system.signals import NOT_FINISHED, Interrupted, handled, raise_if_requested
+
+if TYPE_CHECKING:
+    from hydra_plugins.kdbench_launcher import GroupLauncher
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +35,10 @@ class StudyExecution:
 
     Args:
         plan: of the study.
-        launch: function that executes runs that train together.
+        launch: function that executes runs that train together in this process.
         show: function that shows the directories of a stage's complete runs.
+        launcher: launcher that executes groups of runs elsewhere; None for this process.
+        only_new: leave out the runs that have failed before, and those of a teacher that is not complete.
     """
 
     def __init__(
@@ -39,10 +46,15 @@ class StudyExecution:
         plan: StudyPlan,
         launch: LaunchGroup | None = None,
         show: Callable[[Sequence[Path]], None] = lambda paths: None,
+        launcher: "GroupLauncher | None" = None,
+        only_new: bool = False,
     ) -> None:
         self.plan = plan
-        self.launch = launch or partial(launch_here, heading=self.progress)
+        here = in_turn(launch or partial(launch_here, heading=self.progress))
+        self.launch: Launch = partial(self.launch_elsewhere, launcher) if launcher else here
+        self.group: Group = launcher.group if launcher else partial(group_planned, max_learners=plan.max_learners)
         self.show = show
+        self.only_new = only_new
         self.failed: dict[str, str] = {}
         """Messages by the titles of runs that failed twice or were refused."""
         self.skipped: set[str] = set()
@@ -52,6 +64,14 @@ class StudyExecution:
     def progress(self) -> str:
         """Return how far the study is, in one line."""
         return progress_line(self.plan, len(self.failed), time.monotonic() - self.started)
+
+    def launch_elsewhere(self, launcher: "GroupLauncher", groups: Groups) -> Generator[tuple[int, Results], None, None]:
+        """Execute groups with a launcher, and print the progress of the study as they end."""
+        print(f"\n{self.progress()}", flush=True)
+        with contextlib.closing(launcher.launch_groups(groups)) as ended:
+            for position, results in ended:
+                yield position, results  # is on its run directories by now
+                print(self.progress(), flush=True)
 
     def execute(self, minutes: float | None = None) -> int:
         """Execute everything that is left.
@@ -92,12 +112,7 @@ class StudyExecution:
             Interrupted: a stop was requested.
         """
         plan, stage = self.plan, self.plan.stage(title)
-        plan.plan_stage(title, executing=True)
-        log.info("\nstage %s", title)
-        if stage.winners_of:
-            if left := sum(not is_done(run) for run in plan.runs_of(stage.winners_of)):
-                log.info("%s: chosen without %d runs that are not complete", stage.winners_of, left)
-            self.write_selected(stage.winners_of)  # the seeds that report may have changed since
+        self.select_for(title)
         for subject in plan.without_winner(title):
             self.failed[f"{title}: {subject}"] = f"{stage.winners_of} has no winner for it"
         for sweep in plan.sweeps[title]:
@@ -120,6 +135,18 @@ class StudyExecution:
                 log.info("chosen: %s", winner_text(winner))
             log.info("written to %s", plan.selected)
 
+    def select_for(self, title: str) -> None:
+        """Plan a stage once those before it were executed, and write the winners that it trains."""
+        plan, selection = self.plan, self.plan.stage(title).winners_of
+        if selection in plan.study.stages and selection not in plan.winners:
+            plan.choose_winners(selection)  # by other processes, and runs may have failed
+        plan.plan_stage(title, executing=True)
+        log.info("\nstage %s", title)
+        if selection:
+            if left := sum(not is_done(run) for run in plan.runs_of(selection)):
+                log.info("%s: chosen without %d runs that are not complete", selection, left)
+            self.write_selected(selection)  # the seeds that report may have changed since
+
     def execute_runs(self, runs: Sequence[PlannedRun], whole: bool = False) -> None:
         """Execute the runs that are not complete, and those that fail once more.
 
@@ -131,6 +158,12 @@ class StudyExecution:
             Interrupted: a stop was requested.
         """
         left = [run for run in runs if not is_done(run)]
+        if self.only_new:
+            trained = {run.key for run in self.plan.all_runs()}
+            reasons = {run.title: past_failure(run) or lack_of_teacher(run, trained) for run in left if not run.error}
+            reasons = {title: reason for title, reason in reasons.items() if reason}
+            self.failed |= reasons
+            left = [run for run in left if run.title not in reasons]
         for attempt in ("", "once more: "):
             if not left:
                 return
@@ -139,8 +172,8 @@ class StudyExecution:
                 execute(
                     runs if whole else left,
                     self.plan.output_root,
-                    in_turn(self.launch),
-                    partial(group_planned, max_learners=self.plan.max_learners),
+                    self.launch,
+                    self.group,
                     lockstep=True,
                     show=self.show,
                 )
@@ -148,6 +181,8 @@ class StudyExecution:
                 report_error(error, program="kdbench-study")
             raise_if_requested()
             left = [run for run in left if not is_done(run)]
+            if stopped := sum(run.status == Status.INTERRUPTED for run in left):
+                raise BusyError(f"{stopped} runs were stopped by signals to their processes", code="interrupted")
         for run in left:
             if run.status == Status.SKIPPED:
                 self.skipped.add(run.title)

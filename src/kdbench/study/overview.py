@@ -4,6 +4,7 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 
+from kdbench.config.derived import MEASURE
 from kdbench.study.plan import StageSweep, StudyPlan
 from kdbench.study.progress import (
     DONE,
@@ -71,7 +72,7 @@ def overview(plan: StudyPlan) -> str:
             lines += [f"  {shlex.join(sweep.command)}", *sweep_lines(sweep)]
         groups = [group for group in plan.groups(plan.runs_of(title)) if len(group) > 1]
         for number, group in enumerate(groups, 1):
-            lines.append(f"  in lockstep, group {number}: {group_members(group)}")
+            lines.append(f"  {together(group)}, group {number}: {group_members(group)}")
         if waiting and plan.max_learners > 1:
             lines.append("  the waiting runs join the groups where they can share")
     runs, waiting = plan.all_runs(), plan.count_waiting()
@@ -110,16 +111,25 @@ def group_members(group: Sequence[PlannedRun]) -> str:
     teacher = next((config.teacher.model.name for config in configs if config.teacher), None)
     names = Counter(f"{config.student.name} {config.method.name}" for config in configs)
     members = ", ".join(f"{number} x {name}" if number > 1 else name for name, number in names.items())
+    if configs[0].kind == MEASURE:
+        return members
     source = f", from {teacher}, {saved_share(configs):.0%} less arithmetic" if teacher else ""
     return f"{members}, seed {configs[0].seed}{source}"
 
 
 def group_sizes(plan: StudyPlan, runs: Sequence[PlannedRun]) -> str:
     """Return how runs that are not complete train together, in words."""
-    sizes = [len(group) for group in plan.groups(runs)]
-    together = [size for size in sizes if size > 1]
+    groups = plan.groups(runs)
+    shared = [group for group in groups if len(group) > 1]
     text = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
-    if not together:
+    if not shared:
         return f"{text}, one after the other" if len(runs) > 1 else text
-    alone = f", {len(sizes) - len(together)} alone" if len(sizes) > len(together) else ""
-    return f"{text}: {sum(together)} in lockstep, in groups of {', '.join(map(str, together))}{alone}"
+    how = together(shared[0])
+    sizes = ", ".join(str(len(group)) for group in shared)
+    alone = f", {len(groups) - len(shared)} alone" if len(groups) > len(shared) else ""
+    return f"{text}: {sum(map(len, shared))} {how}, in groups of {sizes}{alone}"
+
+
+def together(group: Sequence[PlannedRun]) -> str:
+    """Return how the runs of a group are executed together, in words."""
+    return "measured in turn" if group[0].config.kind == MEASURE else "in lockstep"

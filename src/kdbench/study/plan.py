@@ -10,7 +10,7 @@ from kdbench.rundir.files import check_writable
 from kdbench.study.derived import plan_chains, plan_measurement
 from kdbench.study.progress import is_done, summary_of
 from kdbench.study.stages import BASELINE_METHOD, StageConfig, Study
-from kdbench.study.winners import Candidate, Winner, choose
+from kdbench.study.winners import Candidate, Winner, choose, unrivalled
 from kdbench.sweep import MAX_LEARNERS
 from kdbench.sweep.lockstep import group_planned
 from kdbench.sweep.overrides import key_of, value_of
@@ -179,6 +179,18 @@ class StudyPlan:
                 candidate.summaries.append(summary)
                 candidate.paths.append(run.directory.path)
         self.winners[title] = choose(list(candidates.values()), stage.choose)
+
+    def choose_first(self, title: str) -> None:
+        """Put the first setting of each pair and method in the place of the winners of a stage."""
+        stage, first = self.stage(title), dict[tuple[Any, ...], Winner]()
+        for run in self.runs_of(title):
+            if not run.error:
+                pair, config = pair_of(run), run.config
+                teacher = config.teacher.model.name if config.teacher else None
+                varied = list(varied_overrides(run, stage))
+                subject = (pair, config.student.name, config.method.name)
+                first.setdefault(subject, unrivalled(pair, config.student.name, teacher, config.method.name, varied))
+        self.winners[title] = list(first.values())
 
     def without_winner(self, title: str) -> list[str]:
         """Return the pairs (for baselines the students) with the methods for which a stage has no winner, in words."""

@@ -2,7 +2,7 @@
 
 import csv
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ from kdbench.config.derived import TRAIN
 from kdbench.data import spec_of
 from kdbench.errors import ConfigError
 from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.identity import teacher_directory
 from kdbench.rundir.summary import RunSummary, read_summary
+from kdbench.rundir.unfinished import read_failure
 from kdbench.runner.run import resolve_run
 from kdbench.sweep.lockstep import macs_of, needs_live_teacher
 from kdbench.sweep.plan import PlannedRun
@@ -34,6 +36,29 @@ def state_of(run: PlannedRun) -> str:
 def is_done(run: PlannedRun) -> bool:
     """Return whether a run is complete."""
     return state_of(run) == DONE
+
+
+def past_failure(run: PlannedRun) -> str:
+    """Return the message with which a run, not refused, failed the last time; empty if it did not."""
+    if not run.directory.has_failed():
+        return ""
+    failure = read_failure(run.directory.path)
+    return failure.message if failure else "it failed; its failure.json cannot be read"
+
+
+def lack_of_teacher(run: PlannedRun, trained: Collection[str]) -> str:
+    """Return why a run, not refused, cannot start for want of its teacher; empty if it can.
+
+    Args:
+        run: the run.
+        trained: keys of the runs of its study; a teacher that is none of them is trained by the run itself.
+    """
+    if run.config.kind != TRAIN or run.config.teacher is None or not run.config.teacher.is_trained:
+        return ""
+    teacher = teacher_directory(resolve_run(run.config)[0])
+    if teacher.key not in trained or teacher.is_complete():
+        return ""
+    return f"its teacher is not complete: {teacher.path}; the study trains it in an earlier stage, which has its error"
 
 
 def summary_of(run: PlannedRun) -> RunSummary | None:

@@ -48,6 +48,8 @@ def read_study(arguments: Sequence[str], config_dir: Path | None = None) -> Stud
     """
     given: dict[str, Any] = {}
     of_runs = []
+    launcher = [argument for argument in arguments if is_of_launcher(argument)]
+    arguments = [argument for argument in arguments if not is_of_launcher(argument)]
     for argument in arguments:
         key = argument.partition("=")[0]
         if "=" not in argument:
@@ -79,7 +81,14 @@ def read_study(arguments: Sequence[str], config_dir: Path | None = None) -> Stud
         label=label_of(name, changes),
         changes=changes,
         config_dir=config_dir,
+        launcher=tuple(launcher),
     )
+
+
+def is_of_launcher(argument: str) -> bool:
+    """Return whether an argument chooses the launcher of a study, or sets a key of it."""
+    key = argument.partition("=")[0]
+    return key == "hydra/launcher" or key.startswith("hydra.launcher.")
 
 
 def study_files(config_dir: Path | None) -> dict[str, Path]:
@@ -143,8 +152,8 @@ def check_override(text: str) -> None:
         raise ConfigError(f"{text}: no key of a run can be deleted; give it another value", code="usage", key=key)
     if key.startswith(("hydra.", "hydra/")):
         raise ConfigError(
-            f"{text}: a study executes its runs itself, in lockstep where they can share; --max-learners 1 executes "
-            "them one after the other",
+            f"{text}: a study executes its runs itself, in lockstep where they can share, or on the engine that "
+            "hydra/launcher=NAME chooses, with hydra.launcher.KEY=VALUE; it takes no other key of Hydra's",
             code="usage",
             key=key,
         )

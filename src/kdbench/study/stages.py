@@ -95,6 +95,7 @@ class Study:
         label: name of the study's folder.
         changes: settings and overrides of the command line that can change results.
         config_dir: the user's own folder of options.
+        launcher: overrides that choose and set the launcher; none for this process.
         composer: function that composes a run from its overrides and that folder.
     """
 
@@ -105,6 +106,7 @@ class Study:
     label: str
     changes: dict[str, Any]
     config_dir: Path | None = None
+    launcher: tuple[str, ...] = ()
     composer: Callable[[Sequence[str], Path | None], RunConfig] = compose
 
     def sweeps_of(self, stage: StageConfig, winners: Sequence[Winner]) -> list[tuple[str, ...]]:

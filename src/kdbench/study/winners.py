@@ -94,6 +94,13 @@ def choose(candidates: Sequence[Candidate], by: str) -> list[Winner]:
     return [winner_of(of, by, spreads[of[0].summaries[0].student]) for of in rivals]
 
 
+def unrivalled(pair: str | None, student: str, teacher: str | None, method: str, overrides: list[str]) -> Winner:
+    """Return a setting as a winner without scores, for a plan of runs whose settings are not selected yet."""
+    unknown: dict[str, Any] = dict.fromkeys(f.name for f in dataclasses.fields(Winner))
+    known = {"pair": pair, "student": student, "teacher": teacher, "method": method, "overrides": overrides}
+    return Winner(**unknown | known)
+
+
 def pool_by_student(choices: Sequence[Sequence[Candidate]], by: str) -> dict[str, float]:
     """Return, for each student, the variance over the selection's seeds of what is not common to all settings of a
     choice, pooled over its choices, in points squared; NaN where one seed chose."""

@@ -1,0 +1,239 @@
+"""What the jobs of a study do on SLURM: complete groups of a stage, plan a stage, and write the report.
+
+submitit pickles these objects. Each may be stopped and requeued at any time, and then begins again: runs that are
+complete are skipped, and winners follow from the runs alone.
+"""
+
+import argparse
+import logging
+import pickle
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdbench.config.derived import MEASURE
+from kdbench.errors import RunError, report_error
+from kdbench.rundir.files import atomic_path
+from kdbench.rundir.summary import Status
+from kdbench.study.execute import StudyExecution
+from kdbench.study.finish import finish_study, show_runs
+from kdbench.study.plan import StudyPlan
+from kdbench.study.progress import is_done, lack_of_teacher
+from kdbench.study.read import read_study
+from kdbench.sweep.execute import check_runs, one_by_one, share_cache
+from kdbench.sweep.lockstep import group_planned
+from kdbench.sweep.plan import PlannedRun
+from kdbench.sweep.slurm_job import ArrayTask, GroupJob
+from kdbench.sweep.worker import GroupTask, enter_folder, pack_group, unpack_group
+from kdbench.system import signals
+from kdbench.system.cpu import configure_openmp
+from kdbench.system.logs import log_to_console
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 2
+"""A run that failed is tried once more."""
+
+
+@dataclass(frozen=True)
+class StudyCommand:
+    """The command line of a study, for a job that reads and plans it itself."""
+
+    overrides: tuple[str, ...]
+    config_dir: Path | None
+    max_learners: int
+    folder: str
+    """Working directory of the command, where its relative paths start."""
+    python_path: tuple[str, ...]
+
+    def plan(self) -> StudyPlan:
+        """Return the plan of the study as its runs are now.
+
+        Raises:
+            ConfigError: it is not possible any more.
+        """
+        configure_openmp()
+        sys.path += [path for path in self.python_path if path not in sys.path]
+        enter_folder(self.folder)
+        return StudyPlan(read_study(self.overrides, self.config_dir), self.max_learners)
+
+
+@dataclass(frozen=True)
+class StageGroup:
+    """Runs of a stage that train together, as plain data."""
+
+    task: GroupTask
+    trained: frozenset[str]
+    """Keys of the runs of the study, its teachers among them."""
+
+
+def divide(runs: Sequence[PlannedRun], plan: StudyPlan) -> list[StageGroup]:
+    """Return the groups of the runs that are not complete, checked as a sweep is. Refused runs are reported, left out.
+
+    Networks that are measured in turn are all measured anew if one of them is missing.
+    """
+    left = [run for run in runs if not is_done(run)]
+    if any(run.composed and run.config.kind == MEASURE for run in left):
+        left = list(runs)
+    for run in left:
+        run.status, run.path, run.problem = Status.NOT_STARTED, None, None
+    readers = check_runs(left)
+    groups = group_planned([run for run in left if run.status != Status.REFUSED], plan.max_learners)
+    for cache_readers in readers.values():
+        share_cache(cache_readers, groups or one_by_one(cache_readers))
+    trained = frozenset(run.key for run in plan.all_runs() if run.key)
+    packed = []
+    for first, group in zip(firsts(groups), groups, strict=True):
+        packed.append(StageGroup(pack_group(group, first), trained))
+    return packed
+
+
+def firsts(groups: Sequence[Sequence[PlannedRun]]) -> list[int]:
+    """Return the number of the first run of each group, counted from 0."""
+    return [sum(map(len, groups[:n])) for n in range(len(groups))]
+
+
+class StageJob:
+    """Some groups of a stage, one after the other: an array task.
+
+    Args:
+        groups: the groups, or the file in which a `PlanJob` writes those of all tasks.
+        number: place of the task in its array, counted from 0.
+        count: number of tasks of the array. There may be more groups than were foreseen, or fewer.
+        max_stops: see `kdbench.sweep.slurm_job.GroupJob`.
+        requeue: see there.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[StageGroup] | Path,
+        number: int = 0,
+        count: int = 1,
+        max_stops: int = 3,
+        requeue: bool = True,
+    ) -> None:
+        self.groups = groups
+        self.number = number
+        self.count = count
+        self.max_stops = max_stops
+        self.requeue = requeue
+
+    def __call__(self) -> None:
+        """Complete the runs. The exit code is 1 if some failed, or the one with which the job is requeued."""
+        log_to_console()
+        missing = sum(self.complete(group) for group in self.own_groups())
+        if missing:
+            sys.exit(1)
+
+    def checkpoint(self) -> Any:
+        """Return the call with which submitit requeues the job, for a signal before the runs have started."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+    def own_groups(self) -> Sequence[StageGroup]:
+        """Return the groups of this task.
+
+        Raises:
+            RunError: the job that writes them did not.
+        """
+        if not isinstance(self.groups, Path):
+            return self.groups
+        try:
+            groups: list[StageGroup] = pickle.loads(self.groups.read_bytes())
+        except OSError as error:
+            raise RunError(
+                f"the groups of this stage cannot be read ({error}); the job that selects and plans them has its error",
+                code="not_found",
+            ) from None
+        return groups[self.number :: self.count]
+
+    def complete(self, group: StageGroup) -> int:
+        """Complete the runs of a group as far as their teachers are there; return how many are missing then."""
+        runs = unpack_group(group.task)
+        ready = []
+        for run in runs:
+            if reason := lack_of_teacher(run, group.trained):
+                report_error(RunError(reason, code="teacher_failed", key="teacher"), where=f"{run.title}: ")
+            else:
+                ready.append(run)
+        for _ in range(ATTEMPTS):
+            left = [run for run in ready if not is_done(run)]
+            if not left:
+                break
+            is_measured = left[0].config.kind == MEASURE
+            task = pack_group(ready if is_measured else left, group.task.first)
+            GroupJob(task, self.max_stops, self.requeue)()  # leaves the process where the job is to be requeued
+            if any(result.status == Status.INTERRUPTED for result in own_task().read_results()):
+                sys.exit(signals.INTERRUPTED)
+        return sum(not is_done(run) for run in runs)
+
+
+def own_task() -> ArrayTask:
+    """Return the array task that this process is."""
+    import submitit
+
+    environment = submitit.JobEnvironment()
+    return ArrayTask(environment.job_id, environment.paths.folder)
+
+
+@dataclass(frozen=True)
+class PlanJob:
+    """Selects the winners that a stage needs, writes selected.yaml, and divides runs of the stage into groups."""
+
+    command: StudyCommand
+    title: str
+    level: int
+    """Place of the runs' step in their chains, counted from 0."""
+    file: Path
+    """Receives the groups."""
+
+    def __call__(self) -> None:
+        log_to_console()
+        with signals.handled():
+            plan = self.command.plan()
+            StudyExecution(plan).select_for(self.title)
+            levels = plan.levels_of(self.title)
+            groups = divide(levels[self.level], plan) if self.level < len(levels) else []
+            with atomic_path(self.file) as temporary:
+                temporary.write_bytes(pickle.dumps(groups))
+            log.info("stage %s: %d groups", self.title, len(groups))
+
+    def checkpoint(self) -> Any:
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+@dataclass(frozen=True)
+class FinishJob:
+    """Completes what no other job has, such as runs of a lost job, and writes the report. Failed runs stay failed."""
+
+    command: StudyCommand
+    arguments: tuple[str, ...]
+    """Arguments of kdbench-study, without those of its launcher."""
+    given: argparse.Namespace
+    """The same, parsed."""
+
+    def __call__(self) -> None:
+        log_to_console()
+        with signals.handled():
+            execution = StudyExecution(self.command.plan(), show=show_runs, only_new=True)
+            code = finish_study(execution, self.arguments, self.given)
+        sys.stdout.flush()
+        if code:
+            sys.exit(code)
+
+    def checkpoint(self) -> Any:
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def command_of(overrides: Sequence[str], config_dir: Path | None, max_learners: int) -> StudyCommand:
+    """Return the command line of a study for jobs; see `StudyCommand`."""
+    folder = str(Path.cwd())
+    python_path = tuple(path or folder for path in sys.path)
+    return StudyCommand(tuple(overrides), config_dir, max_learners, folder, python_path)

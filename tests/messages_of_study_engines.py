@@ -1,0 +1,59 @@
+"""Calls with mistakes in executing a study on an engine; tests/test_messages.py holds their messages."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kdbench.study import slurm
+from kdbench.study.command import study
+from kdbench.study.execute import StudyExecution
+from kdbench.study.plan import StudyPlan
+from kdbench.study.read import read_study
+from kdbench.study.slurm_job import StageJob
+from kdbench.sweep.slurm_commands import SlurmError
+
+
+def execution() -> StudyExecution:
+    """Return a small study."""
+    return StudyExecution(StudyPlan(read_study(["study=to_register", "output_root=on_slurm"], Path("own"))))
+
+
+def submitted(minutes: float | None = None, jobs: str | None = None) -> None:
+    """Submit a small study to a SLURM that does not answer."""
+    given: Any = argparse.Namespace(minutes=minutes, overrides=[], config_dir=None, wait=False)
+    found = execution()
+    if jobs is not None:
+        found.write_study()
+        (found.plan.folder / slurm.JOBS_FILE).write_text(jobs)
+    launcher: Any = SimpleNamespace()
+
+    def away() -> None:
+        raise SlurmError("Unable to contact slurm controller (connect failure)")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(slurm, "jobs_of_user", away)
+        slurm.submit_study(found, launcher, [], given)
+
+
+def with_arguments(*arguments: str) -> None:
+    """Give a command line of the small study."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("kdbench.study.launcher.names", lambda: ["joblib", "lockstep", "ray", "slurm"])
+        study(["study=to_register", "--config-dir", "own", "output_root=on_engines", *arguments])
+
+
+JOBS = '{"jobs": [{"job": "12", "purpose": "teachers", "tasks": 1, "folder": "x"}]}'
+STUDY_ENGINE_CASES: list[Callable[[], None]] = [
+    *(lambda given=given: with_arguments(*given) for given in (
+        ("hydra/launcher=basic",), ("hydra/launcher=slurn",), ("hydra.launcher.max_learners=2",),
+        ("hydra/launcher=lockstep", "hydra.launcher.max_lerners=2"),
+        ("hydra/launcher=lockstep", "hydra.launcher.max_learners=0"),
+        ("hydra/launcher=lockstep", "--max-learners", "2"), ("--wait",), ("hydra/sweeper=basic",),
+    )),
+    lambda: submitted(minutes=3), lambda: submitted(jobs=JOBS), lambda: submitted(jobs="{"),
+    StageJob(Path("nowhere/groups.pkl")),
+]  # fmt: skip
