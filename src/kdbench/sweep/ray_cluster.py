@@ -258,7 +258,7 @@ def connect(address: str, seconds: int) -> Cluster:
         use_token()
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # tries, of up to the next two times in seconds each
     os.environ.setdefault("RAY_py_gcs_connect_timeout_s", str(seconds))
-    os.environ.setdefault("RAY_gcs_rpc_server_connect_timeout_s", str(min(5, seconds)))
+    os.environ.setdefault("RAY_gcs_rpc_server_connect_timeout_s", str(max(1, seconds // 4)))
     try:
         initialize(address=address)
     except Exception as error:
