@@ -9,6 +9,7 @@ import pytest
 
 from kdbench.config import RunConfig
 from kdbench.config.composition import compose
+from kdbench.pipeline.compress import compress
 from kdbench.runner.policy import run_with_retries
 from tests.conftest import Finished, complete, killed_after
 from tests.trackers.conftest import ALONE, close, said_of_trackers, wait_for
@@ -135,6 +136,15 @@ def test_finished_run_is_sent_to_a_tracker_that_is_added_later(tmp_path: Path) -
     marked(tmp_path / "out", "tensorboard")
     ((_, events),) = events_under(tmp_path / "events").items()
     assert [event.step for event in events.Scalars("val_acc")] == [1, 2]
+
+
+def test_compressed_network_is_recorded_with_its_summary(tmp_path: Path) -> None:
+    trained = complete(compose([*ALONE, f"output_root={tmp_path}/out"]))
+    assert compress([str(trained.path), "method=bf16", "runtime.device=cpu", "tracker=[tensorboard]"]) == 0
+    marked(tmp_path / "out", "tensorboard")
+    ((name, events),) = events_under(tmp_path / "out/tensorboard").items()
+    assert "bf16" in name
+    assert {"summary/test_acc_best", "summary/parent_test_acc"} <= set(events.Tags()["scalars"])
 
 
 def test_repeated_run_replaces_its_record(track: Callable[..., RunConfig], tmp_path: Path) -> None:
