@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -164,14 +164,24 @@ def wait(waiting: dict[int, ArrayTask]) -> Iterator[tuple[int, list[JobResult]]]
     """
     watch = Watch()
     while waiting:
+        present = files_in({task.folder for task in waiting.values()})
         for position, task in list(waiting.items()):
-            if task.results.is_file():
+            if task.results in present:
                 del waiting[position]
                 yield position, task.read_results()
         if waiting:
             for position, state in watch.ended(waiting):
                 yield position, died(waiting.pop(position), state)
             time.sleep(POLL_SECONDS if waiting else 0)
+
+
+def files_in(folders: Collection[Path]) -> set[Path]:
+    """Return the files in folders: one listing each, in place of a question for each of many tasks."""
+    found: set[Path] = set()
+    for folder in folders:
+        with suppress(OSError):  # removed by somebody
+            found |= set(folder.iterdir())
+    return found
 
 
 class Watch:
