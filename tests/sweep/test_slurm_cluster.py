@@ -39,8 +39,8 @@ def test_a_sweep_that_is_requeued_preempted_drained_and_out_of_time_ends_as_an_u
     undisturbed = Sweep(None, whole, 0, *six)
     assert undisturbed.process.wait(300) == 0, undisturbed.printed
 
-    # The two long runs take 90 seconds at least; the signal comes 18 to 48 seconds after the start of a task.
-    sweep = Sweep(slurm, folder, 0.75, "hydra.launcher.time=1", "hydra.launcher.signal_seconds=12", *six)
+    # The two long runs take a minute at least; the signal comes 24 to 54 seconds after the start of a task.
+    sweep = Sweep(slurm, folder, 0.5, "hydra.launcher.time=1", "hydra.launcher.signal_seconds=6", *six)
     slurm.wait_for(lambda: sweep.array)
     jobs = [f"{sweep.array}_{number}" for number in range(6)]
     slurm.wait_for(lambda: sweep.rows("seed0") > 2 + 3 + 2)
@@ -75,8 +75,10 @@ def test_a_sweep_that_is_requeued_preempted_drained_and_out_of_time_ends_as_an_u
 
 
 def test_a_killed_command_finds_its_jobs_again(slurm: Cluster, tmp_path: Path) -> None:
-    sweep = Sweep(slurm, tmp_path, 0.25, "seed=0,1", "recipe.epochs=12")
-    slurm.wait_for(lambda: sweep.rows() > 2)
+    hold = tmp_path / "hold"
+    hold.touch()
+    sweep = Sweep(slurm, tmp_path, 0, "seed=0,1", "recipe.epochs=3")
+    slurm.wait_for(lambda: len(slurm.jobs("RUNNING")) == 2)
     first = sweep.array
     sweep.stop(signal.SIGKILL)
     sweep.start()
@@ -85,6 +87,8 @@ def test_a_killed_command_finds_its_jobs_again(slurm: Cluster, tmp_path: Path) -
     assert sweep.process.returncode == 130
     assert f"the same command waits for them again, and scancel {first} cancels them" in sweep.printed
     sweep.start()
+    slurm.wait_for(lambda: "of an earlier command has" in sweep.printed)
+    hold.unlink()
     slurm.wait_for(lambda: sweep.process.poll() is not None)
     assert sweep.process.returncode == 0, sweep.printed
     assert not sweep.array  # it has submitted nothing
