@@ -33,30 +33,33 @@ class RayLauncher(GroupLauncher):
         options = self.options()
         check_devices(runs, options.gpus)
         check_extra("ray", "ray", "ray")
-        from kdbench.sweep.ray_cluster import check_local, connect
+        from kdbench.sweep.ray_cluster import check_local
 
-        seconds = whole_number("connect_seconds", self.keys["connect_seconds"])
-        address = checked_address(self.keys["address"])
-        if address is None:
-            check_local(options)
-        elif self.cluster is None:
-            self.cluster = connect(address, seconds)
-            self.cluster.check(options)
+        whole_number("connect_seconds", self.keys["connect_seconds"])
+        if checked_address(self.keys["address"]) is None:
+            check_local(options)  # it is started once there is something to execute
+        else:
+            self.open().check(options)
 
     def launch_groups(
         self, groups: Sequence[Sequence["PlannedRun"]]
     ) -> Generator[tuple[int, Sequence["JobResult | None"]], None, None]:
-        from kdbench.sweep.ray_cluster import start_local
         from kdbench.sweep.ray_tasks import run_groups
 
-        if not groups:
-            self.close()
-            return
-        self.cluster = self.cluster or start_local()
         try:
-            yield from run_groups(groups, self.cluster, self.options())
+            if groups:
+                yield from run_groups(groups, self.open(), self.options())
         finally:
             self.close()
+
+    def open(self) -> "Cluster":
+        """Return the cluster, connected: once until it is closed, and anew for each stage of a study."""
+        from kdbench.sweep.ray_cluster import connect, start_local
+
+        if self.cluster is None:
+            address = checked_address(self.keys["address"])
+            self.cluster = connect(address, self.keys["connect_seconds"]) if address else start_local()
+        return self.cluster
 
     def close(self) -> None:
         """Leave the cluster, or end it if this launcher has started it."""

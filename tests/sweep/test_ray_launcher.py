@@ -20,6 +20,7 @@ from hydra_plugins.kdbench_ray import RayLauncher
 from kdbench.config import CONF_DIR, RunConfig
 from kdbench.errors import ConfigError
 from kdbench.rundir.summary import Status
+from kdbench.sweep import ray_cluster, ray_tasks
 from kdbench.sweep.overrides import expand
 from kdbench.sweep.plan import JobResult, PlannedRun, plan
 from kdbench.sweep.ray_cluster import Cluster, GroupOptions, check_reachable, lacking, refusal, room
@@ -125,6 +126,28 @@ def test_a_group_larger_than_this_machine_is_refused_before_ray_starts() -> None
         with pytest.raises(ConfigError) as refused:
             launcher(**{key: value}).check([])
         assert (refused.value.code, refused.value.key) == ("too_large", "hydra.launcher")
+
+
+def test_every_stage_of_a_study_is_executed_on_the_cluster_of_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str | None] = []
+
+    def connected(address: str | None, _: int = 0) -> Cluster:
+        opened.append(address)
+        cluster: Any = SimpleNamespace(check=lambda options: None, close=lambda: None)
+        return cluster
+
+    monkeypatch.setattr(ray_cluster, "connect", connected)
+    monkeypatch.setattr(ray_cluster, "start_local", lambda: connected(None))
+    monkeypatch.setattr(ray_tasks, "run_groups", lambda groups, cluster, options: iter([(0, [None])]))
+    for address in ("a:1", None):
+        opened.clear()
+        given = launcher(address=address)
+        given.check([])
+        for _ in range(2):
+            assert len(list(given.launch_groups([[]]))) == 1
+        assert opened == [address] * 2
+        assert list(given.launch_groups([])) == []
+        assert len(opened) == 2
 
 
 # How many groups, and which ones again
