@@ -4,6 +4,7 @@ import signal
 
 import hydra_plugins.kdbench_lockstep
 import hydra_plugins.kdbench_sweeper
+import kdbench.report.table
 import kdbench.rundir.load
 import kdbench.runner.api
 import kdbench.sweep.execute
