@@ -97,7 +97,8 @@ def run_job(config: DictConfig) -> Any:
         return {"status": result.status, "run": str(result.path)}
     from kdbench.sweep.execute import run_single
 
-    overrides = printable(" ".join(hydra_config.overrides.task))
+    given = [override for override in hydra_config.overrides.task if not override.startswith("++trial=")]
+    overrides = printable(" ".join(given))
     try:
         return run_single(hydra_config.job.num, overrides, lambda: parse(config, hydra_config.runtime.choices))
     except signals.Interrupted as stop:
@@ -315,9 +316,9 @@ def prepare_hydra(arguments: list[str]) -> tuple[argparse.ArgumentParser, argpar
             raise ConfigError(
                 f"{override}: keys of a run cannot be deleted; give another value", code="usage", key=override[1:]
             )
-        chosen = re.fullmatch(r"[+]*hydra\.(launcher|sweeper)=[^{]*", override)
+        chosen = re.fullmatch(r"[+]*hydra\.(launcher|sweeper|sweeper\.sampler|sweeper\.pruner)=[^{]*", override)
         if chosen:
-            raise option_of_hydra(chosen[1])
+            raise option_of_hydra(chosen[1].replace(".", "/"))
     if given.experimental_rerun:
         raise ConfigError(
             "--experimental-rerun: runs keep no file for it; give the same command again",

@@ -171,11 +171,12 @@ def unknown_tracker_key(key: str, overrides: Sequence[str], config_dir: Path | N
 
 def option_of_hydra(group: str) -> ConfigError:
     """Return the error for a launcher or sweeper that is given as a key."""
+    key = f"hydra.{group.replace('/', '.')}"
     return ConfigError(
-        f"hydra.{group} is a section, and its option is chosen with a slash: write hydra/{group}=NAME, or in a file "
+        f"{key} is a section, and its option is chosen with a slash: write hydra/{group}=NAME, or in a file "
         f"'- override /hydra/{group}: NAME' in its defaults",
         code="usage",
-        key=f"hydra.{group}",
+        key=key,
     )
 
 

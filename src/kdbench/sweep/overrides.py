@@ -24,6 +24,8 @@ CHOOSING = ("student", "teacher", "method", "pair", "experiment")
 """Groups that decide which keys the sections below have."""
 OPEN_SECTIONS = ("student.", "teacher.", "method.")
 """Beginnings of the keys of sections that depend on an option."""
+OWN_SWEEPERS = ("kdbench", "optuna")
+"""Sweepers that compose every run anew, so that a key may depend on its options."""
 KEYWORDS = ("null", "true", "false", "nan", "inf")
 
 
@@ -149,7 +151,10 @@ def values_of(read: Override) -> list[str]:
         ConfigError: they cannot be listed.
     """
     if read.value_type is ValueType.INTERVAL_SWEEP:
-        problem = "an interval has no list of values; use range(start,stop,step) or choice(a,b)"
+        problem = (
+            "an interval has no list of values; use range(start,stop,step) or choice(a,b), or search it with "
+            "hydra/sweeper=optuna"
+        )
     elif not read.is_sweep_override():
         return [read.get_value_element_as_str()]
     else:
@@ -186,7 +191,8 @@ def defer_keys(overrides: Sequence[str]) -> list[str]:
     keys = {one.key_or_group for one in read}
     varies = any(one.is_sweep_override() and one.key_or_group in CHOOSING for one in read)
     varies = varies or any(key == "experiment" or key.startswith("hydra.sweeper.params") for key in keys)
-    if not varies or "hydra/sweeper" in keys:
+    sweepers = {one.value() for one in read if one.key_or_group == "hydra/sweeper"}
+    if not varies or not sweepers <= set(OWN_SWEEPERS):
         return list(overrides)
     return [
         one_value_sweep(one) if one.key_or_group.startswith(OPEN_SECTIONS) else text

@@ -1,0 +1,307 @@
+"""Results of a search: trials.csv, best.yaml, an experiment for each winner, and what is printed."""
+
+import csv
+import dataclasses
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from kdbench.config import RunConfig
+from kdbench.config.options import groups
+from kdbench.errors import ConfigError, RunError
+from kdbench.rundir.files import atomic_path, write_text
+from kdbench.rundir.summary import RunSummary, read_summary
+from kdbench.search.search import Search, is_of_storage, shown
+from kdbench.search.study import NO_PART
+from kdbench.search.trials import ATTEMPTS, DEFAULT, Arm
+from kdbench.study.winners import CHOSEN_BY, Candidate, Winner, winner_of, yaml_of
+from kdbench.sweep.overrides import parse
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+TRIALS_FILE, BEST_FILE, FRONT_FILE = "trials.csv", "best.yaml", "front.csv"
+FIRST = (
+    "arm", "number", "status", "default", "student", "teacher", "method", "role",
+    "val_acc", "seconds", "params", "macs",
+)  # fmt: skip
+LAST = ("epochs", "attempts", "run_key", "run", "error")
+MOST_SHOWN = 10
+Row = dict[str, Any]
+
+
+def write_results(search: Search, folder: Path, first: RunConfig) -> None:
+    """Write the files of a search and print its best trials; what cannot be read any more is left out.
+
+    Args:
+        search: the search, finished or not.
+        folder: OUTPUT_ROOT/searches/NAME.
+        first: config of one of its runs, for its seed.
+
+    Raises:
+        RunError: the files cannot be written.
+    """
+    try:
+        rows = [trial_row(arm, trial) for arm in search.arms for trial in arm.trials() if trial.user_attrs]
+    except Exception as error:
+        if is_of_storage(error):  # reported by whatever used it first
+            return
+        raise
+    rows = [row for row in rows if row["status"]]
+    if not rows:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_rows(folder / TRIALS_FILE, rows, search)
+        winners = winners_of(search) if "val_acc" in search.objectives else []
+        if winners:
+            write_best(folder, search, first, winners)
+        front = pareto_front(rows, search) if len(search.objectives) > 1 else []
+        if front:
+            write_rows(folder / FRONT_FILE, front, search)
+    except OSError as error:
+        raise RunError(
+            f"the results of search {search.name} cannot be written to {folder}: {error}",
+            code="not_writable",
+            key="output_root",
+        ) from error
+    show(search, folder, rows, front, winners, first)
+
+
+def trial_row(arm: Arm, trial: "FrozenTrial") -> Row:
+    """Return a row of trials.csv. Accuracies are in per cent."""
+    attributes = trial.user_attrs
+    scores = dict(attributes.get("scores") or {})
+    reached = max(trial.intermediate_values, default=None)
+    if "val_acc" not in scores and trial.intermediate_values:  # pruned: the best epoch so far
+        scores["val_acc"] = max(trial.intermediate_values.values())
+    if "val_acc" in scores:
+        scores["val_acc"] = round(100 * scores["val_acc"], 6)
+    scores |= {name: round(scores[name]) for name in ("params", "macs") if name in scores}
+    names = ("student", "teacher", "method", "role", "run_key", "run", "error", "status")
+    return {
+        "arm": arm.label,
+        "number": trial.number,
+        "default": bool(attributes.get(DEFAULT)),
+        **{name: attributes.get(name) for name in names},
+        **scores,
+        **trial.params,
+        "epochs": reached,
+        "attempts": attributes.get(ATTEMPTS, 1),
+    }
+
+
+def write_rows(file: Path, rows: Sequence[Row], search: Search) -> None:
+    """Write rows as CSV: what every trial has, then the searched keys, then the run."""
+    keys = dict.fromkeys(d.key for arm in search.arms for d in arm.options.space.dimensions)
+    columns = [*FIRST, *(key for key in keys if key not in FIRST), *LAST]
+    with atomic_path(file) as temporary, temporary.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+# Winners
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """Winner of a student, teacher and method, with the overrides of its runs and the number of trials behind it."""
+
+    winner: Winner
+    overrides: tuple[str, ...]
+    trials: int
+    experiment: str = ""
+
+    @property
+    def name(self) -> str:
+        source = f" from {self.winner.teacher}" if self.winner.teacher else ""
+        return f"{self.winner.student} {self.winner.method}{source}"
+
+
+def winners_of(search: Search) -> list[Best]:
+    """Return the best complete trial of each student, teacher and method."""
+    by_subject: dict[tuple[str, str | None, str], list[tuple[Candidate, tuple[str, ...]]]] = {}
+    for arm in search.arms:
+        for trial in arm.finished():
+            run = str(trial.user_attrs.get("run") or "")
+            summary = summary_in(run)
+            if summary is None:
+                continue
+            overrides = arm.options.overrides(trial.params)
+            pair = next((o.partition("=")[2] for o in overrides if o.startswith("pair=")), None)
+            varied = tuple(o for o in arm.options.searched(trial.params) if o.partition("=")[0] not in groups())
+            found = Candidate(pair, varied, [summary], [Path(run)])
+            subject = (summary.student, summary.teacher, summary.method)
+            by_subject.setdefault(subject, []).append((found, overrides))
+    best = []
+    for candidates in by_subject.values():
+        distinct = {candidate.summaries[0].run_key: (candidate, own) for candidate, own in candidates}
+        winner = winner_of([candidate for candidate, _ in distinct.values()], CHOSEN_BY[0])
+        own = next(own for candidate, own in distinct.values() if list(candidate.overrides) == winner.overrides)
+        best.append(Best(winner, own, len(candidates)))
+    return named(best)
+
+
+def summary_in(run: str) -> RunSummary | None:
+    """Return the summary of a trial's run; None without one."""
+    if not run:
+        return None
+    try:
+        summary = read_summary(Path(run))
+    except (OSError, ConfigError):
+        return None
+    return summary if summary.best_val_acc is not None else None
+
+
+def named(best: Sequence[Best]) -> list[Best]:
+    """Return winners with a name for the experiment of each: that of the method, where it is clear."""
+    methods = [one.winner.method for one in best]
+    result = []
+    for one in best:
+        own = one.winner
+        several = methods.count(own.method) > 1
+        parts = [own.student, own.method, own.teacher or ""] if several else [own.method]
+        result.append(dataclasses.replace(one, experiment="_".join(["best", *filter(None, parts)])))
+    return result
+
+
+def write_best(folder: Path, search: Search, first: RunConfig, best: Sequence[Best]) -> None:
+    """Write best.yaml, in the form of a study's selected.yaml, and an experiment for each winner."""
+    header = (
+        f"# Best settings of search {search.name}, chosen by {CHOSEN_BY[0]} on validation images, in per cent; not on\n"
+        f"# test data. The seed that chose ({first.seed}) does not report: train the winners with others, and\n"
+        "# give this file to kdbench-report --select, which leaves the trials out. A pruned trial is no candidate.\n"
+        "# The keys are those of a study's selected.yaml (docs/studies.md); trials.csv has every trial.\n"
+    )
+    content = {
+        "study": search.name,
+        "stage": "search",
+        "search": {
+            "storage": search.url,
+            "sampler": search.keys.sampler["name"],
+            "pruner": search.keys.pruner["name"],
+            "n_trials": search.keys.n_trials,
+            "per": list(search.keys.groups),
+            "trials": TRIALS_FILE,
+        },
+        "chosen_by": CHOSEN_BY[0],
+        "selection_seeds": [first.seed],
+        "final_seeds": [],
+        "winners": [dataclasses.asdict(one.winner) for one in best],
+    }
+    write_text(folder / BEST_FILE, header + yaml_of(content))
+    experiments = folder / "experiment"
+    experiments.mkdir(exist_ok=True)
+    for file in experiments.glob("best_*.yaml"):  # of methods that have another name now
+        if file.stem not in {one.experiment for one in best}:
+            file.unlink()
+    for one in best:
+        write_text(experiments / f"{one.experiment}.yaml", experiment_text(one, search, first))
+
+
+def experiment_text(best: Best, search: Search, first: RunConfig) -> str:
+    """Return an experiment with the settings of a winner, without its seeds and where its runs are."""
+    chosen, keys = [], OmegaConf.create({})
+    for text in best.overrides:
+        read = parse(text)
+        key = read.key_or_group
+        if key in groups():
+            chosen.append(f"  - override /{key}: {read.get_value_element_as_str()}")
+        elif key.partition(".")[0] not in (*NO_PART, "seed", "init_seed", "data_seed"):
+            OmegaConf.update(keys, key, read.value(), force_add=True)
+    lines = [
+        "# @package _global_",
+        f"# Best of {best.trials} complete trials of search {search.name}: {best.name}, validation accuracy "
+        f"{best.winner.score:.2f} %.",
+        f"# Chosen with seed {first.seed}, which does not report this setting: train it with other seeds.",
+        *(["defaults:", *chosen] if chosen else []),
+    ]
+    return "\n".join([*lines, OmegaConf.to_yaml(keys) if len(keys) else ""])
+
+
+# Several objectives
+
+
+def pareto_front(rows: Sequence[Row], search: Search) -> list[Row]:
+    """Return the complete trials that no other is at least as good as in every objective and better in one."""
+    directions = [direction.name for direction in search.arms[0].study.directions]
+    able = [row for row in rows if row["status"] == "complete"]
+
+    def costs(row: Row) -> tuple[float, ...]:
+        return tuple(
+            -row[name] if direction == "MAXIMIZE" else row[name]
+            for name, direction in zip(search.objectives, directions, strict=True)
+        )
+
+    front = []
+    for row in able:
+        own = costs(row)
+        others = [costs(other) for other in able]
+        if not any(all(a <= b for a, b in zip(theirs, own, strict=True)) and theirs != own for theirs in others):
+            front.append(row)
+    return sorted(front, key=costs)
+
+
+# What is printed
+
+
+def show(
+    search: Search, folder: Path, rows: Sequence[Row], front: Sequence[Row], best: Sequence[Best], first: RunConfig
+) -> None:
+    """Print the best trials, how many there were, and the commands that follow."""
+    counts = {
+        status: sum(row["status"] == status for row in rows) for status in dict.fromkeys(r["status"] for r in rows)
+    }
+    print(f"\nsearch {search.name}: {', '.join(f'{n} {status}' for status, n in counts.items())}")
+    if front:
+        print(f"Pareto front of {' and '.join(search.objectives)}, {len(front)} trials:")
+        for row in front[:MOST_SHOWN]:
+            values = [row[name] / 100 if name == "val_acc" else row[name] for name in search.objectives]
+            print(f"  {label_of(row)}: {shown(search.objectives, values)}  {setting_of(row, search)}")
+    for one in best:
+        tried = sum(same_subject(row, one.winner) for row in rows)
+        print(
+            f"{one.name}: validation accuracy {one.winner.score:.2f}%{gain_text(rows, one)}, best of {tried} trials"
+            f"  {' '.join(one.winner.overrides)}"
+        )
+    print(f"files: {folder}")
+    if best:
+        seeds = ",".join(str(seed) for seed in range(first.seed + 1, first.seed + 4))
+        names = ",".join(one.experiment for one in best)
+        command = ["kdbench", "-m", "--config-dir", str(folder), f"experiment={names}", f"seed={seeds}"]
+        print(
+            f"The seed that chose these settings ({first.seed}) does not report them. To report them with others:\n"
+            f"  {shlex.join(command)}\n"
+            f"  kdbench-report {shlex.quote(str(folder.parent.parent / 'runs'))} --select "
+            f"{shlex.quote(str(folder / BEST_FILE))} --out report",
+            flush=True,
+        )
+
+
+def label_of(row: Mapping[str, Any]) -> str:
+    return f"{row['arm']} {row['number']}".strip()
+
+
+def setting_of(row: Row, search: Search) -> str:
+    """Return the searched keys of a trial with their values."""
+    keys = dict.fromkeys(d.key for arm in search.arms for d in arm.options.space.dimensions)
+    return " ".join(f"{key}={row[key]}" for key in keys if key in row)
+
+
+def same_subject(row: Row, winner: Winner) -> bool:
+    subject = (winner.student, winner.teacher, winner.method)
+    return (row["student"], row["teacher"], row["method"]) == subject and row["status"] not in ("refused", "failed")
+
+
+def gain_text(rows: Sequence[Row], best: Best) -> str:
+    """Return by how much a winner is better than the default setting of its method, where that was tried."""
+    defaults = [row for row in rows if row["default"] and same_subject(row, best.winner)]
+    values = [row["val_acc"] for row in defaults if row.get("val_acc") is not None]
+    if not values or math.isnan(values[0]):
+        return ""
+    return f" ({best.winner.score - values[0]:+.2f} points over the default setting)"

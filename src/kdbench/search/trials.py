@@ -1,0 +1,223 @@
+"""Trials of a search in its storage: which to try next, which processes hold them, and what became of them.
+
+A trial belongs to the process that drew it, which holds a lock file while it lives. Trials of dead processes are taken
+over with their values: a run is resumed by its run key, so that no training is lost.
+"""
+
+import random
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdbench.errors import BusyError
+from kdbench.rundir.lock import Lock
+from kdbench.runner.trials import without_warnings
+from kdbench.search.options import Options
+from kdbench.search.settings import GRID, SearchKeys, build_sampler, derived_seed
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+OWNER, DEFAULT, REPEATED, ATTEMPTS, COUNTS = "owner", "default", "repeated", "attempts", "counts"
+"""Attributes of a trial: the lock of its process; it has default values; it repeats another; how many processes worked
+on it; a failure that is a result."""
+MOST_REPEATS = 20
+"""Draws of settings that were tried already, before one that was not is taken at random."""
+MOST_SETTINGS = 20_000
+"""Largest number of settings of a space that are listed to see which were not tried."""
+POLL = 0.2
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial that this process holds: its arm, its number, and its setting."""
+
+    arm: "Arm"
+    number: int
+    params: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"trial {self.number}" + (f" of {self.arm.label}" if self.arm.label else "")
+
+
+class Members:
+    """The processes of a search: each holds a lock file while it works, and one at a time draws trials."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        self.mutex = Lock(folder / f"search_{name}.lock", f"search {name}")
+        self.own = f"search_{name}_{secrets.token_hex(6)}.lock"
+        self.presence = Lock(folder / self.own, f"process of search {name}")
+
+    @contextmanager
+    def present(self) -> Iterator[None]:
+        """Be a process of the search in the block."""
+        with self.presence.held():
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep the other processes from drawing trials in the block."""
+        while True:
+            try:
+                self.mutex.acquire(wait=False)
+                break
+            except BusyError:
+                time.sleep(POLL)
+        try:
+            yield
+        finally:
+            self.mutex.release()
+
+    def is_alive(self, owner: str) -> bool:
+        """Return whether a process of the search lives. For one of another host this takes up to a minute."""
+        if owner == self.own:
+            return True
+        lock = Lock(self.folder / owner, "process of a search")
+        if not owner or not lock.file.exists():
+            return False
+        try:
+            lock.acquire(wait=False)
+        except BusyError:
+            return True
+        lock.release()
+        return False
+
+
+class Arm:
+    """One study of Optuna: the whole search, or one of the options that get equal trials.
+
+    Args:
+        study: the study.
+        storage: its storage.
+        options: space of the arm.
+        keys: keys of the sweeper.
+        label: option of the arm, such as `method=logit`; empty for the whole search.
+    """
+
+    def __init__(self, study: "Study", storage: "BaseStorage", options: Options, keys: SearchKeys, label: str) -> None:
+        self.study = study
+        self.storage = storage
+        self.options = options
+        self.keys = keys
+        self.label = label
+        self.settings = options.settings(MOST_SETTINGS)
+        self.left_alone: set[int] = set()
+        """Trials that this process could not finish: another process, or another command, repeats them."""
+
+    def trials(self) -> "list[FrozenTrial]":
+        """Return all trials but those that repeat another."""
+        return [t for t in self.study.get_trials(deepcopy=False) if not t.user_attrs.get(REPEATED)]
+
+    def finished(self) -> "list[FrozenTrial]":
+        """Return the trials that count: complete, pruned, or failed with a result."""
+        from optuna.trial import TrialState
+
+        ended = (TrialState.COMPLETE, TrialState.PRUNED)
+        return [t for t in self.trials() if t.state in ended or t.user_attrs.get(COUNTS)]
+
+    def running(self) -> "list[FrozenTrial]":
+        from optuna.trial import TrialState
+
+        return [t for t in self.trials() if t.state == TrialState.RUNNING]
+
+    def room(self) -> int:
+        """Return how many more trials may be drawn."""
+        return self.keys.n_trials - len(self.finished()) - len(self.running())
+
+    def enqueue_defaults(self) -> None:
+        """Have the default setting of each combination of options tried first, where the space holds it."""
+        for options in list(self.options.space.combinations())[: self.keys.n_trials]:
+            params, outside = self.options.default_params(options)
+            if not outside:
+                self.study.enqueue_trial(params, user_attrs={DEFAULT: True})
+
+    # All of the following is done while no other process draws trials
+
+    def take_over(self, dead: Sequence[str], own: str) -> Iterator[Asked]:
+        """Take over the trials of dead processes.
+
+        Args:
+            dead: names of their locks.
+            own: name of this process's lock.
+        """
+        from optuna.trial import TrialState
+
+        for trial in self.running():
+            owner = trial.user_attrs.get(OWNER)
+            if owner is None:  # killed while it was drawn
+                self.set(trial, {REPEATED: True})
+                self.study.tell(trial.number, state=TrialState.FAIL)
+            elif (owner in dead or owner == "") and trial.number not in self.left_alone:
+                self.set(trial, {OWNER: own, ATTEMPTS: trial.user_attrs.get(ATTEMPTS, 1) + 1})
+                yield Asked(self, trial.number, dict(trial.params))
+
+    def draw(self, own: str) -> Asked | None:
+        """Draw a trial; None if every setting of the space was tried.
+
+        Args:
+            own: name of this process's lock.
+        """
+        from optuna.trial import TrialState
+
+        trials = self.trials()
+        drawn = [t for t in trials if t.state != TrialState.WAITING]
+        known = {frozen(t.params) for t in drawn}
+        untried = None if self.settings is None else [s for s in self.settings if frozen(s) not in known]
+        if untried is not None and not untried:
+            return None
+        for repeats in range(MOST_REPEATS + 1):
+            seed = derived_seed(self.keys.sampler.get("seed", 0), self.study.study_name, len(trials) + repeats)
+            waiting = len(drawn) < len(trials) and repeats == 0
+            if untried and not waiting and self.keys.sampler["name"] == GRID:
+                self.study.enqueue_trial(untried[0])
+            elif untried and repeats == MOST_REPEATS:
+                self.study.enqueue_trial(random.Random(seed).choice(untried))
+            asked = self.ask(seed)
+            if frozen(asked.params) not in known or untried is None:
+                break
+            self.set_attrs(asked.number, {REPEATED: True})
+            self.study.tell(asked.number, state=TrialState.FAIL)
+        self.set_attrs(asked.number, {OWNER: own})
+        return asked
+
+    def ask(self, seed: int) -> Asked:
+        """Return a new trial with values for the keys that its options have."""
+        with without_warnings():
+            self.study.sampler = build_sampler(self.keys.sampler, seed)
+            trial = self.study.ask()
+            params = {d.key: d.suggest(trial) for d in self.options.space.choosing}
+            for dimension in self.options.dimensions(params):
+                params[dimension.key] = dimension.suggest(trial)
+        return Asked(self, trial.number, params)
+
+    # What became of a trial
+
+    def set(self, trial: "FrozenTrial", attributes: Mapping[str, Any]) -> None:
+        for name, value in attributes.items():
+            self.storage.set_trial_user_attr(trial._trial_id, name, value)
+
+    def set_attrs(self, number: int, attributes: Mapping[str, Any]) -> None:
+        """Set attributes of a trial by its number."""
+        self.set(self.study.get_trials(deepcopy=False)[number], attributes)
+
+    def attributes(self, number: int) -> dict[str, Any]:
+        """Return the attributes of a trial by its number."""
+        return self.study.get_trials(deepcopy=False)[number].user_attrs
+
+    def release(self, number: int, attributes: Mapping[str, Any]) -> None:
+        """Leave a trial to another process, or to the next command."""
+        self.set_attrs(number, {**attributes, OWNER: ""})
+        self.left_alone.add(number)
+
+
+def frozen(params: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Return a setting as a value that can be compared."""
+    return tuple(sorted((key, str(value)) for key, value in params.items()))
