@@ -44,6 +44,8 @@ from kdbench.report.primary import (
     count_verdict,
 )
 from kdbench.report.runs import FoundRuns, display_path, only_trained, read_runs, rows_of
+from kdbench.report.search.build import SearchPart, compute_search
+from kdbench.report.search.read import FoundSearch
 from kdbench.report.select import Selection, with_selection
 from kdbench.report.verdict import describe_selection, judge_failures, sentence, verdict
 from kdbench.rundir.summary import KEY
@@ -83,6 +85,8 @@ class Report:
     """Test images that most pairs of runs classify differently."""
     deployment: Deployment = field(default_factory=Deployment)
     """Networks that were compressed and measured."""
+    search: SearchPart = field(default_factory=SearchPart)
+    """Search of settings, and how much of the gains it explains."""
     analysis: Analysis = Analysis.AUTO
     """Choice of the primary analysis: by the rule, or as declared."""
     selection: Selection | None = None
@@ -101,6 +105,7 @@ def build_report(
     images: ImageReader | None = None,
     data_root: Path | None = None,
     plan: Plan | None = None,
+    search: FoundSearch | None = None,
 ) -> Report:
     """Read runs and compute the report.
 
@@ -113,6 +118,7 @@ def build_report(
         images: reader of test images, for pictures of those that flip; None: no pictures.
         data_root: folder with the data, for the reader.
         plan: plan that a study registered.
+        search: search of settings whose winners are reported.
 
     Raises:
         ConfigError: there are no runs, or they do not belong together.
@@ -136,6 +142,7 @@ def build_report(
     functional = compute_functional(runs, groups)
     flipped, without_pictures = find_flipped(gains, runs, images, data_root)
     components, incomplete = components_table(groups)
+    searched = compute_search(search, runs, gains, selection)
     choices = choices_table(selection, found.runs, groups)
     counts = count_verdict(gains, placed), count_with_failures(found, selection, analysis)
     limits = [*judge_failures(found.failed, *counts), *map(sentence, remark_untuned(selection, runs))]
@@ -170,6 +177,7 @@ def build_report(
             *fidelity.remarks,
             *functional.remarks,
             *deployment.remarks,
+            *searched.remarks,
             *without_pictures,
             *remark_tuned(runs),
             *remark_comparability(groups, gains, table),
@@ -180,6 +188,7 @@ def build_report(
         class_gains=class_gains_table(gains),
         flipped=flipped,
         deployment=deployment,
+        search=searched,
         failed=everything.failed,
         choices=choices,
         components=components,

@@ -8,8 +8,9 @@ import pandas as pd
 from kdbench.report.column import PER_CENT, POINTS, Column, P, named
 from kdbench.report.deployment_columns import DEPLOYMENT, DEPLOYMENT_FIRST
 from kdbench.report.functional_columns import FUNCTIONAL, FUNCTIONAL_FIRST, FUNCTIONAL_ONLY_IN_CSV
+from kdbench.report.search_columns import SEARCH, SEARCH_FIRST
 
-COLUMNS = FUNCTIONAL | DEPLOYMENT | named(
+COLUMNS = FUNCTIONAL | DEPLOYMENT | SEARCH | named(
     student=Column("student", "network that is trained"),
     teacher=Column("teacher", "network whose outputs it is trained on; empty: none"),
     method=Column("method", "training method; ce: cross-entropy with the labels alone"),
@@ -297,6 +298,7 @@ ONLY_IN_CSV = FUNCTIONAL_ONLY_IN_CSV | {
 FIRST = {
     **FUNCTIONAL_FIRST,
     **DEPLOYMENT_FIRST,
+    **SEARCH_FIRST,
     "gains": "student teacher method setting delta primary_low primary_high p_adjusted n".split(),
     "interactions": "method teacher student_a student_b difference primary_low primary_high p_adjusted".split(),
     "groups": "student teacher method role setting n mean std".split(),

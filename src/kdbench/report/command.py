@@ -45,10 +45,12 @@ def report(arguments: Sequence[str], images: "ImageReader | None" = None) -> int
     from kdbench.report.failures import remark_failed
     from kdbench.report.plan import read_plan
     from kdbench.report.results import Making, read_results, results_of
+    from kdbench.report.search.read import read_search, search_beside
     from kdbench.report.select import read_selection
     from kdbench.report.write import write_report
 
     selection = read_selection(options.select) if options.select else None
+    search = options.search or (search_beside(options.select) if options.select else None)
     reader = images if options.figures else None
     plan = read_plan(options.plan) if options.plan else None
     old = read_results(options.against) if options.against else None  # it may lie where the new one is written
@@ -63,6 +65,7 @@ def report(arguments: Sequence[str], images: "ImageReader | None" = None) -> int
         images=reader,
         data_root=options.data_root,
         plan=plan,
+        search=read_search(search) if search else None,
     )
     command = ["kdbench-report", *arguments]
     if old:
@@ -81,7 +84,7 @@ def report(arguments: Sequence[str], images: "ImageReader | None" = None) -> int
     for title, lines in (("plan", made.plan), ("changes", made.changes)):
         if lines:
             print(f"\n{title}:", *map(printable, lines), sep="\n")
-    sentences = [*made.verdict, *made.functional.sentences, *made.deployment.sentences]
+    sentences = [*made.verdict, *made.functional.sentences, *made.deployment.sentences, *made.search.sentences]
     print("", *map(printable, sentences), f"\nreport: {page}", sep="\n")
     return 1 if made.damaged else 0
 
@@ -118,6 +121,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--select", type=Path, metavar="FILE", help="selected.yaml of a study: report its winners only")
+    parser.add_argument(
+        "--search", type=Path, metavar="FILE",
+        help="search of settings, OUTPUT_ROOT/searches/NAME: say how much of a gain it explains (that of --select)",
+    )  # fmt: skip
     add_tests(parser)
     parser.add_argument("--plan", type=Path, metavar="FILE", help="plan.yaml of a study: say whether it was followed")
     parser.add_argument(

@@ -76,6 +76,11 @@ TITLES = {
         "Gain by class",
         "Gain of each class in points of its own test images, with its 95 % interval over seeds, not corrected.",
     ),
+    "search": (
+        "Search",
+        "Each student and method that a search tuned: what its trials gain on the default setting, and what it gains "
+        "over the baseline after as many trials. Validation accuracy, by the seed that chose.",
+    ),
     "choices": (
         "Choices of settings",
         "Each setting that a study chose by validation accuracy: how far it led, and how far chance alone leads.",
@@ -88,7 +93,7 @@ TITLES = {
     "runs": ("Runs", "One row per run; everything above is computed from these."),
 }
 """Title and note of each table, in the order of the page."""
-NUMBERED = ("gains", "interactions", "groups", "transfer", "asymmetry", "deployment")
+NUMBERED = ("gains", "interactions", "groups", "transfer", "asymmetry", "deployment", "search")
 """Tables whose rows have anchors by their place."""
 MOST_CLASSES = 20
 """Largest number of classes that the page shows as columns; more are rows."""

@@ -67,6 +67,10 @@ class Selection:
         """Keys of the runs by which the settings were chosen."""
         return {key for winner in self.winners for c in winner.candidates for key in c["run_keys"]}
 
+    def is_final(self, seed: int | None) -> bool:
+        """Return whether a seed is meant to report; a search names none, and all but those that chose are."""
+        return seed in self.final_seeds if self.final_seeds else seed not in self.selection_seeds
+
     def is_left_out(self, run: Any) -> bool:
         """Return whether a run chose and is not meant to report, or has a setting that lost."""
         took_part = run.run_key in self.candidates or (
@@ -121,7 +125,7 @@ def with_selection(runs: pd.DataFrame, selection: Selection | None = None) -> pd
     marks = pd.DataFrame(
         {
             "is_selected": [any(winner.is_subject(run) for winner in winners) for run in rows],
-            "is_final": [run.seed in selection.final_seeds for run in rows],
+            "is_final": [selection.is_final(run.seed) for run in rows],
             "tuned": [tuned_keys(run, tuned.get(run.student)) for run in rows],
         },
         index=runs.index,

@@ -3,7 +3,6 @@
 Optuna is imported where it is used: runs without a search need none.
 """
 
-import functools
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -58,9 +57,18 @@ def build_pruner(keys: Mapping[str, Any], epochs: int) -> "BasePruner":
     return pruner
 
 
-@functools.cache
+_opened: "dict[str, BaseStorage]" = {}
+
+
 def open_storage(url: str) -> "BaseStorage":
-    """Return the storage of a URL; within a process each is opened once.
+    """Return the storage of a URL; within a process each is opened once. Errors: see `new_storage`."""
+    if url not in _opened:
+        _opened[url] = new_storage(url)
+    return _opened[url]
+
+
+def new_storage(url: str) -> "BaseStorage":
+    """Open the storage of a URL.
 
     Raises:
         ConfigError: it cannot be opened: not writable, locked, no database, or of another version of Optuna.
@@ -85,6 +93,15 @@ def open_storage(url: str) -> "BaseStorage":
             code="storage",
             key="hydra.sweeper.storage",
         ) from None
+
+
+def close_storages() -> None:
+    """Close every storage that this process has opened."""
+    for storage in _opened.values():
+        storage.remove_session()
+        if engine := getattr(getattr(storage, "_backend", storage), "engine", None):
+            engine.dispose()
+    _opened.clear()
 
 
 def quieten() -> None:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from kdbench.config import RunConfig
 from kdbench.errors import BusyError, ConfigError, RunError
 from kdbench.rundir.files import check_writable
+from kdbench.runner.trials import build_pruner
 from kdbench.search.options import Options
 from kdbench.search.search import Search, folder_of, left_over
 from kdbench.search.settings import check_optuna, directions_of, read_keys, storage_url
@@ -56,6 +57,7 @@ def search(sweeper: Sweeper, node: dict[str, Any], arguments: Sequence[str]) -> 
     options = Options(space, lambda overrides: sweeper.compose_job(0, overrides), sweeper.node)
     first = options.check()
     check_validation(first)
+    build_pruner(keys.pruner, first.recipe.epochs)
     directions = directions_of(keys, first.objectives)
     definition = Definition.of(space, keys.groups, first.objectives, directions, options.base_key())
     name = keys.study_name or definition.name

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.config.schema import optional, setting, typed, whole
 from kdbench.errors import ConfigError, first_line, nearest
-from kdbench.runner.trials import JOURNAL, PRUNERS, build_pruner, without_warnings
+from kdbench.runner.trials import JOURNAL, PRUNERS, without_warnings
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -71,12 +71,11 @@ class SearchKeys:
         return [f"{key}={value}" for key, value in self.params.items()]
 
 
-def read_keys(node: Mapping[str, Any], epochs: int = 1) -> SearchKeys:
+def read_keys(node: Mapping[str, Any]) -> SearchKeys:
     """Return the checked keys of the sweeper.
 
     Args:
         node: Hydra's section of the sweeper, as plain data.
-        epochs: number of epochs of a run, for pruners.
 
     Raises:
         ConfigError: a value is not allowed, or Optuna is not installed.
@@ -107,7 +106,6 @@ def read_keys(node: Mapping[str, Any], epochs: int = 1) -> SearchKeys:
             key=f"{SECTION}.per",
         )
     build_sampler(keys.sampler, 0)
-    build_pruner(keys.pruner, epochs)
     return keys
 
 

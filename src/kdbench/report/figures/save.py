@@ -25,17 +25,21 @@ from kdbench.report.figures.matrix import draw_matrix
 from kdbench.report.figures.mistakes import draw_mistakes
 from kdbench.report.figures.power import draw_power
 from kdbench.report.figures.scaling import draw_scaling
+from kdbench.report.figures.search import draw_search
 from kdbench.report.figures.sheet import Mark, Sheet, choose_looks
 from kdbench.report.figures.size import draw_size
 from kdbench.report.figures.transfer import draw_transfer
 
 DEPLOYMENT = "deployment"
 """Name of the figure that only a report with compressed or measured networks has, or says that it lacks."""
+SEARCH = "search"
+"""Name of the figure that only a report with a search has."""
 FIGURES: Mapping[str, tuple[str, Callable[[Sheet], tuple[Figure, str] | str]]] = {
     "gains": ("Gain over the baseline", draw_gains),
     "interactions": ("Gain of the smaller against the larger student", draw_interactions),
     "size": ("Accuracy against size", draw_size),
     DEPLOYMENT: ("Accuracy against the cost on a device", draw_deployment),
+    SEARCH: ("Expected best of a search by number of trials", draw_search),
     "curves": ("Validation accuracy during training", draw_curves),
     "agreement": ("Agreement with the teacher against accuracy", draw_agreement),
     "transfer": ("Transfer: distance to the own teacher against a control", draw_transfer),
@@ -87,7 +91,8 @@ def draw_figures(report: Report, width: Width) -> tuple[list[Drawing], list[str]
     To be called, and the figures saved, within `kdbench.report.drawing.style`.
     """
     looks = choose_looks(report)
-    names = [name for name in FIGURES if name != DEPLOYMENT or report.deployment.forms]
+    absent = {DEPLOYMENT: not report.deployment.forms, SEARCH: not report.search.arms}
+    names = [name for name in FIGURES if not absent.get(name)]
     drawn = [draw_figure(name, Sheet(report, width, looks)) for name in names]
     return (
         [drawing for drawing in drawn if isinstance(drawing, Drawing)],

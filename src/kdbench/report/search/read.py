@@ -1,0 +1,134 @@
+"""Trials of a search, read from its files: trials.csv, best.yaml, or selected.yaml of a study, which is a grid."""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from kdbench.config.paths import is_folder
+from kdbench.errors import ConfigError
+from kdbench.report.groups import BASELINE
+
+TRIALS_FILE, BEST_FILE = "trials.csv", "best.yaml"
+RESULTS = ("complete", "pruned", "diverged")
+"""Status of the trials that count; others could not run."""
+Arm = tuple[str, str | None, str]
+"""Student, teacher and method."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Trial of a search with its validation accuracy, per cent."""
+
+    student: str
+    teacher: str | None
+    method: str
+    role: str
+    """Role of the method; empty where it is not recorded."""
+    status: str
+    score: float
+    is_default: bool = False
+    run_key: str = ""
+
+    @property
+    def arm(self) -> Arm:
+        return self.student, self.teacher, self.method
+
+
+@dataclass(frozen=True)
+class FoundSearch:
+    """A search with its trials."""
+
+    name: str
+    sampler: str
+    trials: tuple[Trial, ...]
+
+    @property
+    def arms(self) -> list[Arm]:
+        """Arms, those without a teacher first."""
+        return sorted(dict.fromkeys(trial.arm for trial in self.trials), key=lambda arm: arm[1] is not None)
+
+    def of(self, arm: Arm) -> list[Trial]:
+        return [trial for trial in self.trials if trial.arm == arm]
+
+
+def search_beside(selection: Path) -> Path | None:
+    """Return the file of a selection if a search has written it, else None."""
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(selection))
+    except Exception:  # whoever reads the selection reports it
+        return None
+    return selection if isinstance(content, dict) and content.get("search") else None
+
+
+def read_search(path: Path) -> FoundSearch:
+    """Return a search.
+
+    Args:
+        path: folder of the search, its trials.csv or best.yaml, or selected.yaml of a study.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no trial with a result.
+    """
+    try:
+        file = path
+        if is_folder(path):
+            file = path / BEST_FILE if (path / BEST_FILE).is_file() else path / TRIALS_FILE
+        found = from_csv(file, {}) if file.suffix == ".csv" else from_yaml(file)
+    except OSError as error:
+        raise ConfigError(
+            f"--search is {path}, which cannot be read ({error.strerror or error}); give OUTPUT_ROOT/searches/NAME",
+            code="not_found",
+            key="--search",
+        ) from None
+    except Exception as error:  # whatever a file of another shape raises
+        described = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(
+            f"--search is {path}, which holds no search of kdbench ({described})", code="damaged", key="--search"
+        ) from None
+    if not found.trials:
+        raise ConfigError(
+            f"--search is {path}, and no trial of it has a result; give the same command of the search again",
+            code="no_run",
+            key="--search",
+        )
+    return found
+
+
+def from_csv(file: Path, about: Mapping[str, Any]) -> FoundSearch:
+    """Return the search of a trials.csv."""
+    with file.open(newline="") as opened:
+        rows = [row for row in csv.DictReader(opened) if row["status"] in RESULTS and row["val_acc"]]
+    trials = [
+        Trial(
+            row["student"], row["teacher"] or None, row["method"], row["role"], row["status"], float(row["val_acc"]),
+            row["default"] == "True", row["run_key"],
+        )
+        for row in rows
+    ]  # fmt: skip
+    return FoundSearch(str(about.get("study") or file.parent.name), sampler_of(about), tuple(trials))
+
+
+def sampler_of(about: Mapping[str, Any]) -> str:
+    search = about.get("search")
+    return str(search.get("sampler", "")) if isinstance(search, Mapping) else ""
+
+
+def from_yaml(file: Path) -> FoundSearch:
+    """Return the search of a best.yaml or selected.yaml: of the trials beside it, else of its candidates."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(file))
+    winners = content["winners"]
+    if sampler_of(content) and (beside := file.with_name(TRIALS_FILE)).is_file():
+        return from_csv(beside, content)
+    trials = [
+        Trial(
+            str(winner["student"]), winner["teacher"], str(winner["method"]), "" if winner["teacher"] else BASELINE,
+            RESULTS[0], float(candidate["score"]), run_key=str(candidate["run_keys"][0]),
+        )
+        for winner in winners
+        for candidate in winner["candidates"]
+    ]  # fmt: skip
+    return FoundSearch(str(content["study"]), sampler_of(content) or "grid", tuple(trials))
