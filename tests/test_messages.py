@@ -73,6 +73,7 @@ from tests.messages_of_deployment import TRAINED_CASES
 from tests.messages_of_launchers import LAUNCHER_CASES
 from tests.messages_of_processes import PROCESSES_CASES
 from tests.messages_of_ray import RAY_CASES
+from tests.messages_of_search import SEARCH_CASES
 from tests.messages_of_sharing import SHARING_CASES
 from tests.messages_of_slurm import SLURM_CASES
 from tests.messages_of_study_engines import STUDY_ENGINE_CASES
@@ -332,7 +333,10 @@ COMMAND_LINES = [
     ["--config-dir", "own", "method=away"], ["--config-name", "nothing"], ["-m", "seed=range(3,3)"],
     ["-m", "student=glob(resnt*)"], ["-m", "recipe.lr=glob(*)"], ["student=glob(resnet*)"], ["hydra.launcher=lockstep"],
     ["-m", "seed=interval(0,1)"], ["--config-path", "nowhere", "recipe.lr=1"], ["--config-path", "recorded", "seed=1"],
-    ["-m", "hydra/launcher=lockstep", "hydra.launcher.max_learners=0"],
+    ["-m", "hydra/launcher=lockstep", "hydra.launcher.max_learners=0"], ["hydra.sweeper.pruner=median"],
+    ["-m", "hydra/sweeper=optuna", "hydra/sweeper/pruner=medium", "recipe.lr=interval(0.1,1)"],
+    ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trails=3", "recipe.lr=interval(0.1,1)"],
+    ["recipe.lr=interval(0.1,1)"],
 ]  # fmt: skip
 """Arguments of `kdbench` after those of a small run, flags first."""
 
@@ -819,6 +823,7 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
     "slurm": SLURM_CASES,
     "trackers": TRACKER_CASES,
     "ray": RAY_CASES,
+    "search": SEARCH_CASES,
     "kdbench-verify": [
         *(lambda arguments=arguments: verify_runs(arguments) for arguments in (
             [], ["nowhere"], ["empty"], ["--trust", "a b", "runs/right"], ["--data-root", "nowhere", "runs/right"],
@@ -836,7 +841,7 @@ SECTIONS: dict[str, list[tuple[str, Callable[[], Any]]]] = {
     "kdbench": [(" ".join(line), lambda line=line: command_line(line)) for line in COMMAND_LINES],
 } | {title: [(f"number {n}", call) for n, call in enumerate(calls, 1)] for title, calls in CALLS.items()}
 """Name and call of each case, by section of the file."""
-SLOW = ("kdbench", "kdbench-study", "deployment", "values of a config")
+SLOW = ("kdbench", "kdbench-study", "deployment", "search", "values of a config")
 """Sections whose cases each compose a config: slow."""
 
 

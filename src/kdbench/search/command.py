@@ -10,13 +10,14 @@ from omegaconf import DictConfig
 from kdbench.config import RunConfig
 from kdbench.errors import BusyError, ConfigError, RunError
 from kdbench.rundir.files import check_writable
+from kdbench.runner.run import resolve_run
 from kdbench.runner.trials import build_pruner
 from kdbench.search.options import Options
 from kdbench.search.search import Search, folder_of, left_over
 from kdbench.search.settings import check_optuna, directions_of, read_keys, storage_url
 from kdbench.search.space import read_space
 from kdbench.search.study import Definition, open_arms
-from kdbench.search.trials import Members
+from kdbench.search.trials import Arm, Members
 
 if TYPE_CHECKING:
     from kdbench.sweep.plan import JobResult, PlannedRun
@@ -59,7 +60,7 @@ def search(sweeper: Sweeper, node: dict[str, Any], arguments: Sequence[str]) -> 
     check_validation(first)
     build_pruner(keys.pruner, first.recipe.epochs)
     directions = directions_of(keys, first.objectives)
-    definition = Definition.of(space, keys.groups, first.objectives, directions, options.base_key())
+    definition = Definition.of(space, keys.groups, first.objectives, directions, resolve_run(first)[1].key)
     name = keys.study_name or definition.name
     root = Path(first.output_root).expanduser()
     check_writable(root / "searches")
@@ -77,6 +78,11 @@ def search(sweeper: Sweeper, node: dict[str, Any], arguments: Sequence[str]) -> 
             work.work()
         finally:
             write_results(work, folder_of(root, name), first)
+    end(arms)
+
+
+def end(arms: Sequence[Arm]) -> None:
+    """Raise the error of a search in which trials are missing. Errors: see `search`."""
     if left := left_over(arms):
         raise BusyError(f"{left} trials were not finished; the same command repeats them", code="busy", key="on_busy")
     if not any(arm.finished() for arm in arms):

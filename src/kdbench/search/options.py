@@ -1,7 +1,7 @@
 """Keys of the options of a space: which trials have which key, their defaults, and what may not be searched."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -117,12 +117,23 @@ class Options:
                 raise ConfigError(f"{part.key} is not a known key", code="unknown_key", key=part.key)
         for dimension in self.space.dimensions:
             self.check_dimension(dimension, combinations)
-        return self.compose(self.overrides(self.probe(combinations[0])))
+        return self.first_config(combinations)
 
-    def base_key(self) -> str:
-        """Return the run key of the first setting."""
-        first = self.compose(self.overrides(self.probe(next(self.space.combinations()))))
-        return resolve_run(first)[1].key
+    def first_config(self, combinations: Sequence[dict[str, Any]]) -> RunConfig:
+        """Return the config of the first setting that can be composed, of one for each combination and value of a key.
+
+        Raises:
+            ConfigError: that of the first setting, where none can be composed.
+        """
+        errors = []
+        for options in combinations:
+            changes = [{}, *({d.key: value} for d in self.dimensions(options) for value in d.extremes())]
+            for changed in changes:
+                try:
+                    return self.compose(self.overrides(self.probe(options, changed)))
+                except ConfigError as error:
+                    errors.append(error)
+        raise errors[0]
 
     def probe(self, options: Params, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return a setting of a combination of options: defaults, and where the space has them not, its first values.

@@ -99,7 +99,8 @@ def read_keys(node: Mapping[str, Any]) -> SearchKeys:
                 code="unknown_option",
                 key=f"{SECTION}.{name}.name",
             )
-    if not all(isinstance(group, str) for group in keys.groups) or isinstance(keys.per, Mapping):
+    is_list = keys.per is None or isinstance(keys.per, str | list)
+    if not is_list or not all(isinstance(group, str) for group in keys.groups):
         raise ConfigError(
             f"{SECTION}.per is {keys.per!r}; it must be a list of groups, such as [method]",
             code="wrong_type",
