@@ -35,6 +35,11 @@ class OptunaSweeper(KdbenchSweeper):
         search(self, node, arguments)
         return self.returns
 
+    def check_launcher(self) -> None:
+        """Check the launcher's keys and packages before the first trial is drawn. Errors: see `GroupLauncher.check`."""
+        if isinstance(self.launcher, GroupLauncher):
+            self.launcher.check([])
+
     def compose_job(self, number: int, overrides: tuple[str, ...]) -> "RunConfig":
         """Return the config of one run, with the networks of its pair. Arguments and errors: see `compose`."""
         from kdbench.config.composition import with_networks_of_pair

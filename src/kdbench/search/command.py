@@ -11,7 +11,7 @@ from kdbench.config import RunConfig
 from kdbench.errors import BusyError, ConfigError, RunError
 from kdbench.rundir.files import check_writable
 from kdbench.runner.run import resolve_run
-from kdbench.runner.trials import build_pruner
+from kdbench.runner.trials import build_pruner, without_password
 from kdbench.search.options import Options
 from kdbench.search.search import Search, folder_of, left_over
 from kdbench.search.settings import check_optuna, directions_of, read_keys, storage_url
@@ -28,6 +28,8 @@ class Sweeper(Protocol):
 
     @property
     def loader(self) -> ConfigLoader: ...
+
+    def check_launcher(self) -> None: ...
 
     def compose_job(self, number: int, overrides: tuple[str, ...]) -> RunConfig: ...
 
@@ -55,6 +57,7 @@ def search(sweeper: Sweeper, node: dict[str, Any], arguments: Sequence[str]) -> 
     check_optuna()
     keys = read_keys(node)
     space = read_space([*keys.arguments(), *arguments], sweeper.loader)
+    sweeper.check_launcher()
     options = Options(space, lambda overrides: sweeper.compose_job(0, overrides), sweeper.node)
     first = options.check()
     check_validation(first)
@@ -74,7 +77,7 @@ def search(sweeper: Sweeper, node: dict[str, Any], arguments: Sequence[str]) -> 
             waits=first.on_busy == "wait",
         )  # fmt: skip
         try:
-            print(f"search {name}: {url}", flush=True)
+            print(f"search {name}: {without_password(url)}", flush=True)
             work.work()
         finally:
             write_results(work, folder_of(root, name), first)

@@ -12,7 +12,7 @@ from kdbench.errors import BusyError, ConfigError, RunError
 from kdbench.report.failures import OF_THE_MACHINE
 from kdbench.rundir.summary import Status
 from kdbench.rundir.unfinished import read_failure
-from kdbench.runner.trials import cause_of
+from kdbench.runner.trials import cause_of, without_password
 from kdbench.search.settings import SearchKeys
 from kdbench.search.trials import ATTEMPTS, COUNTS, Arm, Asked, Members
 from kdbench.sweep.execute import check_runs, one_by_one, share_cache
@@ -80,7 +80,8 @@ class Search:
             if not is_of_storage(error):
                 raise
             raise RunError(
-                f"hydra.sweeper.storage is {self.url}, which failed: {cause_of(error)}; the same command continues",
+                f"hydra.sweeper.storage is {without_password(self.url)}, which failed: {cause_of(error)}; the same "
+                "command continues",
                 code="storage",
                 key="hydra.sweeper.storage",
             ) from None
@@ -140,7 +141,7 @@ class Search:
             self.launched += 1
         readers = check_runs(runs)
         for sharing in readers.values():
-            share_cache(sharing, one_by_one(sharing) * self.keys.n_trials)
+            share_cache(sharing, one_by_one(sharing[:1]) * self.keys.n_trials)
         for run in runs:
             if run.status == Status.REFUSED:
                 self.tell_refused(planned[id(run)], run)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import ConfigError
 from kdbench.rundir.files import hash_of
-from kdbench.runner.trials import build_pruner, cause_of, open_storage
+from kdbench.runner.trials import build_pruner, cause_of, open_storage, without_password
 from kdbench.search.options import Options
 from kdbench.search.settings import SECTION, SearchKeys, build_sampler
 from kdbench.search.space import Space
@@ -21,7 +21,7 @@ ATTRIBUTE = "kdbench"
 """Attribute of a study with what the search is."""
 NO_PART = (
     "hydra", "output_root", "on_busy", "overwrite", "report", "runtime", "checkpoint", "tracker", "trust", "objectives",
-    "trial",
+    "trial", "shared_roots",
 )  # fmt: skip
 """First names of keys that do not belong to a setting: where and how its runs are executed."""
 
@@ -109,7 +109,7 @@ def open_arms(
             raise
         except Exception as error:  # of the database: locked, read-only, damaged
             raise ConfigError(
-                f"{SECTION}.storage is {url}, which cannot be used: {cause_of(error)}",
+                f"{SECTION}.storage is {without_password(url)}, which cannot be used: {cause_of(error)}",
                 code="storage",
                 key=f"{SECTION}.storage",
             ) from None
