@@ -123,7 +123,7 @@ class Search:
             return False
         if not self.waits:
             raise BusyError(
-                f"{len(held)} trials of search {self.name} are held by other processes (on_busy=skip)",
+                f"trials of search {self.name} that other processes hold: {len(held)} (on_busy=skip)",
                 code="busy",
                 key="on_busy",
             )

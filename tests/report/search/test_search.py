@@ -1,0 +1,127 @@
+"""The part of a report about a search: how much of a gain it explains."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+
+from kdbench.report.search.expected import expected_best
+from tests.report.conftest import write_group, write_run, write_selected
+
+BY_LOGIT = {"teacher": "resnet20", "method": "logit"}
+CE, LOGIT = [60.0, 59.0, 61.0, 58.0], [62.0, 65.0, 61.0, 64.0, 10.0]
+COLUMNS = ("number", "status", "default", "student", "teacher", "method", "role", "val_acc", "run_key")
+
+
+def write_search(folder: Path, logit: list[float] = LOGIT, default: bool = True) -> Path:
+    """Write trials.csv of a search whose first trial of each method is the default setting."""
+    rows: list[dict[str, Any]] = []
+    for method, role, teacher, scores in (("ce", "baseline", "", CE), ("logit", "distilled", "resnet20", logit)):
+        for n, score in enumerate(scores):
+            status = "diverged" if score == 10 else "complete"
+            rows.append({
+                "number": len(rows), "status": status, "default": default and n == 0, "student": "resnet8",
+                "teacher": teacher, "method": method, "role": role, "val_acc": score, "run_key": f"{method}{n}",
+            })  # fmt: skip
+    rows.append(rows[-1] | {"status": "pruned", "val_acc": 20.0, "run_key": "pruned"})
+    rows.append(rows[-1] | {"status": "refused", "val_acc": ""})
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "trials.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
+
+
+def write_finals(root: Path) -> None:
+    write_group(root, (55.0, 55.2, 55.4), seeds=(1, 2, 3))
+    write_group(root, (57.0, 57.2, 57.4), seeds=(1, 2, 3), **BY_LOGIT)
+
+
+def test_the_parts_of_a_gain_are_those_of_its_trials(tmp_path, kdbench_report):
+    write_finals(tmp_path / "runs")
+    out = tmp_path / "report"
+    result = kdbench_report(tmp_path / "runs", "--search", write_search(tmp_path / "searches/s"), figures=True)
+    assert result.code == 0, result.err
+    baseline, logit = pd.read_csv(out / "search.csv").to_dict("records")
+    assert (baseline["method"], baseline["trials"], baseline["search_gain"]) == ("ce", 4, 1.0)
+    assert (logit["trials"], logit["trials_pruned"], logit["trials_diverged"]) == (6, 1, 1)
+    assert (logit["val_default"], logit["val_best"], logit["search_gain"]) == (62.0, 65.0, 3.0)
+    assert (logit["default_gain"], logit["tuned_gain"], logit["search_share"]) == (2.0, 5.0, 60.0)
+    assert logit["trials_equal"] == 4
+    assert logit["equal_gain"] == pytest.approx(expected_best([*LOGIT, 20.0], 4) - max(CE))
+    page = (out / "report.md").read_text()
+    assert (
+        "Of +5.00 points over the baseline at its default setting, 3.00 are what the search of 6 trials gains" in page
+    )
+    assert "its gain on the test images is +2.00 points (n = 3)" in page
+    assert (out / "figures/search.png").is_file()
+    assert "pruned trials count with their best epoch" in page
+
+
+def test_a_report_without_a_search_has_no_such_part(tmp_path, kdbench_report):
+    write_finals(tmp_path / "runs")
+    out = tmp_path / "report"
+    assert kdbench_report(tmp_path / "runs", figures=True).code == 0
+    assert not (out / "figures/search.png").exists()
+    assert "Search of settings" not in (out / "report.md").read_text()
+
+
+def test_an_unknown_default_and_an_unsearched_baseline_are_said(tmp_path, kdbench_report):
+    write_finals(tmp_path / "runs")
+    folder = write_search(tmp_path / "searches/s", default=False)
+    trials = pd.read_csv(folder / "trials.csv")
+    trials[trials.method == "logit"].to_csv(folder / "trials.csv", index=False)
+    out = tmp_path / "report"
+    assert kdbench_report(tmp_path / "runs", "--search", folder / "trials.csv").code == 0
+    page = (out / "report.md").read_text()
+    assert "the default setting was not one of them" in page
+    assert "The baseline was not searched" in page
+
+
+def test_trials_among_the_reported_runs_are_named(tmp_path, kdbench_report):
+    write_finals(tmp_path / "runs")
+    write_run(tmp_path / "runs", seed=0, run_key="logit1", accuracy=0.6, **BY_LOGIT)
+    folder = write_search(tmp_path / "searches/s")
+    result = kdbench_report(tmp_path / "runs", "--search", folder)
+    assert "1 of the reported runs is a trial of search s" in result.out
+
+
+def test_best_yaml_leaves_its_trials_out_and_brings_its_search(tmp_path, kdbench_report):
+    runs, folder = tmp_path / "runs", write_search(tmp_path / "searches/s")
+    write_finals(runs)
+    write_run(runs, seed=0, run_key="logit1", accuracy=0.9, best_val_acc=0.65, **BY_LOGIT)
+    winner = {
+        "overrides": [], "method_params": {}, "score": 65.0, "margin": 1.0,
+        "candidates": [{"overrides": [], "score": 65.0, "run_keys": ["logit1"]}],
+    }  # fmt: skip
+    best = write_selected(folder / "best.yaml", [winner], [0], [])
+    content = OmegaConf.load(best)
+    content.search = {"sampler": "tpe", "trials": "trials.csv"}
+    OmegaConf.save(content, best)
+    out = tmp_path / "report"
+    result = kdbench_report(runs, "--select", best)
+    assert result.code == 0, result.err
+    assert set(pd.read_csv(out / "runs.csv").seed) == {1, 2, 3}
+    assert len(pd.read_csv(out / "search.csv")) == 2
+    assert "the sampler tpe looks at earlier trials" in (out / "report.md").read_text()
+
+
+def test_the_grid_of_a_study_is_a_search(tmp_path, kdbench_report):
+    runs = tmp_path / "runs"
+    write_finals(runs)
+    winner = {
+        "overrides": [], "method_params": {}, "score": 65.0, "margin": 1.0,
+        "candidates": [
+            {"overrides": [f"method.alpha={n}"], "score": score, "run_keys": [f"c{n}"]}
+            for n, score in enumerate((65.0, 63.0))
+        ],
+    }  # fmt: skip
+    selected = write_selected(tmp_path / "selected.yaml", [winner], [9], [1, 2, 3])
+    out = tmp_path / "report"
+    assert kdbench_report(runs, "--search", selected).code == 0
+    (row,) = pd.read_csv(out / "search.csv").to_dict("records")
+    assert (row["sampler"], row["trials"], row["val_best"], row["expected_one"]) == ("grid", 2, 65.0, 64.0)
