@@ -87,7 +87,9 @@ def search(sweeper: Sweeper, node: dict[str, Any], arguments: Sequence[str]) -> 
 def end(arms: Sequence[Arm]) -> None:
     """Raise the error of a search in which trials are missing. Errors: see `search`."""
     if left := left_over(arms):
-        raise BusyError(f"trials that were not finished: {left}; the same command repeats them", code="busy", key="on_busy")
+        raise BusyError(
+            f"trials that were not finished: {left}; the same command repeats them", code="busy", key="on_busy"
+        )
     if not any(arm.finished() for arm in arms):
         raise RunError("no trial could run; the error of each is above", code="failed_runs")
 
