@@ -19,7 +19,7 @@ from kdbench.search.options import Options
 from kdbench.search.results import write_results
 from kdbench.search.search import Search
 from kdbench.search.space import Space, read_space
-from kdbench.search.study import Definition, open_arms
+from kdbench.search.study import Definition, check_root, open_arms
 from kdbench.sweep.plan import JobResult
 from tests.conftest import SMALL, composed_once, composed_options
 
@@ -172,5 +172,7 @@ SEARCH_CASES: list[Callable[[], object]] = [
     lambda: end([SimpleNamespace(left_alone=set(), finished=list)]),  # type: ignore[list-item]
     lambda: reported("nowhere"), lambda: reported("searches/trials.csv", "a,b\n1,2\n"),
     lambda: reported("searches/trials.csv", "status,val_acc\nfailed,\n"),
+    lambda: searched(LR, sampler={"name": "grid"}),
+    lambda: check_root(SimpleNamespace(study_name="s", user_attrs={"output_root": str(Path.cwd())}), Path("other")),
 ]  # fmt: skip
 """Calls, each of which ends in an error."""

@@ -45,7 +45,8 @@ def composition_error(error: Exception, overrides: Sequence[str], config_dir: Pa
         if fault := fault_of_choice(override, config_dir):
             return fault
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.partition("/")
+        file = error.missing_cfg_file
+        group, _, option = file.rpartition("/") if file.startswith("hydra/") else file.partition("/")
         if option:
             folders = [CONF_DIR, *([config_dir] if config_dir else [])] if group in groups() else []
             valid = {*(error.options or []), *(name for folder in folders for name in options(group, folder))}

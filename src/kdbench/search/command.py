@@ -14,9 +14,9 @@ from kdbench.runner.run import resolve_run
 from kdbench.runner.trials import build_pruner, without_password
 from kdbench.search.options import Options
 from kdbench.search.search import Search, folder_of, left_over
-from kdbench.search.settings import check_optuna, directions_of, read_keys, storage_url
-from kdbench.search.space import read_space
-from kdbench.search.study import Definition, open_arms
+from kdbench.search.settings import GRID, SearchKeys, check_optuna, directions_of, read_keys, storage_url
+from kdbench.search.space import Space, read_space
+from kdbench.search.study import Definition, check_root, open_arms
 from kdbench.search.trials import Arm, Members
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def search(sweeper: Sweeper, node: dict[str, Any], arguments: Sequence[str]) -> 
     options = Options(space, lambda overrides: sweeper.compose_job(0, overrides), sweeper.node)
     first = options.check()
     check_validation(first)
+    check_grid(keys, space)
     build_pruner(keys.pruner, first.recipe.epochs)
     directions = directions_of(keys, first.objectives)
     definition = Definition.of(space, keys.groups, first.objectives, directions, resolve_run(first)[1].key)
@@ -72,6 +73,8 @@ def search(sweeper: Sweeper, node: dict[str, Any], arguments: Sequence[str]) -> 
     with members.present():
         with members.alone():
             arms = open_arms(name, url, keys, options, definition, first.recipe.epochs)
+            for arm in arms:
+                check_root(arm.study, root)
         work = Search(
             name, url, keys, first.objectives, arms, members, sweeper.compose_job, sweeper.launch_planned,
             waits=first.on_busy == "wait",
@@ -92,6 +95,22 @@ def end(arms: Sequence[Arm]) -> None:
         )
     if not any(arm.finished() for arm in arms):
         raise RunError("no trial could run; the error of each is above", code="failed_runs")
+
+
+def check_grid(keys: SearchKeys, space: Space) -> None:
+    """Check that a grid has a number of settings.
+
+    Raises:
+        ConfigError: a key has any number of a range.
+    """
+    endless = next((d for d in space.dimensions if d.size is None), None)
+    if keys.sampler["name"] == GRID and endless:
+        raise ConfigError(
+            f"hydra/sweeper/sampler=grid tries every setting, and {endless.key} is any number of an interval; use "
+            f"{endless.key}=range(start,stop,step) or choice(a,b), or another sampler",
+            code="mismatch",
+            key="hydra/sweeper/sampler",
+        )
 
 
 def check_validation(config: RunConfig) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import ConfigError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 ATTRIBUTE = "kdbench"
 """Attribute of a study with what the search is."""
+ROOT = "output_root"
+"""Attribute of a study with the output root of its runs."""
 NO_PART = (
     "hydra", "output_root", "on_busy", "overwrite", "report", "runtime", "checkpoint", "tracker", "trust", "objectives",
     "trial", "shared_roots",
@@ -175,3 +178,23 @@ def open_study(
             key=f"{SECTION}.study_name",
         )
     return study, False
+
+
+def check_root(study: "Study", root: Path) -> None:
+    """Check that the processes of a search share an output root: their locks say who is alive.
+
+    A root that was moved, or is mounted elsewhere on this host, is not there under its former name.
+
+    Raises:
+        ConfigError: the search has another one, which exists.
+    """
+    own, theirs = str(root.resolve()), study.user_attrs.get(ROOT)
+    if theirs not in (None, own) and Path(theirs).is_dir():
+        raise ConfigError(
+            f"output_root is {root}, and search {study.study_name} has its runs in {theirs}; give that one, or another "
+            f"{SECTION}.study_name",
+            code="other_study",
+            key="output_root",
+        )
+    if theirs != own:
+        study.set_user_attr(ROOT, own)

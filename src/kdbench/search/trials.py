@@ -173,8 +173,9 @@ class Arm:
         untried = None if self.settings is None else [s for s in self.settings if frozen(s) not in known]
         if untried is not None and not untried:
             return None
+        made = len(self.study.get_trials(deepcopy=False))
         for repeats in range(MOST_REPEATS + 1):
-            seed = derived_seed(self.keys.sampler.get("seed", 0), self.study.study_name, len(trials) + repeats)
+            seed = derived_seed(self.keys.sampler.get("seed", 0), self.study.study_name, made + repeats)
             waiting = len(drawn) < len(trials) and repeats == 0
             if untried and not waiting and self.keys.sampler["name"] == GRID:
                 self.study.enqueue_trial(untried[0])
