@@ -44,7 +44,7 @@ def write_finals(root: Path) -> None:
 def test_the_parts_of_a_gain_are_those_of_its_trials(tmp_path, kdbench_report):
     write_finals(tmp_path / "runs")
     out = tmp_path / "report"
-    result = kdbench_report(tmp_path / "runs", "--search", write_search(tmp_path / "searches/s"), figures=True)
+    result = kdbench_report(tmp_path / "runs", "--search", write_search(tmp_path / "searches/s"))
     assert result.code == 0, result.err
     baseline, logit = pd.read_csv(out / "search.csv").to_dict("records")
     assert (baseline["method"], baseline["trials"], baseline["search_gain"]) == ("ce", 4, 1.0)
@@ -58,15 +58,13 @@ def test_the_parts_of_a_gain_are_those_of_its_trials(tmp_path, kdbench_report):
         "Of +5.00 points over the baseline at its default setting, 3.00 are what the search of 6 trials gains" in page
     )
     assert "its gain on the test images is +2.00 points (n = 3)" in page
-    assert (out / "figures/search.png").is_file()
     assert "pruned trials count with their best epoch" in page
 
 
 def test_a_report_without_a_search_has_no_such_part(tmp_path, kdbench_report):
     write_finals(tmp_path / "runs")
     out = tmp_path / "report"
-    assert kdbench_report(tmp_path / "runs", figures=True).code == 0
-    assert not (out / "figures/search.png").exists()
+    assert kdbench_report(tmp_path / "runs").code == 0
     assert "Search of settings" not in (out / "report.md").read_text()
 
 
@@ -125,3 +123,14 @@ def test_the_grid_of_a_study_is_a_search(tmp_path, kdbench_report):
     assert kdbench_report(runs, "--search", selected).code == 0
     (row,) = pd.read_csv(out / "search.csv").to_dict("records")
     assert (row["sampler"], row["trials"], row["val_best"], row["expected_one"]) == ("grid", 2, 65.0, 64.0)
+
+
+@pytest.mark.slow
+def test_the_figure_is_there_with_a_search_alone(tmp_path, kdbench_report):
+    write_finals(tmp_path / "runs")
+    folder = write_search(tmp_path / "searches/s")
+    assert kdbench_report(tmp_path / "runs", figures=True).code == 0
+    figure = tmp_path / "report/figures/search.png"
+    assert not figure.exists()
+    assert kdbench_report(tmp_path / "runs", "--search", folder, figures=True).code == 0
+    assert figure.is_file()

@@ -167,9 +167,7 @@ def test_text(searched: SearchedArm, gains: Sequence[Gain]) -> str:
     for gain in gains:
         shared = gain.group.shared
         if (shared.student, shared.teacher, shared.method) == searched.arm and not math.isnan(gain.delta):
-            return (
-                f"; its gain on the test images, by other seeds, is {gain.delta:+.2f} points (n = {len(gain.values)})"
-            )
+            return f"; its gain on the test images is {gain.delta:+.2f} points (n = {len(gain.values)})"
     return ""
 
 
