@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from kdbench import cli
 from kdbench.config import CONF_DIR, RunConfig, compose
 from kdbench.pipeline.steps import compose_measurement, read_chain
+from kdbench.search.space import read_space
 from kdbench.sweep.overrides import expand
 
 CHECKOUT = Path(__file__).parents[2]
@@ -131,12 +132,38 @@ def check_kdbench(words: list[str]) -> None:
     overrides = [word for word in words if "=" in word]
     if "-m" in words:
         hydra = [word for word in overrides if word.startswith("hydra")]
-        runs = expand([word for word in overrides if word not in hydra])
-        check_launcher(dict(word.split("=", 1) for word in hydra))
-        check_runs(runs, config_dir)
+        others = [word for word in overrides if word not in hydra]
+        given = dict(word.split("=", 1) for word in hydra)
+        sweeper = {key: given.pop(key) for key in list(given) if key.startswith(("hydra/sweeper", "hydra.sweeper"))}
+        runs = searched_runs(sweeper, others) if sweeper else expand(others)
+        check_launcher(given)
+        if not re.search(r"[A-Z]{3}", config_dir or ""):  # a place that the reader's own command has made
+            check_runs(runs, config_dir)
     else:
         assert {word for word in words if word.startswith("-")} <= {"--help", "--cfg", "--config-dir", "--version"}
         check_runs([tuple(overrides)], config_dir)
+
+
+def searched_runs(sweeper: dict[str, str], overrides: list[str]) -> list[tuple[str, ...]]:
+    """Check the sweeper's keys and options, and return a run of each combination of options that it searches."""
+    folder = CONF_DIR / "hydra" / "sweeper"
+    assert sweeper.pop("hydra/sweeper") == "optuna"
+    keys = set(OmegaConf.load(folder / "optuna.yaml"))
+    for key, value in sweeper.items():
+        if key.startswith("hydra/"):
+            assert (folder / key.removeprefix("hydra/sweeper/") / f"{value}.yaml").is_file(), (key, value)
+        else:
+            assert key.removeprefix("hydra.sweeper.").split(".")[0] in keys | {"sampler", "pruner"}, key
+    space = read_space(overrides)
+    combinations = list(space.combinations())
+    return [
+        (
+            *(one.text for one in space.fixed),
+            *(d.text(options[d.key]) for d in space.choosing),
+            *(d.text(d.extremes()[0]) for d in space.others if options is combinations[-1] or d.key[:6] == "recipe"),
+        )
+        for options in combinations
+    ]
 
 
 def check_launcher(given: dict[str, str]) -> None:
