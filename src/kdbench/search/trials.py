@@ -118,10 +118,7 @@ class Arm:
 
     def finished(self) -> "list[FrozenTrial]":
         """Return the trials that count: complete, pruned, or failed with a result."""
-        from optuna.trial import TrialState
-
-        ended = (TrialState.COMPLETE, TrialState.PRUNED)
-        return [t for t in self.trials() if t.state in ended or t.user_attrs.get(COUNTS)]
+        return [t for t in self.trials() if is_finished(t)]
 
     def running(self) -> "list[FrozenTrial]":
         from optuna.trial import TrialState
@@ -129,8 +126,11 @@ class Arm:
         return [t for t in self.trials() if t.state == TrialState.RUNNING]
 
     def room(self) -> int:
-        """Return how many more trials may be drawn."""
-        return self.keys.n_trials - len(self.finished()) - len(self.running())
+        """Return how many more trials may be drawn. Read at once: another process may finish one in between."""
+        from optuna.trial import TrialState
+
+        used = [t for t in self.trials() if is_finished(t) or t.state == TrialState.RUNNING]
+        return self.keys.n_trials - len(used)
 
     def enqueue_defaults(self) -> None:
         """Have the default setting of each combination of options tried first, where the space holds it."""
@@ -222,3 +222,10 @@ class Arm:
 def frozen(params: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Return a setting as a value that can be compared."""
     return tuple(sorted((key, str(value)) for key, value in params.items()))
+
+
+def is_finished(trial: "FrozenTrial") -> bool:
+    """Return whether a trial counts: it is complete, pruned, or failed with a result."""
+    from optuna.trial import TrialState
+
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or bool(trial.user_attrs.get(COUNTS))
