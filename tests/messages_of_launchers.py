@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hydra_plugins.kdbench_joblib import JoblibLauncher
-from hydra_plugins.kdbench_launcher import check_extra, whole_number
+from hydra_plugins.kdbench_launcher import check_engine, whole_number
 from kdbench.sweep import devices
 from kdbench.sweep.plan import PlannedRun, check_devices
 from kdbench.sweep.processes import died
@@ -49,7 +49,7 @@ def dead_process() -> None:
 LAUNCHER_CASES: list[Callable[[], object]] = [
     lambda: whole_number("max_learners", 0),
     lambda: whole_number("max_learners", "two"),
-    lambda: check_extra("ray", "no_such_package", "ray"),
+    lambda: check_engine("ray", "no_such_package", "ray"),
     lambda: enter_folder(str(Path.cwd() / "nowhere")),
     *(lambda given=given: joblib(devices=given) for given in (
         "gpu", [0, 1], [], None, ["cuda:0", "cuda:0"], ["cuda:0", "cpu"], ["cuda:1", "cuda:2"],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import ListConfig
 
-from hydra_plugins.kdbench_launcher import GroupLauncher, check_extra, whole_number
+from hydra_plugins.kdbench_launcher import GroupLauncher, check_engine, whole_number
 
 if TYPE_CHECKING:
     from kdbench.sweep.devices import Device
@@ -34,18 +34,9 @@ class JoblibLauncher(GroupLauncher):
 
     def check(self, runs: Sequence["PlannedRun"]) -> None:
         super().check(runs)
-        check_extra("joblib", "joblib", "joblib")
+        check_engine("joblib", "joblib", "joblib")
         from kdbench.errors import ConfigError
         from kdbench.sweep.devices import check_names, check_runtime_device, devices_of_sweep
-        from kdbench.system.torchrun import starts_several
-
-        if starts_several():
-            raise ConfigError(
-                "hydra/launcher=joblib under torchrun: torchrun has one run at a time on all devices, the launcher a "
-                "run on each; use one of them",
-                code="usage",
-                key="hydra/launcher",
-            )
 
         shares = (
             None

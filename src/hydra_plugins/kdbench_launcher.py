@@ -129,8 +129,8 @@ def whole_number(name: str, value: Any, least: int = 1, otherwise: str = "") -> 
     return value
 
 
-def check_extra(launcher: str, package: str, extra: str) -> None:
-    """Check that the package of a launcher's engine is installed.
+def check_engine(launcher: str, package: str, extra: str) -> None:
+    """Check that a launcher can start processes of its own: its engine is installed, and torchrun has not started this.
 
     Args:
         launcher: name of the option of hydra/launcher.
@@ -138,10 +138,18 @@ def check_extra(launcher: str, package: str, extra: str) -> None:
         extra: extra of kdbench that installs it.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it cannot.
     """
     from kdbench.errors import ConfigError
+    from kdbench.system.torchrun import starts_several
 
+    if starts_several():
+        raise ConfigError(
+            f"hydra/launcher={launcher} under torchrun: torchrun has one run at a time on all devices, the launcher a "
+            "run on each; use one of them",
+            code="usage",
+            key="hydra/launcher",
+        )
     if importlib.util.find_spec(package) is None:
         raise ConfigError(
             f"hydra/launcher={launcher} needs the package {package}; install it with: pip install 'kdbench[{extra}]'",

@@ -7,7 +7,7 @@ every start, so nothing heavy is imported at the top.
 from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hydra_plugins.kdbench_launcher import GroupLauncher, check_extra, whole_number
+from hydra_plugins.kdbench_launcher import GroupLauncher, check_engine, whole_number
 
 if TYPE_CHECKING:
     from kdbench.sweep.plan import JobResult, PlannedRun
@@ -32,7 +32,7 @@ class RayLauncher(GroupLauncher):
         super().check(runs)
         options = self.options()
         check_devices(runs, options.gpus)
-        check_extra("ray", "ray", "ray")
+        check_engine("ray", "ray", "ray")
         from kdbench.sweep.ray_cluster import check_local
 
         whole_number("connect_seconds", self.keys["connect_seconds"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from hydra_plugins.kdbench_launcher import GroupLauncher, check_extra
+from hydra_plugins.kdbench_launcher import GroupLauncher, check_engine
 
 if TYPE_CHECKING:
     from kdbench.sweep.plan import JobResult, PlannedRun
@@ -43,7 +43,7 @@ class SlurmLauncher(GroupLauncher):
         from kdbench.sweep.slurm import check_runs, check_slurm
 
         super().check(runs)
-        check_extra("slurm", "submitit", "slurm")
+        check_engine("slurm", "submitit", "slurm")
         check_runs(self.options, runs)
         check_slurm(self.options, len(runs))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hydra_plugins.kdbench_launcher import check_extra, whole_number
+from hydra_plugins.kdbench_launcher import check_engine, whole_number
 from kdbench.config import RunConfig
 from kdbench.errors import ConfigError
 from kdbench.sweep.overrides import expand
@@ -101,9 +101,9 @@ def test_the_base_of_the_launchers_checks_the_size_of_a_group(given: Any) -> Non
 
 
 def test_a_launcher_names_the_extra_that_it_needs() -> None:
-    check_extra("ray", "hydra", "ray")
+    check_engine("ray", "hydra", "ray")
     with pytest.raises(ConfigError) as error:
-        check_extra("ray", "no_such_package", "ray")
+        check_engine("ray", "no_such_package", "ray")
     assert (error.value.code, error.value.key) == ("missing_extra", "hydra/launcher")
     assert "pip install 'kdbench[ray]'" in str(error.value)
 
