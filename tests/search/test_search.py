@@ -192,7 +192,12 @@ def test_a_search_that_was_killed_goes_on_with_the_same_trials(tmp_path: Path) -
     home = tmp_path / "home"
     space = (*ALONE, LR, "recipe.epochs=40", "checkpoint.every_epochs=1", "hydra.sweeper.n_trials=3")
     (process,) = run_processes(home, space)
-    until(lambda: list(home.glob("out/runs/*/last.ckpt")) and len(list(home.glob("out/runs/*"))) == 2, process)
+
+    def is_in_its_second_run() -> bool:
+        runs = list(home.glob("out/runs/*"))
+        return len(runs) == 2 and any((r / "last.ckpt").exists() and not (r / "summary.json").exists() for r in runs)
+
+    until(is_in_its_second_run, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     (again,) = run_processes(home, space)
