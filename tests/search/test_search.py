@@ -199,7 +199,7 @@ def test_a_search_that_was_killed_goes_on_with_the_same_trials(tmp_path: Path) -
 
     until(is_in_its_second_run, process)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     (again,) = run_processes(home, space)
     out, _ = again.communicate(timeout=400)
     assert again.returncode == 0, out
