@@ -11,9 +11,9 @@ SEARCH = named(
         "diverged", "number of these whose loss was not finite; they count at the accuracy of chance", "d"
     ),
     val_default=Column(
-        "default %", "validation accuracy of the default setting; empty: it was not one of the trials", PER_CENT
+        "default %", "validation accuracy of the default setting; empty: it is not one of the complete trials", PER_CENT
     ),
-    val_best=Column("best %", "best validation accuracy of the trials", PER_CENT),
+    val_best=Column("best %", "best validation accuracy of the complete trials", PER_CENT),
     search_gain=Column(
         "search gain", "best minus default: what the search gains, in points of validation accuracy", POINTS
     ),
@@ -31,8 +31,9 @@ SEARCH = named(
         "gain over untuned", "best minus the default of the baseline, in points of validation accuracy", POINTS
     ),
     search_share=Column(
-        "share of search", "search gain as a part of the gain over the untuned baseline, per cent; empty: no such gain",
-        ".0f",
+        "share of search",
+        "search gain as a part of the gain over the untuned baseline, per cent; empty: not a part of it, as where the "
+        "default is below that of the baseline", ".0f",
     ),
 )  # fmt: skip
 SEARCH_TABLE = (

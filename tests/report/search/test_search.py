@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
+from kdbench.report.search.build import SearchedArm, describe_arm, describe_best, search_share, usual_role
 from kdbench.report.search.expected import expected_best
+from kdbench.report.search.read import Trial
 from tests.report.conftest import write_group, write_run, write_selected
 
 BY_LOGIT = {"teacher": "resnet20", "method": "logit"}
@@ -134,3 +136,46 @@ def test_the_figure_is_there_with_a_search_alone(tmp_path, kdbench_report):
     assert not figure.exists()
     assert kdbench_report(tmp_path / "runs", "--search", folder, figures=True).code == 0
     assert figure.is_file()
+
+
+def searched(*scores: float, default: float, status: str = "complete", method: str = "logit") -> SearchedArm:
+    """Return an arm whose first trial is the default setting."""
+    arm = ("resnet8", None if method == "ce" else "resnet20", method)
+    first = Trial(*arm, "", status, default, is_default=True)
+    return SearchedArm(arm, "", [first, *(Trial(*arm, "", "complete", score) for score in scores)])
+
+
+def test_a_gain_of_which_the_search_is_no_part_is_said_plainly():
+    baseline = searched(61.0, default=60.0, method="ce")
+    above, below = searched(63.0, default=58.0), searched(59.0, default=58.0)
+    assert search_share(above, baseline) is None
+    assert search_share(below, baseline) is None
+    assert (
+        "2.00 points below that of the baseline, and the best setting 3.00 points above it"
+        in describe_arm(above, baseline, [])[0]
+    )
+    assert (
+        "2.00 points below that of the baseline, and the best setting 1.00 points below it"
+        in describe_arm(below, baseline, [])[0]
+    )
+    assert "Of " not in describe_arm(above, baseline, [])[0]
+    assert search_share(searched(63.0, default=61.0), baseline) == pytest.approx(100 * 2 / 3)
+
+
+@pytest.mark.parametrize(("status", "said"), [("diverged", "its loss was not finite"), ("pruned", "it was pruned")])
+def test_a_default_setting_without_a_result_is_said(status, said):
+    arm = searched(63.0, default=10.0, status=status)
+    assert arm.default is None
+    assert f"the default setting has no result ({said})" in describe_best(arm)
+    assert "points over the default" not in describe_best(arm)
+
+
+def test_only_complete_trials_can_be_the_best():
+    assert searched(63.0, default=70.0, status="pruned").best == 63.0
+    assert searched(default=70.0, status="pruned").best is None
+    assert "none of 1 trial is complete" in describe_best(searched(default=70.0, status="pruned"))
+
+
+def test_a_control_without_a_teacher_is_no_baseline():
+    assert usual_role(("resnet8", None, "ce")) == "baseline"
+    assert usual_role(("resnet8", None, "label_smoothing")) == ""

@@ -65,7 +65,8 @@ def draw_student(sheet: Sheet, axes: Axes, arms: Sequence[SearchedArm]) -> dict[
         parts = [line]
         if searched.default is not None:
             parts.append(axes.axhline(searched.default, color=colour, lw=0.9, ls=(0, (1, 2)), zorder=1.5))
-        text = f"{searched.name}: best of {counted(count)} {searched.best:.2f} %, of one {expected[0]:.2f} % on average"
+        best = "no complete one" if searched.best is None else f"best {searched.best:.2f} %"
+        text = f"{searched.name}: {counted(count)}, {best}, of one {expected[0]:.2f} % on average"
         number = list(sheet.report.search.arms).index(searched) + 1
         sheet.mark(row_anchor("search", number), text, parts)
         handles[f"{searched.name.partition(' ')[2]} (n={count})"] = line

@@ -12,12 +12,14 @@ from kdbench.report.gains import Gain
 from kdbench.report.groups import BASELINE, COMPARED
 from kdbench.report.runs import rows_of
 from kdbench.report.search.expected import expected_best
-from kdbench.report.search.read import Arm, FoundSearch, Trial
+from kdbench.report.search.read import COMPLETE, DIVERGED, PRUNED, Arm, FoundSearch, Trial
 from kdbench.report.search_columns import SEARCH_TABLE
 from kdbench.report.select import Selection
 
 INDEPENDENT = ("random", "qmc", "grid")
 """Samplers that do not look at earlier trials."""
+PLAIN_TRAINING = "ce"
+"""Method without a teacher that is a baseline where neither the search nor a reported run has its role."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,20 @@ class SearchedArm:
         return [trial.score for trial in self.trials]
 
     @property
-    def best(self) -> float:
-        return max(self.scores)
+    def best(self) -> float | None:
+        """Best validation accuracy of the complete trials, per cent."""
+        return max((trial.score for trial in self.trials if trial.status == COMPLETE), default=None)
+
+    @property
+    def default_trial(self) -> Trial | None:
+        """Trial of the default setting."""
+        return next((trial for trial in self.trials if trial.is_default), None)
 
     @property
     def default(self) -> float | None:
-        """Validation accuracy of the default setting, per cent."""
-        return next((trial.score for trial in self.trials if trial.is_default and trial.status == "complete"), None)
+        """Validation accuracy of the default setting, per cent; None unless its trial is complete."""
+        trial = self.default_trial
+        return trial.score if trial and trial.status == COMPLETE else None
 
     @property
     def name(self) -> str:
@@ -77,7 +86,10 @@ def compute_search(
     if found is None:
         return SearchPart()
     known = {(run.student, run.teacher, run.method): run.role for run in rows_of(runs)}
-    arms = [SearchedArm(arm, found.of(arm)[0].role or known.get(arm) or "", found.of(arm)) for arm in found.arms]
+    arms = [
+        SearchedArm(arm, found.of(arm)[0].role or known.get(arm) or usual_role(arm), found.of(arm))
+        for arm in found.arms
+    ]
     baselines = {searched.arm[0]: searched for searched in reversed(arms) if searched.role == BASELINE}
     rows = [arm_row(searched, baselines.get(searched.arm[0]), found) for searched in arms]
     table = pd.DataFrame(rows, columns=SEARCH_TABLE)
@@ -95,6 +107,12 @@ def compute_search(
     )  # fmt: skip
 
 
+def usual_role(arm: Arm) -> str:
+    """Return the role of an arm that neither the search nor a reported run has; empty where it is not known."""
+    _, teacher, method = arm
+    return BASELINE if teacher is None and method == PLAIN_TRAINING else ""
+
+
 def difference(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
 
@@ -105,8 +123,8 @@ def arm_row(searched: SearchedArm, baseline: SearchedArm | None, found: FoundSea
     statuses = [trial.status for trial in searched.trials]
     cells = row(
         student=student, teacher=teacher, method=method, role=searched.role or None, search=found.name,
-        sampler=found.sampler or None, trials=len(statuses), trials_pruned=statuses.count("pruned"),
-        trials_diverged=statuses.count("diverged"), val_default=searched.default, val_best=searched.best,
+        sampler=found.sampler or None, trials=len(statuses), trials_pruned=statuses.count(PRUNED),
+        trials_diverged=statuses.count(DIVERGED), val_default=searched.default, val_best=searched.best,
         search_gain=difference(searched.best, searched.default), expected_one=expected_best(searched.scores, 1),
     )  # fmt: skip
     if baseline is None or baseline is searched:
@@ -132,34 +150,60 @@ def equal_gain(searched: SearchedArm, baseline: SearchedArm) -> float:
 
 
 def search_share(searched: SearchedArm, baseline: SearchedArm) -> float | None:
-    """Return the search gain as a part of the gain over the untuned baseline, per cent; None where there is none."""
+    """Return the search gain as a part of the gain over the untuned baseline, per cent; None unless it is a part."""
     part, whole = difference(searched.best, searched.default), difference(searched.best, baseline.default)
-    return None if part is None or whole is None or whole <= 0 else min(100.0, 100 * part / whole)
+    return 100 * part / whole if part is not None and whole and 0 <= part <= whole else None
 
 
 def describe_arm(searched: SearchedArm, baseline: SearchedArm | None, gains: Sequence[Gain]) -> list[str]:
     """Return how much of an arm's gain the search explains, as sentences."""
-    count = len(searched.trials)
-    line = f"{searched.name}: the best of {counted(count)} has a validation accuracy of {searched.best:.2f} %"
-    part = difference(searched.best, searched.default)
-    if part is None:
-        line += "; the default setting was not one of them, so what the search gains is not known"
-    else:
-        line += f", {part:+.2f} points over the default setting"
+    line = describe_best(searched)
     if baseline is None:
         return [f"{line}. The baseline was not searched: a part of its gain may be that of tuning one arm alone."]
-    whole = difference(searched.best, baseline.default)
-    if part is not None and whole is not None:
-        line += (
-            f". Of {whole:+.2f} points over the baseline at its default setting, {part:.2f} are what the search of "
-            f"{counted(count)} gains"
-        )
     trials = equal_trials(searched, baseline)
-    line += (
-        f". After {counted(trials)} of each, the expected best is {equal_gain(searched, baseline):+.2f} points over "
-        f"that of the baseline{test_text(searched, gains)}."
+    return [
+        f"{line}{describe_parts(searched, baseline)}. After {counted(trials)} of each, the expected best is "
+        f"{equal_gain(searched, baseline):+.2f} points over that of the baseline{test_text(searched, gains)}."
+    ]
+
+
+def describe_best(searched: SearchedArm) -> str:
+    """Return the best of an arm's trials beside its default setting."""
+    count = len(searched.trials)
+    if searched.best is None:
+        return f"{searched.name}: none of {counted(count)} is complete"
+    line = f"{searched.name}: the best of {counted(count)} has a validation accuracy of {searched.best:.2f} %"
+    part = difference(searched.best, searched.default)
+    return (
+        f"{line}; {why_no_default(searched)}"
+        if part is None
+        else f"{line}, {part:+.2f} points over the default setting"
     )
-    return [line]
+
+
+def why_no_default(searched: SearchedArm) -> str:
+    """Return why a search has no gain over the default setting."""
+    trial = searched.default_trial
+    if trial is None:
+        return "the default setting was not one of them, so what the search gains is not known"
+    ended = "its loss was not finite" if trial.status == DIVERGED else "it was pruned"
+    return f"the default setting has no result ({ended}), so what the search gains over it is not known"
+
+
+def describe_parts(searched: SearchedArm, baseline: SearchedArm) -> str:
+    """Return the gain over the untuned baseline with the part that the search explains; empty where it is not known."""
+    part, whole = difference(searched.best, searched.default), difference(searched.best, baseline.default)
+    if part is None or whole is None:
+        return ""
+    if 0 <= part <= whole:
+        return (
+            f". Of {whole:+.2f} points over the baseline at its default setting, {part:.2f} are what the search of "
+            f"{counted(len(searched.trials))} gains"
+        )
+    return (
+        f". The default setting is {part - whole:.2f} points below that of the baseline, and the best setting "
+        f"{abs(whole):.2f} points {'above' if whole >= 0 else 'below'} it"
+    )
 
 
 def test_text(searched: SearchedArm, gains: Sequence[Gain]) -> str:
@@ -172,12 +216,7 @@ def test_text(searched: SearchedArm, gains: Sequence[Gain]) -> str:
 
 
 def describe_baseline(searched: SearchedArm) -> str:
-    part = difference(searched.best, searched.default)
-    gained = "" if part is None else f", {part:+.2f} points over the default setting"
-    return (
-        f"{searched.name}, a baseline: the best of {counted(len(searched.trials))} has a validation accuracy of "
-        f"{searched.best:.2f} %{gained}."
-    )
+    return f"{describe_best(searched).replace(searched.name, f'{searched.name}, a baseline', 1)}."
 
 
 def describe_rule(found: FoundSearch) -> str:
@@ -186,11 +225,14 @@ def describe_rule(found: FoundSearch) -> str:
         f"; the sampler {found.sampler} looks at earlier trials, so this describes these trials in a random order"
         if found.sampler else ""
     )  # fmt: skip
-    pruned = any(trial.status == "pruned" for trial in found.trials)
+    pruned = any(trial.status == PRUNED for trial in found.trials)
     limits = "; pruned trials count with their best epoch, which is less than they might have reached" if pruned else ""
+    chosen = "; the default setting, which was not drawn, is one of these trials" if any(
+        trial.is_default for trial in found.trials
+    ) else ""  # fmt: skip
     return (
         "The expected best of k trials is the mean over all choices of k trials of the search"
-        f"{adaptive}{limits}. All of it is validation accuracy with the seed that chose."
+        f"{adaptive}{limits}{chosen}. All of it is validation accuracy with the seed that chose."
     )
 
 

@@ -6,8 +6,10 @@ v_1 <= ... <= v_n, the maximum is v_i where i is chosen and the other k - 1 are 
 
     E(k) = sum_i v_i * C(i - 1, k - 1) / C(n, k).
 
-This is the curve of Dodge et al. (2019, "Show Your Work") for draws without replacement, which has no bias where trials
-are drawn independently: E(1) is the mean of the trials, and E(n) their maximum.
+This is the curve of Dodge et al. (2019, "Show Your Work") for draws without replacement: E(1) is the mean of the
+trials, and E(n) their maximum. It estimates what k new trials would find without bias where all trials are independent
+draws of one distribution. A default setting among them is none, nor are the points of a grid or of a sampler that
+learns: there it describes these n trials alone.
 """
 
 import math

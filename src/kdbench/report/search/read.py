@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 
 from kdbench.config.paths import is_folder
 from kdbench.errors import ConfigError
-from kdbench.report.groups import BASELINE
+from kdbench.rundir.summary import KEY
 
 TRIALS_FILE, BEST_FILE = "trials.csv", "best.yaml"
-RESULTS = ("complete", "pruned", "diverged")
+RESULTS = COMPLETE, PRUNED, DIVERGED = ("complete", "pruned", "diverged")
 """Status of the trials that count; others could not run."""
 Arm = tuple[str, str | None, str]
 """Student, teacher and method."""
@@ -104,8 +104,8 @@ def from_csv(file: Path, about: Mapping[str, Any]) -> FoundSearch:
         rows = [row for row in csv.DictReader(opened) if row["status"] in RESULTS and row["val_acc"]]
     trials = [
         Trial(
-            row["student"], row["teacher"] or None, row["method"], row["role"], row["status"], float(row["val_acc"]),
-            row["default"] == "True", row["run_key"],
+            row["student"], row["teacher"] or None, row["method"], row[KEY.role], row["status"], float(row["val_acc"]),
+            row["default"] == "True", row[KEY.run_key],
         )
         for row in rows
     ]  # fmt: skip
@@ -125,8 +125,8 @@ def from_yaml(file: Path) -> FoundSearch:
         return from_csv(beside, content)
     trials = [
         Trial(
-            str(winner["student"]), winner["teacher"], str(winner["method"]), "" if winner["teacher"] else BASELINE,
-            RESULTS[0], float(candidate["score"]), run_key=str(candidate["run_keys"][0]),
+            str(winner["student"]), winner["teacher"], str(winner["method"]), "", COMPLETE,
+            float(candidate["score"]), run_key=str(candidate["run_keys"][0]),
         )
         for winner in winners
         for candidate in winner["candidates"]
