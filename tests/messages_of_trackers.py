@@ -5,6 +5,7 @@ from functools import partial
 
 from kdbench.config import compose
 from kdbench.config.parse_tracker import parse_tracker
+from kdbench.trackers.sender import check_trackers
 
 BASE = ("student=resnet8", "teacher=none", "method=ce", "data=shapes", "recipe=smoke")
 COMMAND_LINES = [
@@ -30,5 +31,6 @@ NODES = {
 TRACKER_CASES: list[Callable[[], object]] = [
     *(partial(compose, [*BASE, *line]) for line in COMMAND_LINES),
     *(partial(parse_tracker, name, node) for name, node in NODES.items()),
+    lambda: check_trackers(compose([*BASE, "tracker=[tensorboard]", "tracker.tensorboard.folder=outputs"])),
 ]
 """Calls, each of which ends in an error."""

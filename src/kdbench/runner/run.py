@@ -41,7 +41,7 @@ from kdbench.system.logs import RunLog
 from kdbench.system.signals import Interrupted
 from kdbench.teachers import cache
 from kdbench.teachers.resolve import ResolvedTeacher
-from kdbench.trackers.sender import Tracking, resend
+from kdbench.trackers.sender import Tracking, check_trackers, resend
 from kdbench.train.checkpoint import Checkpointer
 from kdbench.train.evaluate import check_finite, predict
 from kdbench.train.learner import Learner
@@ -338,8 +338,10 @@ class Run:
     def close(self) -> None:
         """Close the log and release the lock, as far as the disk allows."""
         if self.tracking:
-            status = Status.FAILED if self.error else Status.COMPLETE if self.complete else Status.INTERRUPTED
-            self.tracking.end(status, str(self.error or ""))
+            pruned = isinstance(self.error, PrunedError)
+            failed = "" if pruned or self.error is None else str(self.error) or type(self.error).__name__
+            status = Status.COMPLETE if self.complete else Status.INTERRUPTED
+            self.tracking.end(Status.PRUNED if pruned else Status.FAILED if failed else status, failed)
         for part in (self.log and self.log.close, self.lock and self.lock.release):
             if part:
                 with contextlib.suppress(OSError):
@@ -360,6 +362,7 @@ def resolve_run(config: RunConfig) -> tuple[RunConfig, RunDirectory]:
     config = dataclasses.replace(config, runtime=runtime, data=data)
     check_writable(Path(config.output_root).expanduser())
     check_roots(config)
+    check_trackers(config)
     if config.kind == TRAIN:
         config = with_hashed_weights(with_related(config))
     directory = RunDirectory.of(config, run_key(config))

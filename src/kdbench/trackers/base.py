@@ -7,7 +7,7 @@ raise, hang, print, or end the process: the run does not notice. Everything that
 import csv
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -99,6 +99,20 @@ class Tracker(ABC):
     def __init__(self, config: Any) -> None:
         self.config = config
 
+    @classmethod
+    def check(cls, config: Any, name: str, output_roots: Sequence[Path]) -> None:
+        """Check keys that depend on where the runs are. Called before anything starts.
+
+        Args:
+            config: the keys.
+            name: name of the tracker: the keys are those of `tracker.NAME`.
+            output_roots: own output root and the shared ones.
+
+        Raises:
+            ConfigError: a key does not fit.
+        """
+        return
+
     @abstractmethod
     def start(self, run: TrackedRun) -> Collection[int]:
         """Open the record of a run, or find it where the run was started before.
@@ -121,9 +135,10 @@ class Tracker(ABC):
         """Close the record.
 
         Args:
-            status: complete, failed or interrupted. A run of the last two may be continued by another `start`.
+            status: complete, failed, interrupted or pruned (by a search). A run that is not complete may be continued
+                by another `start`.
             summary: numbers of summary.json, such as `summary/test_acc_best`; empty for a run that is not complete.
-            error: message of the error that ended the run; empty where none did.
+            error: message of the error that ended a failed run; else empty, or the cause of an interruption.
         """
 
 

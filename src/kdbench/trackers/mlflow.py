@@ -15,7 +15,7 @@ RUN_KEY = "kdbench.run_key"
 """Tag by which a run is found again."""
 CHECKSUM = "kdbench.summary_checksum"
 """Tag with the checksum of the summary of a complete run."""
-STATUSES = {"complete": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+STATUSES = {"complete": "FINISHED", "failed": "FAILED", "interrupted": "KILLED", "pruned": "KILLED"}
 PER_BATCH = 100
 """Largest number of settings in a request (MLflow's limit)."""
 LONGEST_NAME = 250
@@ -126,6 +126,7 @@ class MLflow(Tracker):
             return
         self.log_metrics(len(self.run.rows()), summary)
         try:
+            self.client.set_tag(self.id, "kdbench.status", status)  # MLflow has none for a pruned run
             if error:
                 self.client.set_tag(self.id, "kdbench.error", error)
             self.client.set_terminated(self.id, STATUSES[status])

@@ -1,4 +1,4 @@
-"""The process of the trackers, beside the runs of one process: reads what happened, and brings every record up to date.
+"""The process of the trackers, beside the runs of one process: reads events, and brings every record up to date.
 
 Whatever a tracker or its library does happens here: imports, connections, hooks at exit, output, which is discarded.
 The runs write a line of JSON per event to standard input and are not slowed down by any of it. Rows and settings are
@@ -50,7 +50,7 @@ class Recording(threading.Thread):
         self.event = threading.Event()
 
     def notify(self, epochs: int | None = None, ended: tuple[str, str] | None = None) -> None:
-        """Note what happened to the run.
+        """Note an event of the run.
 
         Args:
             epochs: number of finished epochs; None: as before.
@@ -152,7 +152,7 @@ class Recordings:
         recordings = [recording for of_run in self.by_run.values() for recording in of_run]
         for recording in recordings:
             if not recording.ended:
-                recording.notify(ended=("interrupted", "the process of the run ended without a word"))
+                recording.notify(ended=("interrupted", "the process of the run was killed"))
         for recording in recordings:
             recording.join()
 

@@ -1,4 +1,4 @@
-"""What a run has of its trackers: one object that tells their process what happened, and never waits for it.
+"""The trackers of a run: one object that sends events to their process, and never waits for it.
 
 Nothing here raises, and no library of a tracker is imported: see `kdbench.trackers.process`.
 """
@@ -128,9 +128,6 @@ class Tracking:
 
     def __init__(self, config: RunConfig, directory: RunDirectory, started: str | None, prefix: str = "") -> None:
         self.trackers = [tracker.node() for tracker in config.trackers]
-        if config.trial:  # the trials of a search are a group
-            for tracker in self.trackers:
-                tracker["params"]["group"] = tracker["params"]["group"] or config.trial.study
         self.config, self.directory, self.started, self.prefix = config, directory, started, prefix
         self.id = str(next(_numbers))
         self.process: TrackerProcess | None = None
@@ -182,8 +179,8 @@ class Tracking:
         """Note how the run ended. `settle` waits for the trackers.
 
         Args:
-            status: complete, failed or interrupted.
-            error: message of the error that ended it.
+            status: complete, failed, interrupted or pruned.
+            error: message of the error that ended it, if it failed.
         """
         if self.process and not self.ended:
             self.ended = True
@@ -248,6 +245,17 @@ class Tracking:
             log.debug("%s", text)
         finally:
             reset_current_run(token)
+
+
+def check_trackers(config: RunConfig) -> None:
+    """Check the keys of a run's trackers that depend on where the runs are.
+
+    Raises:
+        ConfigError: one does not fit.
+    """
+    for tracker in config.trackers:
+        roots = [Path(root) for root in (config.output_root, *config.shared_roots)]
+        tracker.target.check(tracker.params, tracker.name, roots)
 
 
 def resend(config: RunConfig, directory: RunDirectory, started: str | None, prefix: str = "") -> Tracking | None:

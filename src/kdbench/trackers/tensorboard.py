@@ -1,8 +1,8 @@
 """TensorBoard: event files beside the runs, a folder per sweep. Needs the package tensorboard, and no torch."""
 
-import shutil
+import glob
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from kdbench.config.paths import is_path
 from kdbench.config.schema import added, optional, setting
 from kdbench.config.sections import FOLDER
+from kdbench.errors import ConfigError
 from kdbench.trackers.base import TrackedRun, Tracker
 
 
@@ -17,7 +18,8 @@ class TensorBoard(Tracker):
     """Writes FOLDER/GROUP/RUN: scalars per epoch, and the settings for the page HPARAMS.
 
     The files are written anew from metrics.csv whenever a process starts or resumes the run, so that each epoch is in
-    them once. A run that is in the folder already stays in the group that it was written to first.
+    them once. A run that is in the folder already stays in the group that it was written to first. Only event files
+    are removed, and a folder that has something to do with run directories is refused.
     """
 
     package = extra = "tensorboard"
@@ -28,14 +30,28 @@ class TensorBoard(Tracker):
 
         folder: str | None = added(optional(setting(is_path, FOLDER, identity=False)), None)
 
+    @classmethod
+    def check(cls, config: Any, name: str, output_roots: Sequence[Path]) -> None:
+        if config.folder is None:
+            return
+        folder = Path(config.folder).expanduser().resolve()
+        for root in output_roots:
+            runs = (root.expanduser() / "runs").resolve()
+            if folder == runs or folder in runs.parents or runs in folder.parents:
+                raise ConfigError(
+                    f"tracker.{name}.folder is {config.folder}, and the run directories are in {runs}; give a folder "
+                    "that neither contains it nor lies in it, such as outputs/tensorboard",
+                    code="out_of_range",
+                    key=f"tracker.{name}.folder",
+                )
+
     def start(self, run: TrackedRun) -> Collection[int]:
         from tensorboard.plugins.hparams import summary_v2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         folder = self.folder_of(run)
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_events(folder)
         self.run = run
         self.writer: Any = EventFileWriter(str(folder), flush_secs=5)
         settings: dict[str, Any] = dict(run.settings())
@@ -45,8 +61,11 @@ class TensorBoard(Tracker):
     def folder_of(self, run: TrackedRun) -> Path:
         """Return the folder of a run: where it is, or else where it will be."""
         base = Path(self.config.folder).expanduser() if self.config.folder else run.output_root / "tensorboard"
-        found = sorted(path for path in base.rglob(f"*_{run.key}") if path.is_dir())
-        return found[0] if found else base / (run.group or ".") / run.name
+        parts = [part for part in (run.group or "").split("/") if part not in ("", ".", "..")]
+        own = base.joinpath(*parts, run.name)
+        # A study's group is in a folder of the study.
+        places = [place for depth in ("", "*/", "*/*/") for place in base.glob(depth + glob.escape(run.name))]
+        return next((place for place in sorted(places) if place.is_dir() and not place.is_symlink()), own)
 
     def log(self, epoch: int, values: Mapping[str, float]) -> None:
         self.add_scalars(epoch, values)
@@ -57,6 +76,7 @@ class TensorBoard(Tracker):
         from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
         self.add_scalars(len(self.run.rows()), summary)
+        # There is none for a run that was interrupted or pruned.
         statuses = {"complete": api_pb2.STATUS_SUCCESS, "failed": api_pb2.STATUS_FAILURE}
         end = plugin_data_pb2.SessionEndInfo(status=statuses.get(status, api_pb2.STATUS_UNKNOWN))
         end.end_time_secs = time.time()
@@ -76,3 +96,9 @@ class TensorBoard(Tracker):
         from tensorboard.compat.proto.event_pb2 import Event
 
         self.writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+
+def remove_events(folder: Path) -> None:
+    """Remove the event files of a folder, and nothing else."""
+    for file in folder.glob("events.out.tfevents*"):
+        file.unlink()

@@ -12,7 +12,7 @@ from kdbench.config.schema import added, one_of, optional, setting
 from kdbench.config.sections import FOLDER
 from kdbench.trackers.base import TrackedRun, Tracker
 
-EXIT_CODES = {"complete": 0, "failed": 1, "interrupted": 130}
+EXIT_CODES = {"complete": 0, "failed": 1, "interrupted": 130, "pruned": 0}
 
 
 class WeightsAndBiases(Tracker):
