@@ -46,6 +46,13 @@ def dead_process() -> None:
     raise died("job 3, job 4", "worker 2 of 2", RuntimeError("The exit codes of the workers are {SIGKILL(-9)}"))
 
 
+def locks_in_a_file() -> None:
+    """Hold a device with a file in the place of the folder of locks."""
+    folder = Path.cwd() / "no_folder_of_locks"
+    folder.write_text("")
+    devices.DeviceLocks(folder=folder).acquire(devices.Device("cpu", ("core-0",), 1, 1))
+
+
 LAUNCHER_CASES: list[Callable[[], object]] = [
     lambda: whole_number("max_learners", 0),
     lambda: whole_number("max_learners", "two"),
@@ -57,5 +64,6 @@ LAUNCHER_CASES: list[Callable[[], object]] = [
     under_torchrun, lambda: joblib(runs_per_device=0), lambda: joblib(n_jobs=-1), lambda: joblib(exclusive="yes"),
     lambda: of_runs("cuda:1"), lambda: of_runs("cuda", names=["cpu"]), lambda: of_runs("cuda"),
     lambda: sweep_over("cuda\\:0", "cuda\\:1"), lambda: sweep_over("cpu", "auto"), dead_process,
+    locks_in_a_file,
 ]  # fmt: skip
 """Calls, each of which ends in an error."""

@@ -46,6 +46,15 @@ def with_arguments(*arguments: str) -> None:
         study(["study=to_register", "--config-dir", "own", "output_root=on_engines", *arguments])
 
 
+def groups_of_another_user() -> None:
+    """Read groups that another user has written."""
+    file = Path.cwd() / "groups.pkl"
+    file.write_bytes(b"")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("os.getuid", lambda: file.stat().st_uid + 1)
+        StageJob(file).own_groups()
+
+
 JOBS = '{"jobs": [{"job": "12", "purpose": "teachers", "tasks": 1, "folder": "x"}]}'
 STUDY_ENGINE_CASES: list[Callable[[], None]] = [
     *(lambda given=given: with_arguments(*given) for given in (
@@ -55,5 +64,5 @@ STUDY_ENGINE_CASES: list[Callable[[], None]] = [
         ("hydra/launcher=lockstep", "--max-learners", "2"), ("--wait",), ("hydra/sweeper=basic",),
     )),
     lambda: submitted(minutes=3), lambda: submitted(jobs=JOBS), lambda: submitted(jobs="{"),
-    StageJob(Path("nowhere/groups.pkl")),
+    StageJob(Path("nowhere/groups.pkl")), groups_of_another_user,
 ]  # fmt: skip

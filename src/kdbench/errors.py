@@ -2,11 +2,13 @@
 
 import argparse
 import difflib
+import re
 import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+from urllib.parse import unquote_plus
 
 
 class KdbenchError(Exception):
@@ -21,7 +23,7 @@ class KdbenchError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, code: str, key: str = "") -> None:
-        super().__init__(printable(message))
+        super().__init__(without_passwords(printable(message)))
         self.code = code
         self.key = key
 
@@ -75,6 +77,38 @@ class Parser(argparse.ArgumentParser):
 def printable(text: str) -> str:
     """Return a text in one line: line breaks, control characters and broken bytes as their escapes."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+CREDENTIALS = re.compile(r"(?<=://)(?:(?P<user>[^\s/:@?#'\"]*):(?:(?!://)\S)*|[^\s/:@?#'\",]+)@")
+"""User and password of a URL, up to its last @: passwords are also given with / or @, although URLs have %2F."""
+SECRET = re.compile(r"(?:^|(?<=[?&.;{,\s'\"]))(?P<name>[\w%+-]+)(?P<sign>=|:(?!\s))(?P<value>'[^']*'|[^\s&#,;'\"{}]+)")
+"""A parameter of a URL, or an override."""
+SECRET_NAMES = re.compile(
+    r"(?i)(\w+_)?(ssl)?(password|passwd|pwd|passphrase|secret|token|api[_-]?key|access_?key|secret_?key)"
+)
+
+
+def without_passwords(text: str) -> str:
+    """Return a text, such as a URL or a command line, with *** for the passwords and tokens in it."""
+    if "://" in text:
+        text = CREDENTIALS.sub(lambda found: "***@" if found["user"] is None else f"{found['user']}:***@", text)
+    return SECRET.sub(without_secret, text) if "=" in text or ":" in text else text
+
+
+def without_secret(found: re.Match[str]) -> str:
+    """Return a parameter without its value, if that is secret."""
+    if not SECRET_NAMES.fullmatch(unquote_plus(found["name"])):
+        return found[0]
+    return f"{found['name']}{found['sign']}***"
+
+
+def data_without_passwords(data: Any) -> Any:
+    """Return plain data with `without_passwords` of each of its texts."""
+    if isinstance(data, str):
+        return without_passwords(data)
+    if isinstance(data, dict):
+        return {key: data_without_passwords(value) for key, value in data.items()}
+    return [data_without_passwords(one) for one in data] if isinstance(data, list | tuple) else data
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -117,6 +117,39 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.parametrize("fault", ["open", "link", "file", "owner"])
+def test_folder_of_locks_that_others_can_change_is_refused(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "locks"
+    if fault == "link":
+        folder.symlink_to(tmp_path)
+    elif fault == "file":
+        folder.write_text("")
+    else:
+        folder.mkdir()
+        folder.chmod(0o777 if fault == "open" else 0o700)
+    if fault == "owner":
+        monkeypatch.setattr("os.getuid", lambda: folder.stat().st_uid + 1)
+    with pytest.raises(ConfigError) as error:
+        DeviceLocks(folder=folder).acquire(Device("cuda:0", ("gpu-0",), 1, 1))
+    assert error.value.key == "hydra.launcher.exclusive"
+
+
+def test_holder_of_a_device_is_not_written_through_a_link(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("content")
+    locks, gpu = DeviceLocks(folder=tmp_path / "locks"), Device("cuda:0", ("gpu-0",), 1, 1)
+    assert locks.acquire(gpu)
+    assert locks.folder.stat().st_mode & 0o777 == 0o700
+    locks.release(gpu)
+    locks.holder("gpu-0").unlink()
+    locks.holder("gpu-0").symlink_to(other)
+    with pytest.raises(OSError, match="symbolic"):
+        locks.acquire(gpu)
+    assert other.read_text() == "content"
+
+
 @pytest.mark.slow
 def test_a_device_is_held_against_other_processes_until_its_process_ends(tmp_path: Path) -> None:
     other = subprocess.Popen(

@@ -4,14 +4,13 @@ Optuna is imported where it is used: runs without a search need none.
 """
 
 import logging
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench.errors import ConfigError, first_line
+from kdbench.errors import ConfigError, first_line, without_passwords
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -90,15 +89,10 @@ def new_storage(url: str) -> "BaseStorage":
         return optuna.storages.RDBStorage(url)
     except Exception as error:  # of the database, its driver, or the disk
         raise ConfigError(
-            f"hydra.sweeper.storage is {without_password(url)}, which cannot be opened: {cause_of(error)}",
+            f"hydra.sweeper.storage is {without_passwords(url)}, which cannot be opened: {cause_of(error)}",
             code="storage",
             key="hydra.sweeper.storage",
         ) from None
-
-
-def without_password(url: str) -> str:
-    """Return the URL of a database for people."""
-    return re.sub(r"(?<=://)([^:/@]*):[^@/]*@", r"\1:***@", url)
 
 
 def close_storages() -> None:

@@ -8,10 +8,10 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig
 
 from kdbench.config import RunConfig
-from kdbench.errors import BusyError, ConfigError, RunError
+from kdbench.errors import BusyError, ConfigError, RunError, without_passwords
 from kdbench.rundir.files import check_writable
 from kdbench.runner.run import resolve_run
-from kdbench.runner.trials import build_pruner, without_password
+from kdbench.runner.trials import build_pruner
 from kdbench.search.options import Options
 from kdbench.search.search import Search, folder_of, left_over
 from kdbench.search.settings import GRID, SearchKeys, check_optuna, directions_of, read_keys, storage_url
@@ -80,7 +80,7 @@ def search(sweeper: Sweeper, node: dict[str, Any], arguments: Sequence[str]) -> 
             waits=first.on_busy == "wait",
         )  # fmt: skip
         try:
-            print(f"search {name}: {without_password(url)}", flush=True)
+            print(f"search {name}: {without_passwords(url)}", flush=True)
             work.work()
         finally:
             write_results(work, folder_of(root, name), first)

@@ -12,10 +12,9 @@ from omegaconf import OmegaConf
 
 from kdbench.config import RunConfig
 from kdbench.config.options import groups
-from kdbench.errors import ConfigError, RunError
+from kdbench.errors import ConfigError, RunError, without_passwords
 from kdbench.rundir.files import atomic_path, write_text
 from kdbench.rundir.summary import RunSummary, read_summary
-from kdbench.runner.trials import without_password
 from kdbench.search.search import Search, is_of_storage, shown
 from kdbench.search.study import NO_PART
 from kdbench.search.trials import ATTEMPTS, DEFAULT, Arm
@@ -183,7 +182,7 @@ def write_best(folder: Path, search: Search, first: RunConfig, best: Sequence[Be
         "study": search.name,
         "stage": "search",
         "search": {
-            "storage": without_password(search.url),
+            "storage": without_passwords(search.url),
             "sampler": search.keys.sampler["name"],
             "pruner": search.keys.pruner["name"],
             "n_trials": search.keys.n_trials,

@@ -8,16 +8,17 @@ from pathlib import Path
 
 from kdbench.config import RunConfig
 from kdbench.config.sections import TrialConfig
-from kdbench.errors import BusyError, ConfigError, RunError
+from kdbench.errors import BusyError, ConfigError, RunError, without_passwords
 from kdbench.report.failures import OF_THE_MACHINE
 from kdbench.rundir.summary import Status
 from kdbench.rundir.unfinished import read_failure
-from kdbench.runner.trials import cause_of, without_password
+from kdbench.runner.trials import cause_of
 from kdbench.search.settings import SearchKeys
 from kdbench.search.trials import ATTEMPTS, COUNTS, Arm, Asked, Members
 from kdbench.sweep.execute import check_runs, one_by_one, share_cache
 from kdbench.sweep.overrides import override
 from kdbench.sweep.plan import JobResult, PlannedRun, plan_run
+from kdbench.sweep.tracking import set_group
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class Search:
             if not is_of_storage(error):
                 raise
             raise RunError(
-                f"hydra.sweeper.storage is {without_password(self.url)}, which failed: {cause_of(error)}; the same "
+                f"hydra.sweeper.storage is {without_passwords(self.url)}, which failed: {cause_of(error)}; the same "
                 "command continues",
                 code="storage",
                 key="hydra.sweeper.storage",
@@ -139,6 +140,7 @@ class Search:
             planned[id(run)] = trial
             runs.append(run)
             self.launched += 1
+        set_group(runs, self.name)
         readers = check_runs(runs)
         for sharing in readers.values():
             share_cache(sharing, one_by_one(sharing[:1]) * self.keys.n_trials)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench.errors import ConfigError
+from kdbench.errors import ConfigError, without_passwords
 from kdbench.rundir.files import hash_of
-from kdbench.runner.trials import build_pruner, cause_of, open_storage, without_password
+from kdbench.runner.trials import build_pruner, cause_of, open_storage
 from kdbench.search.options import Options
 from kdbench.search.settings import SECTION, SearchKeys, build_sampler
 from kdbench.search.space import Space
@@ -112,7 +112,7 @@ def open_arms(
             raise
         except Exception as error:  # of the database: locked, read-only, damaged
             raise ConfigError(
-                f"{SECTION}.storage is {without_password(url)}, which cannot be used: {cause_of(error)}",
+                f"{SECTION}.storage is {without_passwords(url)}, which cannot be used: {cause_of(error)}",
                 code="storage",
                 key=f"{SECTION}.storage",
             ) from None

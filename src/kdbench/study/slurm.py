@@ -169,7 +169,7 @@ class Submission:
         for number, runs in enumerate(foreseen.levels_of(title)):
             if title in self.deferred or not all(map(can_be_checked, runs)):
                 self.submit_deferred(title, number, runs)
-            elif groups := divide(runs, self.plan):
+            elif groups := divide(runs, self.plan, title):
                 calls = [StageJob([group], **self.stops()) for group in groups]
                 self.before = self.array(calls, title, self.after(self.before))
 

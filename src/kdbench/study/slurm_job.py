@@ -6,6 +6,7 @@ complete are skipped, and winners follow from the runs alone.
 
 import argparse
 import logging
+import os
 import pickle
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from kdbench.sweep.execute import check_runs, one_by_one, share_cache
 from kdbench.sweep.lockstep import group_planned
 from kdbench.sweep.plan import PlannedRun
 from kdbench.sweep.slurm_job import ArrayTask, GroupJob
+from kdbench.sweep.tracking import set_group
 from kdbench.sweep.worker import GroupTask, enter_folder, pack_group, unpack_group
 from kdbench.system import signals
 from kdbench.system.cpu import configure_openmp
@@ -69,11 +71,17 @@ class StageGroup:
     """Keys of the runs of the study, its teachers among them."""
 
 
-def divide(runs: Sequence[PlannedRun], plan: StudyPlan) -> list[StageGroup]:
+def divide(runs: Sequence[PlannedRun], plan: StudyPlan, title: str) -> list[StageGroup]:
     """Return the groups of the runs that are not complete, checked as a sweep is. Refused runs are reported, left out.
 
     Networks that are measured in turn are all measured anew if one of them is missing.
+
+    Args:
+        runs: runs of one level of a stage.
+        plan: of the study.
+        title: of the stage.
     """
+    set_group(runs, f"{plan.study.label}/{title}")
     left = [run for run in runs if not is_done(run)]
     if any(run.composed and run.config.kind == MEASURE for run in left):
         left = list(runs)
@@ -142,6 +150,7 @@ class StageJob:
         if not isinstance(self.groups, Path):
             return self.groups
         try:
+            check_owner(self.groups)
             groups: list[StageGroup] = pickle.loads(self.groups.read_bytes())
         except OSError as error:
             raise RunError(
@@ -171,6 +180,22 @@ class StageJob:
         return sum(not is_done(run) for run in runs)
 
 
+def check_owner(file: Path) -> None:
+    """Check that this user has written a file and its folder, which are about to be executed.
+
+    Raises:
+        RunError: another user has.
+        OSError: one is not there.
+    """
+    for path in (file, file.parent):
+        if path.lstat().st_uid != os.getuid():
+            raise RunError(
+                f"{path} belongs to another user, and a pickle can hold any program; nothing of it was read. Give the "
+                "command of the study again",
+                code="wrong_owner",
+            )
+
+
 def own_task() -> ArrayTask:
     """Return the array task that this process is."""
     import submitit
@@ -196,7 +221,7 @@ class PlanJob:
             plan = self.command.plan()
             StudyExecution(plan).select_for(self.title)
             levels = plan.levels_of(self.title)
-            groups = divide(levels[self.level], plan) if self.level < len(levels) else []
+            groups = divide(levels[self.level], plan, self.title) if self.level < len(levels) else []
             with atomic_path(self.file) as temporary:
                 temporary.write_bytes(pickle.dumps(groups))
             log.info("stage %s: %d groups", self.title, len(groups))

@@ -7,6 +7,7 @@ OMP_NUM_THREADS. So `runtime.device=auto` and `runtime.threads=auto` mean the wo
 import contextlib
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -217,10 +218,14 @@ class DeviceLocks:
     held: dict[Device, list[FileLock]] = field(default_factory=dict)
 
     def acquire(self, device: Device) -> bool:
-        """Hold a device unless another process holds it, and return whether this one does."""
+        """Hold a device unless another process holds it, and return whether this one does.
+
+        Raises:
+            ConfigError: the folder of the locks is not this user's alone.
+        """
         if device in self.held or not self.exclusive:
             return True
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.check_folder()
         locks: list[FileLock] = []
         try:
             for name in device.locks:
@@ -232,9 +237,28 @@ class DeviceLocks:
                 lock.release()
             return False
         for name in device.locks:
-            self.holder(name).write_text(f"{os.getpid()}\n")
+            write_no_link(self.holder(name), f"{os.getpid()}\n")
         self.held[device] = locks
         return True
+
+    def check_folder(self) -> None:
+        """Make the folder of the locks; in a temporary folder, another user may have made one with its name.
+
+        Raises:
+            ConfigError: it is another user's, others can write to it, or it is no folder.
+        """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            self.folder.mkdir(mode=0o700)
+        state = self.folder.lstat()
+        others = state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or others:
+            raise ConfigError(
+                f"{self.folder}, the folder of the locks of devices, must be a folder of yours to which no other "
+                "user can write; remove it, or give another temporary folder by TMPDIR",
+                code="not_writable",
+                key="hydra.launcher.exclusive",
+            )
 
     def release(self, device: Device) -> None:
         """Release a device, if it is held."""
@@ -258,6 +282,12 @@ class DeviceLocks:
                     found.add(self.holder(name).read_text().strip())
         found.discard(str(os.getpid()))
         return f"process {', '.join(sorted(found))}" if found else "another process"
+
+
+def write_no_link(file: Path, text: str) -> None:
+    """Write a file. A link in its place is an error (OSError), and its target is left alone."""
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as opened:  # noqa: PTH123
+        opened.write(text)
 
 
 def worker_environment(device: Device) -> Mapping[str, str]:

@@ -22,8 +22,10 @@ from kdbench.errors import (
     KdbenchError,
     PrunedError,
     RunError,
+    data_without_passwords,
     printable,
     report_error,
+    without_passwords,
 )
 from kdbench.rundir.access import denied_error, is_denied
 from kdbench.rundir.files import check_writable, write_json
@@ -95,7 +97,7 @@ class Record:
         }
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.file, content)
+            write_json(self.file, data_without_passwords(content))
         except OSError as error:
             raise RunError(
                 f"the record of the sweep, {self.file}, cannot be written: {error}",
@@ -321,7 +323,7 @@ def named_differences(names: Sequence[str], runs: Sequence[PlannedRun]) -> list[
     lines = []
     for name, run in zip(names, runs, strict=True):
         own = [override for override in run.overrides if override not in common] or run.overrides
-        lines.append(printable(f"{name}: {' '.join(own)}"))
+        lines.append(without_passwords(printable(f"{name}: {' '.join(own)}")))
     return lines
 
 

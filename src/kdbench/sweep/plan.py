@@ -7,7 +7,7 @@ from typing import Any
 
 from kdbench.config import RunConfig
 from kdbench.config.sections import OBJECTIVES
-from kdbench.errors import ConfigError, printable
+from kdbench.errors import ConfigError, printable, without_passwords
 from kdbench.rundir.access import denied_error, is_denied
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.summary import RunSummary, Status
@@ -150,7 +150,7 @@ def plan_run(overrides: tuple[str, ...], compose: Compose, number: int = 0) -> P
         compose: function that composes it.
         number: place of the run within its sweep, counted from 0.
     """
-    run = PlannedRun(overrides, printable(" ".join(overrides)), number=number)
+    run = PlannedRun(overrides, without_passwords(printable(" ".join(overrides))), number=number)
     try:
         config = compose(overrides)
         run.key = resolve_run(config)[1].key

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shlex
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -234,7 +235,9 @@ def executor(options: SlurmOptions, folder: Path, name: str, dependency: str | N
     logging.getLogger("submitit").setLevel(logging.ERROR)  # its lines go to standard output
     made = SlurmExecutor(folder=folder, max_num_timeout=UNLIMITED)
     teardown = requeue_script(folder) if options.requeue else None
-    made.update_parameters(**parameters_of(options, name, dependency), teardown=teardown)
+    parameters = parameters_of(options, name, dependency)
+    parameters["setup"] = [owner_check(folder), *parameters["setup"]]
+    made.update_parameters(**parameters, teardown=teardown)
     return made
 
 
@@ -334,7 +337,11 @@ def submit_array(
 
 
 def new_folder(output_root: Path) -> Path:
-    """Return a new folder for the files of an array job, absolute. Others can read it; they cannot replace what runs.
+    """Return a new folder for the files of an array job, absolute, which no other user can read or replace.
+
+    It holds pickled configs, which may have passwords of servers in them. In a group's output root, the sticky bit of
+    slurm/ keeps its other members from renaming it; only the owners of slurm/ and of the output root still could, which
+    is why a task first checks the owner (`owner_check`).
 
     Raises:
         ConfigError: it cannot be made, or sbatch would misread its name.
@@ -349,5 +356,15 @@ def new_folder(output_root: Path) -> Path:
         )
     check_writable(folder.parent, "output_root")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(mode=0o755)
+    state = folder.parent.stat()
+    if state.st_uid == os.getuid() and not state.st_mode & stat.S_ISVTX:
+        folder.parent.chmod(stat.S_IMODE(state.st_mode) | stat.S_ISVTX)
+    folder.mkdir(mode=0o700)
     return folder
+
+
+def owner_check(folder: Path) -> str:
+    """Return the line of a batch script that ends a task whose folder is another user's or a link."""
+    name = shlex.quote(str(folder))
+    error = shlex.quote(f"{folder} was replaced by another user; nothing of it was executed")
+    return f"if [ ! -O {name} ] || [ -L {name} ]; then echo {error}; exit 1; fi"

@@ -8,6 +8,7 @@ import sys
 from contextvars import ContextVar, Token
 from pathlib import Path
 
+from kdbench.errors import without_passwords
 from kdbench.system import signals
 
 _current: ContextVar[tuple[Path | None, str] | None] = ContextVar("current", default=None)
@@ -35,7 +36,15 @@ class ConsoleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         current = _current.get()
-        return f"{current[1]}{record.getMessage()}" if current else record.getMessage()
+        text = without_passwords(record.getMessage())
+        return f"{current[1]}{text}" if current else text
+
+
+class FileFormatter(logging.Formatter):
+    """Lines with their time, without passwords."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_passwords(super().format(record))
 
 
 class ConsoleHandler(logging.StreamHandler):
@@ -63,7 +72,7 @@ class RunLog(logging.FileHandler):
         end_torn_line(file)
         super().__init__(file)
         self.file = file
-        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self.setFormatter(FileFormatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
 
     def filter(self, record: logging.LogRecord) -> bool:
         current = _current.get()

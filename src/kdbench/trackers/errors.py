@@ -1,23 +1,17 @@
 """Texts for the one line that an error of a tracker costs."""
 
-import re
 import traceback
 from pathlib import Path
 
-from kdbench.errors import first_line, printable
+from kdbench.errors import first_line, printable, without_passwords
 
 LONGEST = 300
 """Number of characters of an error's message that are printed."""
 
 
-def without_password(address: str) -> str:
-    """Return an address without a user's name and password."""
-    return re.sub(r"://[^/@]*@", "://", address)
-
-
 def described(error: BaseException) -> str:
     """Return an error in one line; one that a library did not explain with its type and place."""
-    text = without_password(printable(first_line(error)))
+    text = without_passwords(printable(first_line(error)))
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
     if isinstance(error, OSError):
         return text

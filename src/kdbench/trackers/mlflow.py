@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdbench.config.schema import added, setting, whole
+from kdbench.errors import without_passwords
 from kdbench.trackers.base import TrackedRun, Tracker
-from kdbench.trackers.errors import without_password
 
 RUN_KEY = "kdbench.run_key"
 """Tag by which a run is found again."""
@@ -140,10 +140,10 @@ class MLflow(Tracker):
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, OSError) and cause.strerror:
-                return ConnectionError(f"{without_password(self.config.tracking_uri)}: {cause.strerror}")
+                return ConnectionError(f"{without_passwords(self.config.tracking_uri)}: {cause.strerror}")
             if "timeout" in type(cause).__name__.lower():
                 return ConnectionError(
-                    f"{without_password(self.config.tracking_uri)}: no answer within {self.config.timeout} s"
+                    f"{without_passwords(self.config.tracking_uri)}: no answer within {self.config.timeout} s"
                 )
             cause = cause.__cause__ or cause.__context__
         return error
