@@ -310,7 +310,7 @@ def test_more_or_fewer_groups_than_foreseen_are_completed_once_each(
     submitted: Arrays, trainer: Trainer, tiny: Tiny, tmp_path: Path, foreseen: int
 ) -> None:
     plan = tiny("stages=[teachers,selection]", max_learners=1).plan
-    groups = divide(plan.all_runs(), plan)
+    groups = divide(plan.all_runs(), plan, "teachers")
     groups = [StageGroup(group.task, frozenset()) for group in groups]
     file = tmp_path / "groups.pkl"
     file.write_bytes(pickle.dumps(groups))
