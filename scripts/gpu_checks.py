@@ -99,6 +99,13 @@ CHECKS = (
         ("test_compiled_student_trains_and_is_close_to_the_plain_one",),
     ),
     Check("two GPUs, by torchrun and NCCL, compute what one does", ("test_two_gpus_compute_what_one_does",)),
+    Check(
+        "`hydra/launcher=joblib`: no GPU ever has two runs, unless told so, and all of them work",
+        (
+            "test_no_gpu_ever_has_two_runs_and_all_of_them_work",
+            "test_two_workers_share_a_gpu_where_they_are_told_to",
+        ),
+    ),
     Check("batched views equal torchvision's, bit for bit", ("test_views_equal_torchvisions",)),
     Check(
         "no step of a recipe with AdamW, averaged weights, mixed images or a policy waits for the host",

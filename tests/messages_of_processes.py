@@ -73,6 +73,19 @@ class Itself(World):
         return torch.cat([own, own])
 
 
+def unreachable() -> None:
+    """Connect to processes that cannot be reached."""
+
+    def fail(url: str) -> None:
+        raise RuntimeError("no route to host")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(world, "rendezvous", fail)
+        patched.setenv("MASTER_ADDR", "far.example")
+        patched.setenv("MASTER_PORT", "29500")
+        World(1, 2, 1).connect()
+
+
 def not_parallel() -> None:
     """Train a network with dropout in two processes."""
     torch.manual_seed(0)
@@ -94,6 +107,6 @@ PROCESSES_CASES: list[Callable[[], None]] = [
     lambda: checked(1, "runtime.processes=2", "runtime.parallel=local"),
     host_noise,
     lambda: device("cuda:1", 0, 4), lambda: device("cuda", 2, 2), lambda: device("auto", 3, 1),
-    lambda: started_with(RANK="first"), not_parallel, ended,
+    lambda: started_with(RANK="first"), unreachable, not_parallel, ended,
 ]  # fmt: skip
 """Calls, each of which ends in an error."""

@@ -213,9 +213,9 @@ def start_with_others() -> None:
 
         signals.expect_repeats()
         if start_world().rank:
-            from kdbench.runner.parallel import follow
+            from kdbench.runner.parallel import train_along_until_end
 
-            follow()
+            train_along_until_end()
 
 
 def exit_code(error: BaseException, program: str, afterwards: str = "") -> int:

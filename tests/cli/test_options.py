@@ -95,6 +95,8 @@ def trained(monkeypatch):
     monkeypatch.setattr("kdbench.runner.policy.run_with_retries", complete)
     monkeypatch.setattr("kdbench.sweep.execute.run_with_retries", complete)
     monkeypatch.setattr("kdbench.report.table.runs_table", lambda paths: "")
+    monkeypatch.setattr(RunDirectory, "read_summary", lambda directory: None)
+    monkeypatch.setattr("kdbench.sweep.execute.scores_of", lambda summary: {})
     return folders
 
 

@@ -28,6 +28,8 @@ ALONE = (*RUN, "teacher=none", "method=ce")
 def folder(tmp_path):
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "model" / "smooth.yaml").write_text(SMOOTH)
+    (tmp_path / "conf" / "method").mkdir()
+    (tmp_path / "conf" / "method" / "failing.yaml").write_text("_target_: tests.train.smooth.Failing\n")
     dropout = SMOOTH.replace("smooth.Smooth", "smooth.WithDropout")
     (tmp_path / "conf" / "model" / "dropout.yaml").write_text(dropout)
     return tmp_path
@@ -87,16 +89,18 @@ def check_same_weights(first, second):
 
 
 def test_a_signal_at_any_process_stops_all_and_one_process_continues(folder):
-    long = (*ALONE, "recipe.epochs=40", "checkpoint.every_minutes=null")
+    long = (*ALONE, "recipe.epochs=60", "checkpoint.every_minutes=null")
     process = start(folder, 2, *long, "output_root=two")
+    wait_for_epoch(folder, 1)
+    other = process_of(folder, 1)
     wait_for_epoch(folder, 2)
-    os.kill(process_of(folder, 1), signal.SIGUSR1)
+    os.kill(other, signal.SIGUSR1)
     process.wait(timeout=60)
     stopped = lines(folder)
-    assert "SIGUSR1: stopped after" in stopped
+    assert "SIGUSR1: stopped after" in stopped, stopped
     assert "kdbench: stopped by SIGUSR1; the same command continues" in stopped
     assert "exitcode  : 75" in stopped  # in torchrun's own words
-    assert stopped.count("epoch 2/40") == 1  # rank 0 alone writes
+    assert stopped.count("epoch 2/60") == 1  # rank 0 alone writes
     code, resumed = finish(folder, 1, *long, "output_root=two")
     assert code == 0
     assert "resuming from last.ckpt" in resumed
@@ -107,10 +111,12 @@ def test_a_signal_at_any_process_stops_all_and_one_process_continues(folder):
 
 
 def test_a_killed_process_ends_the_others_and_the_same_command_continues(folder):
-    long = (*ALONE, "recipe.epochs=40", "checkpoint.every_epochs=1")
+    long = (*ALONE, "recipe.epochs=60", "checkpoint.every_epochs=1")
     process = start(folder, 2, *long, "output_root=two")
+    wait_for_epoch(folder, 1)
+    other = process_of(folder, 1)
     wait_for_epoch(folder, 2)
-    os.kill(process_of(folder, 1), signal.SIGKILL)
+    os.kill(other, signal.SIGKILL)
     process.wait(timeout=60)
     assert process.returncode != 0
     assert "a process has ended" in lines(folder)
@@ -163,3 +169,13 @@ def test_what_several_processes_cannot_train_is_refused_in_one_line(folder, proc
     own = [line for line in printed.splitlines() if line.startswith("kdbench: error:")]
     assert len(own) == 1
     assert message in own[0]
+
+
+def test_a_run_that_fails_in_every_process_does_not_end_the_sweep(folder):
+    words = [word for word in ALONE if word != "method=ce"]
+    code, printed = finish(folder, 2, "-m", *words, "method=failing,ce", "output_root=out")
+    assert code == 1
+    assert "1 of 2 jobs failed" in printed
+    assert printed.count("ValueError: a bug of the third step") == 1
+    assert "done: test accuracy" in printed
+    assert len(list((folder / "out" / "runs").glob("*_ce_*/summary.json"))) == 1

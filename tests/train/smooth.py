@@ -1,6 +1,8 @@
-"""A small network with batch norm and without kinks: rounding does not grow in it from step to step."""
+"""A small network with batch norm and without kinks, in which rounding does not grow; and a failing method."""
 
 from torch import Tensor, nn
+
+from kdbench.methods import CrossEntropy
 
 
 def block(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
@@ -27,3 +29,15 @@ class WithDropout(Smooth):
     def __init__(self, num_classes: int = 10, width: int = 8) -> None:
         super().__init__(num_classes, width)
         self.avgpool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(0.5))
+
+
+class Failing(CrossEntropy):
+    """A method with a bug that its third step meets."""
+
+    steps = 0
+
+    def forward(self, student, teachers, batch, progress):
+        self.steps += 1
+        if self.steps == 3:
+            raise ValueError("a bug of the third step")
+        return super().forward(student, teachers, batch, progress)

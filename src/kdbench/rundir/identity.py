@@ -246,6 +246,7 @@ def teacher_config(config: RunConfig) -> RunConfig:
         method=parse_method(BASELINE),
         data=teacher_data(config),
         recipe=config.teacher.recipe,
+        runtime=dataclasses.replace(config.runtime, parallel="exact", processes=1),  # one teacher for all its students
         seed=seed,
         init_seed=seed,
         data_seed=seed,

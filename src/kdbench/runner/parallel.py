@@ -5,7 +5,7 @@ import io
 import logging
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -29,7 +29,7 @@ from kdbench.teachers.live import CachedTeacher, LiveTeacher
 from kdbench.teachers.store import load_verified
 from kdbench.train.learner import Learner, TeacherSource
 from kdbench.train.loop import fit
-from kdbench.train.parallel import ParallelStudent, parallelise
+from kdbench.train.parallel import ParallelStudent, agree, parallelise
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ IMAGES_PER_PROCESS = 4
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """The training that the other processes take part in, as rank 0 hands it to them."""
 
     configs: list[RunConfig]
@@ -53,37 +53,33 @@ class Task:
     """Folders in which modules are looked for."""
 
 
-@contextlib.contextmanager
-def shared(runs: Sequence[Run]) -> Iterator[None]:
-    """Have the other processes of torchrun train some runs along while the block trains them; alone, do nothing.
+def start_others(runs: Sequence[Run]) -> None:
+    """Have the other processes of torchrun train some runs along, which this one trains next; alone, do nothing.
 
     Args:
         runs: opened runs, which train in lockstep.
     """
     others = world()
     if not others.several:
-        yield
         return
     teachers = [run.teacher for run in runs]
     directory = next((resolved.teacher.directory for resolved in teachers if resolved), None)
     states = [state_of(run.learner) for run in runs]
     cached = [resolved is not None and resolved.cached for resolved in teachers]
-    try:
-        others.share(Task([run.config for run in runs], cached, directory, states, sys.path))
-        others.largest([0])  # every process has built its learners
-        parallelise([run.learner for run in runs], others)
-        check_exact([run.learner for run in runs], runs[0].parts.dataset, runs[0].config)
-        log.info("processes: %d, runtime.parallel=%s", others.size, runs[0].config.runtime.parallel)
-        yield
-    except Exception as error:
-        others.announce_end(error)
-        raise
-    finally:
-        for run in runs:
-            run.learner.parallel = None
+    others.share(TrainingTask([run.config for run in runs], cached, directory, states, sys.path))
+    others.largest([0])  # every process has built its learners
+    parallelise([run.learner for run in runs], others)
+    check_exact([run.learner for run in runs], runs[0].parts.dataset, runs[0].config)
+    log.info("processes: %d, runtime.parallel=%s", others.size, runs[0].config.runtime.parallel)
 
 
-def follow() -> NoReturn:
+def end_others(runs: Sequence[Run], error: Exception) -> None:
+    """Publish the error that ends a training of several processes; where they do not train, do nothing."""
+    if any(run.learner.parallel for run in runs if hasattr(run, "learner")):
+        world().announce_end(error)
+
+
+def train_along_until_end() -> NoReturn:
     """Train along with rank 0 until it has finished, and end the process."""
     others = world()
     signals.install()
@@ -93,7 +89,6 @@ def follow() -> NoReturn:
     try:
         with signals.deferred(float(signals.GRACE_SECONDS)):
             while (task := others.share()) is not None:
-                signals.clear()
                 train_along(task, others)
     except signals.Interrupted:
         pass  # rank 0 says so
@@ -105,11 +100,13 @@ def follow() -> NoReturn:
     sys.exit(code)
 
 
-def train_along(task: Task, others: World) -> None:
+def train_along(task: TrainingTask, others: World) -> None:
     """Build the learners of a task and train them together with rank 0."""
     sys.path += [folder for folder in task.path if folder not in sys.path]
     configs = [on_own_device(config, others) for config in task.configs]
-    with torch_settings(configs[0].runtime):
+    grace = max(config.checkpoint.grace_seconds for config in configs)
+    # At a stop rank 0 writes the checkpoint and lets this process end, which waits for that.
+    with contextlib.suppress(signals.Interrupted), signals.deferred(grace), torch_settings(configs[0].runtime):
         parts = [build_parts(config) for config in configs]
         sources, network = build_teacher(task, configs, parts)
         learners = []
@@ -123,18 +120,17 @@ def train_along(task: Task, others: World) -> None:
         others.largest([0])
         parallelise(learners, others)
         check_exact(learners, parts[0].dataset, configs[0])
-        with contextlib.suppress(signals.Interrupted):  # rank 0 writes the checkpoint and leaves
-            fit(learners, parts[0].batches, configs[0].recipe.epochs)
+        fit(learners, parts[0].batches, configs[0].recipe.epochs)
 
 
 def report_bug(error: Exception) -> None:
-    """Print an error of code with its traceback; those for the user are printed by rank 0, which meets the same one."""
-    if not isinstance(error, KdbenchError):
+    """Print an error of code that this process alone meets, with its traceback; rank 0 prints all others."""
+    if not isinstance(error, KdbenchError) and world().problem:
         traceback.print_exception(error)
 
 
 def build_teacher(
-    task: Task, configs: Sequence[RunConfig], parts: Sequence[Parts]
+    task: TrainingTask, configs: Sequence[RunConfig], parts: Sequence[Parts]
 ) -> tuple[list[TeacherSource | None], Network | None]:
     """Return the source of each run's teacher outputs, and the teacher's network."""
     if task.teacher is None:
@@ -180,3 +176,4 @@ def check_exact(learners: Sequence[Learner], dataset: Dataset, config: RunConfig
             images = dataset.normalise(images_NHWC.permute(0, 3, 1, 2))
             with learner.guard:
                 learner.parallel.check_exact(images)
+    agree(learners, world())

@@ -3,21 +3,26 @@
 import dataclasses
 
 from kdbench.config import RecipeConfig, RunConfig
+from kdbench.config.derived import TRAIN
 from kdbench.config.sections import RuntimeConfig
 from kdbench.errors import ConfigError
 from kdbench.models import ModelSummary
 from kdbench.system.world import world
 
 
-def with_processes(runtime: RuntimeConfig) -> RuntimeConfig:
-    """Return a runtime with the number of processes where it changes numbers: with `runtime.parallel=local`.
+def with_processes(runtime: RuntimeConfig, kind: str) -> RuntimeConfig:
+    """Return a runtime with the number of processes where it changes numbers: in a training with `local`.
+
+    Args:
+        runtime: runtime of the run.
+        kind: train, compress or measure; one process does the last two.
 
     Raises:
         ConfigError: the runtime is that of a run which another number of processes has started.
     """
     size = world().size
-    processes = size if runtime.parallel == "local" else 1
-    if runtime.processes not in (1, processes):
+    processes = size if runtime.parallel == "local" and kind == TRAIN else 1
+    if kind == TRAIN and runtime.processes not in (1, processes):
         raise ConfigError(
             f"runtime.processes is {runtime.processes}: {runtime.processes} processes started this run with "
             f"runtime.parallel=local, and here {'is one' if size == 1 else f'are {size}'}; start as many: torchrun "

@@ -357,7 +357,7 @@ def resolve_run(config: RunConfig) -> tuple[RunConfig, RunDirectory]:
     Raises:
         ConfigError: the device, the precision or the output root cannot be used here.
     """
-    runtime = with_processes(resolve_runtime(config.runtime))
+    runtime = with_processes(resolve_runtime(config.runtime), config.kind)
     data = resolve_data(config.data, runtime.device)
     config = dataclasses.replace(config, runtime=runtime, data=data)
     check_writable(Path(config.output_root).expanduser())

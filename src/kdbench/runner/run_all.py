@@ -20,7 +20,7 @@ from kdbench.rundir.identity import teacher_config
 from kdbench.rundir.related import found_related
 from kdbench.runner.derived import complete_derived
 from kdbench.runner.imported import import_teacher
-from kdbench.runner.parallel import shared
+from kdbench.runner.parallel import end_others, start_others
 from kdbench.runner.run import Run, RunResult
 from kdbench.system import signals
 from kdbench.system.device import kind_of, torch_settings
@@ -75,14 +75,15 @@ def run_all(
                 resolve_teachers([run for run in pending if run.pending], partial(provide_teacher, train=train))
                 with open_runs([run for run in pending if run.pending]) as ready:
                     if ready:
-                        with shared(ready):
-                            train([run.learner for run in ready], ready[0].batches, ready[0].config.recipe.epochs)
+                        start_others(ready)
+                        train([run.learner for run in ready], ready[0].batches, ready[0].config.recipe.epochs)
                     for run in ready:
                         if run.pending:
                             with run.guard:
                                 run.finish()
         except Exception as error:  # of the group: a lack of memory, or a teacher's forward pass
             signals.raise_if_requested()
+            end_others(pending, error)
             for run in pending:
                 if run.pending:
                     run.fail(error)

@@ -1,7 +1,7 @@
-"""The processes that train one run together, as torchrun starts them, and what they say to each other.
+"""The processes that train one run together, as torchrun starts them, and their communication.
 
-Rank 0 does everything that a process alone does; the others wait for its commands and train along (`kdbench.runner.
-parallel`). Tensors of a step travel by NCCL between GPUs and by Gloo between CPUs, everything else by Gloo.
+Rank 0 does everything that a process alone does; the others wait for its tasks and train along (`kdbench.runner.
+parallel`). Tensors of a step are sent by NCCL between GPUs and by Gloo between CPUs, everything else by Gloo.
 """
 
 import contextlib
@@ -27,8 +27,10 @@ log = logging.getLogger(__name__)
 STEP_TIMEOUT = datetime.timedelta(minutes=30)
 COMMAND_TIMEOUT = datetime.timedelta(days=365)
 """Time that processes wait for rank 0, which may train nothing for hours while it builds a logit cache."""
+FAILURE_SECONDS = 10.0
+"""Time in which all processes meet an error that they have in common."""
 REASON_SECONDS = 1.0
-"""Time to wait for the last words of a process that has ended."""
+"""Time to wait for the reason that a process has given for its end."""
 
 
 class ProcessEndedError(RunError):
@@ -48,11 +50,13 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    parts: int = 0
+    """Number of parts of steps that were executed, the same in every process."""
     problem: str | None = None
     """Why the processes cannot communicate any more; None while they can."""
     tensors: Any = field(default=None, repr=False)
     """Process group for tensors of a step."""
-    words: Any = field(default=None, repr=False)
+    control: Any = field(default=None, repr=False)
     """Process group for everything else, on the CPU."""
     store: Any = field(default=None, repr=False)
 
@@ -61,27 +65,41 @@ class World:
         return self.size > 1
 
     def connect(self) -> None:
-        """Meet the other processes, at the first call. Waits until all of them are there."""
-        if not self.several or self.words is not None:
+        """Connect to the other processes, at the first call. Waits until all of them have.
+
+        Raises:
+            RunError: they cannot be reached.
+        """
+        if not self.several or self.control is not None:
             return
         if torch.cuda.is_available():
             torch.cuda.set_device(self.local_rank % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        self.store, _, _ = next(iter(rendezvous("env://")))
-        own = PrefixStore("kdbench", self.store)
-        dist.init_process_group(backend, timeout=STEP_TIMEOUT, store=own, rank=self.rank, world_size=self.size)
-        self.tensors = dist.group.WORLD
-        self.words = dist.new_group(backend="gloo", timeout=COMMAND_TIMEOUT)
+        try:
+            self.store, _, _ = next(iter(rendezvous("env://")))
+            own = PrefixStore("kdbench", self.store)
+            dist.init_process_group(backend, timeout=STEP_TIMEOUT, store=own, rank=self.rank, world_size=self.size)
+            self.tensors = dist.group.WORLD
+            self.control = dist.new_group(backend="gloo", timeout=COMMAND_TIMEOUT)
+        except RuntimeError as error:
+            self.problem = f"process {self.rank} of {self.size} cannot reach the others ({first_line(error)})"
+            address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise RunError(
+                f"{self.problem}; MASTER_ADDR and MASTER_PORT are {address}, which torchrun sets: check "
+                "--rdzv-endpoint, and that no other program has the port",
+                code="unreachable",
+                key="MASTER_ADDR",
+            ) from None
 
     def disconnect(self) -> None:
-        """Leave the other processes; rank 0 lets them end."""
+        """Close the connections; rank 0 lets the other processes end."""
         if self.several and self.rank == 0 and self.problem is None:
             with contextlib.suppress(RuntimeError, ProcessEndedError):  # they may be gone
                 self.share(None)
-        if self.words is not None:
+        if self.control is not None:
             with contextlib.suppress(RuntimeError, ValueError):  # of connections that are broken already
                 dist.destroy_process_group()
-        self.tensors = self.words = None
+        self.tensors = self.control = None
 
     def share(self, value: Any = None) -> Any:
         """Return a Python value of rank 0 in every process.
@@ -95,7 +113,7 @@ class World:
         self.connect()
         values = [value]
         with self.communicating():
-            dist.broadcast_object_list(values, src=0, group=self.words)
+            dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
 
     def largest(self, numbers: Sequence[int]) -> list[int]:
@@ -106,7 +124,7 @@ class World:
         """
         tensor = torch.tensor(numbers, dtype=torch.int64)
         with self.communicating():
-            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.words)
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.control)
         return [int(number) for number in tensor]
 
     def rows(self, images: int, rank: int | None = None) -> slice:
@@ -162,7 +180,7 @@ class World:
                 yield
                 return
             except RuntimeError as error:  # torch.distributed has no narrower type for all backends
-                self.problem = self.last_words() or f"a process has ended ({first_line(error)})"
+                self.problem = self.reason_of_end() or f"a process has ended ({first_line(error)})"
                 log.info("%s", self.problem)
         raise ProcessEndedError(
             f"{self.problem}; the last checkpoint is intact, and the same command continues",
@@ -170,15 +188,31 @@ class World:
             key="WORLD_SIZE",
         )
 
+    def all_failed(self) -> bool:
+        """Return whether every process fails in the same part of a step, as at an error of a method's code.
+
+        Each process that fails there calls this function.
+        """
+        place = f"kdbench/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{self.parts}"
+        deadline = time.monotonic() + FAILURE_SECONDS
+        with contextlib.suppress(RuntimeError):  # the store may be gone
+            self.store.set(f"{place}/{self.rank}", "1")
+            while time.monotonic() < deadline:
+                if self.store.check([f"{place}/{rank}" for rank in range(self.size)]):
+                    return True
+                time.sleep(0.02)
+        return False
+
     def announce_end(self, error: BaseException) -> None:
-        """Leave the other processes a line about the error that ends this one."""
-        if self.problem is None:
+        """Publish the error that ends this process for the others; alone, do nothing."""
+        if self.several and self.problem is None:
             self.problem = f"process {self.rank} of {self.size} ended: {first_line(error)}"
+        if self.store is not None and self.problem is not None:
             with contextlib.suppress(RuntimeError):  # the store may be gone
                 self.store.set(self.name_of_reason(), self.problem)
 
-    def last_words(self) -> str | None:
-        """Return the line that a process has left about its end, or None."""
+    def reason_of_end(self) -> str | None:
+        """Return the reason that a process has given for its end, or None."""
         deadline = time.monotonic() + REASON_SECONDS
         with contextlib.suppress(RuntimeError):
             while time.monotonic() < deadline:  # torch's own waiting prints lines
@@ -188,7 +222,7 @@ class World:
         return None
 
     def name_of_reason(self) -> str:
-        """Return the name of the last words in the store; torchrun may have started the processes before."""
+        """Return the name of that reason in the store; torchrun may have started the processes before."""
         return f"kdbench/ended/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
@@ -201,7 +235,7 @@ _world = World()
 
 
 def world() -> World:
-    """Return the processes of this one's run: it is alone, unless `start_world` has found others."""
+    """Return the processes that train together with this one: none, unless `start_world` has found others."""
     return _world
 
 
@@ -227,7 +261,7 @@ def start_world() -> World:
 
 
 def end_world() -> None:
-    """Be a process alone again."""
+    """Disconnect this process; it is alone from then on."""
     global _world
     _world.disconnect()
     _world = World()

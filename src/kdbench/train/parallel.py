@@ -22,6 +22,7 @@ from kdbench.errors import RunError
 from kdbench.methods.base import TeacherOutput
 from kdbench.models import Network, Output
 from kdbench.system import signals
+from kdbench.system.memory import is_out_of_memory
 from kdbench.system.random import random_state, seeded, set_random_state
 from kdbench.system.world import ProcessEndedError, World
 from kdbench.train.learner import Learner
@@ -122,8 +123,8 @@ class ParallelStudent:
             raise RunError(
                 f"runtime.parallel=exact: {self.world.size} processes compute other logits than one (relative "
                 f"difference {difference:.2g}): the network draws random numbers, such as dropout, or computes "
-                "statistics of a batch by itself. Train it in one process, or use runtime.parallel=local, with "
-                "which the number of processes is part of the run's key",
+                "statistics of a batch by itself. Train it in one process (a teacher too), or use "
+                "runtime.parallel=local, with which the number of processes is part of the run's key",
                 code="not_parallel",
                 key="runtime.parallel",
             )
@@ -166,36 +167,46 @@ class ParallelSteps(EagerSteps):
             super().train_step(learner, batch, teacher_outputs)
 
     def agree(self) -> None:
-        """Leave together: a stop request at any process reaches all, and a run that failed in one fails in all.
-
-        Raises:
-            Interrupted: a process was asked to stop.
-        """
-        requested = signals.requested()
-        stop, *failed = self.world.largest([requested or 0, *(int(learner.failed) for learner in self.learners)])
-        for learner, elsewhere in zip(self.learners, failed, strict=True):
-            if elsewhere and not learner.failed:
-                with learner.guard:
-                    raise RunError(
-                        "the run failed in another of its processes; its lines are above", code="process_ended"
-                    )
-        if stop and not requested:
-            signals.receive(stop)
-        signals.raise_if_requested()
+        """Stop together, and fail together. Errors: see `agree`."""
+        agree(self.learners, self.world)
 
     @contextlib.contextmanager
     def announced(self) -> Iterator[None]:
-        """Leave the other processes a line about an exception that only this one meets: they wait for its tensors.
+        """End all processes at an exception that only this one meets: the others wait for its tensors.
 
-        A loss that is not finite is met by all of them at the same step.
+        An exception that every process meets, such as one of a method's code, fails its run as in one process.
         """
+        self.world.parts += 1
         try:
             yield
         except (NonFiniteError, ProcessEndedError):
             raise
         except Exception as error:
-            self.world.announce_end(error)
+            if is_out_of_memory(error) or not self.world.all_failed():
+                self.world.announce_end(error)
             raise
+
+
+def agree(learners: Sequence[Learner], world: World) -> None:
+    """Stop together and fail together: a stop request at any process reaches all, and so does the failure of a run.
+
+    Args:
+        learners: all learners of the group, in the same order in every process.
+        world: the processes.
+
+    Raises:
+        Interrupted: a process was asked to stop.
+        ProcessEndedError: another process has ended.
+    """
+    requested = signals.requested()
+    stop, *failed = world.largest([requested or 0, *(int(learner.failed) for learner in learners)])
+    for learner, elsewhere in zip(learners, failed, strict=True):
+        if elsewhere and not learner.failed:
+            with learner.guard:
+                raise RunError("the run failed in another of its processes; its lines are above", code="process_ended")
+    if stop and not requested:
+        signals.receive(stop)
+    signals.raise_if_requested()
 
 
 def parallelise(learners: Sequence[Learner], world: World) -> None:
