@@ -21,6 +21,7 @@ from tests.trackers.conftest import ALONE
 EVERY = "tracker=[tensorboard,mlflow,wandb]"
 
 
+@pytest.mark.slow
 def test_list_of_trackers_changes_no_key_and_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@server:5000")
     tracked, without = compose([*ALONE, EVERY, "tracker.mlflow.experiment=mine"]), compose(ALONE)
@@ -35,6 +36,7 @@ def test_list_of_trackers_changes_no_key_and_no_record(tmp_path: Path, monkeypat
     assert "secret" not in (tmp_path / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_recorded_config_that_names_a_tracker_imports_nothing(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path, "key")
     directory.write_config(compose(ALONE))
@@ -56,6 +58,7 @@ def planned(*overrides: str) -> PlannedRun:
     return plan_run((*ALONE, *overrides), lambda texts: compose(texts))
 
 
+@pytest.mark.slow
 def test_runs_of_a_sweep_get_its_name_as_their_group() -> None:
     runs = [planned("tracker=[tensorboard]", f"seed={seed}") for seed in (0, 1)]
     name = name_of_sweep(runs)
@@ -68,6 +71,7 @@ def test_runs_of_a_sweep_get_its_name_as_their_group() -> None:
     assert runs[0].config.trackers[0].params.group == "lab/final", "a group that was given stays"
 
 
+@pytest.mark.slow
 def test_own_tracker_in_a_file_without_its_section_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tracker").mkdir()
     (tmp_path / "tracker/lines.yaml").write_text("_target_: tests.trackers.own.Lines\nfolder: there\n")
@@ -76,6 +80,7 @@ def test_own_tracker_in_a_file_without_its_section_is_refused(tmp_path: Path) ->
     assert error.value.code == "invalid_option_file"
 
 
+@pytest.mark.slow
 def test_settings_are_flat_texts(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path, "key")
     directory.write_config(compose([*ALONE, "data.mean=[0.5,0.5,0.5]", "data.std=[1,1,1]"]))

@@ -18,6 +18,7 @@ def run() -> PlannedRun:
     return plan_run((*ALONE, "tracker=[tensorboard]"), lambda texts: compose(texts))
 
 
+@pytest.mark.slow
 def test_trials_of_a_search_are_a_group(run: PlannedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also without a pruner, and whatever the arm."""
     monkeypatch.setattr(search, "check_runs", lambda runs: {})
@@ -28,6 +29,7 @@ def test_trials_of_a_search_are_a_group(run: PlannedRun, monkeypatch: pytest.Mon
     assert run.config.trackers[0].params.group == "mine"
 
 
+@pytest.mark.slow
 def test_runs_of_a_study_on_slurm_are_a_group(run: PlannedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm_job, "check_runs", lambda runs: {})
     monkeypatch.setattr(slurm_job, "is_done", lambda run: False)
