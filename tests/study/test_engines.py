@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from hydra_plugins.kdbench_launcher import GroupLauncher
 from kdbench.errors import ConfigError, RunError
 from kdbench.rundir.summary import Status
-from kdbench.rundir.unfinished import Failure, write_failure
+from kdbench.rundir.unfinished import Failure, read_failure, write_failure
 from kdbench.study import slurm, slurm_job
 from kdbench.study.command import study as study_command
 from kdbench.study.execute import StudyExecution
@@ -25,7 +25,9 @@ from kdbench.study.read import read_study
 from kdbench.study.slurm_job import StageGroup, StageJob, StudyCommand, divide
 from kdbench.sweep.plan import JobResult, PlannedRun
 from kdbench.sweep.slurm_commands import JobState
+from kdbench.sweep.slurm_job import ArrayTask
 from kdbench.sweep.worker import unpack_group
+from kdbench.system import signals
 from kdbench.system.signals import INTERRUPTED, NOT_FINISHED
 from tests.conftest import rest_slow
 from tests.study.conftest import Tiny, Trainer, better_at_4
@@ -171,7 +173,14 @@ def submitted(monkeypatch: pytest.MonkeyPatch, trainer: Trainer) -> list[tuple[s
             trainer(self.runs, 0)
 
     monkeypatch.setattr(slurm_job, "GroupJob", Group)
-    monkeypatch.setattr(slurm_job, "own_task", lambda: SimpleNamespace(read_results=list))
+
+    class Task(ArrayTask):
+        """A task in which no run has a result of its own."""
+
+        def read_results(self) -> list[JobResult]:
+            return []
+
+    monkeypatch.setattr(slurm_job, "own_task", lambda: Task("9", Path.cwd()))
     return Submitted.calls
 
 
@@ -303,6 +312,69 @@ def test_what_a_lost_job_has_left_is_completed_by_the_last_one(
     codes = [code_of(call) for name, _, calls in submitted if name not in lost for call in calls]
     assert codes == [0] * 4
     assert all(map(is_done, tiny().plan.all_runs()))
+
+
+@pytest.fixture
+def last(submit: Submit, submitted: Arrays, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Submit the study; return a function that executes its last job alone and returns the exit code."""
+    monkeypatch.setattr("kdbench.study.execute.launch_here", lambda runs, first, heading: trainer(runs, first))
+    submit()
+    return lambda: code_of(submitted[-1][2][0])
+
+
+@pytest.mark.slow
+def test_a_last_job_that_is_stopped_without_progress_gives_its_runs_up_and_reports(
+    last: Callable[[], int], trainer: Trainer, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    reported = []
+    monkeypatch.setattr("kdbench.study.finish.write_report", lambda execution, given: reported.append(given) or 0)
+
+    def stopped(run: PlannedRun) -> JobResult:
+        signals.receive(10)  # SIGUSR1
+        raise AssertionError
+
+    trainer.run = stopped  # type: ignore[method-assign]
+    for done in (0, 1):  # a run more is complete: progress, and stops are counted anew
+        for number in range(3):
+            if done and not number:
+                trainer.complete(tiny().plan.runs_of("teachers")[0])
+            assert last() == NOT_FINISHED
+            with ArrayTask("9", tmp_path).stops.open("a") as stops:
+                stops.write("75\n")
+    assert not reported
+    assert last() == 1
+    assert not trainer.trained
+    assert len(reported) == 1
+    (candidate, *_) = tiny().plan.runs_of("selection")
+    failure = read_failure(candidate.directory.path)
+    assert failure is not None
+    assert failure.message.startswith("stopped 3 times by SLURM without a new checkpoint (hydra.launcher.max_stops)")
+    assert failure.message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_last_job_whose_runs_are_held_reports_and_does_not_come_back(
+    last: Callable[[], int], trainer: Trainer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reported = []
+    monkeypatch.setattr("kdbench.study.finish.write_report", lambda execution, given: reported.append(given) or 0)
+    trainer.skips = lambda title: "method=logit" in title
+    assert last() == 1
+    assert len(reported) == 1
+    assert "other processes hold the remaining runs; to continue" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_that_has_failed_twice_is_not_tried_again_when_its_task_is_requeued(
+    submitted: Arrays, trainer: Trainer, tiny: Tiny
+) -> None:
+    plan = tiny("stages=[teachers]", max_learners=1).plan
+    (group,) = divide(plan.all_runs(), plan)
+    trainer.fails = lambda title: True
+    for _ in range(3):
+        assert code_of(StageJob([group])) == 1
+    assert len(trainer.launched) == 2
 
 
 @pytest.mark.parametrize("foreseen", rest_slow([2, 1, 5]))

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import pytest
 from kdbench.config import RunConfig
 from kdbench.errors import ConfigError
 from kdbench.rundir.summary import Status
+from kdbench.rundir.unfinished import read_failure
 from kdbench.sweep import slurm_wait
 from kdbench.sweep.plan import JobResult, PlannedRun, plan_run
 from kdbench.sweep.slurm import TASKS_FILE, SlurmOptions, outside_of_a_job, requeue_script, seconds_of
 from kdbench.sweep.slurm_commands import JobState, SlurmError, own_words
 from kdbench.sweep.slurm_job import ArrayTask, GroupJob, progress_of, teachers_of
-from kdbench.sweep.worker import GroupTask
+from kdbench.sweep.worker import GroupTask, pack_group
 
 OPTIONS = SlurmOptions(time=60)
 TASK = GroupTask(b"", ("seed=0", "seed=1"), 0, None, ".", ())
@@ -127,6 +129,28 @@ def test_stops_without_progress_are_counted_and_progress_forgets_them(tmp_path: 
     stop(task)
     assert job.is_stuck(task)  # also where the process was ended before it could count
     assert [result.status for result in job.given_up()] == ["failed", "failed"]
+
+
+def test_each_group_of_a_task_has_its_own_count_of_stops(tmp_path: Path) -> None:
+    task = ArrayTask("7_2", tmp_path)
+    one, other = (Job(replace(TASK, keys=(key,)), max_stops=2, requeue=True) for key in "ab")
+    for _ in range(2):
+        assert not one.is_stuck(task)
+        assert not other.is_stuck(task, stopping=1)
+        stop(task)
+        other.done += 1  # no progress of the first
+    assert one.is_stuck(task)
+    assert not other.is_stuck(task)
+
+
+def test_a_run_that_is_given_up_has_a_record_of_its_failure(small: Callable[..., RunConfig], tmp_path: Path) -> None:
+    run = plan_run((), lambda job: small("method=ce", "teacher=none"))
+    failed = GroupJob(pack_group([run]), max_stops=2, requeue=True).given_up()
+    failure = read_failure(run.directory.path)
+    assert failure is not None
+    assert failure.message == failed[0].error
+    assert failure.run["run_key"] == run.key
+    assert failure.run["seed"] == run.config.seed
 
 
 def test_a_requeue_by_slurm_is_no_stop(tmp_path: Path) -> None:

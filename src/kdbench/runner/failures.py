@@ -3,12 +3,16 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
+from kdbench.config import RunConfig
+from kdbench.config.derived import TRAIN
 from kdbench.errors import BusyError, KdbenchError, PrunedError, first_line, printable
-from kdbench.rundir.summary import names
+from kdbench.rundir.directory import RunDirectory
+from kdbench.rundir.identity import baseline_key, group_key, identity_of
+from kdbench.rundir.summary import SCHEMA_VERSION, names
 from kdbench.rundir.unfinished import Failure, write_failure
 from kdbench.runner.environment import environment
 from kdbench.runner.resources import user_error
-from kdbench.runner.results import known_before
+from kdbench.runner.results import known_before, restated
 from kdbench.train.sums import NonFiniteError
 
 if TYPE_CHECKING:
@@ -18,6 +22,8 @@ log = logging.getLogger(__name__)
 
 BUG = "bug"
 """Code of an exception that is no error for the user."""
+GIVEN_UP = "stopped"
+"""Code of a run whose job was stopped again and again without progress."""
 
 
 def record_failure(run: "Run", error: Exception) -> None:
@@ -39,6 +45,35 @@ def record_failure(run: "Run", error: Exception) -> None:
                 if not run.directory.is_complete():
                     write_failure(run.directory.path, describe_failure(run, error))
     except Exception as refused:  # a full disk, a lost lock, a GPU in a bad state: the first error is the one to report
+        log.debug("the failure cannot be recorded: %s", refused)
+
+
+def record_given_up(config: RunConfig, directory: RunDirectory, message: str) -> None:
+    """Write failure.json of a run whose job was stopped too often, unless it is complete or another process holds it.
+
+    Compressions and measurements have none.
+
+    Args:
+        config: resolved config.
+        directory: run directory.
+        message: content of its message.
+    """
+    if config.kind != TRAIN:
+        return
+    try:
+        with directory.lock().held(wait=False):
+            if not directory.is_complete():
+                identity = identity_of(config)
+                known = restated(config) | names(
+                    schema_version=SCHEMA_VERSION,
+                    run_key=directory.key,
+                    group_key=group_key(identity, config),
+                    baseline_key=baseline_key(identity),
+                    epochs=config.recipe.epochs,
+                )
+                directory.path.mkdir(parents=True, exist_ok=True)
+                write_failure(directory.path, Failure(GIVEN_UP, message, None, known))
+    except Exception as refused:  # a full disk, or a lock that is held; the job ends in any case
         log.debug("the failure cannot be recorded: %s", refused)
 
 

@@ -1,4 +1,4 @@
-"""The end of `kdbench-study`: what is left is executed, and the report is written, here or in the last job."""
+"""The end of `kdbench-study`: execute what is left and write the report, in this process or in the last job."""
 
 import argparse
 import shlex
@@ -8,16 +8,21 @@ from pathlib import Path
 
 from kdbench.errors import ConfigError, RunError
 from kdbench.study.execute import StudyExecution
+from kdbench.system import signals
 from kdbench.system.signals import INTERRUPTED, NOT_FINISHED, TIME_IS_UP
 
 
-def finish_study(execution: StudyExecution, arguments: Sequence[str], given: argparse.Namespace) -> int:
+def finish_study(
+    execution: StudyExecution, arguments: Sequence[str], given: argparse.Namespace, last: bool = False
+) -> int:
     """Execute what is left of a study, write its report, and return the exit code.
 
     Args:
         execution: of the study.
         arguments: arguments of the command line.
         given: the same, parsed.
+        last: write the report also where other processes hold runs; the exit code is 1 then. For a job that would be
+            requeued, and find them held again.
     """
     code = execution.execute(given.minutes)
     print(f"\n{execution.progress()}")
@@ -26,7 +31,9 @@ def finish_study(execution: StudyExecution, arguments: Sequence[str], given: arg
         if execution.skipped:
             reason = "other processes hold the remaining runs"
         print(f"{reason}; to continue, give the same command: {shlex.join(['kdbench-study', *arguments])}")
-        return code
+        if not last or signals.requested() is not None:
+            return code
+        code = 1
     for title, message in execution.failed.items():
         print(f"kdbench-study: error: not done: {title}: {message}", file=sys.stderr)
     return max(code, write_report(execution, given))

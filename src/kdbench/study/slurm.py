@@ -96,7 +96,8 @@ def submit_study(
         jobs = read_jobs(plan)
     else:
         execution.write_study()
-        jobs = Submission(execution, launcher.options, command, FinishJob(command, own, given)).submit()
+        last = FinishJob(command, own, given, launcher.options.max_stops)
+        jobs = Submission(execution, launcher.options, command, last).submit()
         show(jobs, plan)
         if not given.wait:
             return 0

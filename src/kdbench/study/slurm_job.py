@@ -1,4 +1,4 @@
-"""What the jobs of a study do on SLURM: complete groups of a stage, plan a stage, and write the report.
+"""Jobs of a study on SLURM: they complete groups of a stage, plan a stage, and write the report.
 
 submitit pickles these objects. Each may be stopped and requeued at any time, and then begins again: runs that are
 complete are skipped, and winners follow from the runs alone.
@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kdbench.config.derived import MEASURE
 from kdbench.errors import RunError, report_error
@@ -25,8 +24,8 @@ from kdbench.study.progress import is_done, lack_of_teacher
 from kdbench.study.read import read_study
 from kdbench.sweep.execute import check_runs, one_by_one, share_cache
 from kdbench.sweep.lockstep import group_planned
-from kdbench.sweep.plan import PlannedRun
-from kdbench.sweep.slurm_job import ArrayTask, GroupJob
+from kdbench.sweep.plan import JobResult, PlannedRun
+from kdbench.sweep.slurm_job import GroupJob, Requeued, give_up, own_task, progress_of
 from kdbench.sweep.tracking import set_group
 from kdbench.sweep.worker import GroupTask, enter_folder, pack_group, unpack_group
 from kdbench.system import signals
@@ -103,7 +102,7 @@ def firsts(groups: Sequence[Sequence[PlannedRun]]) -> list[int]:
     return [sum(map(len, groups[:n])) for n in range(len(groups))]
 
 
-class StageJob:
+class StageJob(Requeued):
     """Some groups of a stage, one after the other: an array task.
 
     Args:
@@ -135,12 +134,6 @@ class StageJob:
         if missing:
             sys.exit(1)
 
-    def checkpoint(self) -> Any:
-        """Return the call with which submitit requeues the job, for a signal before the runs have started."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
     def own_groups(self) -> Sequence[StageGroup]:
         """Return the groups of this task.
 
@@ -162,9 +155,12 @@ class StageJob:
     def complete(self, group: StageGroup) -> int:
         """Complete the runs of a group as far as their teachers are there; return how many are missing then."""
         runs = unpack_group(group.task)
-        ready = []
+        ready, files = [], own_task()
+        failed = files.read_failed()
         for run in runs:
-            if reason := lack_of_teacher(run, group.trained):
+            if run.key in failed:
+                log.info("%s: failed before this job was requeued; its error is above", run.title)
+            elif reason := lack_of_teacher(run, group.trained):
                 report_error(RunError(reason, code="teacher_failed", key="teacher"), where=f"{run.title}: ")
             else:
                 ready.append(run)
@@ -175,8 +171,12 @@ class StageJob:
             is_measured = left[0].config.kind == MEASURE
             task = pack_group(ready if is_measured else left, group.task.first)
             GroupJob(task, self.max_stops, self.requeue)()  # leaves the process where the job is to be requeued
-            if any(result.status == Status.INTERRUPTED for result in own_task().read_results()):
+            statuses = {result.status for result in files.read_results()}
+            if Status.INTERRUPTED in statuses:
                 sys.exit(signals.INTERRUPTED)
+        else:
+            if Status.SKIPPED not in statuses:
+                files.add_failed([run.key for run in ready if not is_done(run)])
         return sum(not is_done(run) for run in runs)
 
 
@@ -196,16 +196,8 @@ def check_owner(file: Path) -> None:
             )
 
 
-def own_task() -> ArrayTask:
-    """Return the array task that this process is."""
-    import submitit
-
-    environment = submitit.JobEnvironment()
-    return ArrayTask(environment.job_id, environment.paths.folder)
-
-
 @dataclass(frozen=True)
-class PlanJob:
+class PlanJob(Requeued):
     """Selects the winners that a stage needs, writes selected.yaml, and divides runs of the stage into groups."""
 
     command: StudyCommand
@@ -216,6 +208,7 @@ class PlanJob:
     """Receives the groups."""
 
     def __call__(self) -> None:
+        """Select the winners and write the groups."""
         log_to_console()
         with signals.handled():
             plan = self.command.plan()
@@ -226,35 +219,44 @@ class PlanJob:
                 temporary.write_bytes(pickle.dumps(groups))
             log.info("stage %s: %d groups", self.title, len(groups))
 
-    def checkpoint(self) -> Any:
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
 
 @dataclass(frozen=True)
-class FinishJob:
-    """Completes what no other job has, such as runs of a lost job, and writes the report. Failed runs stay failed."""
+class FinishJob(Requeued):
+    """Completes what no other job has, such as runs of a lost job, and writes the report. Failed runs stay failed.
+
+    Stopped `max_stops` times without progress, it executes no run any more: those that are left fail.
+    """
 
     command: StudyCommand
     arguments: tuple[str, ...]
     """Arguments of kdbench-study, without those of its launcher."""
     given: argparse.Namespace
     """The same, parsed."""
+    max_stops: int = 3
 
     def __call__(self) -> None:
+        """Complete the study. The exit code is 75, with which the job is requeued, for a requested stop alone."""
         log_to_console()
         with signals.handled():
-            execution = StudyExecution(self.command.plan(), show=show_runs, only_new=True)
-            code = finish_study(execution, self.arguments, self.given)
+            plan = self.command.plan()
+            launch = self.fail if self.is_stuck(plan) else None
+            execution = StudyExecution(plan, launch, show=show_runs, only_new=True)
+            code = finish_study(execution, self.arguments, self.given, last=True)
         sys.stdout.flush()
         if code:
             sys.exit(code)
 
-    def checkpoint(self) -> Any:
-        from submitit.helpers import DelayedSubmission
+    def is_stuck(self, plan: StudyPlan) -> bool:
+        """Return whether the job was stopped `max_stops` times since runs of the study last came further."""
+        progress = progress_of([run.directory for run in plan.all_runs() if not run.error])
+        return own_task().stops_without_progress("study", progress) >= self.max_stops
 
-        return DelayedSubmission(self)
+    def fail(self, runs: Sequence[PlannedRun], first: int) -> list[JobResult]:
+        """Return the results of runs that are not executed any more. See `kdbench.sweep.execute.LaunchGroup`."""
+        results = give_up(runs, self.max_stops)
+        for run, result in zip(runs, results, strict=True):
+            report_error(RunError(str(result.error), code="failed_runs"), where=f"{run.title}: ")
+        return results
 
 
 def command_of(overrides: Sequence[str], config_dir: Path | None, max_learners: int) -> StudyCommand:

@@ -1,4 +1,4 @@
-"""What an array task of SLURM executes: a group of runs, once or as often as they are stopped and requeued.
+"""Array tasks of SLURM: a group of runs each, executed once or as often as it is stopped and requeued.
 
 `GroupJob` is pickled by submitit. submitit is not imported at the top: other modules read results.
 """
@@ -6,7 +6,7 @@
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from signal import SIGINT
@@ -17,8 +17,10 @@ from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import write_json
 from kdbench.rundir.identity import teacher_config, teacher_directory
 from kdbench.rundir.summary import Status
+from kdbench.runner.failures import record_given_up
 from kdbench.runner.run import resolve_run
-from kdbench.sweep.plan import JobResult
+from kdbench.sweep.execute import interrupted
+from kdbench.sweep.plan import JobResult, PlannedRun
 from kdbench.sweep.worker import GroupTask, run_group, unpack_group
 from kdbench.system import signals
 
@@ -52,6 +54,10 @@ class ArrayTask:
         return self.folder / f"{self.job}_progress.json"
 
     @property
+    def failed(self) -> Path:
+        return self.folder / f"{self.job}_failed.json"
+
+    @property
     def stops(self) -> Path:
         return self.folder / f"{self.job}_stops"
 
@@ -67,8 +73,54 @@ class ArrayTask:
         """Return how often the job's script has requeued it; it writes a line each time."""
         return len(self.stops.read_text().splitlines()) if self.stops.is_file() else 0
 
+    def stops_without_progress(self, name: str, progress: Any, stopping: int = 0) -> int:
+        """Return how often the job was stopped since some runs last came further, and note how far they are.
 
-class GroupJob:
+        Args:
+            name: of the runs; a task may have several groups.
+            progress: how far they are, as JSON.
+            stopping: 1 while it is being stopped, which its script has not counted yet.
+        """
+        stops = self.count_stops() + stopping
+        noted = read_json(self.progress, {})
+        before = noted.get(name)
+        if before is None or before["progress"] != progress:
+            write_json(self.progress, noted | {name: {"progress": progress, "stops": stops}})
+            return 0
+        return stops - int(before["stops"])
+
+    def read_failed(self) -> set[str]:
+        """Return the keys of runs that have failed in this task as often as they are tried."""
+        return set(read_json(self.failed, []))
+
+    def add_failed(self, keys: Collection[str]) -> None:
+        """Note runs that have failed as often as they are tried; a requeued task leaves them out."""
+        if keys:
+            write_json(self.failed, sorted({*self.read_failed(), *keys}))
+
+
+def own_task() -> ArrayTask:
+    """Return the array task that this process is."""
+    import submitit
+
+    environment = submitit.JobEnvironment()
+    return ArrayTask(environment.job_id, environment.paths.folder)
+
+
+class Requeued:
+    """A call of submitit's that is the same when its job is requeued."""
+
+    def checkpoint(self) -> Any:
+        """Return the call with which submitit requeues the job.
+
+        Its handler of signals is in place for the moment before those of kdbench are installed.
+        """
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class GroupJob(Requeued):
     """A group of runs as submitit calls it.
 
     Args:
@@ -84,30 +136,18 @@ class GroupJob:
 
     def __call__(self) -> None:
         """Complete the runs and write their results, or end with an exit code with which the job is requeued."""
-        import submitit
-
-        environment = submitit.JobEnvironment()
-        files = ArrayTask(environment.job_id, environment.paths.folder)
+        files = own_task()
         with signals.handled():
             try:
                 results = self.given_up() if self.is_stuck(files) else run_group(self.task)
                 stop = signals.interruption()
             except signals.Interrupted as requested:  # while modules are imported
-                stop, results = requested, [stopped(requested)] * len(self.task.titles)
+                stop, results = requested, [interrupted(requested)] * len(self.task.titles)
             if stop and self.requeue and stop.requested is not SIGINT:
                 if not self.is_stuck(files, stopping=1):
                     sys.exit(signals.NOT_FINISHED)
                 results = self.given_up()
             files.write_results(results)
-
-    def checkpoint(self) -> Any:
-        """Return the call with which submitit requeues the job.
-
-        Its handler of signals is in place for the moment before `run_group` installs those of kdbench.
-        """
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
 
     def is_stuck(self, files: ArrayTask, stopping: int = 0) -> bool:
         """Return whether the job was stopped `max_stops` times since its runs last came further.
@@ -116,12 +156,8 @@ class GroupJob:
             files: files of the job.
             stopping: 1 while it is being stopped, which its script has not counted yet.
         """
-        stops, progress = files.count_stops() + stopping, self.progress()
-        before = json.loads(files.progress.read_text()) if files.progress.is_file() else {}
-        if before.get("progress") != progress:
-            write_json(files.progress, {"progress": progress, "stops": stops})
-            return False
-        return stops - int(before["stops"]) >= self.max_stops
+        name = " ".join([str(self.task.first), *self.task.keys])
+        return files.stops_without_progress(name, self.progress(), stopping) >= self.max_stops
 
     def progress(self) -> list[list[Any]]:
         """Return how far the runs are. Resolved here: on another machine, `auto` may mean another run."""
@@ -132,17 +168,40 @@ class GroupJob:
             return []
 
     def given_up(self) -> list[JobResult]:
-        """Return the results of runs whose job is not requeued any more."""
-        error = (
-            f"stopped {self.max_stops} times by SLURM without a new checkpoint (hydra.launcher.max_stops); "
-            "give it more time: hydra.launcher.time"
-        )
-        return [JobResult(Status.FAILED, error=error)] * len(self.task.titles)
+        """Return the results of runs whose job is not requeued any more, and write their failure.json."""
+        try:
+            runs = unpack_group(self.task)
+        except Exception as error:  # of the user's code, or of missing folders
+            log.debug("the failure cannot be recorded: %s", error)
+            return [given_up_result(self.max_stops)] * len(self.task.titles)
+        return give_up(runs, self.max_stops)
 
 
-def stopped(stop: signals.Interrupted) -> JobResult:
-    """Return the result of a run whose process was asked to stop by a signal."""
-    return JobResult(Status.INTERRUPTED, error=f"stopped by {stop}")
+def give_up(runs: Sequence[PlannedRun], max_stops: int) -> list[JobResult]:
+    """Record runs as failed whose job was stopped too often, and return their results; one may be complete.
+
+    Args:
+        runs: the runs.
+        max_stops: number of stops.
+    """
+    failed = given_up_result(max_stops)
+    for run in runs:
+        record_given_up(*resolve_run(run.config), str(failed.error))
+    return [failed] * len(runs)
+
+
+def given_up_result(max_stops: int) -> JobResult:
+    """Return the result of a run whose job was stopped `max_stops` times."""
+    error = (
+        f"stopped {max_stops} times by SLURM without a new checkpoint (hydra.launcher.max_stops); "
+        "give it more time: hydra.launcher.time"
+    )
+    return JobResult(Status.FAILED, error=error)
+
+
+def read_json(file: Path, absent: Any) -> Any:
+    """Return the content of a JSON file, or a value where there is none."""
+    return json.loads(file.read_text()) if file.is_file() else absent
 
 
 def result_from(node: dict[str, Any]) -> JobResult:

@@ -1,4 +1,4 @@
-"""What an engine executes in a process of its own: a group of planned runs, sent as plain data.
+"""Groups of planned runs as plain data, and their execution in a process of an engine.
 
 Nothing heavy is imported at the top: the process gets its import path and its OpenMP settings first.
 """
@@ -38,6 +38,8 @@ class GroupTask:
     folder: str
     """Working directory, where relative paths start."""
     python_path: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+    """Run key of each run."""
 
 
 def pack_group(runs: Sequence["PlannedRun"], first: int = 0, heading: str | None = None) -> GroupTask:
@@ -51,7 +53,8 @@ def pack_group(runs: Sequence["PlannedRun"], first: int = 0, heading: str | None
     folder = str(Path.cwd())
     titles = tuple(run.title for run in runs)
     python_path = tuple(path or folder for path in sys.path)
-    return GroupTask(pickle.dumps(list(runs)), titles, first, heading, folder, python_path)
+    keys = tuple(run.key for run in runs)
+    return GroupTask(pickle.dumps(list(runs)), titles, first, heading, folder, python_path, keys)
 
 
 def unpack_group(task: GroupTask) -> list["PlannedRun"]:
