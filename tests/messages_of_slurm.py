@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kdbench.sweep import slurm
 from kdbench.sweep.plan import PlannedRun
 from kdbench.sweep.slurm import SlurmOptions, check_runs, check_slurm, new_folder
 from kdbench.sweep.slurm_commands import check_reachable
@@ -34,6 +35,18 @@ def without_slurm(check: Callable[[], object] = check_reachable, **commands: str
         check()
 
 
+def refused_second_array() -> None:
+    """Submit two array jobs, of which SLURM refuses the second."""
+    accepted = "if [ -e accepted ]; then echo 'sbatch: error: Job violates accounting/QOS policy' >&2; exit 1; fi\n"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(slurm, "max_array_size", lambda: 1)
+        calls = [print, print]
+        without_slurm(
+            lambda: list(slurm.submit_arrays(SlurmOptions(time=60), calls, Path("arrays"), "kdbench")),
+            **DOWN | {"sbatch": accepted + "touch accepted; echo Submitted batch job 12"},
+        )
+
+
 DOWN = {"sbatch": "", "srun": "", "squeue": "", "scontrol": "echo 'Slurmctld(primary) at head is DOWN'; exit 1"}
 REFUSING = DOWN | {
     "scontrol": "",
@@ -54,6 +67,8 @@ SLURM_CASES: list[Callable[[], object]] = [
     lambda: checked(sbatch={"nice": [1]}),
     lambda: checked(sbatch={"array": "0-3"}),
     lambda: checked(sbatch={"signal": "TERM@5"}),
+    lambda: checked(sbatch={"kill_on_invalid_dep": "no"}),
+    lambda: checked(sbatch={"d": "afterok:3"}),
     lambda: checked(sbatch={"partition": "gpu"}, partition="cpu"),
     lambda: check_runs(
         SlurmOptions(time=60, signal_seconds=10), [PlannedRun((), "", composed_once(*SMALL, "method=ce"))]
@@ -62,5 +77,6 @@ SLURM_CASES: list[Callable[[], object]] = [
     lambda: without_slurm(),
     lambda: without_slurm(**DOWN),
     lambda: without_slurm(lambda: check_slurm(SlurmOptions(time=60, partition="gpus")), **REFUSING),
+    refused_second_array,
 ]
 """Calls, each of which ends in an error."""

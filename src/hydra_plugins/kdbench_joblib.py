@@ -61,7 +61,7 @@ class JoblibLauncher(GroupLauncher):
         from kdbench.sweep.lockstep import group_planned
 
         workers = sum(device.workers for device in self.devices)
-        for largest in range(self.max_learners, 0, -1):
+        for largest in range(min(self.max_learners, len(runs)) or 1, 0, -1):
             groups = group_planned(runs, largest)
             if len(groups) >= min(workers, len(runs)):
                 break

@@ -118,15 +118,17 @@ def whole_number(name: str, value: Any, least: int = 1, otherwise: str = "") -> 
     Raises:
         ConfigError: it is anything else.
     """
+    if type(value) is not int or value < least:
+        raise wrong_value(name, value, f"{otherwise}a whole number of at least {least}")
+    return value
+
+
+def wrong_value(name: str, value: Any, allowed: str) -> Exception:
+    """Return the error for a value that a launcher's key may not have."""
     from kdbench.errors import ConfigError
 
-    if type(value) is not int or value < least:
-        raise ConfigError(
-            f"hydra.launcher.{name} is {value!r}; it must be {otherwise}a whole number of at least {least}",
-            code="out_of_range",
-            key=f"hydra.launcher.{name}",
-        )
-    return value
+    key = f"hydra.launcher.{name}"
+    return ConfigError(f"{key} is {value!r}; it must be {allowed}", code="out_of_range", key=key)
 
 
 def check_engine(launcher: str, package: str, extra: str) -> None:

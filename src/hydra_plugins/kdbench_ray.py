@@ -7,7 +7,7 @@ every start, so nothing heavy is imported at the top.
 from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hydra_plugins.kdbench_launcher import GroupLauncher, check_engine, whole_number
+from hydra_plugins.kdbench_launcher import GroupLauncher, check_engine, whole_number, wrong_value
 
 if TYPE_CHECKING:
     from kdbench.sweep.plan import JobResult, PlannedRun
@@ -88,74 +88,65 @@ class RayLauncher(GroupLauncher):
         )
 
 
-def refused(name: str, value: Any, valid: str) -> Exception:
-    """Return the error for a value that a key of the launcher may not have."""
-    from kdbench.errors import ConfigError
-
-    return ConfigError(
-        f"hydra.launcher.{name} is {value!r}; it must be {valid}", code="out_of_range", key=f"hydra.launcher.{name}"
-    )
-
-
 def is_number(value: Any) -> bool:
     """Return whether a value is a finite number above 0."""
     return type(value) in (int, float) and 0 < value < float("inf")
 
 
 def positive(name: str, value: Any) -> float:
-    """Return a key's value, a number above 0. Errors: see `refused`."""
+    """Return a key's value, a number above 0. Errors: see `wrong_value`."""
     if not is_number(value):
-        raise refused(name, value, "a number above 0")
+        raise wrong_value(name, value, "a number above 0")
     return value
 
 
 def share(name: str, value: Any, valid: str) -> float:
-    """Return a key's value, whole or below 1, as Ray divides nothing else. Errors: see `refused`."""
+    """Return a key's value, whole or below 1, as Ray divides nothing else. Errors: see `wrong_value`."""
     if not is_number(value) or (value > 1 and value != int(value)):
-        raise refused(name, value, valid)
+        raise wrong_value(name, value, valid)
     return value
 
 
 def gpu_share(value: Any) -> float:
-    """Return the GPUs of a group, at most one. Errors: see `refused`."""
+    """Return the GPUs of a group, at most one. Errors: see `wrong_value`."""
     if value == 0 and type(value) is int:
         return 0
     if not is_number(value) or value > 1:
-        raise refused("gpus", value, "auto, 0, 1, or the share of a GPU that a group gets, such as 0.25")
+        raise wrong_value("gpus", value, "auto, 0, 1, or the share of a GPU that a group gets, such as 0.25")
     return value
 
 
 def one_of(name: str, value: Any, valid: Sequence[Any]) -> Any:
-    """Return a key's value, one of a few. Errors: see `refused`."""
+    """Return a key's value, one of a few. Errors: see `wrong_value`."""
     if value not in valid or type(value) is not type(valid[0]):
-        raise refused(name, value, " or ".join(str(option).lower() for option in valid))
+        raise wrong_value(name, value, " or ".join(str(option).lower() for option in valid))
     return value
 
 
 def amounts(value: Any) -> dict[str, float]:
-    """Return the amount of each custom resource that a group gets. Errors: see `refused`."""
+    """Return the amount of each custom resource that a group gets. Errors: see `wrong_value`."""
     if not isinstance(value, Mapping) or not all(isinstance(k, str) and is_number(v) for k, v in value.items()):
-        raise refused("resources", value, "names of resources with their amounts, such as {fast_disk: 1}")
+        raise wrong_value("resources", value, "names of resources with their amounts, such as {fast_disk: 1}")
     for name, key in (("CPU", "cpus"), ("GPU", "gpus"), ("memory", "memory_gb")):
         if name in value:
-            raise refused("resources", dict(value), f"without {name}, which is hydra.launcher.{key}")
+            raise wrong_value("resources", dict(value), f"without {name}, which is hydra.launcher.{key}")
     return dict(value)
 
 
 def prefixes(value: Any) -> tuple[str, ...]:
-    """Return the prefixes of the environment variables that tasks get. Errors: see `refused`."""
+    """Return the prefixes of the environment variables that tasks get. Errors: see `wrong_value`."""
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) and v for v in value):
-        raise refused("environment", value, "a list of beginnings of names, such as [KDBENCH_, WANDB_]")
+        raise wrong_value("environment", value, "a list of beginnings of names, such as [KDBENCH_, WANDB_]")
     return tuple(value)
 
 
 def checked_address(value: Any) -> str | None:
-    """Return the address of a cluster, or None for one of this machine. Errors: see `refused`."""
+    """Return the address of a cluster, or None for one of this machine. Errors: see `wrong_value`."""
     if value is None or value == "auto":
         return value
     host, _, port = str(value).removeprefix("ray://").rpartition(":")
     if not isinstance(value, str) or not host or "/" in host or not (port.isdecimal() and 0 < int(port) < 65536):
-        raise refused("address", value, "null, auto, HOST:PORT or ray://HOST:PORT")
+        raise wrong_value("address", value, "null, auto, HOST:PORT or ray://HOST:PORT")
     return value
 
 

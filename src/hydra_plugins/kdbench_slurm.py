@@ -57,6 +57,6 @@ class SlurmLauncher(GroupLauncher):
     def launch_groups(
         self, groups: Sequence[Sequence["PlannedRun"]]
     ) -> Generator[tuple[int, Sequence["JobResult | None"]], None, None]:
-        from kdbench.sweep.slurm_wait import follow
+        from kdbench.sweep.slurm_wait import results_of_tasks
 
-        return follow(self.options, groups, self.running)
+        return results_of_tasks(self.options, groups, self.running)

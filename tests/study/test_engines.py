@@ -23,8 +23,9 @@ from kdbench.study.overview import overview
 from kdbench.study.progress import is_done
 from kdbench.study.read import read_study
 from kdbench.study.slurm_job import StageGroup, StageJob, StudyCommand, divide
+from kdbench.sweep import slurm as sweep_slurm
 from kdbench.sweep.plan import JobResult, PlannedRun
-from kdbench.sweep.slurm_commands import JobState
+from kdbench.sweep.slurm_commands import JobState, SlurmError
 from kdbench.sweep.slurm_job import ArrayTask
 from kdbench.sweep.worker import unpack_group
 from kdbench.system import signals
@@ -160,8 +161,8 @@ class Submitted:
 def submitted(monkeypatch: pytest.MonkeyPatch, trainer: Trainer) -> list[tuple[str, str | None, list[Any]]]:
     """Submit jobs to nowhere; return name, condition and calls of each array. Groups are completed by `trainer`."""
     Submitted.calls = []
-    monkeypatch.setattr(slurm, "executor", lambda options, folder, name, dependency: Submitted(name, dependency))
-    monkeypatch.setattr(slurm, "max_array_size", lambda: 1000)
+    monkeypatch.setattr(sweep_slurm, "executor", lambda options, folder, name, dependency: Submitted(name, dependency))
+    monkeypatch.setattr(sweep_slurm, "max_array_size", lambda: 1000)
     monkeypatch.setattr(slurm, "jobs_of_user", dict)
     monkeypatch.setattr(slurm_job, "log_to_console", lambda: None)
 
@@ -395,6 +396,29 @@ def test_a_stage_whose_groups_were_not_written_says_so(submitted: Arrays, tmp_pa
     with pytest.raises(RunError) as error:
         StageJob(tmp_path / "groups.pkl")()
     assert error.value.code == "not_found"
+
+
+def test_jobs_count_as_ended_once_slurm_has_not_listed_them_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = {name: JobState(name, text, "None", Path("x")) for name, text in (("7_0", "RUNNING"), ("8", "COMPLETED"))}
+    now = [0.0]
+    monkeypatch.setattr(slurm.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(slurm, "jobs_of_user", lambda: state)
+    watch = slurm.StudyWatch({"7", "8", "9"})
+    assert watch.left() == {"7", "9"}
+    now[0] = slurm.UNKNOWN_SECONDS - 1
+    assert watch.left() == {"7", "9"}
+    now[0] += 1
+    assert watch.left() == {"7"}
+
+    def away() -> None:
+        raise SlurmError("connect failure")
+
+    monkeypatch.setattr(slurm, "jobs_of_user", away)
+    with caplog.at_level("INFO", "kdbench"):
+        assert watch.left() == watch.left() == {"7", "8", "9"}
+    assert caplog.text.count("SLURM does not answer (connect failure)") == 1
 
 
 def test_minutes_and_jobs_of_slurm_do_not_go_together(tiny: Tiny, studies: Path) -> None:

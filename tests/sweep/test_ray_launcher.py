@@ -188,6 +188,19 @@ def test_a_lost_group_waits_and_is_tried_as_often_as_allowed(
     assert "its node was lost (3 times)" in capsys.readouterr().err
 
 
+def test_groups_that_have_started_are_noted_for_the_record(
+    monkeypatch: pytest.MonkeyPatch, planned: Callable[..., list[PlannedRun]]
+) -> None:
+    started = SimpleNamespace(remote=lambda *task: "reference")
+    ray = SimpleNamespace(remote=lambda call: SimpleNamespace(options=lambda **options: started))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    runs = planned("method=ce", "seed=0,1")
+    cluster: Any = SimpleNamespace(gpus_of_group=lambda options, device: 0, room=lambda options: 1)
+    tasks = RayTasks([[run] for run in runs], cluster, GroupOptions())
+    tasks.start_next()
+    assert [run.launched for run in runs] == [True, False]
+
+
 def test_a_group_has_the_numbers_of_its_runs(planned: Callable[..., list[PlannedRun]]) -> None:
     runs = planned("method=ce", "seed=0,1,2")
     assert task_name(runs, 4) == "jobs 5-7"

@@ -54,6 +54,17 @@ def test_options_of_sbatch_are_passed_on_and_those_that_are_off_are_left_out() -
     assert SlurmOptions(time=60, requeue=False).parameters["no-requeue"] is True
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["dependency", "d", "nodes", "N", "ntasks", "n", "ntasks_per_node", "ntasks-per-node", "job-name", "J",
+     "kill-on-invalid-dep", "--dependency", "depend", "t"],
+)  # fmt: skip
+def test_options_that_kdbench_sets_are_refused_in_every_form(name: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        SlurmOptions(time=60, sbatch={name: 1}).check()
+    assert (error.value.code, error.value.key) == ("usage", f"hydra.launcher.sbatch.{name}")
+
+
 def end_of_script(folder: Path, code: int, state: str = "RUNNING", **variables: str) -> str:
     """Return what the batch script calls scontrol with, after a command with an exit code."""
     for name, text in (("scontrol", 'echo "$@"'), ("squeue", f"echo {state}")):
@@ -239,7 +250,7 @@ def test_runs_of_earlier_tasks_are_skipped_where_busy_runs_are(
 ) -> None:
     runs: list[PlannedRun] = [plan_run((), lambda job: small("method=ce", "on_busy=skip"))]
     task = ArrayTask("7_2", tmp_path, (runs[0].key,))
-    ((position, (result,)),) = slurm_wait.follow(OPTIONS, [runs], [task])
+    ((position, (result,)),) = slurm_wait.results_of_tasks(OPTIONS, [runs], [task])
     assert (position, result.status) == (0, "skipped")
     assert result.error == "skipped: SLURM job 7_2 completes the run (on_busy=skip)"
 

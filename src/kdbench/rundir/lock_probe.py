@@ -1,4 +1,4 @@
-"""A check of the file system of an output root: do locks work there?
+"""A check that locks work on the file system of an output root.
 
 Some network and FUSE file systems create a file that exists already, show another process an old record, lose the
 time of a touch, or number files anew at each look. Two processes would then train the same run at once. The check does

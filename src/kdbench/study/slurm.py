@@ -6,14 +6,12 @@ grid in the place of the winners.
 """
 
 import argparse
-import contextlib
 import copy
-import io
 import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +25,8 @@ from kdbench.study.read import is_of_launcher
 from kdbench.study.slurm_job import FinishJob, PlanJob, StageJob, StudyCommand, command_of, divide
 from kdbench.sweep.lockstep import group_planned
 from kdbench.sweep.plan import PlannedRun
-from kdbench.sweep.slurm import TASKS_FILE, SlurmOptions, executor, new_folder, outside_of_a_job, refused
-from kdbench.sweep.slurm_commands import ENDED, SlurmError, jobs_of_user, max_array_size, own_words, unreachable
+from kdbench.sweep.slurm import SlurmOptions, new_folder, submit_arrays
+from kdbench.sweep.slurm_commands import ENDED, JobState, SlurmError, jobs_of_user, unreachable
 from kdbench.system.signals import NOT_FINISHED
 
 if TYPE_CHECKING:
@@ -41,7 +39,7 @@ JOBS_FILE = "slurm.json"
 POLL_SECONDS = 5.0
 GROUPS_FILE = "groups.pkl"
 UNKNOWN_SECONDS = 60.0
-"""Time for which a job may be unknown to squeue, which forgets ended ones, before it counts as ended."""
+"""Time for which a job may be unknown to squeue, such as after a restart of SLURM, before it counts as ended."""
 
 
 @dataclass(frozen=True)
@@ -205,19 +203,10 @@ class Submission:
             purpose: name of the jobs, for people.
             dependency: value of `sbatch --dependency`.
         """
-        size, submitted = max_array_size(), []
-        for start in range(0, len(calls), size):
-            part = calls[start : start + size]
-            folder = new_folder(self.plan.output_root)
-            write_json(folder / TASKS_FILE, {"keys": [[] for _ in part]})
-            name = f"{purpose}.{self.plan.study.label}"  # squeue shows eight letters
-            made = executor(self.options, folder, name, dependency)
-            try:
-                with outside_of_a_job(), contextlib.redirect_stderr(io.StringIO()), made.batch():
-                    tasks = [made.submit(call) for call in part]
-            except Exception as error:  # submitit's own kinds, with SLURM's words
-                raise refused(SlurmError(own_words(str(error)))) from None
-            job = SubmittedJob(tasks[0].job_id.partition("_")[0], purpose, len(part), str(folder))
+        submitted = []
+        name = f"{purpose}.{self.plan.study.label}"  # squeue shows eight letters
+        for tasks in submit_arrays(self.options, calls, self.plan.output_root, name, dependency):
+            job = SubmittedJob(tasks[0].array, purpose, len(tasks), str(tasks[0].folder))
             submitted.append(job.job)
             self.jobs.append(job)
             write_json(self.plan.folder / JOBS_FILE, {"jobs": [vars(job) for job in self.jobs]})
@@ -276,7 +265,46 @@ def queued_jobs(plan: StudyPlan) -> list[SubmittedJob]:
 
 def active_jobs() -> set[str]:
     """Return the ids of this user's jobs that have not ended, without the numbers of tasks."""
-    return {name.partition("_")[0] for name, job in jobs_of_user().items() if job.state not in ENDED}
+    return ids_of(jobs_of_user(), ended=False)
+
+
+def ids_of(jobs: Mapping[str, JobState], ended: bool) -> set[str]:
+    """Return the ids of jobs that have ended, or of those that have not, without the numbers of tasks."""
+    return {name.partition("_")[0] for name, job in jobs.items() if (job.state in ENDED) == ended}
+
+
+class StudyWatch:
+    """The jobs of a study that have not ended. One that squeue does not list counts as ended after a while.
+
+    Args:
+        jobs: ids of all its jobs.
+    """
+
+    def __init__(self, jobs: Collection[str]) -> None:
+        self.jobs = jobs
+        self.unknown: dict[str, float] = {}
+        """Time at which each job was first not listed."""
+        self.is_away = False
+
+    def left(self) -> set[str]:
+        """Return the ids of the jobs that have not ended; all where SLURM does not answer, which is reported once."""
+        try:
+            listed = jobs_of_user()
+        except SlurmError as error:
+            if not self.is_away:
+                log.info("SLURM does not answer (%s); its jobs are waited for all the same", error)
+            self.is_away = True
+            return set(self.jobs)
+        self.is_away = False
+        now, active, ended = time.monotonic(), ids_of(listed, ended=False), ids_of(listed, ended=True)
+        for job in active | ended:
+            self.unknown.pop(job, None)
+        absent = {job for job in self.jobs if job not in active | ended}
+        return {
+            job
+            for job in self.jobs
+            if job in active or (job in absent and now - self.unknown.setdefault(job, now) < UNKNOWN_SECONDS)
+        }
 
 
 def wait(jobs: Sequence[SubmittedJob], execution: StudyExecution) -> int:
@@ -286,13 +314,9 @@ def wait(jobs: Sequence[SubmittedJob], execution: StudyExecution) -> int:
         jobs: the jobs; they continue where this process is stopped.
         execution: of the study.
     """
-    plan, shown, names = execution.plan, "", {job.job for job in jobs}
+    plan, shown, watch = execution.plan, "", StudyWatch({job.job for job in jobs})
     while True:
-        try:
-            left = names & active_jobs()
-        except SlurmError as error:
-            log.info("SLURM does not answer (%s); its jobs are waited for all the same", error)
-            left = names
+        left = watch.left()
         line = f"{sum(map(is_done, plan.all_runs()))} runs done, {len(left)} jobs left"
         if line != shown:
             print(line, flush=True)

@@ -68,13 +68,25 @@ class Worker:
             task: the group.
             device: value of `runtime.device` for its runs; None leaves it to them.
         """
+        try:
+            self.submit(task, device)
+        except BrokenExecutor:  # the process was killed while it had no group
+            self.close()
+            self.submit(task, device)
+        self.position = position
+
+    def submit(self, task: GroupTask, device: str | None) -> None:
+        """Send a group to the process. Arguments: see `start`.
+
+        Raises:
+            BrokenExecutor: the process has ended.
+        """
         if self.pool is None:
             environment = worker_environment(self.device)
             self.pool = ProcessPoolExecutor(1, initializer=prepare, initargs=(os.getpid(),), env=environment)
         with interrupts_blocked():  # the process is started here, and Ctrl-C would end it with a traceback
             self.pid = self.pool.submit(os.getpid)
             self.result = self.pool.submit(execute, task, device, self.device.threads)
-        self.position = position
 
     def take_result(self, runs: Sequence[PlannedRun], names: str) -> Results:
         """Return the results of the group that has ended; None for each run if the process died.

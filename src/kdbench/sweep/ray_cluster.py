@@ -37,7 +37,7 @@ DRIVER_SETTINGS = {
 
 @dataclass(frozen=True)
 class GroupOptions:
-    """What a group of runs gets, and what happens to it; the keys of conf/hydra/launcher/ray.yaml."""
+    """Resources of a group of runs, and its retries; the keys of conf/hydra/launcher/ray.yaml."""
 
     cpus: float = 1
     gpus: float | None = None

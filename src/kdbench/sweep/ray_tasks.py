@@ -10,7 +10,7 @@ from typing import Any
 
 from kdbench.errors import RunError, first_line
 from kdbench.rundir.summary import Status
-from kdbench.sweep.execute import Groups, Results, failure, numbers_of
+from kdbench.sweep.execute import Groups, Results, failure, mark_launched, numbers_of
 from kdbench.sweep.plan import JobResult, PlannedRun
 from kdbench.sweep.ray_cluster import Cluster, GroupOptions
 from kdbench.sweep.worker import GroupTask, pack_group, run_group
@@ -83,6 +83,7 @@ class RayTasks:
         import ray
 
         runs, first, options = self.groups[position], self.first[position], self.options
+        mark_launched(runs)
         gpus = self.cluster.gpus_of_group(options, runs[0].config.runtime.device)
         request = options.request(gpus)
         task = ray.remote(execute_task).options(

@@ -11,14 +11,17 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import TYPE_CHECKING, Any
 
+from hydra_plugins.kdbench_launcher import whole_number, wrong_value
 from kdbench.errors import ConfigError
 from kdbench.rundir.files import check_writable, write_json
+from kdbench.sweep.execute import numbers_of
 from kdbench.sweep.plan import PlannedRun
 from kdbench.sweep.slurm_commands import SlurmError, check_reachable, command, max_array_size, own_words
 from kdbench.sweep.slurm_job import ArrayTask, GroupJob
@@ -40,7 +43,15 @@ FOLDER = "slurm"
 """Folder in the output root with a folder for each array job."""
 TASKS_FILE = "tasks.json"
 """Run keys of the groups of an array job, in the order of its tasks."""
-OWN_OPTIONS = ("array", "error", "no-requeue", "open-mode", "output", "parsable", "requeue", "signal", "wait", "wrap")
+OWN_OPTIONS = (
+    "array", "dependency", "error", "job-name", "kill-on-invalid-dep", "no-requeue", "nodes", "ntasks",
+    "ntasks-per-node", "open-mode", "output", "parsable", "requeue", "signal", "wait", "wrap",
+)  # fmt: skip
+SHORT_FORMS = {
+    "A": "account", "C": "constraint", "J": "job-name", "N": "nodes", "W": "wait", "a": "array", "c": "cpus-per-task",
+    "d": "dependency", "e": "error", "n": "ntasks", "o": "output", "p": "partition", "q": "qos", "t": "time",
+}  # fmt: skip
+"""Options of sbatch that kdbench sets, by their letters."""
 TIME_FORMS = re.compile(
     r"(?P<m>\d+)(:(?P<s>\d\d))?|(?P<h2>\d+):(?P<m2>\d\d):(?P<s2>\d\d)|(?P<d>\d+)-(?P<h3>\d+)(:(?P<m3>\d\d)(:(?P<s3>\d\d))?)?"
 )
@@ -74,9 +85,9 @@ class SlurmOptions:
         for name in ("partition", "gpus_per_node", "cpus_per_task", "mem", "account", "qos", "constraint"):
             check_word(name, getattr(self, name))
         for name in ("array_parallelism", "signal_seconds", "max_stops"):
-            check_count(name, getattr(self, name))
+            whole_number(name, getattr(self, name))
         if type(self.requeue) is not bool:
-            raise wrong("requeue", self.requeue, "true or false")
+            raise wrong_value("requeue", self.requeue, "true or false")
         seconds = seconds_of(self.time)
         if seconds <= self.signal_seconds:
             raise ConfigError(
@@ -86,12 +97,14 @@ class SlurmOptions:
                 key="hydra.launcher.signal_seconds",
             )
         if isinstance(self.setup, str) or not all(isinstance(line, str) and line.isprintable() for line in self.setup):
-            raise wrong("setup", self.setup, "a list of shell commands, each in one line")
+            raise wrong_value("setup", self.setup, "a list of shell commands, each in one line")
         if not (self.sbatch is None or isinstance(self.sbatch, Mapping)):
-            raise wrong("sbatch", self.sbatch, "a mapping from options of sbatch to values, such as {nice: 100}")
+            raise wrong_value("sbatch", self.sbatch, "a mapping from options of sbatch to values, such as {nice: 100}")
         for name, value in (self.sbatch or {}).items():
             check_word(f"sbatch.{name}", value)
-            long_name = str(name).replace("_", "-")
+            plain = str(name).lstrip("-").replace("_", "-")
+            # sbatch takes every unambiguous beginning of a name.
+            long_name = SHORT_FORMS.get(plain) or next((o for o in OWN_OPTIONS if o.startswith(plain)), plain)
             if long_name in OWN_OPTIONS or getattr(self, long_name.replace("-", "_"), None) is not None:
                 raise ConfigError(
                     f"hydra.launcher.sbatch.{name}: kdbench sets --{long_name} itself, from the other keys of "
@@ -116,19 +129,7 @@ def check_word(name: str, value: Any) -> None:
     """Check a value that stands in a line of a batch script."""
     plain = value is None or isinstance(value, bool | int | float | str)
     if not plain or (isinstance(value, str) and not (value and value.isprintable())):
-        raise wrong(name, value, "a word or a number, as sbatch takes it, or null")
-
-
-def check_count(name: str, value: Any) -> None:
-    """Check a whole number of at least 1."""
-    if type(value) is not int or value < 1:
-        raise wrong(name, value, "a whole number of at least 1")
-
-
-def wrong(name: str, value: Any, allowed: str) -> ConfigError:
-    """Return the error for a value of a key of the launcher."""
-    key = f"hydra.launcher.{name}"
-    return ConfigError(f"{key} is {value!r}; it must be {allowed}", code="out_of_range", key=key)
+        raise wrong_value(name, value, "a word or a number, as sbatch takes it, or null")
 
 
 def seconds_of(limit: Any) -> int:
@@ -142,7 +143,7 @@ def seconds_of(limit: Any) -> int:
     units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
     seconds = sum(value * units[name[0]] for name, value in parts.items())
     if not seconds:
-        raise wrong("time", limit, "minutes, 'MM:SS', 'HH:MM:SS' or 'D-HH:MM:SS' (in quotes in a YAML file)")
+        raise wrong_value("time", limit, "minutes, 'MM:SS', 'HH:MM:SS' or 'D-HH:MM:SS' (in quotes in a YAML file)")
     return seconds
 
 
@@ -185,10 +186,17 @@ def check_runs(options: SlurmOptions, runs: Sequence[PlannedRun]) -> None:
         )
 
 
-def refused(error: SlurmError) -> ConfigError:
-    """Return the error for options that sbatch does not accept, with its own words."""
+def refused(error: SlurmError, submitted: Sequence[str] = ()) -> ConfigError:
+    """Return the error for options that sbatch does not accept, with its own words.
+
+    Args:
+        error: the words.
+        submitted: ids of the jobs that it has accepted before.
+    """
+    names = " ".join(submitted)
+    others = f"; accepted before: {names}, which scancel {names} cancels" if submitted else ""
     return ConfigError(
-        f"SLURM refuses the jobs of hydra/launcher=slurm: {error}; change the keys of hydra.launcher",
+        f"SLURM refuses the jobs of hydra/launcher=slurm: {error}{others}; change the keys of hydra.launcher",
         code="slurm_refuses",
         key="hydra.launcher",
     )
@@ -304,36 +312,56 @@ def submit(
     Raises:
         ConfigError: SLURM refuses the jobs.
     """
-    size, tasks = max_array_size(), list[ArrayTask]()
-    for start in range(0, len(groups), size):
-        part = groups[start : start + size]
-        tasks += submit_array(options, part, output_root, name, dependency, first + sum(map(len, groups[:start])))
+    firsts = [first + number for number in numbers_of(groups)]
+    calls = [
+        GroupJob(pack_group(runs, number), options.max_stops, options.requeue)
+        for number, runs in zip(firsts, groups, strict=True)
+    ]
+    keys = [tuple(run.key for run in runs) for runs in groups]
+    tasks = list[ArrayTask]()
+    for array in submit_arrays(options, calls, output_root, name, dependency, keys):
+        tasks += array
     return tasks
 
 
-def submit_array(
+def submit_arrays(
     options: SlurmOptions,
-    groups: Sequence[Sequence[PlannedRun]],
+    calls: Sequence[Callable[[], None]],
     output_root: Path,
     name: str,
-    dependency: str | None,
-    first: int,
-) -> list[ArrayTask]:
-    """Submit groups as one array job. Arguments, result and errors: see `submit`."""
-    folder = new_folder(output_root)
-    keys = [tuple(run.key for run in runs) for runs in groups]
-    write_json(folder / TASKS_FILE, {"keys": keys})  # before: a process that is killed now leaves what `attach` needs
-    submitted = executor(options, folder, name, dependency)
-    try:
-        with outside_of_a_job(), contextlib.redirect_stderr(io.StringIO()), submitted.batch():
-            jobs = []
-            for runs in groups:
-                call = GroupJob(pack_group(runs, first), options.max_stops, options.requeue)
-                jobs.append(submitted.submit(call))
-                first += len(runs)
-    except Exception as error:  # submitit's own kinds, with SLURM's words
-        raise refused(SlurmError(own_words(str(error)))) from None
-    return [ArrayTask(str(job.job_id), folder, own) for job, own in zip(jobs, keys, strict=True)]
+    dependency: str | None = None,
+    keys: Sequence[tuple[str, ...]] = (),
+) -> Iterator[list[ArrayTask]]:
+    """Submit calls as array jobs no larger than SLURM allows, and yield the tasks of each as it is submitted.
+
+    Args:
+        options: checked (`check_slurm`).
+        calls: one for each task.
+        output_root: the files of the jobs are in its folder slurm/.
+        name: name of the jobs.
+        dependency: see `executor`.
+        keys: run keys of each call, for a later command that looks for its runs.
+
+    Raises:
+        ConfigError: SLURM refuses the jobs.
+    """
+    from submitit.core.utils import FailedJobError
+
+    size, done = max_array_size(), list[str]()
+    for start in range(0, len(calls), size):
+        part = calls[start : start + size]
+        own = keys[start : start + size] or [()] * len(part)
+        folder = new_folder(output_root)
+        write_json(folder / TASKS_FILE, {"keys": own})  # before: a process that is killed now leaves what is looked for
+        made = executor(options, folder, name, dependency)
+        try:
+            with outside_of_a_job(), contextlib.redirect_stderr(io.StringIO()), made.batch():
+                jobs = [made.submit(call) for call in part]
+        except (FailedJobError, CalledProcessError) as error:  # with SLURM's words
+            raise refused(SlurmError(own_words(str(error))), done) from None
+        tasks = [ArrayTask(str(job.job_id), folder, run_keys) for job, run_keys in zip(jobs, own, strict=True)]
+        done.append(tasks[0].array)
+        yield tasks
 
 
 def new_folder(output_root: Path) -> Path:

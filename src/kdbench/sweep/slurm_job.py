@@ -6,6 +6,7 @@
 import json
 import logging
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,6 +41,11 @@ class ArrayTask:
     job: str
     folder: Path
     keys: tuple[str, ...] = ()
+
+    @property
+    def array(self) -> str:
+        """Id of the job without the number of the task."""
+        return self.job.partition("_")[0]
 
     @property
     def results(self) -> Path:
@@ -107,8 +113,12 @@ def own_task() -> ArrayTask:
     return ArrayTask(environment.job_id, environment.paths.folder)
 
 
-class Requeued:
+class Requeued(ABC):
     """A call of submitit's that is the same when its job is requeued."""
+
+    @abstractmethod
+    def __call__(self) -> None:
+        """Execute the job."""
 
     def checkpoint(self) -> Any:
         """Return the call with which submitit requeues the job.

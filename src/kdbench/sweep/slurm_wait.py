@@ -85,7 +85,7 @@ def output_root_of(runs: Sequence[PlannedRun]) -> Path:
     return Path(runs[0].config.output_root)
 
 
-def follow(
+def results_of_tasks(
     options: SlurmOptions, groups: Sequence[Sequence[PlannedRun]], running: Sequence[ArrayTask]
 ) -> Generator[tuple[int, Sequence[JobResult]], None, None]:
     """Submit groups that are not complete, wait for them, and print their results (`kdbench.sweep.execute.Launch`).
@@ -115,7 +115,7 @@ def follow(
             new.append(position)
     if new:
         submitted = submit(options, [groups[position] for position in new], output_root_of(groups[new[0]]))
-        jobs = list(dict.fromkeys(task.job.partition("_")[0] for task in submitted))
+        jobs = list(dict.fromkeys(task.array for task in submitted))
         log.info("SLURM job %s: %d tasks; files: %s", ", ".join(jobs), len(submitted), submitted[0].folder)
         waiting |= zip(new, submitted, strict=True)
     try:
@@ -127,7 +127,7 @@ def follow(
             yield position, show(groups, position, [by_key[run.key] for run in groups[position]], task)
     finally:
         if waiting:
-            jobs = list(dict.fromkeys(task.job.partition("_")[0] for task in waiting.values()))
+            jobs = list(dict.fromkeys(task.array for task in waiting.values()))
             log.info(
                 "%d tasks of SLURM go on without this process; the same command waits for them again, and scancel %s "
                 "cancels them",
@@ -162,7 +162,7 @@ def wait(waiting: dict[int, ArrayTask]) -> Iterator[tuple[int, list[JobResult]]]
     Args:
         waiting: tasks by position; those that ended are removed.
     """
-    watch = Watch()
+    watch = JobWatch()
     while waiting:
         present = files_in({task.folder for task in waiting.values()})
         for position, task in list(waiting.items()):
@@ -184,8 +184,8 @@ def files_in(folders: Collection[Path]) -> set[Path]:
     return found
 
 
-class Watch:
-    """What SLURM says about tasks that have no results yet, at most every `SQUEUE_SECONDS`."""
+class JobWatch:
+    """States of tasks that have no results yet, fetched from SLURM at most every `SQUEUE_SECONDS`."""
 
     def __init__(self) -> None:
         self.called = time.monotonic()
