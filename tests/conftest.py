@@ -35,6 +35,7 @@ from kdbench.runner.policy import run_with_retries
 from kdbench.system import signals
 from kdbench.teachers import cache, store
 from tests.networks import SPEC
+from tests.slurm import Cluster, cluster
 
 SMALL = (
     "student=resnet8", "teacher=resnet20", "data=shapes", "data.num_train=64", "data.num_val=50", "data.num_test=60",
@@ -281,3 +282,10 @@ def cifar100_root() -> Path:
     if not (root / "cifar-100-python").is_dir():
         pytest.skip(f"needs CIFAR-100: no cifar-100-python in {root.absolute()} (set KDBENCH_DATA)")
     return root.absolute()
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A SLURM with two CPUs, one for all tests of the group slurm."""
+    with cluster(tmp_path_factory.mktemp("slurm") / "cluster") as running:
+        yield running

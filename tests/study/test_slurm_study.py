@@ -3,14 +3,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from tests.faults.checks import differences, results
-from tests.slurm import Cluster, cluster
+from tests.slurm import Cluster
 from tests.study.conftest import TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
@@ -19,12 +18,6 @@ COMMAND = (
     "student.widths=[8,8,16,16]", "teacher.widths=[8,8,16,16]", "runtime.threads=1",
 )  # fmt: skip
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.time=10")
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("slurm") / "cluster") as running:
-        yield running
 
 
 def call(folder: Path, environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:

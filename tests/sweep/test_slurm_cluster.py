@@ -6,22 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.docs.test_docs import CHECKOUT, blocks
-from tests.slurm import PAUSED, TINY, Cluster, Sweep, cluster, same_runs
+from tests.slurm import PAUSED, TINY, Cluster, Sweep, same_runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A SLURM with two CPUs."""
-    with cluster(tmp_path_factory.mktemp("slurm") / "cluster") as running:
-        yield running
 
 
 def restarts(slurm: Cluster, job: str) -> int:
