@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,11 +99,12 @@ def opened(*definitions: Definition, name: str = "s", file: str = "searches.db",
 def stub(**changes: Any) -> Search:
     arm = SimpleNamespace(
         running=lambda: [SimpleNamespace(number=3, user_attrs={})], left_alone=set(), finished=list, label="",
-        set_attrs=lambda *_: None, attributes=lambda _: {},
+        set_attrs=lambda *_: None, attributes=lambda _: {}, is_held=lambda *_: True,
     )  # fmt: skip
     plain = {
         "name": "s", "url": "sqlite:///s.db", "keys": settings.read_keys(KEYS), "objectives": ["val_acc"],
-        "arms": [arm], "members": None, "compose": None, "launch": None, "waits": False,
+        "arms": [arm], "members": SimpleNamespace(alone=nullcontext, renew=lambda: None, own="own"), "compose": None,
+        "launch": None, "waits": False,
     }  # fmt: skip
     return Search(**plain | changes)
 
@@ -173,6 +175,7 @@ SEARCH_CASES: list[Callable[[], object]] = [
     lambda: reported("nowhere"), lambda: reported("searches/trials.csv", "a,b\n1,2\n"),
     lambda: reported("searches/trials.csv", "status,val_acc\nfailed,\n"),
     lambda: searched(LR, sampler={"name": "grid"}),
+    lambda: searched("recipe.epochs=int(interval(1,30000))", sampler={"name": "grid"}),
     lambda: check_root(SimpleNamespace(study_name="s", user_attrs={"output_root": str(Path.cwd())}), Path("other")),
 ]  # fmt: skip
 """Calls, each of which ends in an error."""

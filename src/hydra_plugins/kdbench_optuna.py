@@ -4,7 +4,8 @@ Its keys and their defaults are in conf/hydra/sweeper/optuna.yaml. Hydra imports
 every start, so nothing heavy is imported at the top.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -64,13 +65,16 @@ class OptunaSweeper(KdbenchSweeper):
         except Exception as error:  # Hydra's own errors, and what it stumbles over
             raise composition_error(error, overrides) from None
 
-    def launch_planned(self, runs: Sequence["PlannedRun"]) -> "Iterator[tuple[PlannedRun, JobResult | None]]":
+    def launch_planned(
+        self, runs: Sequence["PlannedRun"]
+    ) -> "Generator[tuple[PlannedRun, JobResult | None], None, None]":
         """Execute runs at once with the launcher, in groups by one of kdbench's own; yield results as they end."""
         if isinstance(self.launcher, GroupLauncher):
             self.launcher.check(runs)
             groups = self.launcher.group(runs)
-            for position, results in self.launcher.launch_groups(groups):
-                yield from zip(groups[position], results, strict=True)
+            with closing(self.launcher.launch_groups(groups)) as launched:
+                for position, results in launched:
+                    yield from zip(groups[position], results, strict=True)
         else:
             together = [[run] for run in runs] if isinstance(self.launcher, BasicLauncher) else [runs]
             for group in together:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from kdbench.runner import trials
+from kdbench.runner.pruning import TrialReporter
 from tests.conftest import SMALL, Finished
 
 pytestmark = pytest.mark.slow
@@ -25,6 +27,7 @@ TINY = (
 ALONE = (*TINY, "teacher=none", "method=ce")
 OPTUNA = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.study_name=s")
 LR = "recipe.lr=tag(log,interval(1e-3,1e-1))"
+REPORT = "import sys; from kdbench.cli import main_report; sys.exit(main_report())"
 Kdbench = Callable[..., Finished]
 Rows = list[dict[str, str]]
 
@@ -82,12 +85,22 @@ def test_a_search_finishes_its_trials_writes_its_results_and_continues(kdbench: 
         assert winner.score == pytest.approx(max(own), abs=1e-3)
         assert len(winner.candidates) == len({row["run"] for row in rows if row["method"] == winner.method})
     assert "does not report them" in result.out
+    assert {row["epochs"] for row in rows} == {"1"}
     again = kdbench(*OPTUNA, *space, "hydra.sweeper.n_trials=6")
     assert again.code == 0
     assert "job 1" not in again.out
     more = kdbench(*OPTUNA, *space, "hydra.sweeper.n_trials=7")
     assert more.code == 0
     assert len(rows_in(home)) == 7
+    printed = [shlex.split(line) for line in result.out.splitlines() if line.startswith("  kdbench")]
+    assert [command[0] for command in printed] == ["kdbench", "kdbench-report"]
+    finals = kdbench(*printed[0][1:], *(o for o in space if o.startswith(("data", "student.widths", "teacher.widths"))))
+    assert finals.code == 0, finals.err
+    reported = subprocess.run(
+        [sys.executable, "-c", REPORT, *printed[1][1:], "--no-figures"], cwd=home, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert reported.returncode == 0, reported.stderr
     winner = next(w for w in best.winners if w.method == "logit")
     final = kdbench(
         "--config-dir", "out/searches/s", "experiment=best_logit", "seed=5", "output_root=out", "--cfg", "job"
@@ -145,16 +158,19 @@ def test_a_run_that_is_behind_is_pruned_and_can_be_continued(kdbench: Kdbench, t
     assert "resuming from last.ckpt after 1 of 3 epochs" in continued.out
 
 
-def test_a_pruned_run_leaves_those_that_train_with_it(kdbench: Kdbench, tmp_path: Path) -> None:
+def test_a_pruned_run_leaves_those_that_train_with_it(
+    kdbench: Kdbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrialReporter, "should_prune", lambda own: own.learner.recipe.lr < 0.01)
     result = kdbench(
-        *OPTUNA, *ALONE, "recipe.lr=1e-9,0.05", "recipe.min_lr=0", "recipe.epochs=4", "hydra/sweeper/sampler=grid",
-        "hydra/sweeper/pruner=median", "hydra.sweeper.pruner.n_startup_trials=0",
-        "hydra.sweeper.pruner.n_warmup_steps=1", "hydra.sweeper.n_jobs=2",
+        *OPTUNA, *ALONE, "recipe.lr=1e-3,0.05", "recipe.min_lr=0", "recipe.epochs=3", "hydra/sweeper/sampler=grid",
+        "hydra/sweeper/pruner=threshold", "hydra.sweeper.pruner.lower=0", "hydra.sweeper.n_jobs=2",
         "hydra.sweeper.defaults_first=false", "hydra/launcher=lockstep",
     )  # fmt: skip
     assert result.code == 0, result.err
-    assert {row["status"] for row in rows_in(tmp_path / "home")} <= {"complete", "pruned"}
-    assert "complete" in {row["status"] for row in rows_in(tmp_path / "home")}
+    assert "jobs in lockstep" in result.out
+    rows = {float(row["recipe.lr"]): (row["status"], row["epochs"]) for row in rows_in(tmp_path / "home")}
+    assert rows == {1e-3: ("pruned", ""), 0.05: ("complete", "3")}
 
 
 def test_a_loss_that_is_not_finite_is_a_result_at_chance(kdbench: Kdbench, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A search from its command line to its results."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections import Counter
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -9,22 +11,22 @@ from omegaconf import DictConfig
 
 from kdbench.config import RunConfig
 from kdbench.errors import BusyError, ConfigError, RunError, without_passwords
-from kdbench.rundir.files import check_writable
+from kdbench.rundir.files import check_writable, hash_of
 from kdbench.runner.run import resolve_run
 from kdbench.runner.trials import build_pruner
 from kdbench.search.options import Options
 from kdbench.search.search import Search, folder_of, left_over
-from kdbench.search.settings import GRID, SearchKeys, check_optuna, directions_of, read_keys, storage_url
-from kdbench.search.space import Space, read_space
+from kdbench.search.settings import GRID, SECTION, SearchKeys, directions_of, read_keys, storage_url
+from kdbench.search.space import read_space
 from kdbench.search.study import Definition, check_root, open_arms
-from kdbench.search.trials import Arm, Members
+from kdbench.search.trials import MOST_SETTINGS, Arm, Members
 
 if TYPE_CHECKING:
     from kdbench.sweep.plan import JobResult, PlannedRun
 
 
 class Sweeper(Protocol):
-    """What the search needs of Hydra's sweeper."""
+    """Part of Hydra's sweeper that a search uses."""
 
     @property
     def loader(self) -> ConfigLoader: ...
@@ -35,7 +37,9 @@ class Sweeper(Protocol):
 
     def node(self, overrides: tuple[str, ...]) -> DictConfig: ...
 
-    def launch_planned(self, runs: "Sequence[PlannedRun]") -> "Iterator[tuple[PlannedRun, JobResult | None]]": ...
+    def launch_planned(
+        self, runs: "Sequence[PlannedRun]"
+    ) -> "Generator[tuple[PlannedRun, JobResult | None], None, None]": ...
 
 
 def search(sweeper: Sweeper, node: dict[str, Any], arguments: Sequence[str]) -> None:
@@ -54,17 +58,16 @@ def search(sweeper: Sweeper, node: dict[str, Any], arguments: Sequence[str]) -> 
     """
     from kdbench.search.results import write_results
 
-    check_optuna()
     keys = read_keys(node)
     space = read_space([*keys.arguments(), *arguments], sweeper.loader)
     sweeper.check_launcher()
     options = Options(space, lambda overrides: sweeper.compose_job(0, overrides), sweeper.node)
     first = options.check()
     check_validation(first)
-    check_grid(keys, space)
+    check_grid(keys, options)
     build_pruner(keys.pruner, first.recipe.epochs)
     directions = directions_of(keys, first.objectives)
-    definition = Definition.of(space, keys.groups, first.objectives, directions, resolve_run(first)[1].key)
+    definition = Definition.of(space, keys.groups, first.objectives, directions, base_of(options))
     name = keys.study_name or definition.name
     root = Path(first.output_root).expanduser()
     check_writable(root / "searches")
@@ -97,18 +100,43 @@ def end(arms: Sequence[Arm]) -> None:
         raise RunError("no trial could run; the error of each is above", code="failed_runs")
 
 
-def check_grid(keys: SearchKeys, space: Space) -> None:
-    """Check that a grid has a number of settings.
+def base_of(options: Options) -> str:
+    """Return the run keys of the first setting of each combination of options, as one text."""
+    found = []
+    for combination in options.space.combinations():
+        try:
+            found.append(resolve_run(options.first_config([combination]))[1].key)
+        except ConfigError:  # its trials are refused one by one
+            found.append("")
+    return found[0] if len(found) == 1 else hash_of({"keys": found})
+
+
+def check_grid(keys: SearchKeys, options: Options) -> None:
+    """Check that a grid has a number of settings that can be listed.
 
     Raises:
-        ConfigError: a key has any number of a range.
+        ConfigError: a key has any number of a range, or there are too many settings.
     """
-    endless = next((d for d in space.dimensions if d.size is None), None)
-    if keys.sampler["name"] == GRID and endless:
+    if keys.sampler["name"] != GRID:
+        return
+    endless = next((d for d in options.space.dimensions if d.size is None), None)
+    if endless:
         raise ConfigError(
             f"hydra/sweeper/sampler=grid tries every setting, and {endless.key} is any number of an interval; use "
             f"{endless.key}=range(start,stop,step) or choice(a,b), or another sampler",
             code="mismatch",
+            key="hydra/sweeper/sampler",
+        )
+    counts = Counter[tuple[object, ...]]()
+    for combination in options.space.combinations():
+        arm = tuple(combination.get(group) for group in keys.groups)
+        counts[arm] += math.prod(d.size or 1 for d in options.dimensions(combination))
+    most = max(counts.values())
+    if most > MOST_SETTINGS:
+        raise ConfigError(
+            f"hydra/sweeper/sampler=grid tries every setting, and there are {most:,}, more than {MOST_SETTINGS:,}; "
+            f"give fewer values, or another sampler, which draws {SECTION}.n_trials of them",
+            code="out_of_range",
             key="hydra/sweeper/sampler",
         )
 

@@ -44,7 +44,7 @@ class Options:
         return self.composed[chosen]
 
     def has(self, options: Params, part: Dimension | Fixed) -> bool:
-        """Return whether the runs of a combination of options have a key."""
+        """Return True if the runs of a combination of options have a key."""
         text = part.text if isinstance(part, Fixed) else part.element
         key = part.key.partition("@")[0]
         if text.startswith("+") or "." not in key:

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,18 +12,23 @@ from omegaconf import OmegaConf
 from kdbench.config import RunConfig
 from kdbench.config.options import groups
 from kdbench.errors import ConfigError, RunError, without_passwords
+from kdbench.report.search.read import BEST_FILE, COMPLETE, TRIALS_FILE
 from kdbench.rundir.files import atomic_path, write_text
 from kdbench.rundir.summary import RunSummary, read_summary
 from kdbench.search.search import Search, is_of_storage, shown
 from kdbench.search.study import NO_PART
 from kdbench.search.trials import ATTEMPTS, DEFAULT, Arm
 from kdbench.study.winners import CHOSEN_BY, Candidate, Winner, winner_of, yaml_of
-from kdbench.sweep.overrides import parse
+from kdbench.sweep.overrides import override, parse
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-TRIALS_FILE, BEST_FILE, FRONT_FILE = "trials.csv", "best.yaml", "front.csv"
+FRONT_FILE = "front.csv"
+SUBJECT = ("student", "teacher", "method", "pair")
+"""Groups that say what competes with what; other options, such as a recipe, are part of a setting."""
+NEEDED = ("trust", "runtime")
+"""First names of keys that final runs need as the trials did, and that no setting has."""
 FIRST = (
     "arm", "number", "status", "default", "student", "teacher", "method", "role",
     "val_acc", "seconds", "params", "macs",
@@ -77,6 +81,8 @@ def trial_row(arm: Arm, trial: "FrozenTrial") -> Row:
     attributes = trial.user_attrs
     scores = dict(attributes.get("scores") or {})
     reached = max(trial.intermediate_values, default=None)
+    if reached is None and (summary := summary_in(str(attributes.get("run") or ""))):
+        reached = summary.epochs
     if "val_acc" not in scores and trial.intermediate_values:  # pruned: the best epoch so far
         scores["val_acc"] = max(trial.intermediate_values.values())
     if "val_acc" in scores:
@@ -134,17 +140,27 @@ def winners_of(search: Search) -> list[Best]:
                 continue
             overrides = arm.options.overrides(trial.params)
             pair = next((o.partition("=")[2] for o in overrides if o.startswith("pair=")), None)
-            varied = tuple(o for o in arm.options.searched(trial.params) if o.partition("=")[0] not in groups())
-            found = Candidate(pair, varied, [summary], [Path(run)])
+            found = Candidate(pair, varied_of(arm.options.searched(trial.params)), [summary], [Path(run)])
             subject = (summary.student, summary.teacher, summary.method)
             by_subject.setdefault(subject, []).append((found, overrides))
-    best = []
-    for candidates in by_subject.values():
-        distinct = {candidate.summaries[0].run_key: (candidate, own) for candidate, own in candidates}
-        winner = winner_of([candidate for candidate, _ in distinct.values()], CHOSEN_BY[0])
-        own = next(own for candidate, own in distinct.values() if list(candidate.overrides) == winner.overrides)
-        best.append(Best(winner, own, len(candidates)))
-    return named(best)
+    return named([best_of(candidates) for candidates in by_subject.values()])
+
+
+def varied_of(searched: Sequence[str]) -> tuple[str, ...]:
+    """Return the overrides of searched keys that are a setting: not those that choose what competes."""
+    return tuple(text for text in searched if text.partition("=")[0] not in SUBJECT)
+
+
+def best_of(candidates: Sequence[tuple[Candidate, tuple[str, ...]]]) -> Best:
+    """Return the winner of one subject.
+
+    Args:
+        candidates: each complete trial, with the overrides of its run.
+    """
+    by = CHOSEN_BY[0]
+    distinct = {candidate.summaries[0].run_key: (candidate, own) for candidate, own in candidates}
+    _, own = max(distinct.values(), key=lambda pair: pair[0].score(by))  # of equals the first, as `winner_of`
+    return Best(winner_of([candidate for candidate, _ in distinct.values()], by), own, len(candidates))
 
 
 def summary_in(run: str) -> RunSummary | None:
@@ -206,22 +222,37 @@ def write_best(folder: Path, search: Search, first: RunConfig, best: Sequence[Be
 
 def experiment_text(best: Best, search: Search, first: RunConfig) -> str:
     """Return an experiment with the settings of a winner, without its seeds and where its runs are."""
-    chosen, keys = [], OmegaConf.create({})
+    based, chosen, keys = [], [], OmegaConf.create({})
     for text in best.overrides:
         read = parse(text)
         key = read.key_or_group
-        if key in groups():
+        if first_name(key) in (*NO_PART, "seed", "init_seed", "data_seed"):
+            continue
+        if key == "experiment":  # an experiment that this one continues; in its place it would be overridden
+            based += [f"  - {name}" for name in names_of(read.value())]
+        elif key in groups():
             chosen.append(f"  - override /{key}: {read.get_value_element_as_str()}")
-        elif key.partition(".")[0] not in (*NO_PART, "seed", "init_seed", "data_seed"):
+        else:
             OmegaConf.update(keys, key, read.value(), force_add=True)
+    defaults = [*based, *(["  - _self_"] if based else []), *chosen]
     lines = [
         "# @package _global_",
         f"# Best of {best.trials} complete trials of search {search.name}: {best.name}, validation accuracy "
         f"{best.winner.score:.2f} %.",
         f"# Chosen with seed {first.seed}, which does not report this setting: train it with other seeds.",
-        *(["defaults:", *chosen] if chosen else []),
+        *(["defaults:", *defaults] if defaults else []),
     ]
     return "\n".join([*lines, OmegaConf.to_yaml(keys) if len(keys) else ""])
+
+
+def names_of(value: Any) -> list[str]:
+    """Return the options that a value of a group names: one, several in a list, or none."""
+    return [str(name) for name in (value if isinstance(value, list) else [value]) if name is not None]
+
+
+def first_name(key: str) -> str:
+    """Return the section or group of a key."""
+    return key.partition("@")[0].partition(".")[0].partition("/")[0]
 
 
 # Several objectives
@@ -230,7 +261,7 @@ def experiment_text(best: Best, search: Search, first: RunConfig) -> str:
 def pareto_front(rows: Sequence[Row], search: Search) -> list[Row]:
     """Return the complete trials that no other is at least as good as in every objective and better in one."""
     directions = [direction.name for direction in search.arms[0].study.directions]
-    able = [row for row in rows if row["status"] == "complete"]
+    able = [row for row in rows if row["status"] == COMPLETE]
 
     def costs(row: Row) -> tuple[float, ...]:
         return tuple(
@@ -271,16 +302,32 @@ def show(
         )
     print(f"files: {folder}")
     if best:
-        seeds = ",".join(str(seed) for seed in range(first.seed + 1, first.seed + 4))
-        names = ",".join(one.experiment for one in best)
-        command = ["kdbench", "-m", "--config-dir", str(folder), f"experiment={names}", f"seed={seeds}"]
+        commands = [shlex.join(command) for command in following(search, folder, best, first)]
         print(
-            f"The seed that chose these settings ({first.seed}) does not report them. To report them with others:\n"
-            f"  {shlex.join(command)}\n"
-            f"  kdbench-report {shlex.quote(str(folder.parent.parent / 'runs'))} --select "
-            f"{shlex.quote(str(folder / BEST_FILE))} --out report",
+            f"The seed that chose these settings ({first.seed}) does not report them. To report them with others:\n  "
+            + "\n  ".join(commands),
             flush=True,
         )
+
+
+def following(search: Search, folder: Path, best: Sequence[Best], first: RunConfig) -> list[list[str]]:
+    """Return the commands that train the winners with other seeds, and report them. Arguments: see `show`."""
+    given = [one.text for one in search.arms[0].options.space.fixed if first_name(one.key) in NEEDED]
+    train = [
+        "kdbench", "-m", "--config-dir", str(folder), f"experiment={','.join(one.experiment for one in best)}",
+        f"seed={','.join(str(seed) for seed in range(first.seed + 1, first.seed + 4))}", *given,
+        override("output_root", first.output_root),
+        *([override("shared_roots", list(first.shared_roots))] if first.shared_roots else []),
+    ]  # fmt: skip
+    report = [
+        "kdbench-report",
+        str(folder.parent.parent / "runs"),
+        "--select",
+        str(folder / BEST_FILE),
+        "--out",
+        "report",
+    ]
+    return [train, report]
 
 
 def label_of(row: Mapping[str, Any]) -> str:
@@ -301,7 +348,13 @@ def same_subject(row: Row, winner: Winner) -> bool:
 def gain_text(rows: Sequence[Row], best: Best) -> str:
     """Return by how much a winner is better than the default setting of its method, where that was tried."""
     defaults = [row for row in rows if row["default"] and same_subject(row, best.winner)]
-    values = [row["val_acc"] for row in defaults if row.get("val_acc") is not None]
-    if not values or math.isnan(values[0]):
+    if not defaults:
         return ""
-    return f" ({best.winner.score - values[0]:+.2f} points over the default setting)"
+    row = defaults[0]
+    if row["status"] != COMPLETE:
+        return (
+            f" (the default setting was {row['status']})"
+            if row["status"] == "pruned"
+            else " (the default setting diverged)"
+        )
+    return f" ({best.winner.score - row['val_acc']:+.2f} points over the default setting)"

@@ -1,9 +1,10 @@
-"""The loop of a search: draw trials, launch their runs, tell the sampler what became of them."""
+"""The loop of a search: draw trials, launch their runs, record their results."""
 
+import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from kdbench.config import RunConfig
@@ -22,7 +23,7 @@ from kdbench.sweep.tracking import set_group
 
 log = logging.getLogger(__name__)
 
-LaunchRuns = Callable[[Sequence[PlannedRun]], Iterator[tuple[PlannedRun, JobResult | None]]]
+LaunchRuns = Callable[[Sequence[PlannedRun]], Generator[tuple[PlannedRun, JobResult | None], None, None]]
 """Executes runs, and yields each with its result as they end; None: its process died."""
 ComposeNumbered = Callable[[int, tuple[str, ...]], RunConfig]
 DIVERGED, FAILED, REFUSED = "diverged", "failed", "refused"
@@ -96,6 +97,7 @@ class Search:
 
     def next_trials(self) -> list[Asked]:
         """Return the trials to launch now: those of dead processes first, then new ones, arm by arm in turn."""
+        self.members.renew()
         owners = {t.user_attrs.get("owner", "") for arm in self.arms for t in arm.running()}
         dead = [owner for owner in owners if owner and not self.members.is_alive(owner)]
         with self.members.alone():
@@ -132,7 +134,7 @@ class Search:
         return True
 
     def execute(self, asked: Sequence[Asked]) -> None:
-        """Plan the runs of trials, launch them, and tell what became of each."""
+        """Plan the runs of trials, launch them, and record the result of each."""
         planned: dict[int, Asked] = {}
         runs = []
         for trial in asked:
@@ -150,8 +152,11 @@ class Search:
             elif self.keys.prunes:
                 self.connect(planned[id(run)], run)
         able = [run for run in runs if run.status != Status.REFUSED]
-        for run, result in self.launch(able) if able else ():
-            self.tell(planned[id(run)], run, result)
+        if not able:
+            return
+        with contextlib.closing(self.launch(able)) as results:
+            for run, result in results:
+                self.tell(planned[id(run)], run, result)
 
     def plan(self, trial: Asked) -> PlannedRun:
         """Return the run of a trial."""
@@ -162,7 +167,6 @@ class Search:
             trial.arm.set_attrs(
                 trial.number,
                 {
-                    "overrides": trial.arm.options.searched(trial.params),
                     "run_key": run.key,
                     "student": config.student.name,
                     "teacher": config.teacher.model.name if config.teacher else None,
@@ -181,7 +185,9 @@ class Search:
     def tell_refused(self, trial: Asked, run: PlannedRun) -> None:
         """Record a trial whose run cannot start: such a setting does not count, and is not tried again."""
         self.problems += 1
-        self.fail(trial, REFUSED, run.problem)
+        with self.members.alone():
+            if trial.arm.is_held(trial.number, self.members.own):
+                self.fail(trial, REFUSED, run.problem)
 
     def fail(self, trial: Asked, status: str, error: str | None, counts: bool = False) -> None:
         from optuna.trial import TrialState
@@ -190,7 +196,17 @@ class Search:
         trial.arm.study.tell(trial.number, state=TrialState.FAIL)
 
     def tell(self, trial: Asked, run: PlannedRun, result: JobResult | None) -> None:
-        """Tell the sampler the result of a trial, or leave the trial to be repeated."""
+        """Record the result of a trial, unless another process has taken the trial over in the meantime."""
+        with self.members.alone():
+            if trial.arm.is_held(trial.number, self.members.own):
+                self.record(trial, run, result)
+            else:
+                print(
+                    f"{trial.name}: left to another process, which took it over as this one was suspended", flush=True
+                )
+
+    def record(self, trial: Asked, run: PlannedRun, result: JobResult | None) -> None:
+        """Record the result of a trial in the storage, or leave the trial to be repeated."""
         from optuna.trial import TrialState
 
         arm, number = trial.arm, trial.number
@@ -216,18 +232,18 @@ class Search:
             arm.release(number, {"error": None if result is None else result.error})
 
     def tell_failed(self, trial: Asked, run: PlannedRun, result: JobResult) -> None:
-        """Tell a failure: a loss that is not finite is a result at chance accuracy; others do not count."""
+        """Record a failure: a loss that is not finite is a result at chance accuracy; others do not count."""
         failure = read_failure(run.directory.path)
         code = failure.code if failure else ""
-        if code == NOT_FINITE and failure and len(self.objectives) == 1 and self.objectives[0] == "val_acc":
+        if code == NOT_FINITE and failure:
             classes, _ = failure.summary(0.0).classes_and_shape
-            trial.arm.set_attrs(
-                trial.number, {"status": DIVERGED, "error": result.error, "scores": {"val_acc": 1 / classes}}
-            )
-            trial.arm.study.tell(trial.number, [1 / classes])
+            trial.arm.set_attrs(trial.number, {"scores": {"val_acc": 1 / classes}})
+            if list(self.objectives) == ["val_acc"]:
+                trial.arm.set_attrs(trial.number, {"status": DIVERGED, "error": result.error})
+                trial.arm.study.tell(trial.number, [1 / classes])
+            else:  # the other objectives have no value that means failure
+                self.fail(trial, DIVERGED, result.error, counts=True)
             print(f"{trial.name}: diverged, counted at chance; {self.position(trial.arm)}", flush=True)
-        elif code == NOT_FINITE:
-            self.fail(trial, DIVERGED, result.error, counts=True)
         elif code in OF_THE_MACHINE:
             self.problems += 1
             trial.arm.release(trial.number, {"error": result.error})
@@ -236,10 +252,11 @@ class Search:
             self.fail(trial, FAILED, result.error)
 
     def position(self, arm: Arm) -> str:
-        """Return how far an arm is, with its best value so far."""
+        """Return how far an arm is, with the best value of its complete trials so far."""
         done = arm.finished()
         text = f"{len(done)} of {self.keys.n_trials} finished"
-        values = [t.value for t in done if t.value is not None] if len(self.objectives) == 1 else []
+        complete = [t for t in done if t.user_attrs.get("status") == Status.COMPLETE]
+        values = [t.value for t in complete if t.value is not None] if len(self.objectives) == 1 else []
         if not values:
             return text
         best = max(values) if arm.study.direction.name == "MAXIMIZE" else min(values)
@@ -255,7 +272,7 @@ def shown(objectives: Sequence[str], values: Sequence[float]) -> str:
 
 
 def is_of_storage(error: Exception) -> bool:
-    """Return whether an error is one of the storage's: of Optuna, the database, or the disk below it."""
+    """Return True for an error of the storage: of Optuna, the database, or the disk below it."""
     return type(error).__module__.partition(".")[0] in ("optuna", "sqlalchemy", "sqlite3")
 
 

@@ -145,6 +145,9 @@ def build_sampler(keys: Mapping[str, Any], seed: int) -> "BaseSampler":
             key=f"{SECTION}.sampler.seed",
         )
     arguments["seed"] = own if name in SAME_SEED else seed
+    if name in SAME_SEED:  # for keys that only some options have: by its own seed it would draw the same each time
+        arguments["independent_sampler"] = optuna.samplers.RandomSampler(seed=seed)
+        arguments["warn_independent_sampling"] = False
     try:
         with without_warnings():
             sampler: BaseSampler = getattr(optuna.samplers, SAMPLERS[name])(**arguments)

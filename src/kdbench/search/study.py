@@ -1,4 +1,4 @@
-"""The studies of a search in its storage: made, or found again and compared with what was asked for."""
+"""The studies of a search in its storage: made, or found again and compared with the definition of the search."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ NO_PART = (
 
 @dataclass(frozen=True)
 class Definition:
-    """What a search is: two commands that have the same one work on one search."""
+    """Definition of a search: commands that have the same one work on the same search."""
 
     objectives: Sequence[str]
     directions: Sequence[str]
@@ -39,7 +39,7 @@ class Definition:
     fixed: Sequence[str]
     per: Sequence[str]
     base: str
-    """Run key of the first setting: it also covers files that the overrides only name."""
+    """Run keys of the first setting of each combination of options: they cover files that the overrides only name."""
 
     @classmethod
     def of(
@@ -91,7 +91,7 @@ def open_arms(
         url: URL of the storage.
         keys: keys of the sweeper.
         options: the whole space.
-        definition: what the search is.
+        definition: definition of the search.
         epochs: number of epochs of a run.
 
     Raises:

@@ -1,9 +1,10 @@
-"""Trials of a search in its storage: which to try next, which processes hold them, and what became of them.
+"""Trials of a search in its storage: the next to try, the processes that hold them, and their results.
 
-A trial belongs to the process that drew it, which holds a lock file while it lives. Trials of dead processes are taken
-over with their values: a run is resumed by its run key, so that no training is lost.
+A trial has the lock file of the process that drew it, which that process holds while it runs. Trials of dead processes
+are taken over with their values: a run is resumed by its run key, so that no training is lost.
 """
 
+import contextlib
 import random
 import secrets
 import time
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench.errors import BusyError
-from kdbench.rundir.lock import Lock
+from kdbench.errors import BusyError, ConfigError, RunError
+from kdbench.rundir.lock import LEASE, Lock
 from kdbench.runner.trials import without_warnings
 from kdbench.search.options import Options
 from kdbench.search.settings import GRID, SearchKeys, build_sampler, derived_seed
@@ -31,7 +32,11 @@ MOST_REPEATS = 20
 """Draws of settings that were tried already, before one that was not is taken at random."""
 MOST_SETTINGS = 20_000
 """Largest number of settings of a space that are listed to see which were not tried."""
+SUBJECT = ("method", "student", "teacher", "pair")
+"""Groups whose options are compared with each other, so that each has a default setting."""
 POLL = 0.2
+SLOW_PROBE = 1.0
+"""Seconds after which the answer that a process lives is kept for `LEASE` seconds: it is on another host."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +57,34 @@ class Members:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
+        self.name = name
         self.mutex = Lock(folder / f"search_{name}.lock", f"search {name}")
-        self.own = f"search_{name}_{secrets.token_hex(6)}.lock"
-        self.presence = Lock(folder / self.own, f"process of search {name}")
+        self.alive_until: dict[str, float] = {}
+        self.rename()
+
+    def rename(self) -> None:
+        """Give this process the name of a new lock file."""
+        self.own = f"search_{self.name}_{secrets.token_hex(6)}.lock"
+        self.presence = Lock(self.folder / self.own, f"process of search {self.name}")
 
     @contextmanager
     def present(self) -> Iterator[None]:
-        """Be a process of the search in the block."""
-        with self.presence.held():
+        """Hold the lock file of this process in the block."""
+        self.presence.acquire(wait=True)
+        try:
             yield
+        finally:
+            self.presence.release()
+
+    def renew(self) -> None:
+        """Take a new lock file where another process has taken over that of this one, as after a long suspension."""
+        try:
+            self.presence.check()
+        except RunError:
+            with contextlib.suppress(OSError):
+                self.presence.release()
+            self.rename()
+            self.presence.acquire(wait=True)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -77,8 +101,9 @@ class Members:
             self.mutex.release()
 
     def is_alive(self, owner: str) -> bool:
-        """Return whether a process of the search lives. For one of another host this takes up to a minute."""
-        if owner == self.own:
+        """Return True for a process of the search that lives. For one of another host this takes up to a minute."""
+        started = time.monotonic()
+        if owner == self.own or started < self.alive_until.get(owner, 0.0):
             return True
         lock = Lock(self.folder / owner, "process of a search")
         if not owner or not lock.file.exists():
@@ -86,6 +111,9 @@ class Members:
         try:
             lock.acquire(wait=False)
         except BusyError:
+            now = time.monotonic()
+            if now - started > SLOW_PROBE:
+                self.alive_until[owner] = now + LEASE
             return True
         lock.release()
         return False
@@ -133,11 +161,30 @@ class Arm:
         return self.keys.n_trials - len(used)
 
     def enqueue_defaults(self) -> None:
-        """Have the default setting of each combination of options tried first, where the space holds it."""
-        for options in list(self.options.space.combinations())[: self.keys.n_trials]:
+        """Enqueue the default setting of each combination of options as first trials, where the space holds it.
+
+        Those whose other options, such as a recipe, are the config's own are marked as default settings, and are first.
+        """
+        marked = [(options, self.is_default(options)) for options in self.options.space.combinations()]
+        for options, is_default in sorted(marked, key=lambda pair: not pair[1])[: self.keys.n_trials]:
             params, outside = self.options.default_params(options)
             if not outside:
-                self.study.enqueue_trial(params, user_attrs={DEFAULT: True})
+                self.study.enqueue_trial(params, user_attrs={DEFAULT: True} if is_default else None)
+
+    def is_default(self, options: Mapping[str, Any]) -> bool:
+        """Return True if options compose the config that those of the subject and of `per` compose alone."""
+        compared = (*SUBJECT, *self.keys.groups)
+        own = {key: value for key, value in options.items() if key in compared}
+        if own == options:
+            return True
+        space = self.options.space
+        left_out = [d.text(options[d.key]) for d in space.choosing if d.key not in compared]
+        chosen = space.chosen(options)
+        try:
+            default = self.options.node(tuple(text for text in chosen if text not in left_out))
+        except ConfigError:  # an option has no default
+            return False
+        return bool(default == self.options.config_of(options))
 
     # All of the following is done while no other process draws trials
 
@@ -199,7 +246,19 @@ class Arm:
                 params[dimension.key] = dimension.suggest(trial)
         return Asked(self, trial.number, params)
 
-    # What became of a trial
+    # Results of a trial
+
+    def is_held(self, number: int, own: str) -> bool:
+        """Return True if a trial is still to be finished by the process with this lock: no other one has taken it over.
+
+        Args:
+            number: number of the trial.
+            own: name of the process's lock.
+        """
+        from optuna.trial import TrialState
+
+        trial = self.study.get_trials(deepcopy=False)[number]
+        return trial.state == TrialState.RUNNING and trial.user_attrs.get(OWNER) == own
 
     def set(self, trial: "FrozenTrial", attributes: Mapping[str, Any]) -> None:
         for name, value in attributes.items():
@@ -225,7 +284,7 @@ def frozen(params: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def is_finished(trial: "FrozenTrial") -> bool:
-    """Return whether a trial counts: it is complete, pruned, or failed with a result."""
+    """Return True for a trial that counts: it is complete, pruned, or failed with a result."""
     from optuna.trial import TrialState
 
     return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or bool(trial.user_attrs.get(COUNTS))

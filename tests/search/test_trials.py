@@ -1,0 +1,144 @@
+"""Trials of a search in a storage in memory, and what they become, without training."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+from omegaconf import OmegaConf
+
+from kdbench.errors import BusyError
+from kdbench.search import trials as trials_module
+from kdbench.search.options import Options
+from kdbench.search.search import Search
+from kdbench.search.settings import SearchKeys, build_sampler, read_keys
+from kdbench.search.space import read_space
+from kdbench.search.trials import DEFAULT, OWNER, Arm, Asked, Members
+from kdbench.sweep.plan import JobResult
+from tests.messages_of_search import KEYS
+
+OPTIONS = {"recipe=short": {"epochs": 3}, "recipe=paper": {"epochs": 9}}
+
+
+def node(overrides: tuple[str, ...]) -> Any:
+    """Compose a config whose recipe is short by default, and whose method alpha has a key of its own."""
+    recipe = next((OPTIONS[o] for o in overrides if o.startswith("recipe=")), OPTIONS["recipe=short"])
+    method = {"temperature": 4} if "method=logit" in overrides else {}
+    return OmegaConf.create({"recipe": recipe | {"lr": 0.1}, "method": method, "picked": "method=logit" in overrides})
+
+
+def keys(**changes: Any) -> SearchKeys:
+    return read_keys(KEYS | {"n_trials": 16} | changes)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def arm_of(*space: str, **changes: Any) -> Arm:
+    study = optuna.create_study(direction="maximize")
+    options = Options(read_space(list(space)), lambda _: None, node)  # type: ignore[arg-type, return-value]
+    return Arm(study, study._storage, options, keys(**changes), "")
+
+
+def test_quasi_random_points_vary_the_key_of_one_option_too() -> None:
+    sampler = {"name": "qmc", "seed": 0, "qmc_type": "sobol", "scramble": True}
+    arm = arm_of("method=ce,logit", "recipe.lr=interval(0,1)", "method.temperature=interval(1,8)", sampler=sampler)
+    values = []
+    for number in range(16):
+        asked = arm.ask(number)
+        values.append(asked.params.get("method.temperature"))
+        arm.study.tell(asked.number, 0.5)
+    drawn = [value for value in values if value is not None]
+    assert len(set(drawn)) == len(drawn) >= 4
+
+
+@pytest.mark.parametrize("name", ["gp", "nsgaii", "tpe"])
+def test_other_samplers_draw_by_the_seed_of_the_trial(name: str) -> None:
+    first, second = (
+        build_sampler({"name": name, "seed": 0}, seed).sample_independent(
+            optuna.create_study(), SimpleNamespace(number=0, params={}),  # type: ignore[arg-type]
+            "x", optuna.distributions.FloatDistribution(0, 1),
+        )
+        for seed in (1, 2)
+    )  # fmt: skip
+    assert first != second
+
+
+def test_only_the_config_s_own_options_make_a_default_setting() -> None:
+    arm = arm_of("recipe=paper,short", "method=ce,logit", "recipe.lr=0.1,0.2")
+    arm.enqueue_defaults()
+    waiting = [t.system_attrs["fixed_params"] for t in arm.trials()]
+    marked = [bool(t.user_attrs.get(DEFAULT)) for t in arm.trials()]
+    assert [params["recipe"] for params in waiting] == ["short", "short", "paper", "paper"]
+    assert marked == [True, True, False, False]
+
+
+def test_equal_trials_for_each_option_give_each_a_default_setting() -> None:
+    arm = arm_of("recipe=paper,short", "recipe.lr=0.1,0.2", per=["recipe"])
+    arm.enqueue_defaults()
+    assert [bool(t.user_attrs.get(DEFAULT)) for t in arm.trials()] == [True, True]
+
+
+def search_of(arm: Arm, members: Members) -> Search:
+    return Search("s", "", arm.keys, ["val_acc"], [arm], members, None, None, waits=False)  # type: ignore[arg-type]
+
+
+def test_a_trial_that_was_taken_over_is_left_alone(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    arm, members = arm_of("recipe.lr=interval(0,1)"), Members(tmp_path, "s")
+    asked = arm.draw(members.own)
+    assert asked is not None
+    work, done = search_of(arm, members), JobResult("complete", run="x", scores={"val_acc": 0.5})  # type: ignore[arg-type]
+    arm.set_attrs(asked.number, {OWNER: "another"})
+    work.tell(asked, None, done)  # type: ignore[arg-type]
+    assert arm.study.trials[0].state == optuna.trial.TrialState.RUNNING
+    assert "status" not in arm.study.trials[0].user_attrs
+    arm.study.tell(asked.number, 0.25)  # the other process has finished it
+    work.tell(asked, None, done)  # type: ignore[arg-type]
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 2
+    assert all("left to another process" in line for line in out)
+    own = arm.draw(members.own)
+    assert own is not None
+    work.tell(Asked(arm, own.number, own.params), None, done)  # type: ignore[arg-type]
+    assert arm.study.trials[1].value == 0.5
+
+
+def test_a_process_that_lost_its_lock_file_takes_another(tmp_path: Any) -> None:
+    members = Members(tmp_path, "s")
+    with members.present():
+        before = members.own
+        members.renew()
+        assert members.own == before
+        (tmp_path / before).unlink()
+        members.renew()
+        assert members.own != before
+        assert (tmp_path / members.own).exists()
+    assert not (tmp_path / members.own).exists()
+
+
+def test_a_slow_answer_that_a_process_lives_is_kept(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def acquire(self: Any, wait: bool) -> None:
+        tries.append(self.file.name)
+        raise BusyError("busy", code="busy")
+
+    (tmp_path / "theirs").touch()
+    monkeypatch.setattr(trials_module.Lock, "acquire", acquire)
+    monkeypatch.setattr(trials_module, "SLOW_PROBE", -1.0)
+    members = Members(tmp_path, "s")
+    assert [members.is_alive("theirs") for _ in range(3)] == [True] * 3
+    assert tries == ["theirs"]
+
+
+def test_the_best_so_far_is_that_of_complete_trials(tmp_path: Any) -> None:
+    arm = arm_of("recipe.lr=interval(0,1)")
+    for value, status in ((0.5, "complete"), (0.9, "pruned")):
+        asked = arm.ask(0)
+        arm.set_attrs(asked.number, {"status": status})
+        arm.study._storage.set_trial_intermediate_value(asked.number, 1, value)
+        pruned = optuna.trial.TrialState.PRUNED if status == "pruned" else None
+        arm.study.tell(asked.number, None if pruned else value, state=pruned)
+    assert "best validation accuracy 50.00%" in search_of(arm, Members(tmp_path, "s")).position(arm)
