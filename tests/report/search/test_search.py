@@ -63,6 +63,7 @@ def test_the_parts_of_a_gain_are_those_of_its_trials(tmp_path, kdbench_report):
     assert "pruned trials count with their best epoch" in page
 
 
+@pytest.mark.slow
 def test_a_report_without_a_search_has_no_such_part(tmp_path, kdbench_report):
     write_finals(tmp_path / "runs")
     out = tmp_path / "report"
@@ -82,6 +83,7 @@ def test_an_unknown_default_and_an_unsearched_baseline_are_said(tmp_path, kdbenc
     assert "The baseline was not searched" in page
 
 
+@pytest.mark.slow
 def test_trials_among_the_reported_runs_are_named(tmp_path, kdbench_report):
     write_finals(tmp_path / "runs")
     write_run(tmp_path / "runs", seed=0, run_key="logit1", accuracy=0.6, **BY_LOGIT)
@@ -110,6 +112,7 @@ def test_best_yaml_leaves_its_trials_out_and_brings_its_search(tmp_path, kdbench
     assert "the sampler tpe looks at earlier trials" in (out / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_grid_of_a_study_is_a_search(tmp_path, kdbench_report):
     runs = tmp_path / "runs"
     write_finals(runs)
