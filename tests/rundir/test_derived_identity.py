@@ -119,6 +119,7 @@ def test_derived_runs_have_no_baseline(config: RunConfig) -> None:
     assert baseline_key(identity_of(config)) is not None
 
 
+@pytest.mark.slow
 def test_a_teacher_named_as_a_run_gives_the_key_of_having_it_trained(small: Small, copies: Copies) -> None:
     run = copies()["root"]
     as_run = small("data.num_train=200", f"teacher.run={run}")
@@ -130,6 +131,7 @@ def test_a_teacher_named_as_a_run_gives_the_key_of_having_it_trained(small: Smal
     assert run_key(by_run) == run_key(by_training)
 
 
+@pytest.mark.slow
 def test_the_key_as_text_and_the_folder_name_the_same_run(small: Small, copies: Copies) -> None:
     run = copies("structured")["structured"]
     key = summary_of(run).run_key
@@ -143,6 +145,7 @@ def test_the_key_as_text_and_the_folder_name_the_same_run(small: Small, copies: 
 # Configs that are read back
 
 
+@pytest.mark.slow
 def test_the_config_of_every_kind_reads_back_with_the_same_key(small: Small, copies: Copies, tmp_path: Path) -> None:
     runs = copies("tuned", "magnitude", "bf16")
     for run in runs.values():

@@ -56,6 +56,7 @@ def on_engine(tiny: Tiny, engine: Engine, *arguments: str) -> StudyExecution:
     return StudyExecution(tiny(*arguments, max_learners=2).plan, launcher=engine)
 
 
+@pytest.mark.slow
 def test_the_groups_of_a_stage_are_launched_at_once_and_winners_follow(
     tiny: Tiny, trainer: Trainer, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,6 +78,7 @@ def test_students_of_the_functional_study_learn_from_teachers_that_it_trains(sta
     assert teacher_key(resolve_run(compose(study.expand(logit)[-1]))[0]) in trained
 
 
+@pytest.mark.slow
 def test_the_functional_study_has_the_runs_that_its_file_states() -> None:
     study = read_study(["study=functional_resnet18"])
     counts = {

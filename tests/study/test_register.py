@@ -45,6 +45,7 @@ def test_a_plan_holds_hypotheses_tests_stopping_rule_and_the_source_of_the_setti
     assert plan.time.tzinfo is not None
 
 
+@pytest.mark.slow
 def test_fixed_settings_and_the_interactions_of_two_students_are_planned(tiny: Tiny, studies: Path) -> None:
     text = FIXED.replace("students: [resnet8]", "students: [resnet8, resnet14]")
     text = text.replace(
