@@ -372,7 +372,7 @@ def test_a_run_that_has_failed_twice_is_not_tried_again_when_its_task_is_requeue
     submitted: Arrays, trainer: Trainer, tiny: Tiny
 ) -> None:
     plan = tiny("stages=[teachers]", max_learners=1).plan
-    (group,) = divide(plan.all_runs(), plan)
+    (group,) = divide(plan.all_runs(), plan, "teachers")
     trainer.fails = lambda title: True
     for _ in range(3):
         assert code_of(StageJob([group])) == 1
