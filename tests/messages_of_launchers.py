@@ -8,6 +8,7 @@ import pytest
 from hydra_plugins.kdbench_joblib import JoblibLauncher
 from hydra_plugins.kdbench_launcher import check_engine, whole_number
 from kdbench.sweep import devices
+from kdbench.sweep.execute import Record
 from kdbench.sweep.plan import PlannedRun, check_devices
 from kdbench.sweep.processes import died
 from kdbench.sweep.worker import enter_folder
@@ -64,6 +65,7 @@ LAUNCHER_CASES: list[Callable[[], object]] = [
     under_torchrun, lambda: joblib(runs_per_device=0), lambda: joblib(n_jobs=-1), lambda: joblib(exclusive="yes"),
     lambda: of_runs("cuda:1"), lambda: of_runs("cuda", names=["cpu"]), lambda: of_runs("cuda"),
     lambda: sweep_over("cuda\\:0", "cuda\\:1"), lambda: sweep_over("cpu", "auto"), dead_process,
-    locks_in_a_file,
+    locks_in_a_file, lambda: sweep_over("cpu", "cuda\\:0"),
+    lambda: Record(Path("/proc/nowhere"), []).make_folder(),
 ]  # fmt: skip
 """Calls, each of which ends in an error."""

@@ -336,7 +336,9 @@ COMMAND_LINES = [
     ["-m", "hydra/launcher=lockstep", "hydra.launcher.max_learners=0"], ["hydra.sweeper.pruner=median"],
     ["-m", "hydra/sweeper=optuna", "hydra/sweeper/pruner=medium", "recipe.lr=interval(0.1,1)"],
     ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trails=3", "recipe.lr=interval(0.1,1)"],
-    ["recipe.lr=interval(0.1,1)"],
+    ["recipe.lr=interval(0.1,1)"], ["hydra.run.dir=a,b"], ["hydra.job.nam=a"],
+    ["-m", "hydra/launcher=joblib", "hydra.launcher.n_job=2"],
+    ["-m", "hydra/launcher=joblib", "hydra.launcher.devices=cuda:0,cuda:1"], ["-m", "hydra/launcher=joblib,lockstep"],
 ]  # fmt: skip
 """Arguments of `kdbench` after those of a small run, flags first."""
 

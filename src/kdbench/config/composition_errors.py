@@ -68,12 +68,18 @@ def composition_error(error: Exception, overrides: Sequence[str], config_dir: Pa
         )
     if str(error).startswith("Input config does not have a `_target_`"):
         return option_of_hydra("launcher")
+    of_hydra = re.match(r"Sweeping over Hydra's configuration[^']*'([^=]+)=(.*)'$", str(error), re.DOTALL)
+    if of_hydra:
+        key, values = of_hydra.groups()
+        return several_of_hydra(key.lstrip("+"), values)
     several = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(([^'=]+)=.*)'", str(error))
     if several and several[2] == "tracker":
         names = several[1].partition("=")[2]
         return ConfigError(
             f"{several[1]}: tracker takes {TRACKERS}; write tracker=[{names}]", code="usage", key="tracker"
         )
+    if several and several[2].startswith("hydra"):
+        return several_of_hydra(several[2], several[1].partition("=")[2])
     if several:
         decimal = re.fullmatch(r"(\d+),(\d+)", several[1].partition("=")[2])
         is_float = isinstance(OmegaConf.select(composed_without(several[2], overrides, config_dir), several[2]), float)
@@ -208,9 +214,7 @@ def quoted(key: str, values: Sequence[str]) -> str | None:
 def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> ConfigError:
     """Return the error for a key that no config has, with the keys that stand beside it."""
     if key.split(".")[0] == "hydra":
-        return ConfigError(
-            f"{key} is not a key of Hydra's own config; see kdbench --cfg hydra", code="unknown_key", key=key
-        )
+        return unknown_key_of_hydra(key, overrides, config_dir)
     if key.split(".")[0] == "tracker":
         return unknown_tracker_key(key, overrides, config_dir)
     path, _, name = key.rpartition(".")
@@ -263,6 +267,32 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
             code="unknown_key",
             key=key,
         )
+    return ConfigError(f"{key} is not a known key; {hint}", code="unknown_key", key=key)
+
+
+def several_of_hydra(key: str, values: str) -> ConfigError:
+    """Return the error for a key of Hydra's own config, or a group such as hydra/launcher, with several values."""
+    remedy = (
+        "give one value" if "/" in key else f"a sweep has one for all its runs; a list takes brackets: {key}=[{values}]"
+    )
+    return ConfigError(f"{key}={values} has several values; {remedy}", code="several_options", key=key)
+
+
+def unknown_key_of_hydra(key: str, overrides: Sequence[str], config_dir: Path | None) -> ConfigError:
+    """Return the error for a key that Hydra's config, with the chosen launcher and sweeper, does not have."""
+    options_of_hydra = [o for o in overrides if o.startswith("hydra/") and "," not in o]
+    section, name = key.rpartition(".")[::2]
+    with initialize_hydra(config_dir):
+        try:
+            composed = hydra_compose("config", options_of_hydra, return_hydra_config=True)
+        except Exception:  # the choices are what cannot be composed
+            composed = hydra_compose("config", return_hydra_config=True)
+    beside = OmegaConf.select(composed, section, throw_on_missing=False) if section else None
+    while section and not isinstance(beside, DictConfig):
+        section, name = section.rpartition(".")[::2]
+        beside = OmegaConf.select(composed, section) if section else None
+    valid = {str(own) for own in beside} - {"_target_"} if isinstance(beside, DictConfig) else set()
+    hint = nearest(name, valid) if valid else "see kdbench --cfg hydra"
     return ConfigError(f"{key} is not a known key; {hint}", code="unknown_key", key=key)
 
 

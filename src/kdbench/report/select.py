@@ -155,7 +155,10 @@ def tuned_keys(run: Any, baseline: SelectedSetting | None) -> tuple[str, ...]:
 
 def reporting_seeds(runs: pd.DataFrame) -> list[int]:
     """Return the seeds of the runs that report what was chosen."""
-    return sorted(set(runs[runs.is_selected & runs.role.isin(COMPARED)].seed))
+    chosen = runs[runs.is_selected & runs.role.isin(COMPARED)]
+    if not len(chosen):  # a search of baselines alone
+        chosen = runs[runs.is_selected & runs.is_final & (runs.role == BASELINE)]
+    return sorted(set(chosen.seed))
 
 
 def read_selection(path: Path) -> Selection:

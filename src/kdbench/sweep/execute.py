@@ -83,6 +83,21 @@ class Record:
         self.started = datetime.datetime.now().astimezone()
         self.file = output_root.expanduser() / "sweeps" / f"{self.started:%Y-%m-%d_%H-%M-%S-%f}_{os.getpid()}.json"
 
+    def make_folder(self) -> None:
+        """Make the folder of the record: where that is not possible, no run could have its own, in any worker.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"output_root cannot be written to ({error}); give another folder",
+                code="not_writable",
+                key="output_root",
+            ) from None
+
     def write(self) -> None:
         """Write the state of every run so far.
 
@@ -138,6 +153,8 @@ def execute(
     groups = group([run for run in runs if run.status != Status.REFUSED])
     for cache_readers in readers.values():
         share_cache(cache_readers, groups if lockstep else one_by_one(cache_readers))
+    if groups:
+        record.make_folder()
     log.info("jobs: %d", sum(map(len, groups)))
     unfinished = dict(enumerate(groups))
     try:

@@ -187,10 +187,9 @@ def check_devices(runs: Sequence[PlannedRun]) -> None:
     if len(values) < 2:
         return
     remedy = "leave it at auto, or give one value"
-    if all(value.startswith("cuda:") for value in values):
-        remedy = (
-            f"to distribute a sweep over devices: hydra/launcher=joblib hydra.launcher.devices=[{','.join(values)}]"
-        )
+    gpus = [value for value in values if value.startswith("cuda:")]
+    if gpus:
+        remedy = f"to distribute a sweep over devices: hydra/launcher=joblib hydra.launcher.devices=[{','.join(gpus)}]"
     raise ConfigError(
         f"runtime.device has several values, {' and '.join(values)}, in one sweep; a run is the same run on every "
         f"device, with one run directory; {remedy}",
