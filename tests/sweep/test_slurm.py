@@ -14,7 +14,7 @@ from kdbench.config import RunConfig
 from kdbench.errors import ConfigError
 from kdbench.rundir.summary import Status
 from kdbench.rundir.unfinished import read_failure
-from kdbench.sweep import slurm_wait
+from kdbench.sweep import slurm_commands, slurm_wait
 from kdbench.sweep.plan import JobResult, PlannedRun, plan_run
 from kdbench.sweep.slurm import TASKS_FILE, SlurmOptions, outside_of_a_job, requeue_script, seconds_of
 from kdbench.sweep.slurm_commands import JobState, SlurmError, own_words
@@ -269,3 +269,15 @@ def test_a_job_does_not_pass_its_own_variables_on(monkeypatch: pytest.MonkeyPatc
     with outside_of_a_job():
         assert subprocess.check_output([sys.executable, "-c", seen], text=True).split() == ["None", "/etc/slurm.conf"]
     monkeypatch.undo()
+
+
+def test_a_machine_without_a_configuration_of_slurm_is_told_from_a_controller_that_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def without(*words: str, **_: Any) -> str:
+        raise SlurmError("resolve_ctls_from_dns_srv: res_nsearch error: Unknown host")
+
+    monkeypatch.setattr(slurm_commands.shutil, "which", lambda name: name)
+    monkeypatch.setattr(slurm_commands, "command", without)
+    with pytest.raises(ConfigError, match="SLURM_CONF"):
+        slurm_commands.check_reachable()

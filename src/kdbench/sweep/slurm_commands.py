@@ -77,6 +77,11 @@ def check_reachable() -> None:
     try:
         command("scontrol", "ping", seconds=PING_SECONDS)
     except SlurmError as error:
+        if "resolve_ctls_from_dns_srv" in str(error) or "cannot stat file" in str(error):
+            raise unreachable(
+                "no configuration of SLURM was found on this machine; give the command on a login node of the cluster, "
+                "or set SLURM_CONF to its slurm.conf"
+            ) from None
         raise unreachable(f"its controller does not answer: {error}; sinfo shows when it does again") from None
 
 
