@@ -290,14 +290,15 @@ def show(
     }
     print(f"\nsearch {search.name}: {', '.join(f'{n} {status}' for status, n in counts.items())}")
     if front:
-        print(f"Pareto front of {' and '.join(search.objectives)}, {len(front)} trials:")
+        print(f"Pareto front of {' and '.join(search.objectives)}, {len(front)} trial{'' if len(front) == 1 else 's'}:")
         for row in front[:MOST_SHOWN]:
             values = [row[name] / 100 if name == "val_acc" else row[name] for name in search.objectives]
             print(f"  {label_of(row)}: {shown(search.objectives, values)}  {setting_of(row, search)}")
     for one in best:
         tried = sum(same_subject(row, one.winner) for row in rows)
         print(
-            f"{one.name}: validation accuracy {one.winner.score:.2f}%{gain_text(rows, one)}, best of {tried} trials"
+            f"{one.name}: validation accuracy {one.winner.score:.2f}%{gain_text(rows, one)}, "
+            f"best of {tried} trial{'' if tried == 1 else 's'}"
             f"  {' '.join(one.winner.overrides)}"
         )
     print(f"files: {folder}")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench.errors import ConfigError, without_passwords
+from kdbench.config.options import groups
+from kdbench.errors import ConfigError, nearest, without_passwords
 from kdbench.rundir.files import hash_of
 from kdbench.runner.trials import build_pruner, cause_of, open_storage
 from kdbench.search.options import Options
@@ -129,9 +130,14 @@ def divide(space: Space, keys: SearchKeys) -> list[tuple[str, Space]]:
     searched = {d.key: d for d in space.choosing}
     for group in keys.groups:
         if group not in searched:
+            remedy = (
+                f"which has one option here; give several, as in {group}=A,B (groups that have: "
+                f"{', '.join(searched) or 'none'})"
+                if group in groups()
+                else f"which is not a group; {nearest(group, groups())}"
+            )
             raise ConfigError(
-                f"{SECTION}.per names {group}, which has no several options here; give them, as in "
-                f"{group}=A,B (groups that have: {', '.join(searched) or 'none'})",
+                f"{SECTION}.per names {group}, {remedy}",
                 code="mismatch",
                 key=f"{SECTION}.per",
             )
