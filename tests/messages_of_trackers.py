@@ -32,5 +32,6 @@ TRACKER_CASES: list[Callable[[], object]] = [
     *(partial(compose, [*BASE, *line]) for line in COMMAND_LINES),
     *(partial(parse_tracker, name, node) for name, node in NODES.items()),
     lambda: check_trackers(compose([*BASE, "tracker=[tensorboard]", "tracker.tensorboard.folder=outputs"])),
+    lambda: check_trackers(compose([*BASE, "tracker=[mlflow]", "tracker.mlflow.tracking_uri='htp://nowhere'"])),
 ]
 """Calls, each of which ends in an error."""

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from kdbench.errors import BusyError
 from kdbench.search import trials as trials_module
 from kdbench.search.options import Options
+from kdbench.search.results import samplers_of
 from kdbench.search.search import Search
 from kdbench.search.settings import SearchKeys, build_sampler, read_keys
 from kdbench.search.space import read_space
@@ -142,3 +143,13 @@ def test_the_best_so_far_is_that_of_complete_trials(tmp_path: Any) -> None:
         pruned = optuna.trial.TrialState.PRUNED if status == "pruned" else None
         arm.study.tell(asked.number, None if pruned else value, state=pruned)
     assert "best validation accuracy 50.00%" in search_of(arm, Members(tmp_path, "s")).position(arm)
+
+
+def test_the_samplers_that_drew_are_recorded_not_the_one_chosen_last() -> None:
+    arm = arm_of("recipe.lr=interval(0,1)", sampler={"name": "random", "seed": 0})
+    arm.draw("here")
+    arm.keys = keys(sampler={"name": "tpe", "seed": 0})
+    search: Any = SimpleNamespace(arms=[arm], keys=arm.keys)
+    assert samplers_of(search) == "random"
+    arm.draw("here")
+    assert samplers_of(search) == "random, tpe"

@@ -113,6 +113,8 @@ def with_selection(runs: pd.DataFrame, selection: Selection | None = None) -> pd
         for _, run in runs[runs.role == BASELINE].iterrows()
         if winner.is_subject(run)
     }
+    baselines = [run for _, run in runs[runs.role == BASELINE].iterrows()]
+    only_baselines = all(any(winner.is_subject(run) for run in baselines) for winner in winners)
     runs = runs[[not selection.is_left_out(run) for _, run in runs.iterrows()]]
     if not len(runs):
         raise ConfigError(
@@ -131,7 +133,8 @@ def with_selection(runs: pd.DataFrame, selection: Selection | None = None) -> pd
         index=runs.index,
     )
     runs = runs.join(marks)
-    if not reporting_seeds(runs):
+    compared = runs.is_selected & runs.role.isin(COMPARED)
+    if not reporting_seeds(runs) or not (compared.any() or only_baselines):
         raise ConfigError(
             f"--select is of the study {selection.study}, and none of its winners is among these runs",
             code="mismatch",

@@ -17,7 +17,7 @@ from kdbench.rundir.files import atomic_path, write_text
 from kdbench.rundir.summary import RunSummary, read_summary
 from kdbench.search.search import Search, is_of_storage, shown
 from kdbench.search.study import NO_PART
-from kdbench.search.trials import ATTEMPTS, DEFAULT, Arm
+from kdbench.search.trials import ATTEMPTS, DEFAULT, SAMPLER, Arm
 from kdbench.study.winners import CHOSEN_BY, Candidate, Winner, winner_of, yaml_of
 from kdbench.sweep.overrides import override, parse
 
@@ -186,6 +186,12 @@ def named(best: Sequence[Best]) -> list[Best]:
     return result
 
 
+def samplers_of(search: Search) -> str:
+    """Return the samplers that drew the trials of a search, of which a later command may choose another."""
+    drawn = {str(t.user_attrs[SAMPLER]) for arm in search.arms for t in arm.trials() if SAMPLER in t.user_attrs}
+    return ", ".join(sorted(drawn)) or str(search.keys.sampler["name"])
+
+
 def write_best(folder: Path, search: Search, first: RunConfig, best: Sequence[Best]) -> None:
     """Write best.yaml, in the form of a study's selected.yaml, and an experiment for each winner."""
     header = (
@@ -199,7 +205,7 @@ def write_best(folder: Path, search: Search, first: RunConfig, best: Sequence[Be
         "stage": "search",
         "search": {
             "storage": without_passwords(search.url),
-            "sampler": search.keys.sampler["name"],
+            "sampler": samplers_of(search),
             "pruner": search.keys.pruner["name"],
             "n_trials": search.keys.n_trials,
             "per": list(search.keys.groups),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
-OWNER, DEFAULT, REPEATED, ATTEMPTS, COUNTS = "owner", "default", "repeated", "attempts", "counts"
+OWNER, DEFAULT, REPEATED, ATTEMPTS, COUNTS, SAMPLER = "owner", "default", "repeated", "attempts", "counts", "sampler"
 """Attributes of a trial: the lock of its process; it has default values; it repeats another; how many processes worked
 on it; a failure that is a result."""
 MOST_REPEATS = 20
@@ -233,7 +233,7 @@ class Arm:
                 break
             self.set_attrs(asked.number, {REPEATED: True})
             self.study.tell(asked.number, state=TrialState.FAIL)
-        self.set_attrs(asked.number, {OWNER: own})
+        self.set_attrs(asked.number, {OWNER: own, SAMPLER: self.keys.sampler["name"]})
         return asked
 
     def ask(self, seed: int) -> Asked:

@@ -3,12 +3,13 @@
 import os
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kdbench.config.schema import added, setting, whole
-from kdbench.errors import without_passwords
+from kdbench.errors import ConfigError, without_passwords
 from kdbench.trackers.base import TrackedRun, Tracker
 
 RUN_KEY = "kdbench.run_key"
@@ -16,6 +17,8 @@ RUN_KEY = "kdbench.run_key"
 CHECKSUM = "kdbench.summary_checksum"
 """Tag with the checksum of the summary of a complete run."""
 STATUSES = {"complete": "FINISHED", "failed": "FAILED", "interrupted": "KILLED", "pruned": "KILLED"}
+SCHEMES = ("http", "https", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
+"""Beginnings of the addresses that MLflow takes."""
 PER_BATCH = 100
 """Largest number of settings in a request (MLflow's limit)."""
 LONGEST_NAME = 250
@@ -36,6 +39,17 @@ class MLflow(Tracker):
         tracking_uri: str = setting(lambda text: text.strip() != "", "an address", identity=False)
         experiment: str = setting(lambda text: 0 < len(text.strip()) <= 500, "a name", identity=False)
         timeout: int = added(whole(1, identity=False), 5)
+
+    @classmethod
+    def check(cls, config: Any, name: str, output_roots: Sequence[Path]) -> None:
+        scheme, separator, _ = config.tracking_uri.partition("://")
+        if separator and scheme.partition("+")[0].lower() not in SCHEMES:
+            raise ConfigError(
+                f"tracker.{name}.tracking_uri begins with {scheme}://, which MLflow does not know; it may begin with "
+                f"{', '.join(f'{known}://' for known in SCHEMES)}, or be a folder",
+                code="out_of_range",
+                key=f"tracker.{name}.tracking_uri",
+            )
 
     def start(self, run: TrackedRun) -> Collection[int]:
         # Here alone: the process is of trackers only. A request is made once; the next epoch makes it again.

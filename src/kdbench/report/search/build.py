@@ -221,7 +221,7 @@ def describe_baseline(searched: SearchedArm) -> str:
 
 def describe_rule(found: FoundSearch) -> str:
     """Return how the numbers of the search are meant."""
-    adaptive = "" if found.sampler in INDEPENDENT else (
+    adaptive = "" if set(found.sampler.split(", ")) <= set(INDEPENDENT) else (
         f"; the sampler {found.sampler} looks at earlier trials, so this describes these trials in a random order"
         if found.sampler else ""
     )  # fmt: skip
