@@ -92,7 +92,8 @@ def test_a_task_that_never_comes_further_fails_after_some_stops_and_a_cancelled_
 ) -> None:
     sweep = Sweep(
         slurm, tmp_path, 600, "seed=0,1", "recipe.epochs=1",
-        "hydra.launcher.time=1", "hydra.launcher.signal_seconds=50", "hydra.launcher.max_stops=1",
+        "hydra.launcher.time=1", "hydra.launcher.signal_seconds=20", "hydra.launcher.max_stops=1",
+        "checkpoint.grace_seconds=3",
     )  # fmt: skip
     slurm.wait_for(lambda: len(slurm.jobs("RUNNING")) == 2)
     slurm.command("scancel", f"{sweep.array}_1")
