@@ -43,7 +43,7 @@ def main(trackers: list[str]) -> None:
     """Train the pairs and print the figures."""
     folder = Path(tempfile.mkdtemp())
     calls: list[float] = []
-    Tracking.end_epoch = timed(Tracking.end_epoch, calls)  # type: ignore[method-assign]  # for the measurement
+    Tracking.end_epoch = timed(Tracking.end_epoch, calls)
     ratios, busy = [], []
     try:
         for pair in range(PAIRS + 1):

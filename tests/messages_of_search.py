@@ -85,7 +85,7 @@ def opened(*definitions: Definition, name: str = "s", file: str = "searches.db",
 
     url = f"sqlite:///{Path.cwd() / file}"
     space = read_space(["recipe.lr=1,2"])
-    options = Options(space, lambda _: None, lambda overrides: composed_options(overrides)[0])  # type: ignore[arg-type]
+    options = Options(space, lambda _: None, lambda overrides: composed_options(overrides)[0])
     try:
         if foreign:
             study = optuna.create_study(storage=trials.open_storage(url), study_name=name, load_if_exists=True)
@@ -120,7 +120,7 @@ def failed_storage() -> None:
 def without_objective() -> None:
     work = stub()
     trial = SimpleNamespace(arm=work.arms[0], number=0, name="trial 0")
-    work.tell(trial, None, JobResult("complete", run="x"))  # type: ignore[arg-type]
+    work.tell(trial, None, JobResult("complete", run="x"))
 
 
 def unwritable_results() -> None:
@@ -135,7 +135,7 @@ def pruned() -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(TrialReporter, "should_prune", lambda _: True)
         config = TrialConfig("sqlite:///s.db", "s", 0, {"name": "median"})
-        TrialReporter(config, learner, SimpleNamespace(save=lambda: None)).report()  # type: ignore[arg-type]
+        TrialReporter(config, learner, SimpleNamespace(save=lambda: None)).report()
 
 
 def reported(path: str, content: str | None = None) -> None:
@@ -171,8 +171,8 @@ SEARCH_CASES: list[Callable[[], object]] = [
     lambda: opened(definition(), definition(space={"recipe.lr": "choice(1,3)"}, fixed=["data=svhn"])),
     lambda: opened(definition(), definition(base="1")), lambda: opened(definition(), name="foreign", foreign=True),
     lambda: stub(problems=10).work(), lambda: stub().others_work(), failed_storage, without_objective,
-    unwritable_results, pruned, lambda: end([SimpleNamespace(left_alone={1}, finished=list)]),  # type: ignore[list-item]
-    lambda: end([SimpleNamespace(left_alone=set(), finished=list)]),  # type: ignore[list-item]
+    unwritable_results, pruned, lambda: end([SimpleNamespace(left_alone={1}, finished=list)]),
+    lambda: end([SimpleNamespace(left_alone=set(), finished=list)]),
     lambda: reported("nowhere"), lambda: reported("searches/trials.csv", "a,b\n1,2\n"),
     lambda: reported("searches/trials.csv", "status,val_acc\nfailed,\n"),
     lambda: searched(LR, sampler={"name": "grid"}),

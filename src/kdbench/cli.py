@@ -245,7 +245,7 @@ def exit_code(error: BaseException, program: str, afterwards: str = "") -> int:
 
 
 def finish(code: int) -> NoReturn:
-    """End the process, and those that train along. Output that nobody reads any more is dropped."""
+    """End the process and those that train along; output to a closed pipe is dropped."""
     if starts_several():
         from kdbench.system.world import end_world
 

@@ -32,7 +32,7 @@ def test_a_searched_recipe_is_part_of_the_winner() -> None:
     assert best.winner.overrides == ["recipe=paper", "method.temperature=1"]
     assert best.winner.runner_up == {"overrides": ["recipe=short", "method.temperature=1"], "score": 50.0}
     assert "recipe=paper" in best.overrides
-    text = experiment_text(best, SimpleNamespace(name="s"), FIRST)  # type: ignore[arg-type]
+    text = experiment_text(best, SimpleNamespace(name="s"), FIRST)
     assert yaml.safe_load(text) == {
         "defaults": [{"override /student": "resnet8"}, {"override /method": "logit"}, {"override /recipe": "paper"}],
         "method": {"temperature": 1},
@@ -47,7 +47,7 @@ def test_the_winner_is_that_of_its_run_where_overrides_are_equal() -> None:
 
 def test_a_searched_experiment_is_continued_by_that_of_the_winner() -> None:
     best = best_of([(candidate("paper", 0.5)[0], ("experiment=siddo", "recipe=paper", "recipe.lr=0.1"))])
-    text = experiment_text(best, SimpleNamespace(name="s"), FIRST)  # type: ignore[arg-type]
+    text = experiment_text(best, SimpleNamespace(name="s"), FIRST)
     assert yaml.safe_load(text)["defaults"] == ["siddo", "_self_", {"override /recipe": "paper"}]
 
 

@@ -39,7 +39,7 @@ def quiet() -> None:
 
 def arm_of(*space: str, **changes: Any) -> Arm:
     study = optuna.create_study(direction="maximize")
-    options = Options(read_space(list(space)), lambda _: None, node)  # type: ignore[arg-type, return-value]
+    options = Options(read_space(list(space)), lambda _: None, node)
     return Arm(study, study._storage, options, keys(**changes), "")
 
 
@@ -59,7 +59,7 @@ def test_quasi_random_points_vary_the_key_of_one_option_too() -> None:
 def test_other_samplers_draw_by_the_seed_of_the_trial(name: str) -> None:
     first, second = (
         build_sampler({"name": name, "seed": 0}, seed).sample_independent(
-            optuna.create_study(), SimpleNamespace(number=0, params={}),  # type: ignore[arg-type]
+            optuna.create_study(), SimpleNamespace(number=0, params={}),
             "x", optuna.distributions.FloatDistribution(0, 1),
         )
         for seed in (1, 2)
@@ -83,26 +83,26 @@ def test_equal_trials_for_each_option_give_each_a_default_setting() -> None:
 
 
 def search_of(arm: Arm, members: Members) -> Search:
-    return Search("s", "", arm.keys, ["val_acc"], [arm], members, None, None, waits=False)  # type: ignore[arg-type]
+    return Search("s", "", arm.keys, ["val_acc"], [arm], members, None, None, waits=False)
 
 
 def test_a_trial_that_was_taken_over_is_left_alone(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     arm, members = arm_of("recipe.lr=interval(0,1)"), Members(tmp_path, "s")
     asked = arm.draw(members.own)
     assert asked is not None
-    work, done = search_of(arm, members), JobResult("complete", run="x", scores={"val_acc": 0.5})  # type: ignore[arg-type]
+    work, done = search_of(arm, members), JobResult("complete", run="x", scores={"val_acc": 0.5})
     arm.set_attrs(asked.number, {OWNER: "another"})
-    work.tell(asked, None, done)  # type: ignore[arg-type]
+    work.tell(asked, None, done)
     assert arm.study.trials[0].state == optuna.trial.TrialState.RUNNING
     assert "status" not in arm.study.trials[0].user_attrs
     arm.study.tell(asked.number, 0.25)  # the other process has finished it
-    work.tell(asked, None, done)  # type: ignore[arg-type]
+    work.tell(asked, None, done)
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 2
     assert all("left to another process" in line for line in out)
     own = arm.draw(members.own)
     assert own is not None
-    work.tell(Asked(arm, own.number, own.params), None, done)  # type: ignore[arg-type]
+    work.tell(Asked(arm, own.number, own.params), None, done)
     assert arm.study.trials[1].value == 0.5
 
 

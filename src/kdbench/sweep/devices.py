@@ -286,7 +286,7 @@ class DeviceLocks:
 
 def write_no_link(file: Path, text: str) -> None:
     """Write a file. A link in its place is an error (OSError), and its target is left alone."""
-    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as opened:  # noqa: PTH123
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as opened:
         opened.write(text)
 
 
