@@ -14,6 +14,7 @@ from kdbench.report.plan import Plan, read_plan
 from kdbench.rundir.summary import RunSummary
 from kdbench.study import command
 from kdbench.study.execute import StudyExecution
+from kdbench.study.finish import write_report
 from kdbench.study.register import Registration, describe_registration, find_plan, register
 from tests.study.conftest import TINY, Tiny, Trainer, better_at_4
 
@@ -197,7 +198,7 @@ def report_of(study: StudyExecution, *flags: str) -> Report:
     """Return the results of the report that the command ends with."""
     given = command.parse_arguments(["study=tiny", *flags])
     assert isinstance(given, argparse.Namespace)
-    assert command.write_report(study, given) == 0
+    assert write_report(study, given) == 0
     results: Report = json.loads((study.plan.folder / "report" / "results.json").read_text())
     return results
 

@@ -25,7 +25,7 @@ def test_trials_of_a_search_are_a_group(run: PlannedRun, monkeypatch: pytest.Mon
     monkeypatch.setattr(search.Search, "plan", lambda self, trial: run)
     keys = cast(Any, SimpleNamespace(prunes=False, n_trials=1))
     nothing = cast(Any, None)
-    search.Search("mine", "", keys, (), (), nothing, nothing, lambda able: iter(()), True).execute([nothing])
+    search.Search("mine", "", keys, (), (), nothing, nothing, lambda able: (_ for _ in ()), True).execute([nothing])
     assert run.config.trackers[0].params.group == "mine"
 
 

@@ -151,15 +151,17 @@ class MLflow(Tracker):
 
     def explained(self, error: Exception) -> Exception:
         """Return an error of the connection in a few words; any other as it is."""
+        address = without_passwords(self.config.tracking_uri)
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, OSError) and cause.strerror:
-                return ConnectionError(f"{without_passwords(self.config.tracking_uri)}: {cause.strerror}")
+                return ConnectionError(f"{address}: {cause.strerror}")
+            if isinstance(cause, ConnectionError):  # one of http.client, which has words alone
+                return ConnectionError(f"{address}: {cause}")
             if "timeout" in type(cause).__name__.lower():
-                return ConnectionError(
-                    f"{without_passwords(self.config.tracking_uri)}: no answer within {self.config.timeout} s"
-                )
-            cause = cause.__cause__ or cause.__context__
+                return ConnectionError(f"{address}: no answer within {self.config.timeout} s")
+            held = next((value for value in cause.args if isinstance(value, Exception)), None)  # urllib3's way
+            cause = cause.__cause__ or cause.__context__ or held
         return error
 
 

@@ -68,6 +68,7 @@ def load(browser, page, width=DESKTOP, media="screen", scheme="light"):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+    browser.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})  # with two browsers one has none
     browser.get_log("browser")
     browser.get("about:blank")  # else a page that differs in its anchor alone is not loaded again
     browser.get(page if isinstance(page, str) else page.as_uri())
@@ -105,8 +106,20 @@ def column(browser, table, name):
 def click(browser, table, name):
     button = browser.find_element("css selector", f"#{table}-table th[data-column={name}] button")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center', inline: 'center'})", button)
-    button.click()
+    until_possible(browser, button.click)
+
+
+def until_possible(browser, act):
+    """Do what a reader does, which waits until the page is drawn: on a busy machine it may take a moment."""
+    from selenium.common.exceptions import ElementNotInteractableException
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    def acted(_):
+        act()
+        return True
+
+    WebDriverWait(browser, 20, ignored_exceptions=[ElementNotInteractableException]).until(acted)
 
 
 def show_all(browser, table):
-    browser.find_element("css selector", f"[data-all={table}-table]").click()
+    until_possible(browser, browser.find_element("css selector", f"[data-all={table}-table]").click)
