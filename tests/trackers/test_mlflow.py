@@ -141,7 +141,9 @@ def test_server_that_was_away_gets_what_it_missed(server: Server, tmp_path: Path
     server.start()
     said = said_of_trackers(command.end())
     assert len(said) == 1
-    assert re.fullmatch(rf"tracker mlflow: {server.address}: (Connection|Remote end closed) .*; the run goes on, .*", said[0])
+    assert re.fullmatch(
+        rf"tracker mlflow: {server.address}: (Connection|Remote end closed) .*; the run goes on, .*", said[0]
+    )
     if server.records("away")[0].info.status != "FINISHED":  # the run ended while the server was still starting
         Command(tmp_path / "run", *arguments).end()
     (record,) = server.records("away", "FINISHED")
