@@ -54,12 +54,21 @@ def test_a_searched_experiment_is_continued_by_that_of_the_winner() -> None:
 def test_the_commands_that_follow_have_the_roots_and_the_trust_of_the_search() -> None:
     space = read_space(["recipe.lr=1,2", "trust=[own]", "data=shapes", "runtime.device=cpu"])
     search: Any = SimpleNamespace(arms=[SimpleNamespace(options=SimpleNamespace(space=space))])
-    best = best_of([candidate("short", 0.5)])
-    train, report = following(search, Path("out put/a/searches/s"), [replace(best, experiment="best_logit")], FIRST)
+    best = [replace(best_of([candidate("short", 0.5)]), experiment="best_logit")]
+    train, report = following(search, Path("out put/a/searches/s"), best, FIRST, None)
     assert train[2:5] == ["--config-dir", "out put/a/searches/s", "experiment=best_logit"]
     assert train[5:8] == ["seed=1,2,3", "trust=[own]", "runtime.device=cpu"]
     assert [o.partition("=")[0] for o in train[8:]] == ["output_root", "shared_roots"]
     assert report[1] == "out put/a/runs"
+
+
+def test_the_commands_that_follow_have_the_folder_of_options_of_the_search() -> None:
+    search: Any = SimpleNamespace(arms=[SimpleNamespace(options=SimpleNamespace(space=read_space(["recipe.lr=1,2"])))])
+    best = [replace(best_of([candidate("short", 0.5)]), experiment="best_logit")]
+    train, _ = following(search, Path("/out/searches/s"), best, FIRST, "my conf")
+    assert train[2:6] == [
+        "--config-dir", "my conf", "hydra.searchpath=['file:///out/searches/s']", "experiment=best_logit",
+    ]  # fmt: skip
 
 
 def test_no_gain_over_a_default_setting_that_diverged() -> None:

@@ -49,6 +49,18 @@ def test_missing_teacher_is_not_checked(student, teacher):
     assert TEACHER in checked(student, NOT_CHECKED)
 
 
+def test_teacher_in_a_shared_root_is_found_beside_a_folder_of_its_logit_cache(student, teacher, tmp_path):
+    (tmp_path / "store" / "runs").mkdir(parents=True)
+    shutil.move(teacher, tmp_path / "store" / "runs" / teacher.name)
+    teacher.mkdir()  # which the logit cache of the student's user is in
+    assert TEACHER not in checked(student, PASS)
+    with (student / "config.yaml").open("a") as config:
+        config.write(f"shared_roots: [{tmp_path / 'store'}]\n")
+    rewrite_summary(student, config_sha256=sha256(student / "config.yaml"))
+    assert checked(student, PASS)[TEACHER] == teacher.name
+    assert not checked(student)
+
+
 @pytest.mark.slow
 def test_given_teacher_and_its_student_pass_without_the_file(small, tmp_path, capsys):
     torch.manual_seed(3)

@@ -86,8 +86,13 @@ def search(sweeper: Sweeper, node: dict[str, Any], arguments: Sequence[str]) -> 
             print(f"search {name}: {without_passwords(url)}", flush=True)
             work.work()
         finally:
-            write_results(work, folder_of(root, name), first)
+            write_results(work, folder_of(root, name), first, config_dir_of(sweeper.loader))
     end(arms)
+
+
+def config_dir_of(loader: ConfigLoader) -> str | None:
+    """Return the folder that the command gives as --config-dir."""
+    return next((source.path for source in loader.get_sources() if source.provider == "command-line"), None)
 
 
 def end(arms: Sequence[Arm]) -> None:

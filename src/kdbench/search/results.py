@@ -38,13 +38,14 @@ MOST_SHOWN = 10
 Row = dict[str, Any]
 
 
-def write_results(search: Search, folder: Path, first: RunConfig) -> None:
+def write_results(search: Search, folder: Path, first: RunConfig, config_dir: str | None) -> None:
     """Write the files of a search and print its best trials; what cannot be read any more is left out.
 
     Args:
         search: the search, finished or not.
         folder: OUTPUT_ROOT/searches/NAME.
         first: config of one of its runs, for its seed.
+        config_dir: folder of further options that the command named.
 
     Raises:
         RunError: the files cannot be written.
@@ -73,7 +74,9 @@ def write_results(search: Search, folder: Path, first: RunConfig) -> None:
             code="not_writable",
             key="output_root",
         ) from error
-    show(search, folder, rows, front, winners, first)
+    show(search, folder, rows, front, winners)
+    if winners:
+        print_commands(following(search, folder, winners, first, config_dir), first.seed)
 
 
 def trial_row(arm: Arm, trial: "FrozenTrial") -> Row:
@@ -287,10 +290,8 @@ def pareto_front(rows: Sequence[Row], search: Search) -> list[Row]:
 # What is printed
 
 
-def show(
-    search: Search, folder: Path, rows: Sequence[Row], front: Sequence[Row], best: Sequence[Best], first: RunConfig
-) -> None:
-    """Print the best trials, how many there were, and the commands that follow."""
+def show(search: Search, folder: Path, rows: Sequence[Row], front: Sequence[Row], best: Sequence[Best]) -> None:
+    """Print the best trials, and how many there were."""
     counts = {
         status: sum(row["status"] == status for row in rows) for status in dict.fromkeys(r["status"] for r in rows)
     }
@@ -308,20 +309,24 @@ def show(
             f"  {' '.join(one.winner.overrides)}"
         )
     print(f"files: {folder}")
-    if best:
-        commands = [shlex.join(command) for command in following(search, folder, best, first)]
-        print(
-            f"The seed that chose these settings ({first.seed}) does not report them. To report them with others:\n  "
-            + "\n  ".join(commands),
-            flush=True,
-        )
 
 
-def following(search: Search, folder: Path, best: Sequence[Best], first: RunConfig) -> list[list[str]]:
-    """Return the commands that train the winners with other seeds, and report them. Arguments: see `show`."""
+def print_commands(commands: Sequence[Sequence[str]], seed: int) -> None:
+    """Print the commands that follow a search, which used a seed."""
+    print(f"The seed that chose these settings ({seed}) does not report them. To report them with others:")
+    print(*(f"  {shlex.join(command)}" for command in commands), sep="\n", flush=True)
+
+
+def following(
+    search: Search, folder: Path, best: Sequence[Best], first: RunConfig, config_dir: str | None
+) -> list[list[str]]:
+    """Return the commands that train the winners with other seeds, and report them. Arguments: see `write_results`."""
+    # Hydra takes one folder by its flag; code beside the user's is found through that flag alone.
+    results = override("hydra.searchpath", [f"file://{folder.absolute()}"])
+    folders = [config_dir, results] if config_dir else [str(folder)]
     given = [one.text for one in search.arms[0].options.space.fixed if first_name(one.key) in NEEDED]
     train = [
-        "kdbench", "-m", "--config-dir", str(folder), f"experiment={','.join(one.experiment for one in best)}",
+        "kdbench", "-m", "--config-dir", *folders, f"experiment={','.join(one.experiment for one in best)}",
         f"seed={','.join(str(seed) for seed in range(first.seed + 1, first.seed + 4))}", *given,
         override("output_root", first.output_root),
         *([override("shared_roots", list(first.shared_roots))] if first.shared_roots else []),

@@ -22,7 +22,7 @@ from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.identity import GivenWeights
 from kdbench.rundir.recorded_config import read_config
 from kdbench.rundir.student import build_trained
-from kdbench.rundir.summary import RunSummary
+from kdbench.rundir.summary import SUMMARY_FILE, RunSummary
 from kdbench.system.cpu import available_cores
 from kdbench.system.device import resolve_runtime
 from kdbench.verify.checks import ROUNDING, Checks, NotChecked, needed
@@ -200,7 +200,7 @@ def find_teacher(run: Artifacts) -> Path:
 
 
 def find_beside(run: Artifacts, key: str | None, what: str) -> Path:
-    """Return the run directory of a key, which lies beside the run's own.
+    """Return the run directory of a key, which lies beside the run's own, or in a shared root of its config.
 
     Args:
         run: the run.
@@ -210,8 +210,13 @@ def find_beside(run: Artifacts, key: str | None, what: str) -> Path:
     Raises:
         NotChecked: there is none.
     """
+    shared = [Path(root).expanduser() / "runs" for root in run.config.shared_roots] if run.config else []
     # The key is as untrusted as the rest: nothing else may become part of a path.
-    found = sorted(run.directory.path.parent.glob(f"*_{key}")) if re.fullmatch("[0-9a-f]{16}", str(key)) else []
+    valid = re.fullmatch("[0-9a-f]{16}", str(key)) is not None
+    places = (run.directory.path.parent, *shared) if valid else ()
+    found = [folder for place in places for folder in sorted(place.glob(f"*_{key}"))]
     if not found:
-        raise NotChecked(f"needs the {what}; no run with the key {key} lies beside this one")
-    return found[0]
+        also = ", or in its shared_roots" if shared else ""
+        raise NotChecked(f"needs the {what}; no run with the key {key} lies beside this one{also}")
+    # Beside a student there may be only the logit cache of a teacher in a shared root.
+    return next((folder for folder in found if (folder / SUMMARY_FILE).is_file()), found[0])
