@@ -14,7 +14,7 @@ from kdbench.runner.run import resolve_run
 from kdbench.system import world
 from kdbench.system.device import resolve_device
 from kdbench.system.world import World, start_world
-from kdbench.train.parallel import ParallelStudent
+from kdbench.train.parallel_student import ParallelStudent
 from tests.conftest import SMALL, composed_once
 from tests.networks import SPEC, Plain
 

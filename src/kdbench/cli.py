@@ -206,16 +206,23 @@ def start() -> None:
 
 
 def start_with_others() -> None:
-    """Set up the process; of several that torchrun has started, all but the first train along until it has finished."""
+    """Set up the process; of several that torchrun has started, all but the first execute tasks of the first.
+
+    Raises:
+        ConfigError: a variable of torchrun has no number.
+        RunError: the processes cannot reach each other.
+    """
     start()
     if starts_several():
         from kdbench.system.world import start_world
 
         signals.expect_repeats()
-        if start_world().rank:
-            from kdbench.runner.parallel import train_along_until_end
+        world = start_world()
+        if world.rank:
+            from kdbench.runner.parallel import execute_tasks
 
-            train_along_until_end()
+            execute_tasks()
+        world.connect()  # before any work: the others give up after `STEP_TIMEOUT`
 
 
 def exit_code(error: BaseException, program: str, afterwards: str = "") -> int:
@@ -245,7 +252,7 @@ def exit_code(error: BaseException, program: str, afterwards: str = "") -> int:
 
 
 def finish(code: int) -> NoReturn:
-    """End the process and those that train along; output to a closed pipe is dropped."""
+    """End the process and the others of torchrun; output to a closed pipe is dropped."""
     if starts_several():
         from kdbench.system.world import end_world
 

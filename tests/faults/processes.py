@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -85,6 +85,8 @@ class Command:
         largest_file: number of bytes beyond which no file can grow, like a full disk at a chosen place.
         unprivileged: whether the process runs as a user without the right to write.
         member: user that the process belongs to; None for that of the tests.
+        composed: whether the config of a single run is composed here, in place of Hydra in the process.
+        environment: variables that are added to the environment.
     """
 
     def __init__(
@@ -95,15 +97,19 @@ class Command:
         largest_file: int | None = None,
         unprivileged: bool = False,
         member: Member | None = None,
+        composed: bool = True,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # The output goes through a pipe, so that it arrives where no file can be written.
         self.pipe, end = context.Pipe(duplex=False)
         self.is_sweep = "-m" in arguments
-        work = tuple(arguments) if self.is_sweep else compose(*arguments)
+        work = compose(*arguments) if composed and not self.is_sweep else tuple(arguments)
         if unprivileged and os.getuid() == 0:
             member = Member(NOBODY)
-        self.process: BaseProcess = context.Process(target=run_command, args=(folder, work, end, largest_file, member))
+        self.process: BaseProcess = context.Process(
+            target=run_command, args=(folder, work, end, largest_file, member, dict(environment or {}))
+        )
         self.process.start()
         end.close()
         self.received: str | None = None
@@ -139,7 +145,12 @@ class Command:
 
 
 def run_command(
-    folder: Path, work: tuple[str, ...] | RunConfig, end: Connection, largest_file: int | None, member: Member | None
+    folder: Path,
+    work: tuple[str, ...] | RunConfig,
+    end: Connection,
+    largest_file: int | None,
+    member: Member | None,
+    environment: dict[str, str],
 ) -> None:
     """Execute a command line, or a run that is composed already, in the child. Arguments: see `Command`."""
     for standard in (1, 2):
@@ -147,6 +158,7 @@ def run_command(
     end.close()
     sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115  # open until the process ends
     os.chdir(folder)
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))

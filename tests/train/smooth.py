@@ -1,8 +1,11 @@
 """A small network with batch norm and without kinks, in which rounding does not grow; and a failing method."""
 
+import signal
+
 from torch import Tensor, nn
 
 from kdbench.methods import CrossEntropy
+from kdbench.system.world import world
 
 
 def block(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
@@ -41,3 +44,12 @@ class Failing(CrossEntropy):
         if self.steps == 3:
             raise ValueError("a bug of the third step")
         return super().forward(student, teachers, batch, progress)
+
+
+class StoppingOthers(Smooth):
+    """A network with which every process but the first receives a stop request while it builds its learners."""
+
+    def __init__(self, num_classes: int = 10, width: int = 8) -> None:
+        super().__init__(num_classes, width)
+        if world().rank:
+            signal.raise_signal(signal.SIGUSR1)

@@ -72,6 +72,12 @@ class DataConfig:
         return {"name": self.name, "_target_": self.path, **dataclasses.asdict(self.params), **content}
 
 
+EXACT = "exact"
+"""Value of `runtime.parallel`: several processes compute what one does."""
+LOCAL = "local"
+"""Value of `runtime.parallel`: each process has batch norm and random numbers of its own."""
+
+
 @dataclass
 class RuntimeConfig:
     """Device, precision and execution of a run."""
@@ -89,7 +95,7 @@ class RuntimeConfig:
     profile: str = one_of("fast", "repro")
     graphs: bool = MISSING
     compile: bool = MISSING
-    parallel: str = one_of("exact", "local", absent="exact")
+    parallel: str = one_of(EXACT, LOCAL, absent=EXACT)
     processes: int = added(whole(1), 1)
     """Number of processes of a run with `parallel=local`, where it changes numbers; else 1. kdbench sets it."""
 

@@ -14,6 +14,7 @@ from typing import Any
 from kdbench.config import DataConfig, MethodConfig, ModelConfig, RecipeConfig, RunConfig
 from kdbench.config.derived import TRAIN, CompressConfig
 from kdbench.config.parse import parse_method
+from kdbench.config.sections import EXACT
 from kdbench.errors import ConfigError
 from kdbench.rundir.argument_files import files_identity, sha256_of_file, targets_in
 from kdbench.rundir.directory import RunDirectory
@@ -246,7 +247,7 @@ def teacher_config(config: RunConfig) -> RunConfig:
         method=parse_method(BASELINE),
         data=teacher_data(config),
         recipe=config.teacher.recipe,
-        runtime=dataclasses.replace(config.runtime, parallel="exact", processes=1),  # one teacher for all its students
+        runtime=dataclasses.replace(config.runtime, parallel=EXACT, processes=1),  # one teacher for all its students
         seed=seed,
         init_seed=seed,
         data_seed=seed,

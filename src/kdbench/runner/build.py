@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kdbench.config import RecipeConfig, RunConfig
+from kdbench.config.sections import EXACT
 from kdbench.data import Batches, Dataset, load
 from kdbench.data.batches import plain_batches
 from kdbench.data.policies import MAX_PIXELS
@@ -96,7 +97,7 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
     check_checkpoint(config, dataset.spec)
     student = summarize(config.student, dataset.spec, "student")
     check_batches(student, config, dataset, config.recipe, "")
-    check_processes(config, len(dataset.train), config.recipe, "")
+    check_processes(len(dataset.train), config.recipe, config.runtime.parallel, "")
     check_one_process(student, config)
     check_memory_format(student, config, dataset.spec, "student", config.student.name)
     if config.student.weights:
@@ -115,7 +116,7 @@ def check_parts(config: RunConfig) -> tuple[Dataset, ModelSummary, Method]:
         check_batches(teacher, config, dataset, config.teacher.recipe if trained else None, "teacher.")
         if trained:
             if not teacher_directory(config).is_complete():
-                check_processes(config, len(dataset.train), config.teacher.recipe, "teacher.")
+                check_processes(len(dataset.train), config.teacher.recipe, EXACT, "teacher.")
             check_memory_format(teacher, config, dataset.spec, "teacher", config.teacher.model.name)
         if config.teacher.mean is not None and len(config.teacher.mean) != dataset.spec.input_shape[0]:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Data-parallel training as the processes do it: rank 0 completes runs, the others train along when it does."""
+"""Data-parallel training as the processes do it: rank 0 completes runs and sends the others what to train with it."""
 
 import contextlib
 import io
@@ -12,7 +12,8 @@ from typing import NoReturn
 import torch
 
 from kdbench.config import RunConfig
-from kdbench.data import Dataset
+from kdbench.config.sections import EXACT
+from kdbench.data import Batches, Dataset
 from kdbench.errors import KdbenchError, printable
 from kdbench.methods.base import Requires
 from kdbench.models import Network
@@ -29,7 +30,7 @@ from kdbench.teachers.live import CachedTeacher, LiveTeacher
 from kdbench.teachers.store import load_verified
 from kdbench.train.learner import Learner, TeacherSource
 from kdbench.train.loop import fit
-from kdbench.train.parallel import ParallelStudent, agree, parallelise
+from kdbench.train.parallel import parallelise, stop_and_fail_together
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ IMAGES_PER_PROCESS = 4
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """The training that the other processes take part in, as rank 0 hands it to them."""
+    """Learners to train, as rank 0 sends them to the other processes."""
 
     configs: list[RunConfig]
     """Config of each run, with every `auto` resolved."""
@@ -47,40 +48,49 @@ class TrainingTask:
     """True for each run whose teacher's logits are read from the logit cache."""
     teacher: RunDirectory | None
     """Directory of the runs' teacher."""
+    requires: Requires
+    """Outputs of its network for a batch, the same in every process: also those for runs that have dropped out."""
     states: list[bytes]
     """State of each learner."""
-    path: list[str]
-    """Folders in which modules are looked for."""
 
 
 def start_others(runs: Sequence[Run]) -> None:
-    """Have the other processes of torchrun train some runs along, which this one trains next; alone, do nothing.
+    """Prepare runs for training by all processes of torchrun, which build the same learners; without it, do nothing.
 
     Args:
         runs: opened runs, which train in lockstep.
+
+    Raises:
+        Interrupted: a process has received a stop request.
+        ProcessEndedError: another process has ended.
     """
     others = world()
     if not others.several:
         return
-    teachers = [run.teacher for run in runs]
-    directory = next((resolved.teacher.directory for resolved in teachers if resolved), None)
-    states = [state_of(run.learner) for run in runs]
-    cached = [resolved is not None and resolved.cached for resolved in teachers]
-    others.share(TrainingTask([run.config for run in runs], cached, directory, states, sys.path))
-    others.largest([0])  # every process has built its learners
+    resolved = next((run.teacher for run in runs if run.teacher), None)
+    task = TrainingTask(
+        configs=[replace(run.config, trackers=[]) for run in runs],  # those are for rank 0
+        cached=[run.teacher is not None and run.teacher.cached for run in runs],
+        teacher=resolved.teacher.directory if resolved else None,
+        requires=resolved.requires if resolved else Requires(),
+        states=[state_of(run.learner) for run in runs],
+    )
+    others.share(sys.path)  # before the task, which may name classes of a folder beside --config-dir
+    others.share(task)
+    stop_and_fail_together([], others)  # waits until every process has built its learners
     parallelise([run.learner for run in runs], others)
-    check_exact([run.learner for run in runs], runs[0].parts.dataset, runs[0].config)
+    check_exact([run.learner for run in runs], runs[0].parts.dataset)
     log.info("processes: %d, runtime.parallel=%s", others.size, runs[0].config.runtime.parallel)
 
 
 def end_others(runs: Sequence[Run], error: Exception) -> None:
     """Publish the error that ends a training of several processes; where they do not train, do nothing."""
     if any(run.learner.parallel for run in runs if hasattr(run, "learner")):
-        world().announce_end(error)
+        world().publish_end(error)
 
 
-def train_along_until_end() -> NoReturn:
-    """Train along with rank 0 until it has finished, and end the process."""
+def execute_tasks() -> NoReturn:
+    """Train what rank 0 sends, until it has finished, and end the process."""
     others = world()
     signals.install()
     signals.expect_repeats()
@@ -88,43 +98,61 @@ def train_along_until_end() -> NoReturn:
     code = 0
     try:
         with signals.deferred(float(signals.GRACE_SECONDS)):
-            while (task := others.share()) is not None:
-                train_along(task, others)
+            while (path := others.share()) is not None:
+                sys.path += [folder for folder in path if folder not in sys.path]
+                execute(others.share(), others)
     except signals.Interrupted:
         pass  # rank 0 says so
     except Exception as error:
-        others.announce_end(error)
+        others.publish_end(error)
         print(f"kdbench: process {others.rank}: {printable(str(error))}", file=sys.stderr)
         code = 1
     end_world()
     sys.exit(code)
 
 
-def train_along(task: TrainingTask, others: World) -> None:
-    """Build the learners of a task and train them together with rank 0."""
-    sys.path += [folder for folder in task.path if folder not in sys.path]
+def execute(task: TrainingTask, others: World) -> None:
+    """Build the learners of a task and train them together with rank 0, until the end or a stop request."""
     configs = [on_own_device(config, others) for config in task.configs]
     grace = max(config.checkpoint.grace_seconds for config in configs)
+    built = None
     # At a stop rank 0 writes the checkpoint and lets this process end, which waits for that.
     with contextlib.suppress(signals.Interrupted), signals.deferred(grace), torch_settings(configs[0].runtime):
-        parts = [build_parts(config) for config in configs]
-        sources, network = build_teacher(task, configs, parts)
-        learners = []
-        for config, own, source, state in zip(configs, parts, sources, task.states, strict=True):
-            bind(own, [network] if network is not None and config.teacher else [])
-            learner = build_learner(config, own, Guard(on_failure=report_bug))
-            learner.load_state_dict(torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)["learner"])
-            if source:
-                learner.teacher = source
-            learners.append(learner)
-        others.largest([0])
+        with contextlib.suppress(signals.Interrupted):  # the other processes leave below, too
+            built = build_learners(task, configs)
+        stop_and_fail_together([], others)
+        assert built
+        learners, batches = built
         parallelise(learners, others)
-        check_exact(learners, parts[0].dataset, configs[0])
-        fit(learners, parts[0].batches, configs[0].recipe.epochs)
+        check_exact(learners, batches.dataset)
+        fit(learners, batches, configs[0].recipe.epochs)
+
+
+def build_learners(task: TrainingTask, configs: Sequence[RunConfig]) -> tuple[list[Learner], Batches]:
+    """Return the learners of a task and their batches.
+
+    Args:
+        task: the task.
+        configs: its configs, with the device of this process.
+
+    Raises:
+        Interrupted: a stop was requested meanwhile.
+    """
+    parts = [build_parts(config) for config in configs]
+    sources, network = build_teacher(task, configs, parts)
+    learners = []
+    for config, own, source, state in zip(configs, parts, sources, task.states, strict=True):
+        bind(own, [network] if network is not None and config.teacher else [])
+        learner = build_learner(config, own, Guard(on_failure=report_bug))
+        learner.load_state_dict(torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)["learner"])
+        if source:
+            learner.teacher = source
+        learners.append(learner)
+    return learners, parts[0].batches
 
 
 def report_bug(error: Exception) -> None:
-    """Print an error of code that this process alone meets, with its traceback; rank 0 prints all others."""
+    """Print an error of code that only this process meets, with its traceback; rank 0 prints all others."""
     if not isinstance(error, KdbenchError) and world().problem:
         traceback.print_exception(error)
 
@@ -137,9 +165,8 @@ def build_teacher(
         return [None] * len(configs), None
     taught = [n for n, config in enumerate(configs) if config.teacher]
     first = configs[taught[0]]
-    requires = Requires.of_teacher(parts[n].method.requires for n in taught)
-    teacher = load_verified(task.teacher, first, requires, parts[taught[0]].dataset)
-    live = LiveTeacher(teacher.network, requires, first.runtime)
+    teacher = load_verified(task.teacher, first, task.requires, parts[taught[0]].dataset)
+    live = LiveTeacher(teacher.network, task.requires, first.runtime)
     sources: list[TeacherSource | None] = [None] * len(configs)
     cached: CachedTeacher | None = None
     for n in taught:
@@ -167,13 +194,15 @@ def state_of(learner: Learner) -> bytes:
     return content.getvalue()
 
 
-def check_exact(learners: Sequence[Learner], dataset: Dataset, config: RunConfig) -> None:
+def check_exact(learners: Sequence[Learner], dataset: Dataset) -> None:
     """Check that every student computes in parts what it computes at once; one that does not fails."""
-    for learner in learners:
-        if config.runtime.parallel == "exact" and isinstance(learner.parallel, ParallelStudent):
-            count = min(len(dataset.train), IMAGES_PER_PROCESS * learner.parallel.world.size)
-            images_NHWC = dataset.train.images[:count].to(dataset.device)
-            images = dataset.normalise(images_NHWC.permute(0, 3, 1, 2))
-            with learner.guard:
+    others = world()
+    if learners[0].runtime.parallel == EXACT:
+        count = min(len(dataset.train), IMAGES_PER_PROCESS * others.size)
+        images_NHWC = dataset.train.images[:count].to(dataset.device)
+        images = dataset.normalise(images_NHWC.permute(0, 3, 1, 2))
+        for learner in learners:
+            assert learner.parallel
+            with learner.guard, others.collective():
                 learner.parallel.check_exact(images)
-    agree(learners, world())
+    stop_and_fail_together(learners, others)

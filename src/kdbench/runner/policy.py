@@ -10,6 +10,7 @@ from kdbench.config.derived import MEASURE
 from kdbench.errors import BusyError, KdbenchError, SettingsChangedError
 from kdbench.runner.run import RunResult
 from kdbench.runner.run_all import ATTEMPTS, Train, run_all
+from kdbench.system.world import world
 from kdbench.train.loop import fit
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,8 @@ def run_with_retries(
 ) -> list[RunResult]:
     """Complete runs by `run_all`, and try again what may succeed otherwise.
 
-    - Out of memory: the halves of a group, one after the other.
+    - Out of memory: the halves of a group, one after the other. Not where several processes train them: the others
+      have ended.
     - A run of a group that another process holds: alone, after the others, so that no lock is held while waiting.
     - A run that another process has started with other settings meanwhile: alone, with those settings.
 
@@ -45,7 +47,9 @@ def run_with_retries(
 
 
 def groups_to_retry(results: Sequence[RunResult], attempts: int) -> list[list[int]]:
-    """Return the positions of the runs to try again, a list per group."""
+    """Return the positions of the runs to try again, a list per group; none where the other processes have ended."""
+    if world().problem:
+        return []
     if len(results) == 1:
         changed = isinstance(results[0].error, SettingsChangedError)
         return [[0]] if changed and attempts > 1 else []

@@ -4,7 +4,7 @@ import dataclasses
 
 from kdbench.config import RecipeConfig, RunConfig
 from kdbench.config.derived import TRAIN
-from kdbench.config.sections import RuntimeConfig
+from kdbench.config.sections import EXACT, LOCAL, RuntimeConfig
 from kdbench.errors import ConfigError
 from kdbench.models import ModelSummary
 from kdbench.system.world import world
@@ -21,7 +21,7 @@ def with_processes(runtime: RuntimeConfig, kind: str) -> RuntimeConfig:
         ConfigError: the runtime is that of a run which another number of processes has started.
     """
     size = world().size
-    processes = size if runtime.parallel == "local" and kind == TRAIN else 1
+    processes = size if runtime.parallel == LOCAL and kind == TRAIN else 1
     if kind == TRAIN and runtime.processes not in (1, processes):
         raise ConfigError(
             f"runtime.processes is {runtime.processes}: {runtime.processes} processes started this run with "
@@ -33,13 +33,13 @@ def with_processes(runtime: RuntimeConfig, kind: str) -> RuntimeConfig:
     return dataclasses.replace(runtime, processes=processes)
 
 
-def check_processes(config: RunConfig, images: int, recipe: RecipeConfig, prefix: str) -> None:
+def check_processes(images: int, recipe: RecipeConfig, parallel: str, prefix: str) -> None:
     """Check that several processes can divide the batches of a training among them.
 
     Args:
-        config: resolved config.
         images: number of training images.
         recipe: recipe of the training.
+        parallel: `runtime.parallel` of the training.
         prefix: text before the keys of the recipe.
 
     Raises:
@@ -56,7 +56,7 @@ def check_processes(config: RunConfig, images: int, recipe: RecipeConfig, prefix
             code="mismatch",
             key=f"{prefix}recipe.batch_size",
         )
-    least = 1 if config.runtime.parallel == "exact" else 2
+    least = 1 if parallel == EXACT else 2
     last = images % recipe.batch_size or recipe.batch_size
     if last // recipe.accumulate < least * size:
         raise ConfigError(
@@ -69,7 +69,7 @@ def check_processes(config: RunConfig, images: int, recipe: RecipeConfig, prefix
 
 
 def check_one_process(student: ModelSummary, config: RunConfig) -> None:
-    """Check that nothing of a run needs a process alone.
+    """Check that nothing of a run needs to be computed in a single process.
 
     Args:
         student: summary of the student.

@@ -2,8 +2,9 @@
 
 Ctrl-C (SIGINT), the batch systems' SIGTERM, SIGUSR1 and SIGUSR2, and the alarm of a study are treated alike. While a
 run trains they are noted, the loop finishes its step, writes a checkpoint and leaves. At any other time, when nothing
-can be lost, the process leaves at once. A second Ctrl-C leaves at once in any case, and so does a process that does
-not finish within the grace time: the files on disk are whole at every moment.
+can be lost, the process leaves at once. A second Ctrl-C leaves at once in any case but under torchrun, which repeats
+the first one, and so does a process that does not finish within the grace time: the files on disk are whole at every
+moment.
 
 A handler from before ours, such as submitit's, which requeues the job, is called once the runs have left.
 """
@@ -78,7 +79,7 @@ def uninstall() -> None:
     """Put back the handlers from before `install`, and clear the stop request."""
     for number, handler in _stop.handlers.items():
         signal.signal(number, handler)
-    _stop.handlers = {}
+    _stop.handlers, _stop.repeats = {}, False
     clear()
 
 

@@ -1,7 +1,8 @@
 """The processes that train one run together, as torchrun starts them, and their communication.
 
-Rank 0 does everything that a process alone does; the others wait for its tasks and train along (`kdbench.runner.
-parallel`). Tensors of a step are sent by NCCL between GPUs and by Gloo between CPUs, everything else by Gloo.
+Rank 0 does everything that one process does; the others wait for its tasks and train the same learners
+(`kdbench.runner.parallel`). Tensors of a step are sent by NCCL between GPUs and by Gloo between CPUs, everything else
+by Gloo.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from kdbench.errors import ConfigError, RunError, first_line
+from kdbench.system.memory import is_out_of_memory
 from kdbench.system.torchrun import VARIABLES, starts_several
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 STEP_TIMEOUT = datetime.timedelta(minutes=30)
 COMMAND_TIMEOUT = datetime.timedelta(days=365)
 """Time that processes wait for rank 0, which may train nothing for hours while it builds a logit cache."""
+GLOO_ADVICE = ". This is typically caused by"
+"""Beginning of a text without facts in the messages of Gloo."""
 FAILURE_SECONDS = 10.0
 """Time in which all processes meet an error that they have in common."""
 REASON_SECONDS = 1.0
@@ -43,17 +47,17 @@ class World:
 
     Args:
         rank: number of this process, counted from 0; rank 0 writes all files.
-        size: number of processes; 1 for a process alone, which never communicates.
+        size: number of processes; a single one never communicates.
         local_rank: number of this process on its machine.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    parts: int = 0
-    """Number of parts of steps that were executed, the same in every process."""
+    blocks: int = 0
+    """Number of executed blocks of `collective`, the same in every process."""
     problem: str | None = None
-    """Why the processes cannot communicate any more; None while they can."""
+    """Reason for which the processes cannot communicate any more; None while they can."""
     tensors: Any = field(default=None, repr=False)
     """Process group for tensors of a step."""
     control: Any = field(default=None, repr=False)
@@ -94,7 +98,7 @@ class World:
     def disconnect(self) -> None:
         """Close the connections; rank 0 lets the other processes end."""
         if self.several and self.rank == 0 and self.problem is None:
-            with contextlib.suppress(RuntimeError, ProcessEndedError):  # they may be gone
+            with contextlib.suppress(RuntimeError, RunError):  # they may be gone, or never have been there
                 self.share(None)
         if self.control is not None:
             with contextlib.suppress(RuntimeError, ValueError):  # of connections that are broken already
@@ -180,7 +184,8 @@ class World:
                 yield
                 return
             except RuntimeError as error:  # torch.distributed has no narrower type for all backends
-                self.problem = self.reason_of_end() or f"a process has ended ({first_line(error)})"
+                cause = first_line(error).partition(GLOO_ADVICE)[0]
+                self.problem = self.reason_of_end() or f"a process has ended ({cause})"
                 log.info("%s", self.problem)
         raise ProcessEndedError(
             f"{self.problem}; the last checkpoint is intact, and the same command continues",
@@ -188,12 +193,29 @@ class World:
             key="WORLD_SIZE",
         )
 
+    @contextlib.contextmanager
+    def collective(self) -> Iterator[None]:
+        """Execute a block in which the processes exchange tensors, the same in each of them.
+
+        An exception that every process meets in the block, such as one of a method's code, is raised as in one
+        process. One that only this process meets ends all of them: the others wait for its tensors.
+        """
+        self.blocks += 1
+        try:
+            yield
+        except ProcessEndedError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error) or not self.all_failed():
+                self.publish_end(error)
+            raise
+
     def all_failed(self) -> bool:
-        """Return whether every process fails in the same part of a step, as at an error of a method's code.
+        """Return whether every process fails in the same block of `collective`.
 
         Each process that fails there calls this function.
         """
-        place = f"kdbench/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{self.parts}"
+        place = f"kdbench/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{self.blocks}"
         deadline = time.monotonic() + FAILURE_SECONDS
         with contextlib.suppress(RuntimeError):  # the store may be gone
             self.store.set(f"{place}/{self.rank}", "1")
@@ -203,8 +225,8 @@ class World:
                 time.sleep(0.02)
         return False
 
-    def announce_end(self, error: BaseException) -> None:
-        """Publish the error that ends this process for the others; alone, do nothing."""
+    def publish_end(self, error: BaseException) -> None:
+        """Publish the error that ends this process for the others; where there are none, do nothing."""
         if self.several and self.problem is None:
             self.problem = f"process {self.rank} of {self.size} ended: {first_line(error)}"
         if self.store is not None and self.problem is not None:
@@ -261,7 +283,7 @@ def start_world() -> World:
 
 
 def end_world() -> None:
-    """Disconnect this process; it is alone from then on."""
+    """Disconnect this process from the others."""
     global _world
     _world.disconnect()
     _world = World()

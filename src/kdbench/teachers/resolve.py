@@ -25,6 +25,8 @@ class ResolvedTeacher:
     """The teacher of a run, and where its outputs come from."""
 
     teacher: Teacher
+    requires: Requires
+    """Outputs of the teacher's network that the methods of the group require."""
     source: TeacherSource
     cached: bool
     description: str
@@ -80,13 +82,13 @@ def resolve_teachers(runs: Sequence[RunT], provide: Callable[[RunT], RunDirector
     cached: CachedTeacher | None = None
     for run, choice in choices.items():
         with run.guard:
-            run.teacher = ResolvedTeacher(teacher, live, False, choice.reason)
+            run.teacher = ResolvedTeacher(teacher, requires, live, False, choice.reason)
             if choice.use:
                 logits = cache.obtain(choice, run.config, teacher, run.batches)
                 if isinstance(logits, str):
-                    run.teacher = ResolvedTeacher(teacher, live, False, logits)
+                    run.teacher = ResolvedTeacher(teacher, requires, live, False, logits)
                     log.info("teacher: %s", logits)
                 else:
                     train = run.batches.dataset.train
                     cached = cached or CachedTeacher(logits.to(train.labels.device), train)
-                    run.teacher = ResolvedTeacher(teacher, cached, True, choice.reason)
+                    run.teacher = ResolvedTeacher(teacher, requires, cached, True, choice.reason)

@@ -212,9 +212,9 @@ class CapturedSteps:
             parts[self.key] = CapturedStep(self.recorder, name)
         return parts[self.key]
 
-    def agree(self) -> None:
-        """Leave if a stop was requested. Errors: see `EagerSteps.agree`."""
-        self.eager.agree()
+    def raise_if_stopped(self) -> None:
+        """Leave if a stop was requested. Errors: see `EagerSteps.raise_if_stopped`."""
+        self.eager.raise_if_stopped()
 
     def enter_stream(self) -> None:
         """Have the following work done where captures are replayed."""

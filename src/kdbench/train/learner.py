@@ -28,12 +28,12 @@ from kdbench.system.random import (
     set_host_state,
     set_random_state,
 )
-from kdbench.system.world import World
 from kdbench.train.average import AveragedWeights
 from kdbench.train.compiled import compiled
 from kdbench.train.evaluate import check_finite, predict
 from kdbench.train.loss_output import check_output
 from kdbench.train.optim import build_optimizer, clip_gradients, load_optimizer
+from kdbench.train.parallel_student import ParallelStudent
 from kdbench.train.schedule import Schedule
 from kdbench.train.sums import GRAD_NORM, EpochSums
 
@@ -57,16 +57,6 @@ class Checkpoints(Protocol):
 
     def end_epoch(self) -> None:
         """Write the records after an epoch, and a checkpoint if one is due."""
-
-
-class ParallelForward(Protocol):
-    """The forward pass of a student over several processes (`kdbench.train.parallel`)."""
-
-    world: World
-
-    def __call__(self, images: Tensor) -> Output: ...
-
-    def average_gradients(self, optimizer: torch.optim.Optimizer) -> None: ...
 
 
 class NoCheckpoints:
@@ -105,9 +95,10 @@ class Learner:
         steps_per_epoch: int = 1,
     ) -> None:
         self.student = student
-        self.alone = compiled(student) if runtime.compile else student
-        self.parallel: ParallelForward | None = None
-        """The student's forward pass over several processes, where there are several."""
+        self.forward: Callable[[Tensor], Output] = compiled(student) if runtime.compile else student
+        """The student's forward pass in training."""
+        self.parallel: ParallelStudent | None = None
+        """The student over several processes, where there are several; `forward` is then the same."""
         self.method = method
         self.recipe = recipe
         self.runtime = runtime
@@ -246,7 +237,7 @@ class Learner:
             share: factor of the gradients.
         """
         with autocast(self.runtime):
-            output = (self.parallel or self.alone)(batch.images)
+            output = self.forward(batch.images)
             returned = self.method(output, teachers, batch, self.progress)
         terms, logits = check_output(returned, self.method, output.logits.shape)
         loss = self.masked_loss(terms)
@@ -301,8 +292,8 @@ class Learner:
         """
         started = time.perf_counter()
         means = self.sums.means(self.epoch + 1)
-        with self.averaged():
-            world = self.parallel.world if self.parallel else None
+        world = self.parallel.world if self.parallel else None
+        with self.averaged(), world.collective() if world else nullcontext():
             val_logits = predict(self.student, dataset, dataset.val, self.runtime, self.method, world)
         check_finite(val_logits, self.epoch + 1)
         labels = dataset.val.labels.cpu().numpy()

@@ -37,7 +37,7 @@ def fit(learners: Sequence[Learner], batches: Batches, epochs: int, steps: Steps
                     progress.show(learner, learner.end_epoch(batches.dataset))
                     learner.checkpointer.end_epoch()
                     learner.after_epoch()
-            steps.agree()
+            steps.raise_if_stopped()
     finally:
         progress.close()
 
@@ -75,7 +75,7 @@ def train_epoch(
             if progress:
                 progress.add(len(plan.rows))
             clock.charge(current)
-            steps.agree()
+            steps.raise_if_stopped()
     finally:
         steps.leave_stream()
     synchronize(learners[0].runtime.device)

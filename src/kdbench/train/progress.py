@@ -10,14 +10,18 @@ from typing import Any
 from tqdm import tqdm
 
 from kdbench.data.batches import Batches
+from kdbench.system.world import world
 from kdbench.train.learner import Learner
 
 log = logging.getLogger(__name__)
 
 
 def shows_bars() -> bool:
-    """Return whether standard error shows bars: it is a terminal, and TQDM_DISABLE does not keep tqdm from it."""
-    return sys.stderr.isatty() and os.environ.get("TQDM_DISABLE", "0") in ("", "0")
+    """Return whether standard error shows bars of this process: a terminal, and TQDM_DISABLE does not forbid them.
+
+    Of several processes that torchrun has started, only the first shows bars.
+    """
+    return sys.stderr.isatty() and os.environ.get("TQDM_DISABLE", "0") in ("", "0") and world().rank == 0
 
 
 class TrainingProgress:

@@ -19,7 +19,7 @@ class Steps(Protocol):
 
     def train_step(self, learner: Learner, batch: Batch, teacher_outputs: TeacherOutputs) -> None: ...
 
-    def agree(self) -> None: ...
+    def raise_if_stopped(self) -> None: ...
 
     def enter_stream(self) -> None: ...
 
@@ -53,7 +53,7 @@ class EagerSteps:
             learner.train_step(batch, teacher_outputs[learner.teacher])
         learner.step_of_epoch += 1
 
-    def agree(self) -> None:
+    def raise_if_stopped(self) -> None:
         """Leave if a stop was requested.
 
         Raises:
