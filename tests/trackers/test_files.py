@@ -98,7 +98,7 @@ def test_files_of_wandb_have_each_epoch_once_after_a_kill(
     (ended,) = [record.exit for record in records if record.WhichOneof("record_type") == "exit"]
     assert ended.exit_code == 0
     names = {item.key or item.nested_key[0] for r in records if r.HasField("summary") for item in r.summary.update}
-    assert {"summary/test_acc_best", "status"} <= names
+    assert {"summary/test_acc_best", "status", "error"} <= names
     assert said_of_trackers(capfd.readouterr().out) == []
 
 

@@ -119,9 +119,11 @@ def test_killed_and_resumed_run_is_one_record_with_each_epoch_once(server: Serve
     command.stop_after(5, signal.SIGKILL)
     (record,) = server.records("killed", "KILLED")
     first = record.info.run_id
+    assert record.data.tags["kdbench.error"] == "the process of the run was killed"
     assert set(said_of_trackers(Command(tmp_path / "run", *arguments).end())) <= {STILL}  # it may end that early
     (record,) = server.records("killed", "FINISHED")
     assert record.info.run_id == first
+    assert (record.data.tags["kdbench.status"], record.data.tags["kdbench.error"]) == ("complete", "")
     steps = server.epochs(record)
     (rows,) = (tmp_path / "run").glob("outputs/runs/*/metrics.csv")
     columns = rows.read_text().splitlines()[0].split(",")[1:]

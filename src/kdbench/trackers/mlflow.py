@@ -141,8 +141,7 @@ class MLflow(Tracker):
         self.log_metrics(len(self.run.rows()), summary)
         try:
             self.client.set_tag(self.id, "kdbench.status", status)  # MLflow has none for a pruned run
-            if error:
-                self.client.set_tag(self.id, "kdbench.error", error)
+            self.client.set_tag(self.id, "kdbench.error", error)  # empty: an earlier attempt may have left one
             self.client.set_terminated(self.id, STATUSES[status])
             if checksum:
                 self.client.set_tag(self.id, CHECKSUM, checksum)

@@ -3,6 +3,7 @@
 Nothing here raises, and no library of a tracker is imported: see `kdbench.trackers.process`.
 """
 
+import contextlib
 import functools
 import itertools
 import json
@@ -27,10 +28,17 @@ log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 1.0
 """Longest time for which a run, or a group of runs that train together, waits for its trackers in all."""
-COMMAND = (
-    "import json, sys; sys.path[:] = json.loads(sys.stdin.buffer.readline()); "
-    "from kdbench.trackers.process import main; main()"
-)
+COMMAND = """
+import json, signal, sys
+for name in ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+    signal.signal(getattr(signal, name), signal.SIG_IGN)  # a job or container sends them to all of its processes
+sys.path[:] = json.loads(sys.stdin.buffer.readline())
+from kdbench.trackers.process import main
+main()
+"""
+"""Program of the process. It ends with the process of the runs, so that it can send how they ended."""
+REAP_SECONDS = 0.1
+"""Longest time to wait for the exit code of a process that closed its pipes, which takes milliseconds."""
 
 
 class TrackerProcess:
@@ -66,7 +74,7 @@ class TrackerProcess:
     def flush(self) -> None:
         """Write what the pipe had no room for."""
         try:
-            while self.outgoing:
+            while self.outgoing and not self.dead:
                 self.outgoing = self.outgoing[os.write(self.stdin, self.outgoing) :]
         except BlockingIOError:
             pass
@@ -76,7 +84,7 @@ class TrackerProcess:
     def receive(self, seconds: float = 0.0) -> None:
         """Handle replies; wait for the first of them for some time."""
         self.flush()
-        if not select.select([self.stdout], [], [], seconds)[0]:
+        if self.dead or not select.select([self.stdout], [], [], seconds)[0]:
             return
         try:
             content = os.read(self.stdout, 65_536)
@@ -89,11 +97,14 @@ class TrackerProcess:
                 tracking.handle(reply)
 
     def close(self) -> None:
-        """End the process, once it has sent what it can."""
-        if self.process.stdin and self.owner == os.getpid():
-            self.process.stdin.close()
-        if self.process.stdout:
-            self.process.stdout.close()
+        """Close the pipes, whose numbers others may have from now on. The process ends once it has sent what it can."""
+        died, self.dead = self.dead, True
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe:
+                pipe.close()
+        if died:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(REAP_SECONDS)
 
 
 _process: TrackerProcess | None = None
@@ -103,7 +114,10 @@ _numbers = itertools.count()
 def tracker_process() -> TrackerProcess:
     """Return the process of the trackers, which is started at the first call, and again if it died."""
     global _process
-    if _process is None or _process.owner != os.getpid() or _process.dead:
+    if _process is not None and (_process.owner != os.getpid() or _process.dead):
+        _process.close()
+        _process = None
+    if _process is None:
         _process = TrackerProcess()
     return _process
 
@@ -280,8 +294,8 @@ def settle(trackings: Sequence[Tracking | None]) -> None:
     ended = [tracking for tracking in trackings if tracking and tracking.ended and tracking.waiting]
     until = time.monotonic() + PATIENCE_SECONDS
     try:
-        while any(tracking.waits() for tracking in ended) and (left := until - time.monotonic()) > 0:
-            ended[0].receive(left)
+        while (left := until - time.monotonic()) > 0 and (waiting := [one for one in ended if one.waits()]):
+            waiting[0].receive(left)
     except Exception as error:
         log.debug("trackers: %r", error)
     if silent := {name for tracking in ended for name in tracking.leave()}:

@@ -67,5 +67,5 @@ class WeightsAndBiases(Tracker):
         self.run.log(dict(values), step=epoch)
 
     def finish(self, status: str, summary: Mapping[str, float], error: str) -> None:
-        self.run.summary.update({**summary, "status": status} | ({"error": error} if error else {}))
+        self.run.summary.update({**summary, "status": status, "error": error})
         self.run.finish(exit_code=EXIT_CODES[status])
