@@ -1,12 +1,9 @@
-"""Fixtures: runs with trackers, in this process and as a command of their own."""
+"""Fixtures: runs with trackers, in this process and in one of their own."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from kdbench.config import RunConfig
 from kdbench.config.parse_tracker import parse_tracker
 from kdbench.trackers import sender
 from tests.conftest import NARROW, SMALL
+from tests.faults.processes import fork_server
 
 ALONE = (*SMALL, NARROW[0], "teacher=none", "method=ce")
 """A run of seconds without a teacher."""
@@ -55,9 +53,20 @@ def own(folder: Path, cls: str = "Lines", **keys: Any) -> dict[str, Any]:
 
 
 def lines_in(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines that the only run of a folder has, once the trackers have written them."""
-    (file,) = folder.glob("*.jsonl")
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    """Return the lines that the only run of a folder has so far."""
+    files = list(folder.glob("*.jsonl"))
+    assert len(files) < 2
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def statuses(folder: Path) -> list[str]:
+    """Return how the attempts of the only run of a folder ended."""
+    return [line["status"] for line in lines_in(folder) if "status" in line]
+
+
+def still_at_work(name: str) -> str:
+    """Return the line of a tracker that is not done a second after the end of the run."""
+    return f"tracker {name}: still at work in the background; the same command sends what is then missing"
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
@@ -70,42 +79,15 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
     raise AssertionError("the condition did not become true")
 
 
-class Command:
-    """`kdbench` as a process of its own.
+@pytest.fixture(scope="session")
+def context() -> ForkServerContext:
+    return fork_server()
 
-    Args:
-        folder: working directory.
-        arguments: overrides.
-    """
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        self.folder = folder
-        folder.mkdir(exist_ok=True)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "kdbench", *arguments],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-        )
-
-    def rows(self) -> int:
-        """Return the number of rows of metrics.csv."""
-        files = list(self.folder.glob("outputs/runs/*/metrics.csv"))
-        return len(files[0].read_text().splitlines()) - 1 if files else 0
-
-    def stop_after(self, rows: int, number: signal.Signals) -> str:
-        """Send a signal after some epochs, and return the output."""
-        wait_for(lambda: self.rows() >= rows)
-        self.process.send_signal(number)
-        return self.process.communicate(timeout=120)[0]
-
-    def end(self, code: int = 0) -> str:
-        """Return the output of a command that ends with an exit code."""
-        out = self.process.communicate(timeout=300)[0]
-        assert self.process.returncode == code, out
-        return out
+def rows_in(folder: Path) -> int:
+    """Return the number of rows of metrics.csv of the only run under a working directory."""
+    files = list(folder.glob("outputs/runs/*/metrics.csv"))
+    return len(files[0].read_text().splitlines()) - 1 if files else 0
 
 
 def said_of_trackers(out: str) -> list[str]:

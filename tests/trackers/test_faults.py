@@ -2,10 +2,9 @@
 
 import json
 import signal
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,46 +12,55 @@ from kdbench.config import RunConfig
 from kdbench.rundir.files import sha256
 from kdbench.rundir.identity import run_key
 from kdbench.trackers import sender
-from kdbench.trackers.sender import PATIENCE_SECONDS, Tracking
+from kdbench.trackers.sender import TrackerProcess, Tracking
 from tests.conftest import Finished, complete
-from tests.trackers.conftest import ALONE, Command, lines_in, own, said_of_trackers, wait_for
+from tests.faults.processes import Command
+from tests.trackers.conftest import (
+    ALONE,
+    lines_in,
+    own,
+    rows_in,
+    said_of_trackers,
+    statuses,
+    still_at_work,
+    wait_for,
+)
 
 pytestmark = pytest.mark.slow
-FAULTS = [
-    ("start", "raise", "RuntimeError: out of (own.py, line"),
-    ("start", "import", "No module named 'no_such_module'"),
-    ("log", "raise", "RuntimeError: out of"),
-    ("finish", "raise", "RuntimeError: out of"),
-    ("finish", "exit", "SystemExit: 3"),
-    ("log", "full", "No space left on device"),
-    ("start", "die", "their process ended"),
-    ("log", "die", "their process ended"),
-    ("finish", "die", "their process ended"),
-    ("start", "hang", "still at work"),
-    ("log", "hang", "still at work"),
-    ("finish", "hang", "still at work"),
-]
+REPLIES = {
+    ("start", "raise"): "RuntimeError: out of (own.py, line",
+    ("start", "import"): "No module named 'no_such_module'",
+    ("log", "raise"): "RuntimeError: out of",
+    ("finish", "raise"): "RuntimeError: out of",
+    ("finish", "exit"): "SystemExit: 3",
+    ("log", "full"): "No space left on device",
+}
+"""What is printed of a fault, by the method of the tracker and the kind."""
+AT = ("start", "log", "finish")
 
 
 @pytest.fixture
-def seconds_of_trackers(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The durations of all calls that a run makes for its trackers."""
-    seconds: list[float] = []
+def replies_arrive(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the replies of trackers that do not hang arrive before `settle`, which waits for a second at most."""
+    receive, seconds = TrackerProcess.receive, [0.0]
 
-    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return function(*args)
-            finally:
-                seconds.append(time.perf_counter() - started)
+    def receive_and_note(process: TrackerProcess, patience: float = 0.0) -> None:
+        seconds.append(patience)
+        receive(process, patience)
 
-        return call
+    def replying(tracking: Tracking) -> set[str]:
+        return {name for name in tracking.waiting - tracking.reported if "hang" not in name}
 
-    for name in ("__init__", "open", "end_epoch", "end"):
-        monkeypatch.setattr(Tracking, name, timed(getattr(Tracking, name)))
-    monkeypatch.setattr("kdbench.runner.run_all.settle", timed(sender.settle))
-    return seconds
+    def settle_after_replies(trackings: Sequence[Tracking | None]) -> None:
+        monkeypatch.setattr(TrackerProcess, "receive", receive)
+        for one in filter(None, trackings):
+            wait_for(lambda one=one: receive(one.process, 0.1) or one.process.dead or not replying(one))
+        sender.settle(trackings)
+
+    monkeypatch.setattr(TrackerProcess, "receive", receive_and_note)
+    monkeypatch.setattr("kdbench.runner.run_all.settle", settle_after_replies)
+    yield
+    assert set(seconds) == {0.0}, "a run waits for its trackers only at its end"
 
 
 @pytest.fixture(scope="module")
@@ -64,25 +72,41 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return sha256(complete(composed_once(*ALONE, "recipe.epochs=3", f"output_root={root}")).weights)
 
 
-@pytest.mark.parametrize(("at", "how", "said"), FAULTS)
-def test_fault_costs_one_line_and_at_most_a_second(
-    at: str,
-    how: str,
-    said: str,
+def test_faults_cost_one_line_each_and_do_not_keep_others_from_recording(
     track: Callable[..., RunConfig],
     tmp_path: Path,
-    seconds_of_trackers: list[float],
+    replies_arrive: None,
     undisturbed: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    faulty = own(tmp_path / "lines", "Faulty", at=at, how=how)
+    faults = [*REPLIES, *((at, "hang") for at in AT)]
+    faulty = {f"{at}_{how}": own(tmp_path / at / how, "Faulty", at=at, how=how) for at, how in faults}
     with caplog.at_level("INFO", "kdbench"):
-        directory = complete(track("recipe.epochs=3", faulty=faulty))
-    lines = said_of_trackers(caplog.text)
-    assert len(lines) == 1, caplog.text
-    assert said in lines[0]
+        directory = complete(track("recipe.epochs=3", **faulty, lines=own(tmp_path / "lines")))
+    *said, last = said_of_trackers(caplog.text)
+    for (at, how), text in REPLIES.items():
+        (line,) = [line for line in said if f"tracker {at}_{how}: " in line]
+        assert text in line
+    assert len(said) == len(REPLIES)
+    assert still_at_work("finish_hang, log_hang, start_hang") in last
+    assert lines_in(tmp_path / "lines")[-1]["status"] == "complete"
     assert sha256(directory.weights) == undisturbed
-    assert sum(seconds_of_trackers) < PATIENCE_SECONDS + 0.5
+
+
+@pytest.mark.parametrize("at", AT)
+def test_dead_process_costs_one_line(
+    at: str,
+    track: Callable[..., RunConfig],
+    tmp_path: Path,
+    replies_arrive: None,
+    undisturbed: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO", "kdbench"):
+        directory = complete(track("recipe.epochs=3", faulty=own(tmp_path / "lines", "Faulty", at=at, how="die")))
+    (line,) = said_of_trackers(caplog.text)
+    assert "trackers: their process ended" in line
+    assert sha256(directory.weights) == undisturbed
 
 
 def test_output_of_a_tracker_is_discarded(
@@ -120,35 +144,31 @@ def test_recorded_config_and_key_do_not_change(track: Callable[..., RunConfig], 
     assert "tracker" not in complete(config).config.read_text()
 
 
-def test_faulty_tracker_does_not_keep_others_from_recording(track: Callable[..., RunConfig], tmp_path: Path) -> None:
-    faulty = own(tmp_path / "faulty", "Faulty", at="start", how="hang")
-    complete(track("recipe.epochs=2", faulty=faulty, lines=own(tmp_path / "lines")))
-    wait_for(lambda: list((tmp_path / "out/.trackers").glob("*/lines")))
-    assert lines_in(tmp_path / "lines")[-1]["status"] == "complete"
-
-
-def test_signals_end_the_record_and_a_resumed_run_continues_it(tmp_path: Path) -> None:
+def test_signals_end_the_record_and_a_resumed_run_continues_it(context: ForkServerContext, tmp_path: Path) -> None:
     """SIGTERM, then SIGKILL, then to the end: one file with each epoch once, and how each attempt ended."""
-    tracker = (f"+tracker.lines={{_target_:tests.trackers.own.Lines,folder:{tmp_path}/lines}}",)
-    sizes = ("data.num_train=256", "recipe.epochs=8", "checkpoint.every_epochs=2")
-    arguments = (*ALONE, *sizes, *tracker)
-    Command(tmp_path / "run", *arguments).stop_after(2, signal.SIGTERM)
-    wait_for(lambda: "status" in lines_in(tmp_path / "lines")[-1])
-    command = Command(tmp_path / "run", *arguments)
-    command.stop_after(5, signal.SIGKILL)
-    wait_for(lambda: sum("status" in line for line in lines_in(tmp_path / "lines")) == 2)
-    assert said_of_trackers(Command(tmp_path / "run", *arguments).end()) == []
-    lines = lines_in(tmp_path / "lines")
-    assert [line["epoch"] for line in lines if "epoch" in line] == list(range(1, 9))
-    assert [line["status"] for line in lines if "status" in line] == ["interrupted", "interrupted", "complete"]
-    assert lines[0]["settings"]["recipe.epochs"] == "8"
+    lines, run = tmp_path / "lines", tmp_path / "run"
+    sizes = ("data.num_train=256", "recipe.epochs=16", "checkpoint.every_epochs=2")
+    arguments = (*ALONE, *sizes, f"+tracker.lines={{_target_:tests.trackers.own.Lines,folder:{lines}}}")
+    for rows, number, ends in ((2, signal.SIGTERM, 1), (5, signal.SIGKILL, 2)):
+        command = Command(context, run, arguments)
+        wait_for(lambda rows=rows: rows_in(run) >= rows)
+        assert command.send(number)
+        assert command.exit_code() != 0
+        wait_for(lambda ends=ends: statuses(lines) == ["interrupted"] * ends)
+    command = Command(context, run, arguments)
+    assert command.exit_code() == 0
+    assert set(said_of_trackers(command.output())) <= {still_at_work("lines")}
+    wait_for(lambda: statuses(lines) == ["interrupted", "interrupted", "complete"])
+    assert [line["epoch"] for line in lines_in(lines) if "epoch" in line] == list(range(1, 17))
+    assert lines_in(lines)[0]["settings"]["recipe.epochs"] == "16"
 
 
 def test_failed_run_says_so(track: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = track("recipe.lr=1e30", "recipe.clip_norm=null", lines=own(tmp_path / "lines"))
     with pytest.raises(Exception, match="ce is nan"):
         complete(config)
-    last = wait_for(lambda: [line for line in lines_in(tmp_path / "lines") if "status" in line])[-1]
+    wait_for(lambda: statuses(tmp_path / "lines"))
+    last = lines_in(tmp_path / "lines")[-1]
     assert last["status"] == "failed"
     assert "ce is nan" in last["error"]
 

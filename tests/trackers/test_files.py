@@ -76,9 +76,7 @@ def test_event_files_have_each_epoch_once_after_a_kill(track: Callable[..., RunC
     assert b"recipe.epochs" in events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
 
 
-def test_files_of_wandb_have_each_epoch_once_after_a_kill(
-    track: Callable[..., RunConfig], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_files_of_wandb_have_each_epoch_once_after_a_kill(track: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = track("recipe.epochs=4", *CHECKPOINTS, wandb=WANDB | {"group": "mine"})
     with killed_after(2):
         run_with_retries([config])
@@ -99,7 +97,6 @@ def test_files_of_wandb_have_each_epoch_once_after_a_kill(
     assert ended.exit_code == 0
     names = {item.key or item.nested_key[0] for r in records if r.HasField("summary") for item in r.summary.update}
     assert {"summary/test_acc_best", "status", "error"} <= names
-    assert said_of_trackers(capfd.readouterr().out) == []
 
 
 def test_lockstep_group_writes_to_several_trackers_at_a_time(kdbench: Callable[..., Finished], tmp_path: Path) -> None:

@@ -8,25 +8,24 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kdbench.config import RunConfig
-from kdbench.trackers.mlflow import RUN_KEY
-from kdbench.trackers.sender import PATIENCE_SECONDS
+from kdbench.trackers.base import TrackedRun
+from kdbench.trackers.errors import described
+from kdbench.trackers.mlflow import RUN_KEY, MLflow
+from kdbench.trackers.sender import Tracking
 from tests.conftest import Finished, complete
-from tests.trackers.conftest import ALONE, Command, said_of_trackers, wait_for
+from tests.faults.processes import Command
+from tests.trackers.conftest import ALONE, rows_in, said_of_trackers, still_at_work, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow")]
-SIZES = ("data.num_train=1024", "checkpoint.every_epochs=2", "checkpoint.every_minutes=null")
-
-
-STILL = "tracker mlflow: still at work in the background; the same command sends what is then missing"
 
 
 def free_port() -> int:
@@ -106,55 +105,83 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running.kill()
 
 
-def keys(address: str, experiment: str, timeout: int = 5) -> tuple[str, ...]:
+def keys(address: str, experiment: str, timeout: int = 60) -> dict[str, Any]:
+    """Return the keys of a run with MLflow."""
+    return {"tracking_uri": address, "experiment": experiment, "timeout": timeout}
+
+
+def section(address: str, experiment: str, timeout: int = 60) -> dict[str, Any]:
+    """Return the section of a run with MLflow."""
+    return {"_target_": "kdbench.trackers.mlflow.MLflow", **keys(address, experiment, timeout)}
+
+
+def overrides(address: str, experiment: str) -> tuple[str, ...]:
     """Return the overrides of a run with MLflow."""
-    own = {"tracking_uri": address, "experiment": experiment, "timeout": timeout}
-    return ("tracker=[mlflow]", *(f"tracker.mlflow.{name}={value}" for name, value in own.items()))
+    return (
+        "tracker=[mlflow]",
+        *(f"tracker.mlflow.{name}={value}" for name, value in keys(address, experiment).items()),
+    )
 
 
-def test_killed_and_resumed_run_is_one_record_with_each_epoch_once(server: Server, tmp_path: Path) -> None:
-    arguments = (*ALONE, *SIZES, "recipe.epochs=24", *keys(server.address, "killed"))
-    command = Command(tmp_path / "run", *arguments)
-    wait_for(lambda: server.epochs(server.records("killed")[0]))  # some epochs are there
-    command.stop_after(5, signal.SIGKILL)
+def test_killed_and_resumed_run_is_one_record_with_each_epoch_once(
+    server: Server, context: ForkServerContext, tmp_path: Path
+) -> None:
+    sizes = ("data.num_train=256", "recipe.epochs=16", "checkpoint.every_epochs=2", "checkpoint.every_minutes=null")
+    arguments = (*ALONE, *sizes, *overrides(server.address, "killed"))
+    command = Command(context, tmp_path, arguments)
+    wait_for(lambda: rows_in(tmp_path) >= 3)
+    assert command.send(signal.SIGSTOP)  # the trackers go on
+    wait_for(lambda: server.epochs(server.records("killed")[0]))
+    assert command.send(signal.SIGKILL)
+    assert command.exit_code() == -signal.SIGKILL
     (record,) = server.records("killed", "KILLED")
     first = record.info.run_id
     assert record.data.tags["kdbench.error"] == "the process of the run was killed"
-    assert set(said_of_trackers(Command(tmp_path / "run", *arguments).end())) <= {STILL}  # it may end that early
+    command = Command(context, tmp_path, arguments)
+    assert command.exit_code() == 0
+    assert set(said_of_trackers(command.output())) <= {still_at_work("mlflow")}
     (record,) = server.records("killed", "FINISHED")
     assert record.info.run_id == first
     assert (record.data.tags["kdbench.status"], record.data.tags["kdbench.error"]) == ("complete", "")
     steps = server.epochs(record)
-    (rows,) = (tmp_path / "run").glob("outputs/runs/*/metrics.csv")
+    (rows,) = tmp_path.glob("outputs/runs/*/metrics.csv")
     columns = rows.read_text().splitlines()[0].split(",")[1:]
-    assert all(steps[column] == list(range(1, 25)) for column in columns)
-    assert record.data.params["recipe.epochs"] == "24"
+    assert all(steps[column] == list(range(1, 17)) for column in columns)
+    assert record.data.params["recipe.epochs"] == "16"
     assert record.data.params["student.name"] == "resnet8"
     assert 0 <= record.data.metrics["summary/test_acc_best"] <= 1
 
 
-def test_server_that_was_away_gets_what_it_missed(server: Server, tmp_path: Path) -> None:
-    arguments = (*ALONE, *SIZES, "recipe.epochs=12", *keys(server.address, "away"))
-    command = Command(tmp_path / "run", *arguments)
-    server.records("away")
-    server.kill()
-    rows = command.rows()
-    wait_for(lambda: command.rows() >= min(rows + 2, 12))
-    server.start()
-    said = said_of_trackers(command.end())
-    assert len(said) == 1
-    assert re.fullmatch(
-        rf"tracker mlflow: {server.address}: (Connection|Remote end closed) .*; the run goes on, .*", said[0]
-    )
-    if server.records("away")[0].info.status != "FINISHED":  # the run ended while the server was still starting
-        Command(tmp_path / "run", *arguments).end()
+def test_server_that_was_away_gets_what_it_missed(
+    server: Server,
+    track: Callable[..., RunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is killed after the first epoch, and there again after the second."""
+    end_epoch = Tracking.end_epoch
+
+    def end_epoch_without_server(self: Tracking, epochs: int) -> None:
+        if epochs == 2:
+            wait_for(lambda: server.epochs(server.records("away")[0]))
+            server.kill()
+        end_epoch(self, epochs)
+        if epochs == 2:
+            wait_for(lambda: self.receive(0.1) or self.reported)
+            server.start()
+
+    monkeypatch.setattr(Tracking, "end_epoch", end_epoch_without_server)
+    with caplog.at_level("INFO", "kdbench"):
+        complete(track("recipe.epochs=4", mlflow=section(server.address, "away")))
+    (said,) = said_of_trackers(caplog.text)
+    assert re.search(rf"tracker mlflow: {server.address}: (Connection|Remote end closed) .*; the run goes on, .*", said)
     (record,) = server.records("away", "FINISHED")
-    assert server.epochs(record)["val_acc"] == list(range(1, 13))
+    assert server.epochs(record)["val_acc"] == [1, 2, 3, 4]
 
 
 def test_sweep_is_a_group(server: Server, kdbench: Callable[..., Finished]) -> None:
     """Three runs in lockstep: a record each, with the name of the sweep, which the same command does not log again."""
-    arguments = ("-m", "hydra/launcher=lockstep", *ALONE, "seed=0,1,2", *keys(server.address, "sweep"))
+    arguments = ("-m", "hydra/launcher=lockstep", *ALONE, "seed=0,1,2", *overrides(server.address, "sweep"))
     assert kdbench(*arguments).code == 0
     records = server.records("sweep", "FINISHED", count=3)
     assert len({record.data.tags["kdbench.group"] for record in records}) == 1
@@ -164,80 +191,82 @@ def test_sweep_is_a_group(server: Server, kdbench: Callable[..., Finished]) -> N
     assert server.records("sweep", "FINISHED", count=3)[0].info.end_time == records[0].info.end_time
 
 
-def test_repeated_run_is_another_record(server: Server, tmp_path: Path) -> None:
-    arguments = (*ALONE, *keys(server.address, "repeated"))
-    Command(tmp_path / "run", *arguments).end()
+def test_repeated_run_is_another_record(server: Server, track: Callable[..., RunConfig], tmp_path: Path) -> None:
+    mlflow = section(server.address, "repeated")
+    complete(track(mlflow=mlflow))
+    wait_for(lambda: list((tmp_path / "out/.trackers").glob("*/mlflow")))
     (first,) = server.records("repeated", "FINISHED")
-    Command(tmp_path / "run", *arguments, "overwrite=true").end()
+    complete(track("overwrite=true", mlflow=mlflow))
     records = server.records("repeated", "FINISHED", count=2)
     assert [server.epochs(record)["val_acc"] for record in records] == [[1], [1]]
     assert first.info.run_id in {record.info.run_id for record in records}
 
 
-@pytest.fixture
-def hanging() -> Iterator[str]:
-    """The address of a server that accepts every connection and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        connections: list[socket.socket] = []
+@contextlib.contextmanager
+def listener(answer: Callable[[socket.socket], Any]) -> Iterator[str]:
+    """Yield the address of a server that handles each connection with `answer` and closes it in the end."""
+    with socket.create_server(("127.0.0.1", 0)) as listening, contextlib.ExitStack() as connections:
 
         def accept() -> None:
-            while True:
-                try:
-                    connections.append(listening.accept()[0])
-                except OSError:
-                    return
+            with contextlib.suppress(OSError):
+                while True:
+                    connection = listening.accept()[0]
+                    connections.callback(connection.close)
+                    answer(connection)
 
-        thread = threading.Thread(target=accept, daemon=True)
+        thread = threading.Thread(target=accept)
         thread.start()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         listening.shutdown(socket.SHUT_RDWR)  # ends accept
         thread.join()
-        for one in connections:
-            one.close()
 
 
-def test_hanging_server_costs_one_line(hanging: str, tmp_path: Path) -> None:
-    command = Command(tmp_path / "run", *ALONE, "recipe.epochs=4", *keys(hanging, "hangs", timeout=1))
-    lines: list[tuple[float, str]] = []
-    assert command.process.stdout is not None
-    with command.process.stdout as output:
-        for line in output:
-            lines.append((time.monotonic(), line))
-    assert command.process.wait(60) == 0
-    assert len(said_of_trackers("".join(line for _, line in lines))) == 1
-    (said, done) = (next(when for when, line in lines if word in line) for word in ("tracker", "done: "))
-    assert said - done < PATIENCE_SECONDS + 1.0
+def test_hanging_server_costs_one_line(track: Callable[..., RunConfig], caplog: pytest.LogCaptureFixture) -> None:
+    with listener(lambda connection: None) as address, caplog.at_level("INFO", "kdbench"):
+        complete(track("recipe.epochs=2", mlflow=section(address, "hangs", timeout=600)))
+        (said,) = said_of_trackers(caplog.text)
+        assert still_at_work("mlflow") in said
 
 
-def test_dead_server_costs_one_line(track: Callable[..., RunConfig], caplog: pytest.LogCaptureFixture) -> None:
-    address = f"http://user:secret@127.0.0.1:{free_port()}"
-    mlflow = {"_target_": "kdbench.trackers.mlflow.MLflow", "tracking_uri": address, "experiment": "dead"}
-    with caplog.at_level("INFO", "kdbench"):
-        complete(track("recipe.epochs=4", mlflow=mlflow))
-    (said,) = said_of_trackers(caplog.text)
-    assert "secret" not in said
-    assert "Connection refused" in said or "still at work" in said
+def reset(connection: socket.socket) -> None:
+    """Close a connection of which not all is read, so that it is reset."""
+    connection.recv(10)
+    connection.close()
 
 
-@pytest.mark.parametrize(("resets", "words"), [(True, "Connection reset by peer"), (False, "Remote end closed .*")])
-def test_server_that_hangs_up_is_said_in_a_few_words(
-    resets: bool, words: str, track: Callable[..., RunConfig], caplog: pytest.LogCaptureFixture
+def hang_up(connection: socket.socket) -> None:
+    """Close a connection without an answer."""
+    connection.recv(100_000)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda connection: None, "no answer within 1 s"),
+        (reset, "Connection reset by peer"),
+        (hang_up, "Remote end closed connection without response"),
+    ],
+    ids=["hangs", "resets", "hangs up"],
+)
+def test_error_of_a_connection_is_a_few_words(
+    answer: Callable[[socket.socket], Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with listener(answer) as address:
+        assert error_of(address, tmp_path, monkeypatch) == f"{address}: {words}"
 
-        def hang_up() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    with listening.accept()[0] as connection:
-                        connection.recv(10 if resets else 100_000)  # closing what is not all read resets it
 
-        thread = threading.Thread(target=hang_up)
-        thread.start()
-        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        mlflow = {"_target_": "kdbench.trackers.mlflow.MLflow", "tracking_uri": address, "experiment": "dead"}
-        with caplog.at_level("INFO", "kdbench"):
-            complete(track("recipe.epochs=4", mlflow=mlflow))
-        listening.shutdown(socket.SHUT_RDWR)
-        thread.join()
-    (said,) = said_of_trackers(caplog.text)
-    assert re.search(rf"{address}: {words}; the run goes on", said) or "still at work" in said
+def test_dead_server_is_named_without_its_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = error_of(f"http://user:secret@127.0.0.1:{free_port()}", tmp_path, monkeypatch)
+    assert "secret" not in said
+    assert said.endswith(": Connection refused")
+
+
+def error_of(address: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the error with which a record on a server cannot be opened."""
+    for name in ("HTTP_REQUEST_MAX_RETRIES", "HTTP_REQUEST_TIMEOUT", "DISABLE_TELEMETRY"):
+        monkeypatch.setenv(f"MLFLOW_{name}", "1")  # the tracker sets them, and they are put back afterwards
+    run = TrackedRun("key", "title", folder, folder, None, 0.0)
+    with pytest.raises(ConnectionError) as error:
+        MLflow(MLflow.Config(**keys(address, "dead", timeout=1))).start(run)
+    return described(error.value)

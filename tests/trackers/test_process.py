@@ -12,7 +12,7 @@ from kdbench.config import RunConfig
 from kdbench.rundir.directory import RunDirectory
 from kdbench.trackers import sender
 from kdbench.trackers.sender import Tracking
-from tests.trackers.conftest import lines_in, own, wait_for
+from tests.trackers.conftest import own, statuses, wait_for
 
 pytestmark = pytest.mark.slow  # each starts a process
 Opened = Callable[..., Tracking]
@@ -28,11 +28,6 @@ def opened(track: Callable[..., RunConfig], tmp_path: Path) -> Opened:
         return tracking
 
     return open_record
-
-
-def statuses(folder: Path) -> list[str]:
-    """Return how the attempts of the only run of a folder ended."""
-    return [line["status"] for line in lines_in(folder) if "status" in line]
 
 
 def test_signals_to_all_processes_of_a_job_do_not_lose_the_status(opened: Opened, tmp_path: Path) -> None:
