@@ -109,7 +109,7 @@ def run_job(config: DictConfig) -> Any:
 def main_bench() -> NoReturn:
     """Run `kdbench-bench`."""
     try:
-        start()
+        start_alone("kdbench-bench")
         from kdbench.bench.command import bench
 
         bench(sys.argv[1:])
@@ -132,7 +132,7 @@ def main_study() -> NoReturn:
 def main_report() -> NoReturn:
     """Run `kdbench-report`. Its exit code is 1 also where a damaged summary was left out."""
     try:
-        start()
+        start_alone("kdbench-report")
         from kdbench.report.command import report
         from kdbench.runner.images import read_test_images
 
@@ -144,7 +144,7 @@ def main_report() -> NoReturn:
 def main_compare() -> NoReturn:
     """Run `kdbench-compare`. Exit codes: 0 done; 2 the runs cannot be compared."""
     try:
-        start()
+        start_alone("kdbench-compare")
         from kdbench.compare.command import compare
 
         compare(sys.argv[1:])
@@ -167,7 +167,7 @@ def main_compress() -> NoReturn:
 def main_export() -> NoReturn:
     """Run `kdbench-export`. Exit codes: 0 written; 2 nothing was written."""
     try:
-        start()
+        start_alone("kdbench-export")
         from kdbench.pipeline.export import export
 
         export(sys.argv[1:])
@@ -179,7 +179,7 @@ def main_export() -> NoReturn:
 def main_measure() -> NoReturn:
     """Run `kdbench-measure`. Exit codes: 0 done; 2 a network cannot be measured."""
     try:
-        start()
+        start_alone("kdbench-measure")
         from kdbench.pipeline.measure import measure
 
         finish(measure(sys.argv[1:]))
@@ -190,7 +190,7 @@ def main_measure() -> NoReturn:
 def main_verify() -> NoReturn:
     """Run `kdbench-verify`. Exit codes: 0 every check passed; 1 a check failed; 2 nothing could be checked."""
     try:
-        start()
+        start_alone("kdbench-verify")
         from kdbench.verify.command import verify_runs
 
         finish(verify_runs(sys.argv[1:]))
@@ -203,6 +203,19 @@ def start() -> None:
     configure_openmp()
     signals.install()
     log_to_console()
+
+
+def start_alone(program: str) -> None:
+    """Set up the process of a command that trains no run.
+
+    Raises:
+        ConfigError: torchrun has started it; only the first of its processes says so.
+    """
+    start()
+    if starts_several():
+        if os.environ["RANK"] != "0":
+            sys.exit(0)
+        raise ConfigError(f"{program} runs in one process; start it without torchrun", code="usage")
 
 
 def start_with_others() -> None:

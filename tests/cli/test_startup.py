@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from kdbench import cli
 from kdbench.config import CONF_DIR
 from tests.conftest import NARROW, SMALL, rest_slow
 
@@ -123,3 +124,16 @@ def test_a_closed_pipe_ends_a_sweep_before_its_next_job(tmp_path):
     assert process.returncode == 141
     (record,) = (tmp_path / "out" / "sweeps").iterdir()
     assert [job["status"] for job in json.loads(record.read_text())["jobs"]] == ["interrupted", "not started"]
+
+
+@pytest.mark.parametrize(("rank", "code"), [("0", 2), ("1", 0)])
+@pytest.mark.parametrize("name", ["bench", "report", "compare", "export", "measure", "verify"])
+def test_a_command_that_trains_no_run_is_refused_once_under_torchrun(name, rank, code, monkeypatch, capsys):
+    variables = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank, "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    ended = []
+    monkeypatch.setattr(cli, "finish", lambda code: ended.append(code))
+    getattr(cli, f"main_{name}")()
+    line = f"kdbench-{name}: error: kdbench-{name} runs in one process; start it without torchrun\n"
+    assert (ended, capsys.readouterr().err) == ([code], line if rank == "0" else "")
