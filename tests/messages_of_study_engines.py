@@ -64,5 +64,5 @@ STUDY_ENGINE_CASES: list[Callable[[], None]] = [
         ("hydra/launcher=lockstep", "--max-learners", "2"), ("--wait",), ("hydra/sweeper=basic",),
     )),
     lambda: submitted(minutes=3), lambda: submitted(jobs=JOBS), lambda: submitted(jobs="{"),
-    StageJob(Path("nowhere/groups.pkl")), groups_of_another_user,
+    lambda: StageJob(Path("nowhere/groups.pkl")).own_groups(), groups_of_another_user,
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import pickle
+import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,9 +23,10 @@ from kdbench.study.launcher import launcher_of
 from kdbench.study.overview import overview
 from kdbench.study.progress import is_done
 from kdbench.study.read import read_study
-from kdbench.study.slurm_job import StageGroup, StageJob, StudyCommand, divide
+from kdbench.study.slurm_job import PlanJob, StageGroup, StageJob, StudyCommand, divide
 from kdbench.sweep import slurm as sweep_slurm
 from kdbench.sweep.plan import JobResult, PlannedRun
+from kdbench.sweep.slurm import SlurmOptions
 from kdbench.sweep.slurm_commands import JobState, SlurmError
 from kdbench.sweep.slurm_job import ArrayTask
 from kdbench.sweep.worker import unpack_group
@@ -192,7 +194,7 @@ def submit(tiny: Tiny, studies: Path, monkeypatch: pytest.MonkeyPatch, submitted
     monkeypatch.setattr(
         StudyCommand, "plan", lambda self: tiny(*self.overrides[2:], max_learners=self.max_learners).plan
     )
-    launcher: Any = SimpleNamespace(options=SimpleNamespace(max_stops=3, requeue=True))
+    launcher: Any = SimpleNamespace(options=SlurmOptions(time=60))
 
     def make(*arguments: str, max_learners: int = 8, wait: bool = False) -> int:
         words = ["study=tiny", "output_root=out", *arguments]
@@ -262,6 +264,31 @@ def test_a_study_that_is_queued_is_not_submitted_again_and_afterwards_only_what_
         "selection.tiny", "finals-plan.tiny", "finals.tiny", "report.tiny"
     ]  # fmt: skip
     assert submitted[5][1] is None
+
+
+def test_of_two_commands_at_once_one_submits_the_study_and_the_other_finds_its_jobs(
+    submit: Submit, submitted: Arrays, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = {"20_0": JobState("20_0", "PENDING", "Dependency", Path("x"))}
+    first = slurm.Lock(tiny().plan.folder / "slurm.lock", "the submission of a study")
+
+    def wait(self: Any) -> None:  # until the first command has submitted everything
+        first.release()
+        submit_as_the_other()
+        monkeypatch.setattr(slurm, "jobs_of_user", lambda: state)
+        self.lease.acquire()
+
+    def submit_as_the_other() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(slurm.Lock, "wait", lambda self: self.lease.acquire())
+            assert submit() == 0
+
+    monkeypatch.setattr(slurm.Lock, "wait", wait)
+    with first.held(), caplog.at_level("INFO", "kdbench"):
+        assert submit() == NOT_FINISHED
+    assert "waiting: the submission of study" in caplog.text
+    assert "submitted already, as the jobs 20" in caplog.text
+    assert len(submitted) == 5
 
 
 @pytest.mark.slow
@@ -355,6 +382,56 @@ def test_a_last_job_that_is_stopped_without_progress_gives_its_runs_up_and_repor
     assert failure.message in capsys.readouterr().err
 
 
+@pytest.fixture
+def uncounted() -> Iterator[list[int]]:
+    """Signals that reach a handler from before kdbench's, as submitit has one that requeues the job uncounted."""
+    received: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: received.append(number))
+    yield received
+    signal.signal(signal.SIGUSR2, before)
+
+
+def attempts(job: Callable[[], int], file: Path) -> int:
+    """Execute a job as often as its batch script would requeue it, which counts, and return how often that was."""
+    for number in range(20):
+        if (code := job()) != NOT_FINISHED:
+            assert code == 1
+            file.unlink()
+            return number
+        with file.open("a") as stops:
+            stops.write("75\n")
+    raise AssertionError("requeued without end")
+
+
+def test_stops_of_the_job_that_plans_a_stage_are_counted(
+    submitted: Arrays, uncounted: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(StudyCommand, "plan", lambda self: signal.raise_signal(signal.SIGUSR2))
+    planning = PlanJob(StudyCommand((), None, 8, ".", ()), "finals", 0, tmp_path / "groups.pkl", max_stops=2)
+    assert attempts(lambda: code_of(planning), ArrayTask("9", tmp_path).stops) == 2
+    assert capsys.readouterr().err == (
+        "kdbench: error: stopped 2 times by SLURM before the job was done (hydra.launcher.max_stops); give it more "
+        "time: hydra.launcher.time\n"
+    )
+    assert not uncounted
+
+
+@pytest.mark.slow
+def test_a_last_job_that_is_stopped_while_it_plans_or_reports_ends_after_some_stops(
+    last: Callable[[], int], uncounted: list[int], trainer: Trainer, tiny: Tiny, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("kdbench.study.finish.write_report", lambda *_: signal.raise_signal(signal.SIGUSR2))
+    assert attempts(last, ArrayTask("9", tmp_path).stops) == 7  # the first one completes the runs
+    assert all(map(is_done, tiny().plan.all_runs()))
+    ArrayTask("9", tmp_path).progress.unlink()
+    monkeypatch.setattr(StudyCommand, "plan", lambda self: signal.raise_signal(signal.SIGUSR2))
+    assert attempts(last, ArrayTask("9", tmp_path).stops) == 6
+    assert not uncounted
+
+
 @pytest.mark.slow
 def test_a_last_job_whose_runs_are_held_reports_and_does_not_come_back(
     last: Callable[[], int], trainer: Trainer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -395,7 +472,7 @@ def test_more_or_fewer_groups_than_foreseen_are_completed_once_each(
 
 def test_a_stage_whose_groups_were_not_written_says_so(submitted: Arrays, tmp_path: Path) -> None:
     with pytest.raises(RunError) as error:
-        StageJob(tmp_path / "groups.pkl")()
+        StageJob(tmp_path / "groups.pkl").own_groups()
     assert error.value.code == "not_found"
 
 

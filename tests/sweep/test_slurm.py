@@ -1,6 +1,8 @@
 """hydra/launcher=slurm without a SLURM: its batch script, its results, and when it gives up."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,15 +13,18 @@ from typing import Any
 import pytest
 
 from kdbench.config import RunConfig
-from kdbench.errors import ConfigError
-from kdbench.rundir.summary import Status
+from kdbench.errors import ConfigError, RunError
+from kdbench.rundir.summary import RunSummary, Status
 from kdbench.rundir.unfinished import read_failure
-from kdbench.sweep import slurm_commands, slurm_wait
+from kdbench.sweep import slurm, slurm_commands, slurm_wait
+from kdbench.sweep.execute import execute, in_turn
 from kdbench.sweep.plan import JobResult, PlannedRun, plan_run
 from kdbench.sweep.slurm import TASKS_FILE, SlurmOptions, outside_of_a_job, requeue_script, seconds_of
 from kdbench.sweep.slurm_commands import JobState, SlurmError, own_words
 from kdbench.sweep.slurm_job import ArrayTask, GroupJob, progress_of, teachers_of
 from kdbench.sweep.worker import GroupTask, pack_group
+from kdbench.system import signals
+from kdbench.system.signals import NOT_FINISHED
 
 OPTIONS = SlurmOptions(time=60)
 TASK = GroupTask(b"", ("seed=0", "seed=1"), 0, None, ".", ())
@@ -57,7 +62,8 @@ def test_options_of_sbatch_are_passed_on_and_those_that_are_off_are_left_out() -
 @pytest.mark.parametrize(
     "name",
     ["dependency", "d", "nodes", "N", "ntasks", "n", "ntasks_per_node", "ntasks-per-node", "job-name", "J",
-     "kill-on-invalid-dep", "--dependency", "depend", "t"],
+     "kill-on-invalid-dep", "--dependency", "depend", "t", "cpus-per-task", "cpus_per_task", "c", "partition", "part",
+     "mem"],
 )  # fmt: skip
 def test_options_that_kdbench_sets_are_refused_in_every_form(name: str) -> None:
     with pytest.raises(ConfigError) as error:
@@ -65,14 +71,24 @@ def test_options_that_kdbench_sets_are_refused_in_every_form(name: str) -> None:
     assert (error.value.code, error.value.key) == ("usage", f"hydra.launcher.sbatch.{name}")
 
 
-def end_of_script(folder: Path, code: int, state: str = "RUNNING", **variables: str) -> str:
-    """Return what the batch script calls scontrol with, after a command with an exit code."""
-    for name, text in (("scontrol", 'echo "$@"'), ("squeue", f"echo {state}")):
+def end_of_script(
+    folder: Path, code: int, state: str = "echo RUNNING", scontrol: str = 'echo "$@"', **variables: str
+) -> str:
+    """Return what the batch script calls scontrol with, after a command with an exit code.
+
+    Args:
+        folder: folder for the files of the job.
+        code: exit code.
+        state: what squeue does.
+        scontrol: what scontrol does.
+        variables: of the job.
+    """
+    for name, text in (("scontrol", scontrol), ("squeue", state), ("sleep", "")):
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
         (folder / name).chmod(0o755)
     script = "\n".join([f"(exit {code})", *requeue_script(folder)])
     environment = {"PATH": f"{folder}:/bin", "SLURM_JOB_ID": "9", **variables}
-    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+    done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     return done.stdout
 
@@ -93,8 +109,22 @@ def test_a_job_that_is_no_array_requeues_itself_by_its_own_id(tmp_path: Path) ->
 
 
 def test_a_job_that_slurm_ends_or_requeues_is_left_alone(tmp_path: Path) -> None:
-    assert end_of_script(tmp_path, 75, "COMPLETING") == ""
+    assert end_of_script(tmp_path, 75, "echo COMPLETING") == ""
     assert ArrayTask("9", tmp_path).count_stops() == 0
+
+
+@pytest.mark.parametrize("answer", ["exit 1", "exit 0"])
+def test_a_job_whose_state_cannot_be_read_at_first_is_requeued_later(tmp_path: Path, answer: str) -> None:
+    once = f"if [ -e called ]; then echo RUNNING; else touch called; {answer}; fi"
+    assert end_of_script(tmp_path, 75, once) == "requeue 9\n"
+    assert ArrayTask("9", tmp_path).count_stops() == 1
+    assert end_of_script(tmp_path, 75, answer) == ""
+
+
+def test_a_requeue_that_slurm_refuses_at_first_is_one_stop(tmp_path: Path) -> None:
+    twice = 'echo "$@"; [ -e called2 ] || { [ ! -e called1 ] || touch called2; touch called1; exit 1; }'
+    assert end_of_script(tmp_path, 75, scontrol=twice) == "requeue 9\n" * 3
+    assert ArrayTask("9", tmp_path).count_stops() == 1
 
 
 def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -162,6 +192,38 @@ def test_a_run_that_is_given_up_has_a_record_of_its_failure(small: Callable[...,
     assert failure.message == failed[0].error
     assert failure.run["run_key"] == run.key
     assert failure.run["seed"] == run.config.seed
+
+
+def complete(run: PlannedRun) -> str:
+    """Write the summary of a run, and return its directory."""
+    directory = run.directory
+    directory.path.mkdir(parents=True)
+    directory.write_summary(
+        RunSummary(
+            run_key=run.key, status="complete", student="resnet8", method="ce", best_val_acc=0.5, test_acc_best=0.5
+        )
+    )
+    return str(directory.path)
+
+
+def test_a_complete_run_of_a_job_that_is_given_up_or_ends_without_results_stays_complete(
+    small: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    runs = [plan_run((f"seed={n}",), lambda job: small("method=ce", "teacher=none", *job)) for n in (0, 1)]
+    path = complete(runs[0])
+    given_up = GroupJob(pack_group(runs), max_stops=2, requeue=True).given_up()
+    assert [(result.status, result.run) for result in given_up] == [("complete", path), ("failed", None)]
+    assert float(given_up[0]) == 0.5
+    for lost in (None, JobResult(Status.FAILED, error="its process died")):
+        with pytest.raises(RunError):
+            execute(runs, tmp_path / "out", in_turn(lambda runs, first, lost=lost: [lost]))  # type: ignore[misc]
+        assert [(run.status, run.path) for run in runs] == [("complete", path), ("failed", None)]
+
+
+def test_submitits_own_handler_leaves_the_requeue_to_the_batch_script() -> None:
+    with pytest.raises(SystemExit) as leaving:
+        GroupJob(TASK, max_stops=1, requeue=True).checkpoint()
+    assert leaving.value.code == NOT_FINISHED
 
 
 def test_a_requeue_by_slurm_is_no_stop(tmp_path: Path) -> None:
@@ -255,6 +317,80 @@ def test_runs_of_earlier_tasks_are_skipped_where_busy_runs_are(
     assert result.error == "skipped: SLURM job 7_2 completes the run (on_busy=skip)"
 
 
+def test_jobs_have_the_numbers_of_their_runs_within_the_sweep(
+    squeue: dict[str, JobState], small: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    runs = [plan_run((f"seed={n}",), lambda job: small("method=ce", "teacher=none", *job)) for n in range(4)]
+    path, firsts = complete(runs[2]), []
+
+    def submit(options: SlurmOptions, groups: Any, given: list[int], output_root: Path) -> list[ArrayTask]:
+        firsts.extend(given)
+        tasks = [ArrayTask(f"8_{n}", tmp_path, (runs[0].key,)) for n in range(len(groups))]
+        for task in tasks:
+            task.write_results([JobResult(Status.COMPLETE, path)])
+        return tasks
+
+    monkeypatch.setattr(slurm_wait, "submit", submit)
+    ArrayTask("7", tmp_path).write_results([JobResult(Status.COMPLETE, path)])
+    groups = [[run] for run in runs]
+    for run in runs:
+        run.key = runs[0].key
+    assert len(list(slurm_wait.results_of_tasks(OPTIONS, groups, [ArrayTask("7", tmp_path, (runs[0].key,))]))) == 4
+    assert firsts == [1, 3]
+    numbers = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("job ")]
+    assert sorted(numbers) == ["job 1", "job 2", "job 3", "job 4"]
+
+
+@pytest.fixture
+def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Put commands of SLURM into PATH that do nothing; return a function that says what sbatch does."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setattr(slurm, "max_array_size", lambda: 2)
+
+    def write(script: str, name: str = "sbatch") -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+
+    write("", "srun")
+    return write
+
+
+def test_a_submission_whose_answer_cannot_be_read_is_an_error_in_one_line(
+    sbatch: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sbatch("echo maintenance")
+    with pytest.raises(ConfigError) as error:
+        list(slurm.submit_arrays(OPTIONS, [print], tmp_path, "kdbench"))
+    assert error.value.code == "slurm_refuses"
+    assert 'Could not make sense of sbatch output "maintenance"' in str(error.value)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_a_submission_waits_until_the_tasks_have_their_files(
+    sbatch: Callable[[str], None], tmp_path: Path, number: signal.Signals
+) -> None:
+    sbatch(f"kill -{int(number)} $PPID; echo Submitted batch job 12")
+    with signals.handled(), pytest.raises(signals.Interrupted):
+        list(slurm.submit_arrays(OPTIONS, [print] * 3, tmp_path, "kdbench"))
+    (folder,) = (tmp_path / "slurm").iterdir()
+    assert sorted(file.name for file in folder.glob("*_submitted.pkl")) == ["12_0_submitted.pkl", "12_1_submitted.pkl"]
+
+
+def test_warnings_during_a_submission_are_printed(
+    sbatch: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbatch("echo Submitted batch job 12")
+    made = slurm.executor(OPTIONS, tmp_path, "kdbench")
+    submit = made.submit
+    monkeypatch.setattr(made, "submit", lambda call: print("a warning", file=sys.stderr) or submit(call))
+    assert slurm.submit_array(OPTIONS, [print], made) == ["12"]
+    assert capsys.readouterr().err == "a warning\n"
+
+
 def test_words_of_slurm_become_one_line() -> None:
     text = (
         "sbatch: error: Invalid --time specification\nsbatch: error: Invalid --time specification\nTry sbatch --help\n"
@@ -266,9 +402,21 @@ def test_a_job_does_not_pass_its_own_variables_on(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SLURM_JOB_ID", "3")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
     seen = "import os; print(os.environ.get('SLURM_JOB_ID'), os.environ.get('SLURM_CONF'))"
-    with outside_of_a_job():
+    with outside_of_a_job(OPTIONS):
         assert subprocess.check_output([sys.executable, "-c", seen], text=True).split() == ["None", "/etc/slurm.conf"]
-    monkeypatch.undo()
+    assert os.environ["SLURM_JOB_ID"] == "3"
+
+
+def test_defaults_of_the_users_shell_do_not_override_the_keys_of_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ("TIMELIMIT", "SIGNAL", "NO_REQUEUE", "OUTPUT", "ARRAY_INX", "JOB_NAME", "WAIT", "PARTITION", "EXCLUSIVE")
+    left = ("ACCOUNT", "QOS", "RESERVATION", "MEM_PER_CPU")
+    for name in (*given, *left):
+        monkeypatch.setenv(f"SBATCH_{name}", "1")
+    with outside_of_a_job(SlurmOptions(time=60, partition="gpu", sbatch={"exclusive": False})):
+        assert {name for name in os.environ if name.startswith("SBATCH_")} == {f"SBATCH_{name}" for name in left}
+    with outside_of_a_job(SlurmOptions(time=60, mem="8G")):
+        assert "SBATCH_MEM_PER_CPU" not in os.environ
+    assert os.environ["SBATCH_TIMELIMIT"] == "1"
 
 
 def test_a_machine_without_a_configuration_of_slurm_is_told_from_a_controller_that_is_away(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.config.derived import COMPRESS
 from kdbench.errors import ConfigError
 from kdbench.rundir.files import write_json
+from kdbench.rundir.lock import Lock
 from kdbench.study.execute import StudyExecution
 from kdbench.study.plan import StudyPlan
 from kdbench.study.progress import is_done
@@ -27,6 +28,7 @@ from kdbench.sweep.lockstep import group_planned
 from kdbench.sweep.plan import PlannedRun
 from kdbench.sweep.slurm import SlurmOptions, new_folder, submit_arrays
 from kdbench.sweep.slurm_commands import ENDED, JobState, SlurmError, jobs_of_user, unreachable
+from kdbench.system import signals
 from kdbench.system.signals import NOT_FINISHED
 
 if TYPE_CHECKING:
@@ -81,25 +83,27 @@ def submit_study(
         [text for text in given.overrides if not is_of_launcher(text)], given.config_dir, plan.max_learners
     )
     own = tuple(text for text in arguments if not is_of_launcher(text) and text != "--wait")
-    jobs = queued_jobs(plan)
-    if jobs:
-        names = ",".join(dict.fromkeys(job.job for job in jobs))
-        log.info(
-            "study %s is submitted already, as the jobs %s; scancel %s cancels them, and the same command then submits "
-            "what is left",
-            plan.study.label, names, names.replace(",", " "),
-        )  # fmt: skip
-        if not given.wait:
-            return NOT_FINISHED
-        jobs = read_jobs(plan)
-    else:
-        execution.write_study()
-        last = FinishJob(command, own, given, launcher.options.max_stops)
-        jobs = Submission(execution, launcher.options, command, last).submit()
-        show(jobs, plan)
-        if not given.wait:
-            return 0
-    return wait(jobs, execution)
+    lock = Lock(plan.folder / "slurm.lock", f"the submission of study {plan.study.label}")
+    with lock.held():  # a second command waits, and then finds the jobs of the first one
+        jobs = queued_jobs(plan)
+        is_new = not jobs
+        if jobs:
+            names = ",".join(dict.fromkeys(job.job for job in jobs))
+            log.info(
+                "study %s is submitted already, as the jobs %s; scancel %s cancels them, and the same command then "
+                "submits what is left",
+                plan.study.label, names, names.replace(",", " "),
+            )  # fmt: skip
+            jobs = read_jobs(plan)
+        else:
+            execution.write_study()
+            last = FinishJob(command, own, given, launcher.options.max_stops)
+            jobs = Submission(execution, launcher.options, command, last).submit()
+            show(jobs, plan)
+    signals.raise_if_requested()
+    if given.wait:
+        return wait(jobs, execution)
+    return 0 if is_new else NOT_FINISHED
 
 
 def show(jobs: Sequence[SubmittedJob], plan: StudyPlan) -> None:
@@ -181,7 +185,11 @@ class Submission:
             foreseen: as many runs as it will have.
         """
         file = new_folder(self.plan.output_root) / GROUPS_FILE
-        (planned,) = self.array([PlanJob(self.command, title, level, file)], f"{title}-plan", self.after(self.before))
+        (planned,) = self.array(
+            [PlanJob(self.command, title, level, file, self.options.max_stops)],
+            f"{title}-plan",
+            self.after(self.before),
+        )
         count = max(1, len(group_planned([run for run in foreseen if not run.error], self.plan.max_learners)))
         calls = [StageJob(file, number, count, **self.stops()) for number in range(count)]
         self.before = self.array(calls, title, f"afterok:{planned}")

@@ -22,10 +22,10 @@ from kdbench.study.finish import finish_study, show_runs
 from kdbench.study.plan import StudyPlan
 from kdbench.study.progress import is_done, lack_of_teacher
 from kdbench.study.read import read_study
-from kdbench.sweep.execute import check_runs, one_by_one, share_cache
+from kdbench.sweep.execute import check_runs, numbers_of, one_by_one, share_cache
 from kdbench.sweep.lockstep import group_planned
 from kdbench.sweep.plan import JobResult, PlannedRun
-from kdbench.sweep.slurm_job import GroupJob, Requeued, give_up, own_task, progress_of
+from kdbench.sweep.slurm_job import GroupJob, SlurmCall, give_up, leaving_when_stopped, own_task, progress_of, times
 from kdbench.sweep.tracking import set_group
 from kdbench.sweep.worker import GroupTask, enter_folder, pack_group, unpack_group
 from kdbench.system import signals
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 2
 """A run that failed is tried once more."""
+STUDY = "study"
+"""Name of all runs of the study, where stops without progress are counted."""
 
 
 @dataclass(frozen=True)
@@ -91,18 +93,12 @@ def divide(runs: Sequence[PlannedRun], plan: StudyPlan, title: str) -> list[Stag
     for cache_readers in readers.values():
         share_cache(cache_readers, groups or one_by_one(cache_readers))
     trained = frozenset(run.key for run in plan.all_runs() if run.key)
-    packed = []
-    for first, group in zip(firsts(groups), groups, strict=True):
-        packed.append(StageGroup(pack_group(group, first), trained))
-    return packed
+    return [
+        StageGroup(pack_group(group, first), trained) for first, group in zip(numbers_of(groups), groups, strict=True)
+    ]
 
 
-def firsts(groups: Sequence[Sequence[PlannedRun]]) -> list[int]:
-    """Return the number of the first run of each group, counted from 0."""
-    return [sum(map(len, groups[:n])) for n in range(len(groups))]
-
-
-class StageJob(Requeued):
+class StageJob(SlurmCall):
     """Some groups of a stage, one after the other: an array task.
 
     Args:
@@ -130,7 +126,8 @@ class StageJob(Requeued):
     def __call__(self) -> None:
         """Complete the runs. The exit code is 1 if some failed, or the one with which the job is requeued."""
         log_to_console()
-        missing = sum(self.complete(group) for group in self.own_groups())
+        with leaving_when_stopped():
+            missing = sum(self.complete(group) for group in self.own_groups())
         if missing:
             sys.exit(1)
 
@@ -196,8 +193,23 @@ def check_owner(file: Path) -> None:
             )
 
 
+def check_stops(stops: int, most: int) -> None:
+    """Check that a job was not stopped too often.
+
+    Raises:
+        RunError: it was.
+    """
+    if stops >= most:
+        raise RunError(
+            f"stopped {times(stops)} by SLURM before the job was done (hydra.launcher.max_stops); "
+            "give it more time: hydra.launcher.time",
+            code="stopped",
+            key="hydra.launcher.max_stops",
+        )
+
+
 @dataclass(frozen=True)
-class PlanJob(Requeued):
+class PlanJob(SlurmCall):
     """Selects the winners that a stage needs, writes selected.yaml, and divides runs of the stage into groups."""
 
     command: StudyCommand
@@ -206,11 +218,13 @@ class PlanJob(Requeued):
     """Place of the runs' step in their chains, counted from 0."""
     file: Path
     """Receives the groups."""
+    max_stops: int = 3
 
     def __call__(self) -> None:
-        """Select the winners and write the groups."""
+        """Select the winners and write the groups. The exit code is 1 once the job was stopped `max_stops` times."""
         log_to_console()
-        with signals.handled():
+        with leaving_when_stopped():
+            check_stops(own_task().count_stops(), self.max_stops)
             plan = self.command.plan()
             StudyExecution(plan).select_for(self.title)
             levels = plan.levels_of(self.title)
@@ -221,10 +235,11 @@ class PlanJob(Requeued):
 
 
 @dataclass(frozen=True)
-class FinishJob(Requeued):
+class FinishJob(SlurmCall):
     """Completes what no other job has, such as runs of a lost job, and writes the report. Failed runs stay failed.
 
-    Stopped `max_stops` times without progress, it executes no run any more: those that are left fail.
+    Stopped `max_stops` times without progress, it executes no run any more: those that are left fail. Stopped twice as
+    often, it fails itself: planning or the report takes longer than its time limit.
     """
 
     command: StudyCommand
@@ -237,7 +252,8 @@ class FinishJob(Requeued):
     def __call__(self) -> None:
         """Complete the study. The exit code is 75, with which the job is requeued, for a requested stop alone."""
         log_to_console()
-        with signals.handled():
+        with leaving_when_stopped():
+            check_stops(own_task().stops_since_progress(STUDY), 2 * self.max_stops)
             plan = self.command.plan()
             launch = self.fail if self.is_stuck(plan) else None
             execution = StudyExecution(plan, launch, show=show_runs, only_new=True)
@@ -249,7 +265,7 @@ class FinishJob(Requeued):
     def is_stuck(self, plan: StudyPlan) -> bool:
         """Return whether the job was stopped `max_stops` times since runs of the study last came further."""
         progress = progress_of([run.directory for run in plan.all_runs() if not run.error])
-        return own_task().stops_without_progress("study", progress) >= self.max_stops
+        return own_task().stops_without_progress(STUDY, progress) >= self.max_stops
 
     def fail(self, runs: Sequence[PlannedRun], first: int) -> list[JobResult]:
         """Return the results of runs that are not executed any more. See `kdbench.sweep.execute.LaunchGroup`."""

@@ -161,7 +161,8 @@ def execute(
         with contextlib.closing(launch(groups)) as ended:
             for position, results in ended:
                 for run, result in zip(unfinished.pop(position), results, strict=True):
-                    run.finish(result)
+                    died = result is None or result.status == Status.FAILED
+                    run.finish((died and result_of_complete(run)) or result)
                     if run.status == Status.INTERRUPTED:
                         mark_interrupted(run)
                 record.write()
@@ -220,6 +221,18 @@ def share_cache(readers: Sequence[PlannedRun], groups: Sequence[Sequence[Planned
         assert config.teacher is not None
         run.overrides += ("teacher.cache=on",)
         run.composed = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, cache="on"))
+
+
+def result_of_complete(run: PlannedRun) -> JobResult | None:
+    """Return the result of a run that is complete, whatever became of its process afterwards; None if it is not."""
+    directory = run.directory
+    if run.config.overwrite or not directory.is_complete():  # what is complete there may be the run of before
+        return None
+    try:
+        scores = scores_of(directory.read_summary())
+    except ConfigError:  # a damaged file
+        return None
+    return JobResult(Status.COMPLETE, str(directory.path), scores=scores, objectives=tuple(run.config.objectives))
 
 
 def mark_interrupted(run: PlannedRun) -> None:

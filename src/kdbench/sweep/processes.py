@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 
 from joblib.externals.loky.process_executor import ProcessPoolExecutor
@@ -84,7 +84,7 @@ class Worker:
         if self.pool is None:
             environment = worker_environment(self.device)
             self.pool = ProcessPoolExecutor(1, initializer=prepare, initargs=(os.getpid(),), env=environment)
-        with interrupts_blocked():  # the process is started here, and Ctrl-C would end it with a traceback
+        with signals.interrupts_blocked():  # the process is started here, and Ctrl-C would end it with a traceback
             self.pid = self.pool.submit(os.getpid)
             self.result = self.pool.submit(execute, task, device, self.device.threads)
 
@@ -139,16 +139,6 @@ def died(names: str, worker: str, error: BaseException) -> RunError:
         code="process_died",
         key="hydra.launcher",
     )
-
-
-@contextlib.contextmanager
-def interrupts_blocked() -> Iterator[None]:
-    """Deliver SIGINT after the block; processes that are started in it have the signal blocked."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def execute_groups(

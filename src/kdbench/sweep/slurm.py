@@ -6,11 +6,13 @@ with exit code 75, and its batch script requeues it. Results come back as JSON f
 
 import contextlib
 import io
+import itertools
 import logging
 import os
 import re
 import shlex
 import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 from hydra_plugins.kdbench_launcher import whole_number, wrong_value
 from kdbench.errors import ConfigError
 from kdbench.rundir.files import check_writable, write_json
-from kdbench.sweep.execute import numbers_of
 from kdbench.sweep.plan import PlannedRun
 from kdbench.sweep.slurm_commands import SlurmError, check_reachable, command, max_array_size, own_words
 from kdbench.sweep.slurm_job import ArrayTask, GroupJob
 from kdbench.sweep.worker import pack_group
+from kdbench.system import signals
 from kdbench.system.signals import NOT_FINISHED, SIGNALS
 
 if TYPE_CHECKING:
@@ -37,8 +39,8 @@ SIGNAL = "USR2"
 """Signal before the time limit: the one that submitit handles too, until the runs' own handlers are installed."""
 SURVIVE = "trap : TERM"
 """Keeps a batch script alive while the runs write checkpoints; SLURM kills what is left when the script ends."""
-UNLIMITED = 1_000_000
-"""submitit's own limit of requeues, out of the way: `max_stops` counts those without progress."""
+SUBMIT_SECONDS = 120.0
+"""Time that the submission of an array job may take once a stop is requested."""
 FOLDER = "slurm"
 """Folder in the output root with a folder for each array job."""
 TASKS_FILE = "tasks.json"
@@ -51,7 +53,15 @@ SHORT_FORMS = {
     "A": "account", "C": "constraint", "J": "job-name", "N": "nodes", "W": "wait", "a": "array", "c": "cpus-per-task",
     "d": "dependency", "e": "error", "n": "ntasks", "o": "output", "p": "partition", "q": "qos", "t": "time",
 }  # fmt: skip
-"""Options of sbatch that kdbench sets, by their letters."""
+"""Options of sbatch that kdbench sets, or that the launcher has as keys, by their letters."""
+KEY_OPTIONS = ("account", "constraint", "cpus-per-task", "gpus-per-node", "mem", "partition", "qos", "time")
+"""Options of sbatch that the launcher has as keys."""
+OTHERS = ("gpus",)
+"""Options of sbatch whose names begin as those of others do."""
+VARIABLES = {
+    "array": ("ARRAY_INX",), "mem": ("MEM_PER_CPU", "MEM_PER_GPU", "MEM_PER_NODE"), "time": ("TIMELIMIT",),
+}  # fmt: skip
+"""Ends of the names of environment variables that differ from the option, or exclude it."""
 TIME_FORMS = re.compile(
     r"(?P<m>\d+)(:(?P<s>\d\d))?|(?P<h2>\d+):(?P<m2>\d\d):(?P<s2>\d\d)|(?P<d>\d+)-(?P<h3>\d+)(:(?P<m3>\d\d)(:(?P<s3>\d\d))?)?"
 )
@@ -102,16 +112,20 @@ class SlurmOptions:
             raise wrong_value("sbatch", self.sbatch, "a mapping from options of sbatch to values, such as {nice: 100}")
         for name, value in (self.sbatch or {}).items():
             check_word(f"sbatch.{name}", value)
-            plain = str(name).lstrip("-").replace("_", "-")
-            # sbatch takes every unambiguous beginning of a name.
-            long_name = SHORT_FORMS.get(plain) or next((o for o in OWN_OPTIONS if o.startswith(plain)), plain)
-            if long_name in OWN_OPTIONS or getattr(self, long_name.replace("-", "_"), None) is not None:
+            long_name = full_name(name)
+            if long_name in (*OWN_OPTIONS, *KEY_OPTIONS):
                 raise ConfigError(
                     f"hydra.launcher.sbatch.{name}: kdbench sets --{long_name} itself, from the other keys of "
                     "hydra.launcher; remove it here",
                     code="usage",
                     key=f"hydra.launcher.sbatch.{name}",
                 )
+
+    @property
+    def set_options(self) -> set[str]:
+        """Names of the options of sbatch that the batch script has, or that the user has switched off."""
+        keys = [name for name in KEY_OPTIONS if getattr(self, name.replace("-", "_")) is not None]
+        return {*OWN_OPTIONS, *keys, *map(full_name, self.sbatch or {})}
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -123,6 +137,17 @@ class SlurmOptions:
             "requeue" if self.requeue else "no-requeue": True,
             **{name: value for name, value in given.items() if value is not None and value is not False},
         } | ({} if self.mem is None else {"mem": self.mem})
+
+
+def full_name(option: str) -> str:
+    """Return the name of an option that kdbench sets, or that is a key of the launcher, and any other as it is.
+
+    Args:
+        option: as given; sbatch takes every unambiguous beginning of a name.
+    """
+    plain = option.lstrip("-").replace("_", "-")
+    options = () if plain in OTHERS else (*KEY_OPTIONS, *OWN_OPTIONS)
+    return SHORT_FORMS.get(plain) or next((name for name in options if name.startswith(plain)), plain)
 
 
 def check_word(name: str, value: Any) -> None:
@@ -164,7 +189,8 @@ def check_slurm(options: SlurmOptions, tasks: int = 1) -> None:
     shown = {**parameters_of(options, "kdbench"), "map_count": min(tasks, max_array_size())}
     script = _make_sbatch_string(command="true", folder="/tmp/%j", **shown)
     try:
-        command("sbatch", "--test-only", input=script)
+        with outside_of_a_job(options):
+            command("sbatch", "--test-only", input=script)
     except SlurmError as error:
         raise refused(error) from None
 
@@ -241,7 +267,7 @@ def executor(options: SlurmOptions, folder: Path, name: str, dependency: str | N
     from submitit.slurm.slurm import SlurmExecutor
 
     logging.getLogger("submitit").setLevel(logging.ERROR)  # its lines go to standard output
-    made = SlurmExecutor(folder=folder, max_num_timeout=UNLIMITED)
+    made = SlurmExecutor(folder=folder)
     teardown = requeue_script(folder) if options.requeue else None
     parameters = parameters_of(options, name, dependency)
     parameters["setup"] = [owner_check(folder), *parameters["setup"]]
@@ -253,31 +279,45 @@ def requeue_script(folder: Path) -> list[str]:
     """Return the end of a batch script, which requeues the job where it was stopped before its runs were complete.
 
     The script outlives the process of the runs, however that ended. Where SLURM ends the job (scancel) or requeues it
-    anyhow (a preemption), the job is not in the state RUNNING any more, and the script leaves it alone.
+    anyhow (a preemption), the job is not in the state RUNNING any more, and the script leaves it alone. Both commands
+    are tried again where SLURM does not answer.
     """
     stopped = [NOT_FINISHED, *(128 + number for number in SIGNALS if number.name in ("SIGUSR1", "SIGUSR2"))]
     return [
         "code=$?",
         'job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"',
         f'case "$code" in {"|".join(str(code) for code in stopped)})',
-        '    if [ "$(squeue --noheader --job "$job" --format %T)" = RUNNING ]; then',
-        f'        echo "$code" >>{shlex.quote(str(folder))}/"${{job}}_stops"',
-        "        for pause in 1 2 4 8; do",
+        "    counted=",
+        "    for pause in 1 2 4 8 16; do",
+        '        state="$(squeue --noheader --job "$job" --format %T)" || state=',
+        '        if [ "$state" = RUNNING ]; then',
+        f'            [ "$counted" ] || echo "$code" >>{shlex.quote(str(folder))}/"${{job}}_stops"',
+        "            counted=1",
         '            scontrol requeue "$job" && break',
-        '            sleep "$pause"',
-        "        done",
-        "    fi ;;",
+        '        elif [ "$state" ]; then',
+        "            break",
+        "        fi",
+        '        sleep "$pause"',
+        "    done ;;",
         "esac",
         "exit $code",
     ]
 
 
 @contextlib.contextmanager
-def outside_of_a_job() -> Iterator[None]:
-    """Hide the variables of a job in which this process may run itself: srun and sbatch would follow them."""
-    keep = ("SLURM_CONF",)
+def outside_of_a_job(options: SlurmOptions) -> Iterator[None]:
+    """Hide variables that sbatch would follow against the batch script: those of a job in which this process may run
+    itself, and the user's defaults for options that the script has.
+
+    Args:
+        options: of the launcher; what they leave to the cluster, the user's defaults still give.
+    """
+    known = options.set_options
+    defaults = {f"SBATCH_{name}" for option in known for name in (variable_of(option), *VARIABLES.get(option, ()))}
     own = {
-        name: value for name, value in os.environ.items() if name.startswith(("SLURM_", "SRUN_")) and name not in keep
+        name: value
+        for name, value in os.environ.items()
+        if name in defaults or (name.startswith(("SLURM_", "SRUN_")) and name != "SLURM_CONF")
     }
     for name in own:
         del os.environ[name]
@@ -287,41 +327,35 @@ def outside_of_a_job() -> Iterator[None]:
         os.environ.update(own)
 
 
+def variable_of(option: str) -> str:
+    """Return the end of the usual name of an option's environment variable."""
+    return option.upper().replace("-", "_")
+
+
 def submit(
-    options: SlurmOptions,
-    groups: Sequence[Sequence[PlannedRun]],
-    output_root: Path,
-    *,
-    name: str = "kdbench",
-    dependency: str | None = None,
-    first: int = 0,
+    options: SlurmOptions, groups: Sequence[Sequence[PlannedRun]], firsts: Sequence[int], output_root: Path
 ) -> list[ArrayTask]:
     """Submit groups of runs as an array job, or several where SLURM limits the size of an array.
 
     Args:
         options: checked (`check_slurm`).
         groups: runs that train together, none of them refused.
+        firsts: number of the first run of each group within the sweep, counted from 0.
         output_root: the files of the jobs are in its folder slurm/.
-        name: name of the jobs.
-        dependency: see `executor`.
-        first: number of the first run within its sweep, counted from 0.
 
     Returns:
         The task of each group.
 
     Raises:
         ConfigError: SLURM refuses the jobs.
+        Interrupted: a stop was requested, between two arrays.
     """
-    firsts = [first + number for number in numbers_of(groups)]
     calls = [
-        GroupJob(pack_group(runs, number), options.max_stops, options.requeue)
-        for number, runs in zip(firsts, groups, strict=True)
+        GroupJob(pack_group(runs, first), options.max_stops, options.requeue)
+        for first, runs in zip(firsts, groups, strict=True)
     ]
     keys = [tuple(run.key for run in runs) for runs in groups]
-    tasks = list[ArrayTask]()
-    for array in submit_arrays(options, calls, output_root, name, dependency, keys):
-        tasks += array
-    return tasks
+    return list(itertools.chain(*submit_arrays(options, calls, output_root, "kdbench", keys=keys)))
 
 
 def submit_arrays(
@@ -344,24 +378,53 @@ def submit_arrays(
 
     Raises:
         ConfigError: SLURM refuses the jobs.
+        Interrupted: a stop was requested, between two arrays.
     """
-    from submitit.core.utils import FailedJobError
-
     size, done = max_array_size(), list[str]()
     for start in range(0, len(calls), size):
+        signals.raise_if_requested()
         part = calls[start : start + size]
         own = keys[start : start + size] or [()] * len(part)
         folder = new_folder(output_root)
         write_json(folder / TASKS_FILE, {"keys": own})  # before: a process that is killed now leaves what is looked for
-        made = executor(options, folder, name, dependency)
         try:
-            with outside_of_a_job(), contextlib.redirect_stderr(io.StringIO()), made.batch():
-                jobs = [made.submit(call) for call in part]
-        except (FailedJobError, CalledProcessError) as error:  # with SLURM's words
-            raise refused(SlurmError(own_words(str(error))), done) from None
-        tasks = [ArrayTask(str(job.job_id), folder, run_keys) for job, run_keys in zip(jobs, own, strict=True)]
+            jobs = submit_array(options, part, executor(options, folder, name, dependency))
+        except SlurmError as error:
+            signals.raise_if_requested()
+            raise refused(error, done) from None
+        tasks = [ArrayTask(job, folder, run_keys) for job, run_keys in zip(jobs, own, strict=True)]
         done.append(tasks[0].array)
         yield tasks
+
+
+def submit_array(options: SlurmOptions, calls: Sequence[Callable[[], None]], made: "SlurmExecutor") -> list[str]:
+    """Submit calls as an array job, and return the ids of its tasks.
+
+    Signals are noted meanwhile: after sbatch, submitit moves the files that the tasks read, and tasks without them
+    would fail after a minute.
+
+    Raises:
+        SlurmError: SLURM refuses the job.
+    """
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    printed = io.StringIO()  # sbatch's words, which are in the error too
+    try:
+        with (
+            signals.deferred(SUBMIT_SECONDS),
+            signals.interrupts_blocked(),
+            outside_of_a_job(options),
+            contextlib.redirect_stderr(printed),
+            made.batch(),
+        ):
+            jobs = [made.submit(call) for call in calls]
+    except (FailedJobError, FailedSubmissionError, CalledProcessError) as error:
+        raise SlurmError(own_words(str(error))) from None
+    except BaseException:
+        print(printed.getvalue(), end="", file=sys.stderr)
+        raise
+    print(printed.getvalue(), end="", file=sys.stderr)
+    return [str(job.job_id) for job in jobs]
 
 
 def new_folder(output_root: Path) -> Path:

@@ -3,6 +3,7 @@
 `GroupJob` is pickled by submitit. submitit is not imported at the top: other modules read results.
 """
 
+import contextlib
 import json
 import logging
 import sys
@@ -11,16 +12,17 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from signal import SIGINT
-from typing import Any
+from typing import Any, NoReturn
 
 from kdbench.config import RunConfig
+from kdbench.errors import KdbenchError, report_error
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.files import write_json
 from kdbench.rundir.identity import teacher_config, teacher_directory
 from kdbench.rundir.summary import Status
 from kdbench.runner.failures import record_given_up
 from kdbench.runner.run import resolve_run
-from kdbench.sweep.execute import interrupted
+from kdbench.sweep.execute import interrupted, result_of_complete
 from kdbench.sweep.plan import JobResult, PlannedRun
 from kdbench.sweep.worker import GroupTask, run_group, unpack_group
 from kdbench.system import signals
@@ -95,6 +97,14 @@ class ArrayTask:
             return 0
         return stops - int(before["stops"])
 
+    def stops_since_progress(self, name: str) -> int:
+        """Return how often the job was stopped since `stops_without_progress` last noted that some runs came further.
+
+        Args:
+            name: of the runs.
+        """
+        return self.count_stops() - int(read_json(self.progress, {}).get(name, {"stops": 0})["stops"])
+
     def read_failed(self) -> set[str]:
         """Return the keys of runs that have failed in this task as often as they are tried."""
         return set(read_json(self.failed, []))
@@ -113,24 +123,36 @@ def own_task() -> ArrayTask:
     return ArrayTask(environment.job_id, environment.paths.folder)
 
 
-class Requeued(ABC):
-    """A call of submitit's that is the same when its job is requeued."""
+class SlurmCall(ABC):
+    """A call of submitit's that is the same when its job is requeued, which its batch script does, and counts."""
 
     @abstractmethod
     def __call__(self) -> None:
         """Execute the job."""
 
-    def checkpoint(self) -> Any:
-        """Return the call with which submitit requeues the job.
+    def checkpoint(self) -> NoReturn:
+        """Leave with the exit code with which the script requeues the job; submitit itself would requeue it uncounted.
 
-        Its handler of signals is in place for the moment before those of kdbench are installed.
+        submitit's handler of signals calls it, in the moment before those of kdbench are installed.
         """
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
+        sys.exit(signals.NOT_FINISHED)
 
 
-class GroupJob(Requeued):
+@contextlib.contextmanager
+def leaving_when_stopped() -> Iterator[None]:
+    """Handle signals while the block runs: a requested stop ends the process with its exit code, and so does an error
+    for the user, printed in one line."""
+    with signals.handled():
+        try:
+            yield
+        except signals.Interrupted as stop:
+            sys.exit(stop.exit_code)
+        except KdbenchError as error:
+            report_error(error)
+            sys.exit(1)
+
+
+class GroupJob(SlurmCall):
     """A group of runs as submitit calls it.
 
     Args:
@@ -147,7 +169,7 @@ class GroupJob(Requeued):
     def __call__(self) -> None:
         """Complete the runs and write their results, or end with an exit code with which the job is requeued."""
         files = own_task()
-        with signals.handled():
+        with leaving_when_stopped():
             try:
                 results = self.given_up() if self.is_stuck(files) else run_group(self.task)
                 stop = signals.interruption()
@@ -188,7 +210,7 @@ class GroupJob(Requeued):
 
 
 def give_up(runs: Sequence[PlannedRun], max_stops: int) -> list[JobResult]:
-    """Record runs as failed whose job was stopped too often, and return their results; one may be complete.
+    """Record runs as failed whose job was stopped too often, but for those that are complete; return the results.
 
     Args:
         runs: the runs.
@@ -197,16 +219,21 @@ def give_up(runs: Sequence[PlannedRun], max_stops: int) -> list[JobResult]:
     failed = given_up_result(max_stops)
     for run in runs:
         record_given_up(*resolve_run(run.config), str(failed.error))
-    return [failed] * len(runs)
+    return [result_of_complete(run) or failed for run in runs]
 
 
 def given_up_result(max_stops: int) -> JobResult:
     """Return the result of a run whose job was stopped `max_stops` times."""
     error = (
-        f"stopped {max_stops} times by SLURM without a new checkpoint (hydra.launcher.max_stops); "
+        f"stopped {times(max_stops)} by SLURM without a new checkpoint (hydra.launcher.max_stops); "
         "give it more time: hydra.launcher.time"
     )
     return JobResult(Status.FAILED, error=error)
+
+
+def times(number: int) -> str:
+    """Return how often something happened, in words."""
+    return "once" if number == 1 else f"{number} times"
 
 
 def read_json(file: Path, absent: Any) -> Any:

@@ -10,11 +10,12 @@ from pathlib import Path
 from kdbench.errors import RunError, report_error
 from kdbench.rundir.summary import Status
 from kdbench.runner.run import is_complete
-from kdbench.sweep.execute import launch_here, mark_launched
+from kdbench.sweep.execute import launch_here, mark_launched, numbers_of
 from kdbench.sweep.plan import JobResult, PlannedRun
 from kdbench.sweep.slurm import FOLDER, TASKS_FILE, SlurmOptions, submit
 from kdbench.sweep.slurm_commands import ENDED, JobState, SlurmError, jobs_of_user, unreachable
 from kdbench.sweep.slurm_job import ArrayTask
+from kdbench.system import signals
 
 log = logging.getLogger(__name__)
 
@@ -99,10 +100,11 @@ def results_of_tasks(
     """
     waiting: dict[int, ArrayTask] = {}
     new: list[int] = []
+    firsts = numbers_of(groups)
     for position, (task, runs) in enumerate(zip(running, groups, strict=False)):
         if all(run.config.on_busy == "skip" for run in runs):
             error = f"skipped: SLURM job {task.job} completes the run (on_busy=skip)"
-            yield position, show(groups, position, [JobResult(Status.SKIPPED, error=error)] * len(runs), task)
+            yield position, show(runs, firsts[position], [JobResult(Status.SKIPPED, error=error)] * len(runs), task)
         else:
             log.info("SLURM job %s of an earlier command has %s", task.job, titles(runs))
             waiting[position] = task
@@ -110,21 +112,24 @@ def results_of_tasks(
         runs = groups[position]
         if all(is_complete(run.config) and not run.config.overwrite for run in runs):
             mark_launched(runs)
-            yield position, launch_here(runs, sum(map(len, groups[:position])))  # at once, without a task in a queue
+            yield position, launch_here(runs, firsts[position])  # at once, without a task in a queue
         else:
             new.append(position)
     if new:
-        submitted = submit(options, [groups[position] for position in new], output_root_of(groups[new[0]]))
+        chosen, numbers = [groups[position] for position in new], [firsts[position] for position in new]
+        submitted = submit(options, chosen, numbers, output_root_of(chosen[0]))
         jobs = list(dict.fromkeys(task.array for task in submitted))
         log.info("SLURM job %s: %d tasks; files: %s", ", ".join(jobs), len(submitted), submitted[0].folder)
         waiting |= zip(new, submitted, strict=True)
     try:
+        signals.raise_if_requested()
         for runs in groups:
             mark_launched(runs)
         for position, results in wait(dict(waiting)):
             task = waiting.pop(position)
             by_key = dict(zip(task.keys, results, strict=True))
-            yield position, show(groups, position, [by_key[run.key] for run in groups[position]], task)
+            runs = groups[position]
+            yield position, show(runs, firsts[position], [by_key[run.key] for run in runs], task)
     finally:
         if waiting:
             jobs = list(dict.fromkeys(task.array for task in waiting.values()))
@@ -141,12 +146,16 @@ def titles(runs: Sequence[PlannedRun]) -> str:
     return runs[0].title if len(runs) == 1 else f"{runs[0].title} and {len(runs) - 1} more"
 
 
-def show(
-    groups: Sequence[Sequence[PlannedRun]], position: int, results: list[JobResult], task: ArrayTask
-) -> list[JobResult]:
-    """Print the results of the group at a position, each in one line, and return them."""
-    first = sum(map(len, groups[:position]))
-    for number, (run, result) in enumerate(zip(groups[position], results, strict=True), first + 1):
+def show(runs: Sequence[PlannedRun], first: int, results: list[JobResult], task: ArrayTask) -> list[JobResult]:
+    """Print the results of a group, each in one line, and return them.
+
+    Args:
+        runs: runs of the group.
+        first: number of the first one within the sweep, counted from 0.
+        results: result of each.
+        task: task that has completed them.
+    """
+    for number, (run, result) in enumerate(zip(runs, results, strict=True), first + 1):
         if result.status == Status.FAILED:
             report_error(RunError(result.error or "failed", code="failed_runs"), where=f"{run.title}: ")
         else:

@@ -123,6 +123,16 @@ def deferred(grace_seconds: float) -> Iterator[None]:
             uninstall()
 
 
+@contextlib.contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Deliver SIGINT after the block. Processes that are started in it do not get the Ctrl-C of the terminal."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def pass_on(stop: Interrupted) -> None:
     """Call the handler that a signal had before `install`, if a program has set one, now that the runs have left."""
     handler = _stop.handlers.get(stop.requested)
