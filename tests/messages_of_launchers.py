@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from hydra_plugins.kdbench_joblib import JoblibLauncher
-from hydra_plugins.kdbench_launcher import check_engine, whole_number
+from hydra_plugins.kdbench_lockstep import LockstepLauncher
 from kdbench.sweep import devices
 from kdbench.sweep.execute import Record
+from kdbench.sweep.launcher import check_engine
 from kdbench.sweep.plan import PlannedRun, check_devices
 from kdbench.sweep.processes import died
 from kdbench.sweep.worker import enter_folder
@@ -55,8 +56,9 @@ def locks_in_a_file() -> None:
 
 
 LAUNCHER_CASES: list[Callable[[], object]] = [
-    lambda: whole_number("max_learners", 0),
-    lambda: whole_number("max_learners", "two"),
+    lambda: LockstepLauncher(max_learners=0).check([]),
+    lambda: LockstepLauncher(max_learners="two").check([]),
+    lambda: joblib(exclusives=True),
     lambda: check_engine("ray", "no_such_package", "ray"),
     lambda: enter_folder(str(Path.cwd() / "nowhere")),
     *(lambda given=given: joblib(devices=given) for given in (

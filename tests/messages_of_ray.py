@@ -70,6 +70,7 @@ def lost() -> None:
 
 
 RAY_CASES: list[Callable[[], object]] = [
+    lambda: keys(cpu=2),
     lambda: keys(cpus=1.5), lambda: keys(gpus=2), lambda: keys(memory_gb=0), lambda: keys(resources="disk"),
     lambda: keys(resources={"GPU": 1}), lambda: keys(scheduling="even"), lambda: keys(autoscaling="yes"),
     lambda: keys(retries=-1), lambda: keys(environment="KDBENCH_"), lambda: keys(connect_seconds=0),

@@ -8,14 +8,15 @@ import pytest
 
 from kdbench.sweep import slurm
 from kdbench.sweep.plan import PlannedRun
-from kdbench.sweep.slurm import SlurmOptions, check_runs, check_slurm, new_folder
+from kdbench.sweep.slurm import check_runs, check_slurm, new_folder
 from kdbench.sweep.slurm_commands import check_reachable
 from tests.conftest import SMALL, composed_once
+from tests.slurm import slurm_options
 
 
 def checked(**options: Any) -> None:
     """Check options of the launcher."""
-    SlurmOptions(**{"time": 60, **options}).check()
+    slurm_options(**options)
 
 
 def without_slurm(check: Callable[[], object] = check_reachable, **commands: str) -> None:
@@ -42,7 +43,7 @@ def refused_second_array() -> None:
         patched.setattr(slurm, "max_array_size", lambda: 1)
         calls = [print, print]
         without_slurm(
-            lambda: list(slurm.submit_arrays(SlurmOptions(time=60), calls, Path("arrays"), "kdbench")),
+            lambda: list(slurm.submit_arrays(slurm_options(), calls, Path("arrays"), "kdbench")),
             **DOWN | {"sbatch": accepted + "touch accepted; echo Submitted batch job 12"},
         )
 
@@ -69,14 +70,13 @@ SLURM_CASES: list[Callable[[], object]] = [
     lambda: checked(sbatch={"signal": "TERM@5"}),
     lambda: checked(sbatch={"kill_on_invalid_dep": "no"}),
     lambda: checked(sbatch={"d": "afterok:3"}),
-    lambda: checked(sbatch={"partition": "gpu"}, partition="cpu"),
-    lambda: check_runs(
-        SlurmOptions(time=60, signal_seconds=10), [PlannedRun((), "", composed_once(*SMALL, "method=ce"))]
-    ),
+    lambda: checked(sbatch={"partition": "gpu"}),
+    lambda: checked(max_stop=2),
+    lambda: check_runs(slurm_options(signal_seconds=10), [PlannedRun((), "", composed_once(*SMALL, "method=ce"))]),
     lambda: new_folder(Path("runs_of_100%")),
     lambda: without_slurm(),
     lambda: without_slurm(**DOWN),
-    lambda: without_slurm(lambda: check_slurm(SlurmOptions(time=60, partition="gpus")), **REFUSING),
+    lambda: without_slurm(lambda: check_slurm(slurm_options(partition="gpus")), **REFUSING),
     refused_second_array,
 ]
 """Calls, each of which ends in an error."""

@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +12,9 @@ from kdbench.study.command import study
 from kdbench.study.execute import StudyExecution
 from kdbench.study.plan import StudyPlan
 from kdbench.study.read import read_study
-from kdbench.study.slurm_job import StageJob
+from kdbench.study.slurm_job import StageJob, check_stops
 from kdbench.sweep.slurm_commands import SlurmError
+from tests.slurm import slurm_options
 
 
 def execution() -> StudyExecution:
@@ -29,14 +29,13 @@ def submitted(minutes: float | None = None, jobs: str | None = None) -> None:
     if jobs is not None:
         found.write_study()
         (found.plan.folder / slurm.JOBS_FILE).write_text(jobs)
-    launcher: Any = SimpleNamespace()
 
     def away() -> None:
         raise SlurmError("Unable to contact slurm controller (connect failure)")
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(slurm, "jobs_of_user", away)
-        slurm.submit_study(found, launcher, [], given)
+        slurm.submit_study(found, slurm_options(), [], given)
 
 
 def with_arguments(*arguments: str) -> None:
@@ -65,4 +64,5 @@ STUDY_ENGINE_CASES: list[Callable[[], None]] = [
     )),
     lambda: submitted(minutes=3), lambda: submitted(jobs=JOBS), lambda: submitted(jobs="{"),
     lambda: StageJob(Path("nowhere/groups.pkl")).own_groups(), groups_of_another_user,
+    lambda: check_stops(3, 3),
 ]  # fmt: skip

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from hydra_plugins.kdbench_slurm import SlurmLauncher
+from kdbench.config import CONF_DIR
+from kdbench.sweep.slurm_options import SlurmOptions
+
+KEYS = CONF_DIR / "hydra" / "launcher" / "slurm.yaml"
 SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm.sh"
 PAUSE = """
 import os
@@ -41,6 +47,12 @@ TINY = (
 )  # fmt: skip
 PROCESSES: list[subprocess.Popen[bytes]] = []
 """Commands that tests have started."""
+
+
+def slurm_options(**changes: Any) -> SlurmOptions:
+    """Return the keys of the launcher as its file has them, some of them changed."""
+    keys = {str(name): value for name, value in OmegaConf.load(KEYS).items() if name != "_target_"}
+    return SlurmLauncher(**keys | changes).keys
 
 
 @dataclass(frozen=True)

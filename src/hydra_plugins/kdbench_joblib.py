@@ -4,15 +4,28 @@ Hydra imports every module of `hydra_plugins` at every start, so nothing heavy i
 """
 
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import ListConfig
-
-from hydra_plugins.kdbench_launcher import GroupLauncher, check_engine, whole_number
+from kdbench.config.schema import optional, setting, typed, whole
+from kdbench.sweep.launcher import SECTION, GroupLauncher, LauncherKeys, check_engine
 
 if TYPE_CHECKING:
     from kdbench.sweep.devices import Device
     from kdbench.sweep.plan import JobResult, PlannedRun
+
+
+@dataclass
+class JoblibKeys(LauncherKeys):
+    """The keys of conf/hydra/launcher/joblib.yaml."""
+
+    devices: Any = setting()
+    runs_per_device: Any = setting(
+        lambda value: value == "auto" or (type(value) is int and value >= 1), "auto or a whole number of at least 1"
+    )
+    n_jobs: int | None = optional(whole(1))
+    exclusive: bool = setting()
 
 
 class JoblibLauncher(GroupLauncher):
@@ -21,40 +34,31 @@ class JoblibLauncher(GroupLauncher):
     Args: the keys of conf/hydra/launcher/joblib.yaml.
     """
 
-    def __init__(self, devices: Any, runs_per_device: Any, n_jobs: Any, max_learners: Any, exclusive: Any) -> None:
-        super().__init__(max_learners)
-        self.given_devices = list(devices) if isinstance(devices, ListConfig) else devices
-        self.runs_per_device = runs_per_device
-        self.n_jobs = n_jobs
-        self.exclusive = exclusive
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
         self.devices: list[Device] = []
         """The devices of the sweep that was checked last."""
         self.kind: str | None = None
         """Kind of device that its runs ask for."""
 
+    @cached_property
+    def keys(self) -> JoblibKeys:
+        keys: JoblibKeys = typed(JoblibKeys, self.given, SECTION)
+        return keys
+
     def check(self, runs: Sequence["PlannedRun"]) -> None:
         super().check(runs)
         check_engine("joblib", "joblib", "joblib")
-        from kdbench.errors import ConfigError
         from kdbench.sweep.devices import check_names, check_runtime_device, devices_of_sweep
 
-        shares = (
-            None
-            if self.runs_per_device == "auto"
-            else whole_number("runs_per_device", self.runs_per_device, otherwise="auto or ")
-        )
-        most = None if self.n_jobs is None else whole_number("n_jobs", self.n_jobs, otherwise="null or ")
-        if not isinstance(self.exclusive, bool):
-            raise ConfigError(
-                f"hydra.launcher.exclusive is {self.exclusive!r}; it must be true or false",
-                code="wrong_type",
-                key="hydra.launcher.exclusive",
-            )
-        names = check_names(self.given_devices)
+        names = check_names(self.keys.devices)
         configs = [run.config for run in runs if run.composed]
         self.kind = check_runtime_device([config.runtime.device for config in configs], names)
         threads = [config.runtime.threads for config in configs if config.runtime.threads != "auto"]
-        self.devices = devices_of_sweep(names, self.kind, shares, most, len(configs), max(threads, default=None))
+        shares = None if self.keys.runs_per_device == "auto" else self.keys.runs_per_device
+        self.devices = devices_of_sweep(
+            names, self.kind, shares, self.keys.n_jobs, len(configs), max(threads, default=None)
+        )
 
     def group(self, runs: Sequence["PlannedRun"]) -> list[list["PlannedRun"]]:
         """Return runs in groups that are as large as they can be without a worker that has nothing to do."""
@@ -74,4 +78,4 @@ class JoblibLauncher(GroupLauncher):
         from kdbench.sweep.processes import execute_groups
 
         device = self.kind if self.kind in ("cpu", "mps") else None
-        return execute_groups(groups, self.devices, DeviceLocks(self.exclusive), device)
+        return execute_groups(groups, self.devices, DeviceLocks(self.keys.exclusive), device)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 
-from hydra_plugins.kdbench_launcher import GroupLauncher
+from kdbench.sweep.launcher import GroupLauncher
 
 if TYPE_CHECKING:
     from kdbench.sweep.plan import JobResult, PlannedRun

@@ -13,8 +13,8 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf
 
-from hydra_plugins.kdbench_launcher import GroupLauncher
 from hydra_plugins.kdbench_sweeper import KdbenchSweeper
+from kdbench.sweep.launcher import GroupLauncher
 
 if TYPE_CHECKING:
     from kdbench.config import RunConfig

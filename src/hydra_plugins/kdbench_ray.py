@@ -5,9 +5,13 @@ every start, so nothing heavy is imported at the top.
 """
 
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from hydra_plugins.kdbench_launcher import GroupLauncher, check_engine, whole_number, wrong_value
+from kdbench.config.schema import one_of, setting, typed, whole
+from kdbench.errors import ConfigError
+from kdbench.sweep.launcher import SECTION, GroupLauncher, LauncherKeys, check_engine
 
 if TYPE_CHECKING:
     from kdbench.sweep.plan import JobResult, PlannedRun
@@ -15,6 +19,56 @@ if TYPE_CHECKING:
 
 SCHEDULING = {"spread": "SPREAD", "pack": "DEFAULT"}
 """Scheduling strategy of Ray for each value of `scheduling`."""
+OWN_RESOURCES = ("CPU", "GPU", "memory")
+"""Resources of Ray for which the launcher has keys."""
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number above 0."""
+    return type(value) in (int, float) and 0 < value < float("inf")
+
+
+def is_share(value: Any) -> bool:
+    """Return whether a value is a whole number or a share of one, as Ray divides nothing else."""
+    return is_number(value) and (value < 1 or value == int(value))
+
+
+def is_gpu_share(value: Any) -> bool:
+    """Return whether a value says which GPUs a group gets, at most one."""
+    return value == "auto" or (value == 0 and type(value) is int) or (is_number(value) and value <= 1)
+
+
+def are_amounts(value: Mapping[str, Any]) -> bool:
+    """Return whether values are amounts of custom resources."""
+    return all(name not in OWN_RESOURCES and is_number(amount) for name, amount in value.items())
+
+
+def is_address(value: Any) -> bool:
+    """Return whether a value is the address of a cluster, or null for one of this machine."""
+    if value is None or value == "auto":
+        return True
+    host, _, port = str(value).removeprefix("ray://").rpartition(":")
+    return isinstance(value, str) and bool(host) and "/" not in host and port.isdecimal() and 0 < int(port) < 65536
+
+
+@dataclass
+class RayKeys(LauncherKeys):
+    """The keys of conf/hydra/launcher/ray.yaml."""
+
+    address: Any = setting(is_address, "null, auto, HOST:PORT or ray://HOST:PORT")
+    cpus: Any = setting(is_share, "a whole number of at least 1, or a share of one core, such as 0.5")
+    gpus: Any = setting(is_gpu_share, "auto, 0, 1, or the share of a GPU that a group gets, such as 0.25")
+    memory_gb: Any = setting(lambda value: value is None or is_number(value), "a number above 0, or null")
+    resources: dict[str, Any] = setting(
+        are_amounts,
+        "names of resources with their amounts, such as {fast_disk: 1}, without CPU, GPU and memory, which are keys of "
+        "their own",
+    )
+    scheduling: str = one_of(*SCHEDULING)
+    autoscaling: bool = setting()
+    retries: int = whole(0)
+    connect_seconds: int = whole(1)
+    environment: list[str] = setting(all, "a list of beginnings of names, such as [KDBENCH_, WANDB_]")
 
 
 class RayLauncher(GroupLauncher):
@@ -23,10 +77,14 @@ class RayLauncher(GroupLauncher):
     Args: see conf/hydra/launcher/ray.yaml.
     """
 
-    def __init__(self, max_learners: Any, **keys: Any) -> None:
-        super().__init__(max_learners)
-        self.keys = keys
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
         self.cluster: Cluster | None = None
+
+    @cached_property
+    def keys(self) -> RayKeys:
+        keys: RayKeys = typed(RayKeys, self.given, SECTION)
+        return keys
 
     def check(self, runs: Sequence["PlannedRun"]) -> None:
         super().check(runs)
@@ -35,8 +93,7 @@ class RayLauncher(GroupLauncher):
         check_engine("ray", "ray", "ray")
         from kdbench.sweep.ray_cluster import check_local
 
-        whole_number("connect_seconds", self.keys["connect_seconds"])
-        if checked_address(self.keys["address"]) is None:
+        if self.keys.address is None:
             check_local(options)  # it is started once there is something to execute
         else:
             self.open().check(options)
@@ -57,8 +114,8 @@ class RayLauncher(GroupLauncher):
         from kdbench.sweep.ray_cluster import connect, start_local
 
         if self.cluster is None:
-            address = checked_address(self.keys["address"])
-            self.cluster = connect(address, self.keys["connect_seconds"]) if address else start_local()
+            address = self.keys.address
+            self.cluster = connect(address, self.keys.connect_seconds) if address else start_local()
         return self.cluster
 
     def close(self) -> None:
@@ -68,86 +125,20 @@ class RayLauncher(GroupLauncher):
         self.cluster = None
 
     def options(self) -> "GroupOptions":
-        """Return what each group gets, checked.
-
-        Raises:
-            ConfigError: a key of the launcher has a value that it may not have.
-        """
+        """Return what each group gets."""
         from kdbench.sweep.ray_cluster import GroupOptions
 
         keys = self.keys
         return GroupOptions(
-            cpus=share("cpus", keys["cpus"], "a whole number of at least 1, or a share of one core, such as 0.5"),
-            gpus=None if keys["gpus"] == "auto" else gpu_share(keys["gpus"]),
-            memory_gb=None if keys["memory_gb"] is None else positive("memory_gb", keys["memory_gb"]),
-            resources=amounts(keys["resources"]),
-            strategy=SCHEDULING[one_of("scheduling", keys["scheduling"], tuple(SCHEDULING))],
-            autoscaling=one_of("autoscaling", keys["autoscaling"], (False, True)),
-            retries=whole_number("retries", keys["retries"], 0),
-            environment=prefixes(keys["environment"]),
+            cpus=keys.cpus,
+            gpus=None if keys.gpus == "auto" else keys.gpus,
+            memory_gb=keys.memory_gb,
+            resources=keys.resources,
+            strategy=SCHEDULING[keys.scheduling],
+            autoscaling=keys.autoscaling,
+            retries=keys.retries,
+            environment=tuple(keys.environment),
         )
-
-
-def is_number(value: Any) -> bool:
-    """Return whether a value is a finite number above 0."""
-    return type(value) in (int, float) and 0 < value < float("inf")
-
-
-def positive(name: str, value: Any) -> float:
-    """Return a key's value, a number above 0. Errors: see `wrong_value`."""
-    if not is_number(value):
-        raise wrong_value(name, value, "a number above 0")
-    return value
-
-
-def share(name: str, value: Any, valid: str) -> float:
-    """Return a key's value, whole or below 1, as Ray divides nothing else. Errors: see `wrong_value`."""
-    if not is_number(value) or (value > 1 and value != int(value)):
-        raise wrong_value(name, value, valid)
-    return value
-
-
-def gpu_share(value: Any) -> float:
-    """Return the GPUs of a group, at most one. Errors: see `wrong_value`."""
-    if value == 0 and type(value) is int:
-        return 0
-    if not is_number(value) or value > 1:
-        raise wrong_value("gpus", value, "auto, 0, 1, or the share of a GPU that a group gets, such as 0.25")
-    return value
-
-
-def one_of(name: str, value: Any, valid: Sequence[Any]) -> Any:
-    """Return a key's value, one of a few. Errors: see `wrong_value`."""
-    if value not in valid or type(value) is not type(valid[0]):
-        raise wrong_value(name, value, " or ".join(str(option).lower() for option in valid))
-    return value
-
-
-def amounts(value: Any) -> dict[str, float]:
-    """Return the amount of each custom resource that a group gets. Errors: see `wrong_value`."""
-    if not isinstance(value, Mapping) or not all(isinstance(k, str) and is_number(v) for k, v in value.items()):
-        raise wrong_value("resources", value, "names of resources with their amounts, such as {fast_disk: 1}")
-    for name, key in (("CPU", "cpus"), ("GPU", "gpus"), ("memory", "memory_gb")):
-        if name in value:
-            raise wrong_value("resources", dict(value), f"without {name}, which is hydra.launcher.{key}")
-    return dict(value)
-
-
-def prefixes(value: Any) -> tuple[str, ...]:
-    """Return the prefixes of the environment variables that tasks get. Errors: see `wrong_value`."""
-    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) and v for v in value):
-        raise wrong_value("environment", value, "a list of beginnings of names, such as [KDBENCH_, WANDB_]")
-    return tuple(value)
-
-
-def checked_address(value: Any) -> str | None:
-    """Return the address of a cluster, or None for one of this machine. Errors: see `wrong_value`."""
-    if value is None or value == "auto":
-        return value
-    host, _, port = str(value).removeprefix("ray://").rpartition(":")
-    if not isinstance(value, str) or not host or "/" in host or not (port.isdecimal() and 0 < int(port) < 65536):
-        raise wrong_value("address", value, "null, auto, HOST:PORT or ray://HOST:PORT")
-    return value
 
 
 def check_devices(runs: Sequence["PlannedRun"], gpus: float | None) -> None:
@@ -156,8 +147,6 @@ def check_devices(runs: Sequence["PlannedRun"], gpus: float | None) -> None:
     Raises:
         ConfigError: a run names one.
     """
-    from kdbench.errors import ConfigError
-
     for device in dict.fromkeys(run.config.runtime.device for run in runs if run.composed):
         if device.startswith("cuda:"):
             raise ConfigError(

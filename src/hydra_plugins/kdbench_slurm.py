@@ -4,48 +4,39 @@ Hydra imports every module of `hydra_plugins` at every start, so nothing heavy i
 """
 
 from collections.abc import Generator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
-from hydra_plugins.kdbench_launcher import GroupLauncher, check_engine
+from kdbench.sweep.launcher import GroupLauncher, check_engine
+from kdbench.sweep.slurm_options import SlurmOptions, read_options
 
 if TYPE_CHECKING:
     from kdbench.sweep.plan import JobResult, PlannedRun
-    from kdbench.sweep.slurm import SlurmOptions
     from kdbench.sweep.slurm_job import ArrayTask
 
 
 class SlurmLauncher(GroupLauncher):
     """Submits the groups as an array job, and waits for their results. Runs of earlier commands' jobs are waited for.
 
-    Args:
-        max_learners: size of the largest group.
-        options: other keys of conf/hydra/launcher/slurm.yaml.
+    Args: the keys of conf/hydra/launcher/slurm.yaml.
     """
 
-    def __init__(self, max_learners: Any, **options: Any) -> None:
-        super().__init__(max_learners)
-        self.values: dict[str, Any] = {
-            name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-            for name, value in options.items()
-        }
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
         self.running: list[ArrayTask] = []
         """Tasks of earlier commands with runs of this sweep."""
 
-    @property
-    def options(self) -> "SlurmOptions":
-        from kdbench.sweep.slurm import SlurmOptions
-
-        return SlurmOptions(**self.values)
+    @cached_property
+    def keys(self) -> SlurmOptions:
+        return read_options(self.given)
 
     def check(self, runs: Sequence["PlannedRun"]) -> None:
-        from kdbench.sweep.slurm import check_runs, check_slurm
-
         super().check(runs)
         check_engine("slurm", "submitit", "slurm")
-        check_runs(self.options, runs)
-        check_slurm(self.options, len(runs))
+        from kdbench.sweep.slurm import check_runs, check_slurm
+
+        check_runs(self.keys, runs)
+        check_slurm(self.keys, len(runs))
 
     def group(self, runs: Sequence["PlannedRun"]) -> list[list["PlannedRun"]]:
         """Return groups: first the runs that tasks of earlier commands have, by task, then the others."""
@@ -59,4 +50,4 @@ class SlurmLauncher(GroupLauncher):
     ) -> Generator[tuple[int, Sequence["JobResult | None"]], None, None]:
         from kdbench.sweep.slurm_wait import results_of_tasks
 
-        return results_of_tasks(self.options, groups, self.running)
+        return results_of_tasks(self.keys, groups, self.running)

@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
-from hydra_plugins.kdbench_launcher import GroupLauncher
+from kdbench.sweep.launcher import GroupLauncher
 
 if TYPE_CHECKING:
     from kdbench.config import RunConfig

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from hydra_plugins.kdbench_launcher import GroupLauncher
 from kdbench.errors import ConfigError, RunError
 from kdbench.rundir.summary import Status
 from kdbench.rundir.unfinished import Failure, read_failure, write_failure
@@ -25,14 +24,15 @@ from kdbench.study.progress import is_done
 from kdbench.study.read import read_study
 from kdbench.study.slurm_job import PlanJob, StageGroup, StageJob, StudyCommand, divide
 from kdbench.sweep import slurm as sweep_slurm
+from kdbench.sweep.launcher import GroupLauncher
 from kdbench.sweep.plan import JobResult, PlannedRun
-from kdbench.sweep.slurm import SlurmOptions
 from kdbench.sweep.slurm_commands import JobState, SlurmError
 from kdbench.sweep.slurm_job import ArrayTask
 from kdbench.sweep.worker import unpack_group
 from kdbench.system import signals
 from kdbench.system.signals import INTERRUPTED, NOT_FINISHED
 from tests.conftest import rest_slow
+from tests.slurm import slurm_options
 from tests.study.conftest import Tiny, Trainer, better_at_4
 
 
@@ -194,7 +194,7 @@ def submit(tiny: Tiny, studies: Path, monkeypatch: pytest.MonkeyPatch, submitted
     monkeypatch.setattr(
         StudyCommand, "plan", lambda self: tiny(*self.overrides[2:], max_learners=self.max_learners).plan
     )
-    launcher: Any = SimpleNamespace(options=SlurmOptions(time=60))
+    options = slurm_options()
 
     def make(*arguments: str, max_learners: int = 8, wait: bool = False) -> int:
         words = ["study=tiny", "output_root=out", *arguments]
@@ -202,7 +202,7 @@ def submit(tiny: Tiny, studies: Path, monkeypatch: pytest.MonkeyPatch, submitted
             overrides=words, config_dir=studies, minutes=None, wait=wait, analysis=None, margin=None
         )
         execution = tiny(*arguments, max_learners=max_learners)
-        return slurm.submit_study(execution, launcher, [*words, "--wait"], given)
+        return slurm.submit_study(execution, options, [*words, "--wait"], given)
 
     return make
 
@@ -502,7 +502,7 @@ def test_jobs_count_as_ended_once_slurm_has_not_listed_them_for_a_while(
 def test_minutes_and_jobs_of_slurm_do_not_go_together(tiny: Tiny, studies: Path) -> None:
     given = argparse.Namespace(minutes=3.0)
     with pytest.raises(ConfigError) as error:
-        slurm.submit_study(tiny(), SimpleNamespace(), [], given)  # type: ignore[arg-type]
+        slurm.submit_study(tiny(), slurm_options(), [], given)
     assert (error.value.code, error.value.key) == ("usage", "--minutes")
 
 

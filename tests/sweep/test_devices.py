@@ -33,6 +33,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return make
 
 
+def joblib_launcher(**changes: Any) -> JoblibLauncher:
+    """Return the launcher with the keys of its file, some of them changed."""
+    keys = {"devices": "auto", "runs_per_device": "auto", "n_jobs": None, "max_learners": 8, "exclusive": True}
+    return JoblibLauncher(**keys | changes)
+
+
 def of_sweep(**changes: Any) -> list[Device]:
     given: dict[str, Any] = {"names": None, "kind": None, "shares": None, "most": None, "runs": 100, "threads": None}
     return devices_of_sweep(**(given | changes))
@@ -183,7 +189,7 @@ def test_groups_are_as_large_as_they_can_be_with_work_for_every_worker(
     runs = planned("method=ce", "recipe.lr=0.1,0.2,0.3,0.4,0.5")
     sizes = []
     for n_jobs, max_learners in ((1, 8), (2, 8), (3, 8), (8, 8), (1, 2), (2, 1)):
-        launcher = JoblibLauncher("auto", "auto", n_jobs, max_learners, True)
+        launcher = joblib_launcher(n_jobs=n_jobs, max_learners=max_learners)
         launcher.check(runs)
         sizes.append([len(group) for group in launcher.group(runs)])
     assert sizes == [[5], [2, 3], [1, 2, 2], [1] * 5, [1, 2, 2], [1] * 5]
@@ -192,7 +198,7 @@ def test_groups_are_as_large_as_they_can_be_with_work_for_every_worker(
 def test_the_number_of_workers_is_that_of_the_whole_sweep_whatever_is_complete(
     machine: Callable[..., None], planned: Callable[..., list[PlannedRun]]
 ) -> None:
-    launcher = JoblibLauncher("auto", "auto", None, 8, True)
+    launcher = joblib_launcher()
     launcher.check(planned("method=ce", "seed=0,1,2,3"))
     assert [device.threads for device in launcher.devices] == [2] * 4
     assert [len(group) for group in launcher.group(planned("method=ce", "seed=0,1"))] == [1, 1]
@@ -230,14 +236,13 @@ def test_runs_of_one_device_are_no_sweep_over_devices(planned: Callable[..., lis
     check_devices(planned("method=ce", "runtime.device=cpu", "seed=0,1"))
 
 
-def test_a_launcher_is_known_after_hydra_has_executed_the_module_of_its_base_anew() -> None:
+def test_a_launcher_is_known_after_hydra_has_executed_its_module_anew() -> None:
     code = (
         "import hydra_plugins.kdbench_joblib as joblib\n"
         "from hydra.core.plugins import Plugins\n"
         "Plugins.instance()\n"
-        "from hydra_plugins.kdbench_launcher import GroupLauncher\n"
-        "launcher = joblib.JoblibLauncher('auto', 'auto', None, 8, True)\n"
-        "print(isinstance(launcher, GroupLauncher), isinstance(5, GroupLauncher))"
+        "from kdbench.sweep.launcher import GroupLauncher\n"
+        "print(isinstance(joblib.JoblibLauncher(), GroupLauncher), isinstance(5, GroupLauncher))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout == "True False\n", result.stderr

@@ -19,14 +19,16 @@ from kdbench.rundir.unfinished import read_failure
 from kdbench.sweep import slurm, slurm_commands, slurm_wait
 from kdbench.sweep.execute import execute, in_turn
 from kdbench.sweep.plan import JobResult, PlannedRun, plan_run
-from kdbench.sweep.slurm import TASKS_FILE, SlurmOptions, outside_of_a_job, requeue_script, seconds_of
+from kdbench.sweep.slurm import TASKS_FILE, outside_of_a_job, requeue_script
 from kdbench.sweep.slurm_commands import JobState, SlurmError, own_words
 from kdbench.sweep.slurm_job import ArrayTask, GroupJob, progress_of, teachers_of
+from kdbench.sweep.slurm_options import SlurmOptions, seconds_of
 from kdbench.sweep.worker import GroupTask, pack_group
 from kdbench.system import signals
 from kdbench.system.signals import NOT_FINISHED
+from tests.slurm import slurm_options
 
-OPTIONS = SlurmOptions(time=60)
+OPTIONS = slurm_options()
 TASK = GroupTask(b"", ("seed=0", "seed=1"), 0, None, ".", ())
 
 
@@ -49,14 +51,13 @@ def test_other_time_limits_are_refused(limit: Any) -> None:
 
 
 def test_options_of_sbatch_are_passed_on_and_those_that_are_off_are_left_out() -> None:
-    options = SlurmOptions(
+    options = slurm_options(
         time="4:00:00", mem="8G", sbatch={"nice": 5, "exclusive": True, "hold": False, "wckey": None}
     )
-    options.check()
     assert options.parameters == {
         "time": "4:00:00", "signal": "USR2@120", "requeue": True, "nice": 5, "exclusive": True, "mem": "8G",
     }  # fmt: skip
-    assert SlurmOptions(time=60, requeue=False).parameters["no-requeue"] is True
+    assert slurm_options(requeue=False).parameters["no-requeue"] is True
 
 
 @pytest.mark.parametrize(
@@ -67,8 +68,31 @@ def test_options_of_sbatch_are_passed_on_and_those_that_are_off_are_left_out() -
 )  # fmt: skip
 def test_options_that_kdbench_sets_are_refused_in_every_form(name: str) -> None:
     with pytest.raises(ConfigError) as error:
-        SlurmOptions(time=60, sbatch={name: 1}).check()
+        slurm_options(sbatch={name: 1})
     assert (error.value.code, error.value.key) == ("usage", f"hydra.launcher.sbatch.{name}")
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "key"),
+    [
+        ({"foo": 1}, "unknown_key", "foo"), ({"sbatch": 5}, "wrong_type", "sbatch"),
+        ({"sbatch": {"nice": [1]}}, "out_of_range", "sbatch"), ({"setup": ["a\nb"]}, "out_of_range", "setup"),
+        ({"requeue": 1}, "wrong_type", "requeue"), ({"max_stops": 1.5}, "wrong_type", "max_stops"),
+    ],
+)  # fmt: skip
+def test_keys_that_the_launcher_does_not_know_or_cannot_use_are_refused(given: Any, code: str, key: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        slurm_options(**given)
+    assert (error.value.code, error.value.key) == (code, f"hydra.launcher.{key}")
+    assert "\n" not in str(error.value)
+
+
+def test_an_option_of_sbatch_may_be_written_as_a_number() -> None:
+    assert slurm_options(sbatch={1: 2}).parameters["1"] == 2
+
+
+def test_variables_of_the_shell_stay_in_commands_before_a_task() -> None:
+    assert slurm_options(setup=["echo ${HOME} $HOME"]).setup == ["echo ${HOME} $HOME"]
 
 
 def end_of_script(
@@ -412,9 +436,9 @@ def test_defaults_of_the_users_shell_do_not_override_the_keys_of_the_launcher(mo
     left = ("ACCOUNT", "QOS", "RESERVATION", "MEM_PER_CPU")
     for name in (*given, *left):
         monkeypatch.setenv(f"SBATCH_{name}", "1")
-    with outside_of_a_job(SlurmOptions(time=60, partition="gpu", sbatch={"exclusive": False})):
+    with outside_of_a_job(slurm_options(partition="gpu", sbatch={"exclusive": False})):
         assert {name for name in os.environ if name.startswith("SBATCH_")} == {f"SBATCH_{name}" for name in left}
-    with outside_of_a_job(SlurmOptions(time=60, mem="8G")):
+    with outside_of_a_job(slurm_options(mem="8G")):
         assert "SBATCH_MEM_PER_CPU" not in os.environ
     assert os.environ["SBATCH_TIMELIMIT"] == "1"
 

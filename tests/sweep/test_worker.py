@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from hydra_plugins.kdbench_launcher import check_engine, whole_number
+from hydra_plugins.kdbench_lockstep import LockstepLauncher
 from kdbench.config import RunConfig
 from kdbench.errors import ConfigError
+from kdbench.sweep.launcher import check_engine
 from kdbench.sweep.overrides import expand
 from kdbench.sweep.plan import PlannedRun, plan
 from kdbench.sweep.worker import pack_group, run_group, with_runtime
@@ -92,12 +93,12 @@ def test_a_stop_can_be_sent_from_process_to_process() -> None:
     assert (stop.requested, stop.exit_code, str(stop)) == (signal.SIGTERM, 75, "SIGTERM")
 
 
-@pytest.mark.parametrize("given", [0, True, "2", None])
-def test_the_base_of_the_launchers_checks_the_size_of_a_group(given: Any) -> None:
+@pytest.mark.parametrize(("given", "code"), [(0, "out_of_range"), ("two", "wrong_type"), (None, "wrong_type")])
+def test_the_base_of_the_launchers_checks_the_size_of_a_group(given: Any, code: str) -> None:
     with pytest.raises(ConfigError) as error:
-        whole_number("max_learners", given)
-    assert (error.value.code, error.value.key) == ("out_of_range", "hydra.launcher.max_learners")
-    assert whole_number("max_learners", 2) == 2
+        LockstepLauncher(max_learners=given).check([])
+    assert (error.value.code, error.value.key) == (code, "hydra.launcher.max_learners")
+    assert LockstepLauncher(max_learners=2).max_learners == 2
 
 
 def test_a_launcher_names_the_extra_that_it_needs() -> None:

@@ -13,8 +13,8 @@ from kdbench.study.read import read_study, study_files
 from kdbench.sweep import MAX_LEARNERS
 
 if TYPE_CHECKING:
-    from hydra_plugins.kdbench_launcher import GroupLauncher
     from kdbench.study.register import Registration
+    from kdbench.sweep.launcher import GroupLauncher
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ def study(arguments: Sequence[str]) -> int:
     from kdbench.study.plan import StudyPlan
     from kdbench.study.register import describe_registration, register
     from kdbench.study.slurm import submit_study
+    from kdbench.sweep.slurm_options import SlurmOptions
 
     launcher = launcher_of(read)
     plan = StudyPlan(read, max_learners_of(launcher, given.max_learners))
@@ -61,10 +62,8 @@ def study(arguments: Sequence[str]) -> int:
     log.info("study %s: %s\n%s", read.label, plan.folder, read.config.question.strip())
     if launcher:
         launcher.check(plan.all_runs())
-        from hydra_plugins.kdbench_slurm import SlurmLauncher  # late: see `launcher_of`
-
-        if isinstance(launcher, SlurmLauncher):
-            return submit_study(StudyExecution(plan), launcher, arguments, given)
+        if isinstance(launcher.keys, SlurmOptions):
+            return submit_study(StudyExecution(plan), launcher.keys, arguments, given)
     return finish_study(StudyExecution(plan, show=show_runs, launcher=launcher), arguments, given)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kdbench.errors import BusyError, KdbenchError, report_error
 from kdbench.rundir.files import write_text
@@ -19,13 +18,11 @@ from kdbench.study.plan import StudyPlan
 from kdbench.study.progress import is_done, lack_of_teacher, past_failure
 from kdbench.study.winners import Winner, write_selected, yaml_of
 from kdbench.sweep.execute import Group, Groups, Launch, LaunchGroup, Results, execute, in_turn, launch_here
+from kdbench.sweep.launcher import GroupLauncher
 from kdbench.sweep.lockstep import group_planned
 from kdbench.sweep.plan import PlannedRun
 from kdbench.sweep.tracking import set_group
 from kdbench.system.signals import NOT_FINISHED, Interrupted, handled, raise_if_requested
-
-if TYPE_CHECKING:
-    from hydra_plugins.kdbench_launcher import GroupLauncher
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +43,7 @@ class StudyExecution:
         plan: StudyPlan,
         launch: LaunchGroup | None = None,
         show: Callable[[Sequence[Path]], None] = lambda paths: None,
-        launcher: "GroupLauncher | None" = None,
+        launcher: GroupLauncher | None = None,
         only_new: bool = False,
     ) -> None:
         self.plan = plan
@@ -65,7 +62,7 @@ class StudyExecution:
         """Return how far the study is, in one line."""
         return progress_line(self.plan, len(self.failed), time.monotonic() - self.started)
 
-    def launch_elsewhere(self, launcher: "GroupLauncher", groups: Groups) -> Generator[tuple[int, Results], None, None]:
+    def launch_elsewhere(self, launcher: GroupLauncher, groups: Groups) -> Generator[tuple[int, Results], None, None]:
         """Execute groups with a launcher, and print the progress of the study as they end."""
         print(f"\n{self.progress()}", flush=True)
         with contextlib.closing(launcher.launch_groups(groups)) as ended:

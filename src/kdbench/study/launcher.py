@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra.errors import InstantiationException
@@ -13,15 +13,13 @@ from kdbench.config.options import initialize_hydra, register_models_once
 from kdbench.config.paths import CONF_DIR
 from kdbench.errors import ConfigError, nearest
 from kdbench.study.stages import Study
-
-if TYPE_CHECKING:
-    from hydra_plugins.kdbench_launcher import GroupLauncher
+from kdbench.sweep.launcher import GroupLauncher
 
 EXAMPLE = ("student=resnet8", "teacher=none", "method=ce")
 """A run, for a config around the launcher."""
 
 
-def launcher_of(study: Study) -> "GroupLauncher | None":
+def launcher_of(study: Study) -> GroupLauncher | None:
     """Return the launcher that a study's command line chooses, or None for this process.
 
     Raises:
@@ -37,8 +35,6 @@ def launcher_of(study: Study) -> "GroupLauncher | None":
             key="hydra/launcher",
         )
     node = compose_launcher(study.launcher, study.config_dir)
-    from hydra_plugins.kdbench_launcher import GroupLauncher  # late: Hydra imports its plugins anew at its first use
-
     try:
         launcher = instantiate(node)
     except InstantiationException:  # Hydra's own ones are not made this way

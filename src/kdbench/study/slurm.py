@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdbench.config.derived import COMPRESS
 from kdbench.errors import ConfigError
@@ -26,13 +26,11 @@ from kdbench.study.read import is_of_launcher
 from kdbench.study.slurm_job import FinishJob, PlanJob, StageJob, StudyCommand, command_of, divide
 from kdbench.sweep.lockstep import group_planned
 from kdbench.sweep.plan import PlannedRun
-from kdbench.sweep.slurm import SlurmOptions, new_folder, submit_arrays
+from kdbench.sweep.slurm import new_folder, submit_arrays
 from kdbench.sweep.slurm_commands import ENDED, JobState, SlurmError, jobs_of_user, unreachable
+from kdbench.sweep.slurm_options import SlurmOptions
 from kdbench.system import signals
 from kdbench.system.signals import NOT_FINISHED
-
-if TYPE_CHECKING:
-    from hydra_plugins.kdbench_slurm import SlurmLauncher
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +55,13 @@ class SubmittedJob:
 
 
 def submit_study(
-    execution: StudyExecution, launcher: "SlurmLauncher", arguments: Sequence[str], given: argparse.Namespace
+    execution: StudyExecution, options: SlurmOptions, arguments: Sequence[str], given: argparse.Namespace
 ) -> int:
     """Submit what is left of a study, or find it submitted already; return the exit code.
 
     Args:
         execution: of the study.
-        launcher: checked.
+        options: of the launcher, accepted by SLURM.
         arguments: arguments of the command line.
         given: the same, parsed.
 
@@ -97,8 +95,8 @@ def submit_study(
             jobs = read_jobs(plan)
         else:
             execution.write_study()
-            last = FinishJob(command, own, given, launcher.options.max_stops)
-            jobs = Submission(execution, launcher.options, command, last).submit()
+            last = FinishJob(command, own, given, options.max_stops)
+            jobs = Submission(execution, options, command, last).submit()
             show(jobs, plan)
     signals.raise_if_requested()
     if given.wait:

@@ -9,23 +9,21 @@ import io
 import itertools
 import logging
 import os
-import re
 import shlex
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from subprocess import CalledProcessError
 from typing import TYPE_CHECKING, Any
 
-from hydra_plugins.kdbench_launcher import whole_number, wrong_value
 from kdbench.errors import ConfigError
 from kdbench.rundir.files import check_writable, write_json
 from kdbench.sweep.plan import PlannedRun
 from kdbench.sweep.slurm_commands import SlurmError, check_reachable, command, max_array_size, own_words
 from kdbench.sweep.slurm_job import ArrayTask, GroupJob
+from kdbench.sweep.slurm_options import VARIABLES, SlurmOptions, variable_of
 from kdbench.sweep.worker import pack_group
 from kdbench.system import signals
 from kdbench.system.signals import NOT_FINISHED, SIGNALS
@@ -35,8 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SIGNAL = "USR2"
-"""Signal before the time limit: the one that submitit handles too, until the runs' own handlers are installed."""
 SURVIVE = "trap : TERM"
 """Keeps a batch script alive while the runs write checkpoints; SLURM kills what is left when the script ends."""
 SUBMIT_SECONDS = 120.0
@@ -45,144 +41,18 @@ FOLDER = "slurm"
 """Folder in the output root with a folder for each array job."""
 TASKS_FILE = "tasks.json"
 """Run keys of the groups of an array job, in the order of its tasks."""
-OWN_OPTIONS = (
-    "array", "dependency", "error", "job-name", "kill-on-invalid-dep", "no-requeue", "nodes", "ntasks",
-    "ntasks-per-node", "open-mode", "output", "parsable", "requeue", "signal", "wait", "wrap",
-)  # fmt: skip
-SHORT_FORMS = {
-    "A": "account", "C": "constraint", "J": "job-name", "N": "nodes", "W": "wait", "a": "array", "c": "cpus-per-task",
-    "d": "dependency", "e": "error", "n": "ntasks", "o": "output", "p": "partition", "q": "qos", "t": "time",
-}  # fmt: skip
-"""Options of sbatch that kdbench sets, or that the launcher has as keys, by their letters."""
-KEY_OPTIONS = ("account", "constraint", "cpus-per-task", "gpus-per-node", "mem", "partition", "qos", "time")
-"""Options of sbatch that the launcher has as keys."""
-OTHERS = ("gpus",)
-"""Options of sbatch whose names begin as those of others do."""
-VARIABLES = {
-    "array": ("ARRAY_INX",), "mem": ("MEM_PER_CPU", "MEM_PER_GPU", "MEM_PER_NODE"), "time": ("TIMELIMIT",),
-}  # fmt: skip
-"""Ends of the names of environment variables that differ from the option, or exclude it."""
-TIME_FORMS = re.compile(
-    r"(?P<m>\d+)(:(?P<s>\d\d))?|(?P<h2>\d+):(?P<m2>\d\d):(?P<s2>\d\d)|(?P<d>\d+)-(?P<h3>\d+)(:(?P<m3>\d\d)(:(?P<s3>\d\d))?)?"
-)
-
-
-@dataclass(frozen=True)
-class SlurmOptions:
-    """Keys of conf/hydra/launcher/slurm.yaml, which describes them."""
-
-    time: Any
-    partition: Any = None
-    gpus_per_node: Any = None
-    cpus_per_task: Any = None
-    mem: Any = None
-    account: Any = None
-    qos: Any = None
-    constraint: Any = None
-    array_parallelism: Any = 256
-    requeue: Any = True
-    signal_seconds: Any = 120
-    max_stops: Any = 3
-    setup: Sequence[Any] = ()
-    sbatch: Mapping[str, Any] | None = None
-
-    def check(self) -> None:
-        """Check the values that do not depend on the cluster.
-
-        Raises:
-            ConfigError: one is out of range, or would be ignored.
-        """
-        for name in ("partition", "gpus_per_node", "cpus_per_task", "mem", "account", "qos", "constraint"):
-            check_word(name, getattr(self, name))
-        for name in ("array_parallelism", "signal_seconds", "max_stops"):
-            whole_number(name, getattr(self, name))
-        if type(self.requeue) is not bool:
-            raise wrong_value("requeue", self.requeue, "true or false")
-        seconds = seconds_of(self.time)
-        if seconds <= self.signal_seconds:
-            raise ConfigError(
-                f"hydra.launcher.signal_seconds is {self.signal_seconds}; it must be less than the "
-                f"{seconds} seconds of hydra.launcher.time={self.time}",
-                code="out_of_range",
-                key="hydra.launcher.signal_seconds",
-            )
-        if isinstance(self.setup, str) or not all(isinstance(line, str) and line.isprintable() for line in self.setup):
-            raise wrong_value("setup", self.setup, "a list of shell commands, each in one line")
-        if not (self.sbatch is None or isinstance(self.sbatch, Mapping)):
-            raise wrong_value("sbatch", self.sbatch, "a mapping from options of sbatch to values, such as {nice: 100}")
-        for name, value in (self.sbatch or {}).items():
-            check_word(f"sbatch.{name}", value)
-            long_name = full_name(name)
-            if long_name in (*OWN_OPTIONS, *KEY_OPTIONS):
-                raise ConfigError(
-                    f"hydra.launcher.sbatch.{name}: kdbench sets --{long_name} itself, from the other keys of "
-                    "hydra.launcher; remove it here",
-                    code="usage",
-                    key=f"hydra.launcher.sbatch.{name}",
-                )
-
-    @property
-    def set_options(self) -> set[str]:
-        """Names of the options of sbatch that the batch script has, or that the user has switched off."""
-        keys = [name for name in KEY_OPTIONS if getattr(self, name.replace("-", "_")) is not None]
-        return {*OWN_OPTIONS, *keys, *map(full_name, self.sbatch or {})}
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Options of sbatch beside those that submitit sets."""
-        given = {name.replace("_", "-"): value for name, value in (self.sbatch or {}).items()}
-        return {
-            "time": self.time,
-            "signal": f"{SIGNAL}@{self.signal_seconds}",
-            "requeue" if self.requeue else "no-requeue": True,
-            **{name: value for name, value in given.items() if value is not None and value is not False},
-        } | ({} if self.mem is None else {"mem": self.mem})
-
-
-def full_name(option: str) -> str:
-    """Return the name of an option that kdbench sets, or that is a key of the launcher, and any other as it is.
-
-    Args:
-        option: as given; sbatch takes every unambiguous beginning of a name.
-    """
-    plain = option.lstrip("-").replace("_", "-")
-    options = () if plain in OTHERS else (*KEY_OPTIONS, *OWN_OPTIONS)
-    return SHORT_FORMS.get(plain) or next((name for name in options if name.startswith(plain)), plain)
-
-
-def check_word(name: str, value: Any) -> None:
-    """Check a value that stands in a line of a batch script."""
-    plain = value is None or isinstance(value, bool | int | float | str)
-    if not plain or (isinstance(value, str) and not (value and value.isprintable())):
-        raise wrong_value(name, value, "a word or a number, as sbatch takes it, or null")
-
-
-def seconds_of(limit: Any) -> int:
-    """Return a time limit in seconds, from the forms that sbatch takes.
-
-    Raises:
-        ConfigError: it has another form, or is no time.
-    """
-    match = TIME_FORMS.fullmatch(str(limit)) if type(limit) in (int, str) else None
-    parts = {name: int(value) for name, value in match.groupdict().items() if value} if match else {}
-    units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-    seconds = sum(value * units[name[0]] for name, value in parts.items())
-    if not seconds:
-        raise wrong_value("time", limit, "minutes, 'MM:SS', 'HH:MM:SS' or 'D-HH:MM:SS' (in quotes in a YAML file)")
-    return seconds
 
 
 def check_slurm(options: SlurmOptions, tasks: int = 1) -> None:
-    """Check the options, that SLURM answers, and that it accepts jobs with these options. Submits nothing.
+    """Check that SLURM answers, and that it accepts jobs with these options. Submits nothing.
 
     Args:
         options: of the launcher.
         tasks: number of array tasks.
 
     Raises:
-        ConfigError: a value is out of range, SLURM is not reachable, or it refuses them.
+        ConfigError: SLURM is not reachable, or refuses them.
     """
-    options.check()
     check_reachable()
     from submitit.slurm.slurm import _make_sbatch_string
 
@@ -201,7 +71,6 @@ def check_runs(options: SlurmOptions, runs: Sequence[PlannedRun]) -> None:
     Raises:
         ConfigError: they have not.
     """
-    options.check()
     grace = max((run.config.checkpoint.grace_seconds for run in runs if run.composed), default=0)
     if grace > options.signal_seconds:
         raise ConfigError(
@@ -258,7 +127,7 @@ def executor(options: SlurmOptions, folder: Path, name: str, dependency: str | N
     """Return submitit's executor for jobs that requeue themselves.
 
     Args:
-        options: checked (`check_slurm`).
+        options: accepted by SLURM (`check_slurm`).
         folder: folder of the jobs' files, absolute.
         name: name of the jobs.
         dependency: value of `sbatch --dependency`, such as afterok:12; jobs whose condition cannot come
@@ -327,18 +196,13 @@ def outside_of_a_job(options: SlurmOptions) -> Iterator[None]:
         os.environ.update(own)
 
 
-def variable_of(option: str) -> str:
-    """Return the end of the usual name of an option's environment variable."""
-    return option.upper().replace("-", "_")
-
-
 def submit(
     options: SlurmOptions, groups: Sequence[Sequence[PlannedRun]], firsts: Sequence[int], output_root: Path
 ) -> list[ArrayTask]:
     """Submit groups of runs as an array job, or several where SLURM limits the size of an array.
 
     Args:
-        options: checked (`check_slurm`).
+        options: accepted by SLURM (`check_slurm`).
         groups: runs that train together, none of them refused.
         firsts: number of the first run of each group within the sweep, counted from 0.
         output_root: the files of the jobs are in its folder slurm/.
@@ -369,7 +233,7 @@ def submit_arrays(
     """Submit calls as array jobs no larger than SLURM allows, and yield the tasks of each as it is submitted.
 
     Args:
-        options: checked (`check_slurm`).
+        options: accepted by SLURM (`check_slurm`).
         calls: one for each task.
         output_root: the files of the jobs are in its folder slurm/.
         name: name of the jobs.

@@ -12,9 +12,10 @@ from kdbench.rundir.summary import Status
 from kdbench.runner.run import is_complete
 from kdbench.sweep.execute import launch_here, mark_launched, numbers_of
 from kdbench.sweep.plan import JobResult, PlannedRun
-from kdbench.sweep.slurm import FOLDER, TASKS_FILE, SlurmOptions, submit
+from kdbench.sweep.slurm import FOLDER, TASKS_FILE, submit
 from kdbench.sweep.slurm_commands import ENDED, JobState, SlurmError, jobs_of_user, unreachable
 from kdbench.sweep.slurm_job import ArrayTask
+from kdbench.sweep.slurm_options import SlurmOptions
 from kdbench.system import signals
 
 log = logging.getLogger(__name__)

@@ -1,47 +1,66 @@
 """The base of kdbench's own launchers, which get groups of planned runs; Hydra's get the overrides of each run.
 
-Hydra imports every module of `hydra_plugins` at every start, so nothing heavy is imported at the top.
+The launchers are in `hydra_plugins`, of which Hydra imports every module at every start, so nothing heavy is imported
+at the top.
 """
 
 import importlib.util
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from kdbench.config.schema import typed, whole
+from kdbench.errors import ConfigError
+from kdbench.system.torchrun import starts_several
 
 if TYPE_CHECKING:
     from kdbench.config import RunConfig
     from kdbench.sweep.plan import JobResult, PlannedRun
 
 
+SECTION = "hydra.launcher"
+
+
+@dataclass
+class LauncherKeys:
+    """The keys that all launchers have."""
+
+    max_learners: int = whole(1)
+
+
 class GroupLauncher(Launcher):
     """Launcher of groups of planned runs; those of a group train in lockstep in one process.
 
     Args:
-        max_learners: size of the largest group; 1: every run alone.
+        given: keys of the launcher, as the user gives them.
     """
 
-    def __init__(self, max_learners: Any) -> None:
-        self.given = max_learners
+    def __init__(self, **given: Any) -> None:
+        self.given = {name: literal(value) for name, value in given.items()}
         self.config: DictConfig | None = None
         self.hydra_context: HydraContext | None = None
 
-    @classmethod
-    def __subclasshook__(cls, other: type) -> Any:
-        """Recognise launchers from before Hydra executed this module anew, as its search for plugins does."""
-        if cls.__name__ != "GroupLauncher":
-            return NotImplemented
-        return any((base.__module__, base.__name__) == (__name__, "GroupLauncher") for base in other.__mro__)
+    @cached_property
+    def keys(self) -> LauncherKeys:
+        """The checked keys. They are read at their first use, where Hydra does not wrap the error.
+
+        Raises:
+            ConfigError: a key is not known, or has a value that it may not have.
+        """
+        keys: LauncherKeys = typed(LauncherKeys, self.given, SECTION)
+        return keys
 
     @property
     def max_learners(self) -> int:
-        """Size of the largest group. Checked here, where Hydra does not wrap the error."""
-        return whole_number("max_learners", self.given)
+        """Size of the largest group; 1: every run alone."""
+        return self.keys.max_learners
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config, self.hydra_context = config, hydra_context
@@ -55,7 +74,7 @@ class GroupLauncher(Launcher):
         Raises:
             ConfigError: they do not fit.
         """
-        assert self.max_learners
+        assert self.keys
 
     def group(self, runs: Sequence["PlannedRun"]) -> list[list["PlannedRun"]]:
         """Return runs, none of them refused, in groups for `launch_groups`."""
@@ -106,29 +125,15 @@ class GroupLauncher(Launcher):
         return [results[n] for n in range(len(runs))]
 
 
-def whole_number(name: str, value: Any, least: int = 1, otherwise: str = "") -> int:
-    """Return the value of a launcher's key, a whole number.
-
-    Args:
-        name: of the key.
-        value: as given.
-        least: smallest number that it may be.
-        otherwise: what else it may be, for the message.
-
-    Raises:
-        ConfigError: it is anything else.
-    """
-    if type(value) is not int or value < least:
-        raise wrong_value(name, value, f"{otherwise}a whole number of at least {least}")
-    return value
-
-
-def wrong_value(name: str, value: Any, allowed: str) -> Exception:
-    """Return the error for a value that a launcher's key may not have."""
-    from kdbench.errors import ConfigError
-
-    key = f"hydra.launcher.{name}"
-    return ConfigError(f"{key} is {value!r}; it must be {allowed}", code="out_of_range", key=key)
+def literal(value: Any) -> Any:
+    """Return a value of Hydra's as plain data, in which ${...} is text by now, such as a variable of a shell."""
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, dict):
+        return {str(name): literal(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [literal(inner) for inner in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
 def check_engine(launcher: str, package: str, extra: str) -> None:
@@ -142,9 +147,6 @@ def check_engine(launcher: str, package: str, extra: str) -> None:
     Raises:
         ConfigError: it cannot.
     """
-    from kdbench.errors import ConfigError
-    from kdbench.system.torchrun import starts_several
-
     if starts_several():
         raise ConfigError(
             f"hydra/launcher={launcher} under torchrun: torchrun has one run at a time on all devices, the launcher a "
