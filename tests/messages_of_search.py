@@ -126,8 +126,12 @@ def without_objective() -> None:
 def unwritable_results() -> None:
     Path("blocked").touch()
     trial = SimpleNamespace(user_attrs={"status": "complete"}, intermediate_values={}, number=0, params={})
-    arm = SimpleNamespace(trials=lambda: [trial], label="", options=SimpleNamespace(space=Space(())))
-    write_results(stub(arms=[arm]), Path("blocked"), composed_once(*SMALL, "teacher=none", "method=ce"))
+    arm = SimpleNamespace(trials=lambda: [trial], label="", options=Options(Space(()), lambda _: None, lambda _: None))
+    write_results(stub(arms=[arm]), Path("blocked"), composed_once(*SMALL, "teacher=none", "method=ce"), None)
+
+
+def left_over_trial() -> None:
+    end([SimpleNamespace(left_alone={1}, running=lambda: [SimpleNamespace(number=1)], finished=list)])
 
 
 def pruned() -> None:
@@ -171,8 +175,8 @@ SEARCH_CASES: list[Callable[[], object]] = [
     lambda: opened(definition(), definition(space={"recipe.lr": "choice(1,3)"}, fixed=["data=svhn"])),
     lambda: opened(definition(), definition(base="1")), lambda: opened(definition(), name="foreign", foreign=True),
     lambda: stub(problems=10).work(), lambda: stub().others_work(), failed_storage, without_objective,
-    unwritable_results, pruned, lambda: end([SimpleNamespace(left_alone={1}, finished=list)]),
-    lambda: end([SimpleNamespace(left_alone=set(), finished=list)]),
+    unwritable_results, pruned, left_over_trial,
+    lambda: end([SimpleNamespace(left_alone=set(), running=list, finished=list)]),
     lambda: reported("nowhere"), lambda: reported("searches/trials.csv", "a,b\n1,2\n"),
     lambda: reported("searches/trials.csv", "status,val_acc\nfailed,\n"),
     lambda: searched(LR, sampler={"name": "grid"}),

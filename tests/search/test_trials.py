@@ -1,46 +1,26 @@
 """Trials of a search in a storage in memory, and what they become, without training."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import pytest
-from omegaconf import OmegaConf
 
 from kdbench.errors import BusyError
+from kdbench.rundir.unfinished import Failure, write_failure
 from kdbench.search import trials as trials_module
-from kdbench.search.options import Options
-from kdbench.search.results import samplers_of
-from kdbench.search.search import Search
-from kdbench.search.settings import SearchKeys, build_sampler, read_keys
-from kdbench.search.space import read_space
-from kdbench.search.trials import DEFAULT, OWNER, Arm, Asked, Members
+from kdbench.search.command import end
+from kdbench.search.settings import build_sampler
+from kdbench.search.trials import DEFAULT, OWNER, Asked, Members
+from kdbench.search.winners import samplers_of
 from kdbench.sweep.plan import JobResult
-from tests.messages_of_search import KEYS
-
-OPTIONS = {"recipe=short": {"epochs": 3}, "recipe=paper": {"epochs": 9}}
-
-
-def node(overrides: tuple[str, ...]) -> Any:
-    """Compose a config whose recipe is short by default, and whose method alpha has a key of its own."""
-    recipe = next((OPTIONS[o] for o in overrides if o.startswith("recipe=")), OPTIONS["recipe=short"])
-    method = {"temperature": 4} if "method=logit" in overrides else {}
-    return OmegaConf.create({"recipe": recipe | {"lr": 0.1}, "method": method, "picked": "method=logit" in overrides})
-
-
-def keys(**changes: Any) -> SearchKeys:
-    return read_keys(KEYS | {"n_trials": 16} | changes)
+from tests.search.in_memory import arm_of, keys, search_of, tell_complete
 
 
 @pytest.fixture(autouse=True)
 def quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-
-def arm_of(*space: str, **changes: Any) -> Arm:
-    study = optuna.create_study(direction="maximize")
-    options = Options(read_space(list(space)), lambda _: None, node)
-    return Arm(study, study._storage, options, keys(**changes), "")
 
 
 def test_quasi_random_points_vary_the_key_of_one_option_too() -> None:
@@ -80,10 +60,6 @@ def test_equal_trials_for_each_option_give_each_a_default_setting() -> None:
     arm = arm_of("recipe=paper,short", "recipe.lr=0.1,0.2", per=["recipe"])
     arm.enqueue_defaults()
     assert [bool(t.user_attrs.get(DEFAULT)) for t in arm.trials()] == [True, True]
-
-
-def search_of(arm: Arm, members: Members) -> Search:
-    return Search("s", "", arm.keys, ["val_acc"], [arm], members, None, None, waits=False)
 
 
 def test_a_trial_that_was_taken_over_is_left_alone(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,3 +129,49 @@ def test_the_samplers_that_drew_are_recorded_not_the_one_chosen_last() -> None:
     assert samplers_of(search) == "random"
     arm.draw("here")
     assert samplers_of(search) == "random, tpe"
+
+
+def test_a_setting_that_always_lacks_memory_is_not_repeated_without_end(tmp_path: Any) -> None:
+    arm, members = arm_of("recipe.lr=interval(0,1)"), Members(tmp_path, "s")
+    own = arm.draw(members.own)
+    assert own is not None
+    states = []
+    for ended in (lacking(tmp_path, "out_of_memory"), None, lacking(tmp_path, "out_of_memory")):
+        search = search_of(arm, members)
+        search.tell(own, SimpleNamespace(directory=SimpleNamespace(path=tmp_path)), ended)
+        states.append(arm.study.trials[0].state.name)
+        arm.left_alone.clear()  # as another command
+        for own in arm.take_over([], members.own):
+            assert own.number == 0
+    assert states == ["RUNNING", "RUNNING", "FAIL"]
+    assert arm.study.trials[0].user_attrs["status"] == "failed"
+    assert arm.finished() == []  # it does not count
+
+
+def lacking(folder: Path, code: str) -> JobResult:
+    """Return the result of a run that failed with a code."""
+    failed = {"schema_version": 1, "student": "resnet8", "method": "ce", "dataset": "shapes", "run_key": "k"}
+    write_failure(folder, Failure(code, code, 1, failed))
+    return JobResult("failed", error=code)
+
+
+def test_a_full_disk_says_nothing_about_a_setting(tmp_path: Any) -> None:
+    arm, members = arm_of("recipe.lr=interval(0,1)"), Members(tmp_path, "s")
+    own = arm.draw(members.own)
+    for _ in range(5):
+        search = search_of(arm, members)
+        search.tell(own, SimpleNamespace(directory=SimpleNamespace(path=tmp_path)), lacking(tmp_path, "no_space"))
+        arm.left_alone.clear()
+        (own,) = arm.take_over([], members.own)
+
+
+def test_a_trial_that_another_process_finished_is_not_left_over(tmp_path: Any) -> None:
+    arm, members = arm_of("recipe.lr=interval(0,1)"), Members(tmp_path, "s")
+    tell_complete(arm)
+    own = arm.draw(members.own)
+    assert own is not None
+    search_of(arm, members).tell(own, None, JobResult("interrupted"))
+    with pytest.raises(BusyError, match="not finished: 1;"):
+        end([arm])
+    arm.study.tell(own.number, 0.5)
+    end([arm])

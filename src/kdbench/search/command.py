@@ -10,7 +10,7 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig
 
 from kdbench.config import RunConfig
-from kdbench.errors import BusyError, ConfigError, RunError, without_passwords
+from kdbench.errors import BusyError, ConfigError, KdbenchError, RunError, report_error, without_passwords
 from kdbench.rundir.files import check_writable, hash_of
 from kdbench.runner.run import resolve_run
 from kdbench.runner.trials import build_pruner
@@ -82,11 +82,21 @@ def search(sweeper: Sweeper, node: dict[str, Any], arguments: Sequence[str]) -> 
             name, url, keys, first.objectives, arms, members, sweeper.compose_job, sweeper.launch_planned,
             waits=first.on_busy == "wait",
         )  # fmt: skip
+
+        def write() -> None:
+            with members.alone():  # of two processes that end together
+                write_results(work, folder_of(root, name), first, config_dir_of(sweeper.loader))
+
+        print(f"search {name}: {without_passwords(url)}", flush=True)
         try:
-            print(f"search {name}: {without_passwords(url)}", flush=True)
             work.work()
-        finally:
-            write_results(work, folder_of(root, name), first, config_dir_of(sweeper.loader))
+        except BaseException:
+            try:
+                write()
+            except KdbenchError as error:  # it must not replace the one that ended the search
+                report_error(error)
+            raise
+        write()
     end(arms)
 
 

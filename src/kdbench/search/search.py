@@ -15,7 +15,7 @@ from kdbench.rundir.summary import Status
 from kdbench.rundir.unfinished import read_failure
 from kdbench.runner.trials import cause_of
 from kdbench.search.settings import SearchKeys
-from kdbench.search.trials import ATTEMPTS, COUNTS, Arm, Asked, Members
+from kdbench.search.trials import COUNTS, LOST, Arm, Asked, Members
 from kdbench.sweep.execute import check_runs, one_by_one, share_cache
 from kdbench.sweep.overrides import override
 from kdbench.sweep.plan import JobResult, PlannedRun, plan_run
@@ -28,8 +28,9 @@ LaunchRuns = Callable[[Sequence[PlannedRun]], Generator[tuple[PlannedRun, JobRes
 ComposeNumbered = Callable[[int, tuple[str, ...]], RunConfig]
 DIVERGED, FAILED, REFUSED = "diverged", "failed", "refused"
 NOT_FINITE = "not_finite"
-MOST_ATTEMPTS = 3
-"""Number of processes that may die over one trial before it counts as failed."""
+OUT_OF_MEMORY = "out_of_memory"
+MOST_LOST = 3
+"""Number of times that a trial may lack memory, or lose its process, before it counts as failed."""
 WAITING = 1.0
 """Seconds between two looks at the trials of other processes."""
 
@@ -215,7 +216,10 @@ class Search:
                 values = [result.score(name) for name in self.objectives]
             except ValueError as error:  # an objective that the run does not have
                 raise ConfigError(str(error), code="no_objective", key="objectives") from None
-            arm.set_attrs(number, {"status": str(result.status), "run": result.run, "scores": dict(result.scores)})
+            arm.set_attrs(
+                number,
+                {"status": str(result.status), "run": Path(result.run or "").name, "scores": dict(result.scores)},
+            )
             arm.study.tell(number, values)
             print(f"{trial.name}: {shown(self.objectives, values)}; {self.position(arm)}", flush=True)
         elif result is not None and result.status == Status.PRUNED:
@@ -224,12 +228,10 @@ class Search:
             print(f"{trial.name}: pruned; {self.position(arm)}", flush=True)
         elif result is not None and result.status == Status.FAILED:
             self.tell_failed(trial, run, result)
-        elif result is None and arm.attributes(number).get(ATTEMPTS, 1) >= MOST_ATTEMPTS:
-            self.problems += 1
-            self.fail(trial, FAILED, "its processes ended without a result")
-        else:  # skipped, interrupted, or its process died
-            self.problems += result is None
-            arm.release(number, {"error": None if result is None else result.error})
+        elif result is None:
+            self.tell_lost(trial, "its process ended without a result")
+        else:  # skipped or interrupted
+            arm.release(number, {"error": result.error})
 
     def tell_failed(self, trial: Asked, run: PlannedRun, result: JobResult) -> None:
         """Record a failure: a loss that is not finite is a result at chance accuracy; others do not count."""
@@ -244,12 +246,24 @@ class Search:
             else:  # the other objectives have no value that means failure
                 self.fail(trial, DIVERGED, result.error, counts=True)
             print(f"{trial.name}: diverged, counted at chance; {self.position(trial.arm)}", flush=True)
+        elif code == OUT_OF_MEMORY:
+            self.tell_lost(trial, result.error)
         elif code in OF_THE_MACHINE:
             self.problems += 1
             trial.arm.release(trial.number, {"error": result.error})
         else:
             self.problems += 1
             self.fail(trial, FAILED, result.error)
+
+    def tell_lost(self, trial: Asked, error: str | None) -> None:
+        """Record that a trial ended by a lack of memory or the death of its process, for which its setting may be the
+        reason: it is repeated, but not without end."""
+        self.problems += 1
+        lost = trial.arm.attributes(trial.number).get(LOST, 0) + 1
+        if lost >= MOST_LOST:
+            self.fail(trial, FAILED, error)
+        else:
+            trial.arm.release(trial.number, {LOST: lost, "error": error})
 
     def position(self, arm: Arm) -> str:
         """Return how far an arm is, with the best value of its complete trials so far."""
@@ -277,8 +291,8 @@ def is_of_storage(error: Exception) -> bool:
 
 
 def left_over(arms: Sequence[Arm]) -> int:
-    """Return how many trials this process could not finish and left for another command."""
-    return sum(len(arm.left_alone) for arm in arms)
+    """Return how many trials this process could not finish, and no other one has finished since."""
+    return sum(trial.number in arm.left_alone for arm in arms for trial in arm.running())
 
 
 def folder_of(output_root: str | Path, name: str) -> Path:

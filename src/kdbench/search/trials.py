@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
-OWNER, DEFAULT, REPEATED, ATTEMPTS, COUNTS, SAMPLER = "owner", "default", "repeated", "attempts", "counts", "sampler"
+OWNER, DEFAULT, REPEATED, ATTEMPTS, LOST = "owner", "default", "repeated", "attempts", "lost"
+COUNTS, SAMPLER = "counts", "sampler"
 """Attributes of a trial: the lock of its process; it has default values; it repeats another; how many processes worked
-on it; a failure that is a result."""
+on it; how often it lacked memory or lost its process; a failure that is a result; the sampler that drew it."""
 MOST_REPEATS = 20
 """Draws of settings that were tried already, before one that was not is taken at random."""
 MOST_SETTINGS = 20_000

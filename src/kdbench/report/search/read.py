@@ -1,7 +1,7 @@
 """Trials of a search, read from its files: trials.csv, best.yaml, or selected.yaml of a study, which is a grid."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,14 +102,25 @@ def from_csv(file: Path, about: Mapping[str, Any]) -> FoundSearch:
     """Return the search of a trials.csv."""
     with file.open(newline="") as opened:
         rows = [row for row in csv.DictReader(opened) if row["status"] in RESULTS and row["val_acc"]]
-    trials = [
+    trials = distinct(
         Trial(
             row["student"], row["teacher"] or None, row["method"], row[KEY.role], row["status"], float(row["val_acc"]),
             row["default"] == "True", row[KEY.run_key],
         )
         for row in rows
-    ]  # fmt: skip
-    return FoundSearch(str(about.get("study") or file.parent.name), sampler_of(about), tuple(trials))
+    )  # fmt: skip
+    return FoundSearch(str(about.get("study") or file.parent.name), sampler_of(about), trials)
+
+
+def distinct(trials: Iterable[Trial]) -> tuple[Trial, ...]:
+    """Return trials of different runs, of one run the default setting or the first.
+
+    An option that a run does not use, such as the teacher of plain training, is another setting but the same run.
+    """
+    found: dict[str | int, Trial] = {}
+    for number, trial in enumerate(sorted(trials, key=lambda one: not one.is_default)):
+        found.setdefault(trial.run_key or number, trial)
+    return tuple(found.values())
 
 
 def sampler_of(about: Mapping[str, Any]) -> str:
