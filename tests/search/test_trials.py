@@ -175,3 +175,15 @@ def test_a_trial_that_another_process_finished_is_not_left_over(tmp_path: Any) -
         end([arm])
     arm.study.tell(own.number, 0.5)
     end([arm])
+
+
+@pytest.mark.parametrize("sampler", ["grid", "tpe"])
+def test_a_space_of_few_settings_is_tried_once(tmp_path: Path, sampler: str) -> None:
+    arm = arm_of("recipe.lr=0.1,0.2", "recipe.epochs=3,9", sampler={"name": sampler, "seed": 0})
+    arm.enqueue_defaults()
+    search = search_of(arm, Members(tmp_path, "s"))
+    drawn = []
+    while own := search.next_trials():
+        drawn += [trial.params for trial in own]
+        arm.study.tell(own[0].number, 0.5)
+    assert len(drawn) == len({tuple(sorted(params.items())) for params in drawn}) == 4
