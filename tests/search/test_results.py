@@ -21,6 +21,7 @@ from kdbench.search.space import read_space
 from kdbench.search.trials import Arm, Members
 from kdbench.search.winners import best_of, experiment_text, varied_of
 from kdbench.study.winners import Candidate
+from kdbench.sweep.overrides import parse
 from tests.messages_of_search import searched
 from tests.report.conftest import write_run
 from tests.search.in_memory import arm_of, search_of, tell_complete
@@ -79,10 +80,10 @@ def test_the_commands_that_follow_have_the_roots_and_the_trust_of_the_search() -
 def test_the_commands_that_follow_have_the_folder_of_options_of_the_search() -> None:
     search: Any = SimpleNamespace(arms=[SimpleNamespace(options=SimpleNamespace(space=read_space(["recipe.lr=1,2"])))])
     best = [replace(best_of([candidate("short", 0.5)]), experiment="best_logit")]
-    train, _ = following(search, Path("/out/searches/s"), best, FIRST, "my conf")
-    assert train[2:6] == [
-        "--config-dir", "my conf", "hydra.searchpath=['file:///out/searches/s']", "experiment=best_logit",
-    ]  # fmt: skip
+    for folder, searchpath in (("/out/s", "[file:///out/s]"), ("/my out/s", "['file:///my out/s']")):
+        train, _ = following(search, Path(folder), best, FIRST, "my conf")
+        assert train[2:6] == ["--config-dir", "my conf", f"hydra.searchpath={searchpath}", "experiment=best_logit"]
+        assert parse(train[4]).value() == [f"file://{folder}"]
 
 
 def test_no_gain_over_a_default_setting_that_diverged() -> None:

@@ -15,7 +15,7 @@ from kdbench.search.search import Search, is_of_storage, shown
 from kdbench.search.trials import ATTEMPTS, DEFAULT, Arm
 from kdbench.search.winners import Best, first_name, folder_of_run, label_of, summary_in, winners_of, write_best
 from kdbench.study.winners import Winner
-from kdbench.sweep.overrides import override
+from kdbench.sweep.overrides import PLAIN, override
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -184,7 +184,12 @@ def following(
 ) -> list[list[str]]:
     """Return the commands that train the winners with other seeds, and report them. Arguments: see `write_results`."""
     # Hydra takes one folder by its flag; code beside the user's is found through that flag alone.
-    results = override("hydra.searchpath", [f"file://{folder.absolute()}"])
+    place = str(folder.absolute())
+    results = (
+        f"hydra.searchpath=[file://{place}]"
+        if PLAIN.fullmatch(place)  # for fewer quotes
+        else override("hydra.searchpath", [f"file://{place}"])
+    )
     folders = [config_dir, results] if config_dir else [str(folder)]
     given = [one.text for one in search.arms[0].options.space.fixed if first_name(one.key) in NEEDED]
     train = [

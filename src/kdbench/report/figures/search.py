@@ -6,14 +6,16 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from kdbench.report.anchors import row_anchor
-from kdbench.report.drawing import COLOURS, DASHES, INK, MARKERS, name_panel, panel_legends_below, panels
+from kdbench.report.drawing import COLOURS, DASHES, GREY, INK, MARKERS, name_panel, panel_legends_below, panels
 from kdbench.report.figures.sheet import Sheet, first_of
 from kdbench.report.groups import BASELINE
 from kdbench.report.search.build import SearchedArm, counted
 from kdbench.report.search.expected import expected_best, spread_of_best
 
+DOTTED: dict[str, Any] = {"lw": 1.1, "ls": (0, (1, 2))}
 MOST_PANELS = 12
 MOST_BANDS = 4
 """Largest number of lines in a panel that have bands."""
@@ -37,12 +39,13 @@ def draw_search(sheet: Sheet) -> tuple[Figure, str] | str:
     return figure, (
         "The best validation accuracy that so many trials of the search would have found on average, over all choices "
         "of them; the band is one standard deviation to each side, absent in panels of more than "
-        f"{MOST_BANDS} lines. Dotted: the default setting. Compare lines at the same number of trials.{cut}"
+        f"{MOST_BANDS} lines. Dotted, in the colour of the curve: the default setting. Compare lines at the same "
+        f"number of trials.{cut}"
     )
 
 
 def draw_student(sheet: Sheet, axes: Axes, arms: Sequence[SearchedArm]) -> dict[str, Any]:
-    """Draw the curves of a student's arms; return a handle for each."""
+    """Draw the curves of a student's arms; return a handle for each, and for their default settings."""
     handles: dict[str, Any] = {}
     others = 0
     for searched in sorted(arms, key=lambda own: own.role != BASELINE):
@@ -64,10 +67,12 @@ def draw_student(sheet: Sheet, axes: Axes, arms: Sequence[SearchedArm]) -> dict[
             axes.fill_between(trials, expected - spread, expected + spread, color=colour, alpha=0.12, lw=0)
         parts = [line]
         if searched.default is not None:
-            parts.append(axes.axhline(searched.default, color=colour, lw=0.9, ls=(0, (1, 2)), zorder=1.5))
+            parts.append(axes.axhline(searched.default, color=colour, zorder=1.5, **DOTTED))
         best = "no complete one" if searched.best is None else f"best {searched.best:.2f} %"
         text = f"{searched.name}: {counted(count)}, {best}, of one {expected[0]:.2f} % on average"
         number = list(sheet.report.search.arms).index(searched) + 1
         sheet.mark(row_anchor("search", number), text, parts)
         handles[f"{searched.name.partition(' ')[2]} (n={count})"] = line
+    if any(searched.default is not None for searched in arms):
+        handles["default setting"] = Line2D([], [], color=GREY, **DOTTED)
     return handles
