@@ -12,7 +12,7 @@ from kdbench.trackers import Tracker
 
 
 class Lines(Tracker):
-    """Appends lines of JSON to a file; each run has one file."""
+    """File with lines of JSON; each run has one."""
 
     @dataclass
     class Config(Tracker.Config):
@@ -36,7 +36,7 @@ class Lines(Tracker):
 
 
 class Faulty(Lines):
-    """Fails in `config.at` (start, log or finish) in the way `config.how`."""
+    """Tracker that fails in `config.at` (start, log or finish) in the way `config.how`."""
 
     @dataclass
     class Config(Lines.Config):
@@ -76,18 +76,18 @@ class Faulty(Lines):
 
 
 class WithoutMethods(Tracker):
-    """Lacks what a tracker must have."""
+    """Class without the methods of a tracker."""
 
 
 class WithoutKeys(Lines):
-    """Its keys are no dataclass."""
+    """Tracker whose keys are no dataclass."""
 
     class Config:
         pass
 
 
 class NotInstalled(Lines):
-    """Needs a package that nobody has."""
+    """Tracker that needs a package that does not exist."""
 
     package = "no_such_package"
     extra = ""

@@ -41,7 +41,7 @@ AT = ("start", "log", "finish")
 
 @pytest.fixture
 def replies_arrive(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the replies of trackers that do not hang arrive before `settle`, which waits for a second at most."""
+    """Let the replies of trackers that do not hang arrive before `wait_for_trackers`, which waits at most a second."""
     receive, seconds = TrackerProcess.receive, [0.0]
 
     def receive_and_note(process: TrackerProcess, patience: float = 0.0) -> None:
@@ -51,14 +51,14 @@ def replies_arrive(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def replying(tracking: Tracking) -> set[str]:
         return {name for name in tracking.waiting - tracking.reported if "hang" not in name}
 
-    def settle_after_replies(trackings: Sequence[Tracking | None]) -> None:
+    def wait_after_replies(trackings: Sequence[Tracking | None]) -> None:
         monkeypatch.setattr(TrackerProcess, "receive", receive)
         for one in filter(None, trackings):
             wait_for(lambda one=one: receive(one.process, 0.1) or one.process.dead or not replying(one))
-        sender.settle(trackings)
+        sender.wait_for_trackers(trackings)
 
     monkeypatch.setattr(TrackerProcess, "receive", receive_and_note)
-    monkeypatch.setattr("kdbench.runner.run_all.settle", settle_after_replies)
+    monkeypatch.setattr("kdbench.runner.run_all.wait_for_trackers", wait_after_replies)
     yield
     assert set(seconds) == {0.0}, "a run waits for its trackers only at its end"
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from kdbench.trackers import sender
-from kdbench.trackers.sender import PATIENCE_SECONDS, Tracking, settle
+from kdbench.trackers.sender import PATIENCE_SECONDS, Tracking, wait_for_trackers
 
 
 class Replies:
@@ -23,7 +23,7 @@ class Replies:
         self.now = 0.0
         self.dead = False
         self.waits: list[float] = []
-        self.slow: set[str] = set()
+        self.unresponsive: set[str] = set()
         self.trackings: dict[str, Tracking] = {}
 
     def receive(self, seconds: float) -> None:
@@ -39,7 +39,7 @@ class Replies:
 
 @pytest.fixture
 def process(monkeypatch: pytest.MonkeyPatch) -> Replies:
-    """A process whose clock is that of `settle`."""
+    """A process whose clock is that of `wait_for_trackers`."""
     process = Replies()
     monkeypatch.setattr(sender, "time", SimpleNamespace(monotonic=lambda: process.now, time=time.time))
     return process
@@ -57,7 +57,7 @@ def test_runs_of_a_group_wait_for_a_second_in_all(process: Replies, caplog: pyte
     runs = [ended(process, "hanging", "slow"), ended(process, "hanging", "slow")]
     process.replies = [(0.5, runs[0], "slow"), (0.75, runs[1], "slow")]
     with caplog.at_level(logging.INFO, "kdbench"):
-        settle([*runs, None])
+        wait_for_trackers([*runs, None])
     assert process.now == PATIENCE_SECONDS
     assert process.waits == [1.0, 0.5, 0.25]
     (line,) = caplog.messages
@@ -68,13 +68,13 @@ def test_no_run_waits_twice_for_a_tracker(process: Replies, caplog: pytest.LogCa
     """It is waited for again after a reply."""
     first, second = ended(process, "hanging"), ended(process, "hanging")
     with caplog.at_level(logging.INFO, "kdbench"):
-        settle([first])
-        settle([first, second])
+        wait_for_trackers([first])
+        wait_for_trackers([first, second])
     assert process.now == PATIENCE_SECONDS
     assert len(caplog.messages) == 1
     first.handle({"tracker": "hanging", "done": True})
     third = ended(process, "hanging")
-    settle([second, third])
+    wait_for_trackers([second, third])
     assert process.now == 2 * PATIENCE_SECONDS
 
 
@@ -82,7 +82,7 @@ def test_replies_end_the_wait(process: Replies, caplog: pytest.LogCaptureFixture
     run = ended(process, "quick")
     process.replies = [(0.25, run, "quick")]
     with caplog.at_level(logging.INFO, "kdbench"):
-        settle([run])
+        wait_for_trackers([run])
     assert (process.now, caplog.messages) == (0.25, [])
 
 
@@ -94,7 +94,7 @@ def test_runs_of_a_dead_process_do_not_keep_others_from_waiting(
     first, second = ended(dead, "lines"), ended(process, "lines")
     process.replies = [(0.5, second, "lines")]
     with caplog.at_level(logging.INFO, "kdbench"):
-        settle([first, second])
+        wait_for_trackers([first, second])
     assert process.now == 0.5
     (line,) = caplog.messages
     assert line.startswith("trackers: their process ended")

@@ -13,7 +13,7 @@ DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 """Errors of the system that mean a lack of permission."""
 READ, WRITE = "read", "written to"
 NEEDED = {READ: os.R_OK, WRITE: os.R_OK | os.W_OK}
-MEMBERS_OF = ("runs", ".locks")
+WRITTEN_FOLDERS = ("runs", ".locks")
 """Folders of an output root in which every run writes."""
 
 
@@ -102,7 +102,7 @@ def check_members(output_root: Path) -> None:
     Raises:
         ConfigError: another user owns one and keeps it to themselves.
     """
-    for name in MEMBERS_OF:
+    for name in WRITTEN_FOLDERS:
         if os.path.lexists(output_root / name):
             check_access(output_root / name, WRITE)
 

@@ -14,7 +14,7 @@ from kdbench.runner.measuring import measure_networks
 from kdbench.runner.resources import user_error
 from kdbench.runner.run import RunResult, resolve_run
 from kdbench.system.signals import raise_if_requested
-from kdbench.trackers.sender import resend, settle
+from kdbench.trackers.sender import resend, wait_for_trackers
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def complete_derived(configs: Sequence[RunConfig], on_busy: str | None = None) -
         results = [complete_one(config, on_busy) for config in configs]
     else:
         results = complete_measurements(configs, on_busy)
-    settle([resend(one.config, one.directory, None) for one in results if one.directory and not one.error])
+    wait_for_trackers([resend(one.config, one.directory, None) for one in results if one.directory and not one.error])
     return results
 
 

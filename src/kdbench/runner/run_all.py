@@ -25,7 +25,7 @@ from kdbench.runner.run import Run, RunResult
 from kdbench.system import signals
 from kdbench.system.device import kind_of, torch_settings
 from kdbench.teachers.resolve import resolve_teachers
-from kdbench.trackers.sender import settle
+from kdbench.trackers.sender import wait_for_trackers
 from kdbench.train.learner import Learner
 from kdbench.train.loop import fit
 
@@ -87,7 +87,7 @@ def run_all(
             for run in pending:
                 if run.pending:
                     run.fail(error)
-    settle([run.tracking for run in runs])
+    wait_for_trackers([run.tracking for run in runs])
     return [run.result for run in runs]
 
 
@@ -129,7 +129,7 @@ def open_runs(runs: Sequence[Run]) -> Iterator[list[Run]]:
     finally:
         for run in runs:
             run.close()
-        settle([run.tracking for run in runs])
+        wait_for_trackers([run.tracking for run in runs])
 
 
 def distribute_work(runs: Sequence[Run]) -> None:

@@ -25,7 +25,7 @@ LONGEST_NAME = 250
 
 
 class MLflow(Tracker):
-    """Logs to the run with the tag `kdbench.run_key`, which is made once, in any process that has the run.
+    """Run of an MLflow server, found by its tag `kdbench.run_key`, or created by the first process that trains the run.
 
     A finished record whose run is trained anew, as with overwrite=true, is left alone, and another one begins.
     """

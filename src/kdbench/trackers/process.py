@@ -28,7 +28,7 @@ LONGEST_PAUSE = 60.0
 
 
 class Recording(threading.Thread):
-    """Keeps the record of one run in one tracker up to date.
+    """Thread that keeps the record of one run in one tracker up to date.
 
     Args:
         run: the run.

@@ -62,7 +62,7 @@ class TrackerProcess:
         self.dead = False
         self.trackings: dict[str, Tracking] = {}
         """Runs whose replies are not all there, by their id."""
-        self.slow: set[str] = set()
+        self.unresponsive: set[str] = set()
         """Names of the trackers for which a run waited in vain; no other run waits until they have replied."""
         self.write(sys.path)
 
@@ -190,7 +190,7 @@ class Tracking:
             self.notify({"event": "rows", "id": self.id, "epochs": epochs}, droppable=True)
 
     def end(self, status: str, error: str = "") -> None:
-        """Note how the run ended. `settle` waits for the trackers.
+        """Note how the run ended. `wait_for_trackers` waits for the trackers.
 
         Args:
             status: complete, failed, interrupted or pruned.
@@ -227,27 +227,27 @@ class Tracking:
             self.say(f"tracker {name}: {reply['text']}; the run goes on, what is missing is sent later")
         if reply.get("done") and self.process:
             self.waiting.discard(name)
-            self.process.slow.discard(name)
+            self.process.unresponsive.discard(name)
             if not self.waiting:
                 self.process.trackings.pop(self.id, None)
 
     def waits(self) -> bool:
         """Return whether it is worth waiting for a tracker of the run."""
-        return self.process is not None and not self.process.dead and bool(self.waiting - self.process.slow)
+        return self.process is not None and not self.process.dead and bool(self.waiting - self.process.unresponsive)
 
     def receive(self, seconds: float) -> None:
         """Handle replies; wait for the first of them for some time."""
         assert self.process is not None
         self.process.receive(seconds)
 
-    def leave(self) -> set[str]:
-        """Go on without the trackers that are not done; return the names of those of which no line was printed yet."""
+    def stop_waiting(self) -> set[str]:
+        """Stop waiting for trackers; return the names of those that are not done and had no line yet."""
         if self.process is None:
             return set()
         if self.process.dead:
             self.report_death()
-        silent = self.waiting - self.reported - self.process.slow
-        self.process.slow |= self.waiting
+        silent = self.waiting - self.reported - self.process.unresponsive
+        self.process.unresponsive |= self.waiting
         return silent
 
     def say(self, text: str) -> None:
@@ -289,7 +289,7 @@ def resend(config: RunConfig, directory: RunDirectory, started: str | None, pref
     return tracking
 
 
-def settle(trackings: Sequence[Tracking | None]) -> None:
+def wait_for_trackers(trackings: Sequence[Tracking | None]) -> None:
     """Wait for the trackers of runs that have ended, `PATIENCE_SECONDS` at most, and go on without the others."""
     ended = [tracking for tracking in trackings if tracking and tracking.ended and tracking.waiting]
     until = time.monotonic() + PATIENCE_SECONDS
@@ -298,7 +298,7 @@ def settle(trackings: Sequence[Tracking | None]) -> None:
             waiting[0].receive(left)
     except Exception as error:
         log.debug("trackers: %r", error)
-    if silent := {name for tracking in ended for name in tracking.leave()}:
+    if silent := {name for tracking in ended for name in tracking.stop_waiting()}:
         log.info(
             "tracker %s: still at work in the background; the same command sends what is then missing",
             ", ".join(sorted(silent)),

@@ -15,7 +15,7 @@ from kdbench.trackers.base import TrackedRun, Tracker
 
 
 class TensorBoard(Tracker):
-    """Writes FOLDER/GROUP/RUN: scalars per epoch, and the settings for the page HPARAMS.
+    """Event files in FOLDER/GROUP/RUN: scalars per epoch, and the settings for the page HPARAMS.
 
     The files are written anew from metrics.csv whenever a process starts or resumes the run, so that each epoch is in
     them once. A run that is in the folder already stays in the group that it was written to first. Only event files

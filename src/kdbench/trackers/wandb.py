@@ -16,7 +16,7 @@ EXIT_CODES = {"complete": 0, "failed": 1, "interrupted": 130, "pruned": 0}
 
 
 class WeightsAndBiases(Tracker):
-    """Logs to the wandb run whose id is the run key.
+    """Run of wandb whose id is the run key.
 
     Offline, the files of the run are written anew from metrics.csv whenever a process starts or resumes it, and the
     older ones are removed: one folder has the whole run, each epoch once, and `wandb sync` sends that.
