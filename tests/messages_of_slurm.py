@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from kdbench.sweep import slurm
-from kdbench.sweep.plan import PlannedRun
+from kdbench.sweep.launcher import check_tasks_choose_devices
+from kdbench.sweep.plan import PlannedRun, plan_run
 from kdbench.sweep.slurm import check_runs, check_slurm, new_folder
 from kdbench.sweep.slurm_commands import check_reachable
 from tests.conftest import SMALL, composed_once
@@ -34,6 +35,11 @@ def without_slurm(check: Callable[[], object] = check_reachable, **commands: str
             (folder / name).chmod(0o755)
         patched.setenv("PATH", f"{folder}:/bin" if commands else "/nowhere")
         check()
+
+
+def without_device(override: str) -> PlannedRun:
+    """Plan a run on a device that this machine lacks."""
+    return plan_run(("method=ce", "teacher=none", override), lambda overrides: composed_once(*SMALL, *overrides))
 
 
 def refused_second_array() -> None:
@@ -73,6 +79,9 @@ SLURM_CASES: list[Callable[[], object]] = [
     lambda: checked(sbatch={"partition": "gpu"}),
     lambda: checked(max_stop=2),
     lambda: check_runs(slurm_options(signal_seconds=10), [PlannedRun((), "", composed_once(*SMALL, "method=ce"))]),
+    lambda: check_tasks_choose_devices(
+        [without_device("runtime.device=cuda:3")], "give hydra.launcher.gpus_per_node=1"
+    ),
     lambda: new_folder(Path("runs_of_100%")),
     lambda: without_slurm(),
     lambda: without_slurm(**DOWN),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.config.schema import one_of, setting, typed, whole
 from kdbench.errors import ConfigError
-from kdbench.sweep.launcher import SECTION, GroupLauncher, LauncherKeys, check_engine
+from kdbench.sweep.launcher import SECTION, GroupLauncher, LauncherKeys, check_engine, check_tasks_choose_devices
 
 if TYPE_CHECKING:
     from kdbench.sweep.plan import JobResult, PlannedRun
@@ -91,6 +91,8 @@ class RayLauncher(GroupLauncher):
         options = self.options()
         check_devices(runs, options.gpus)
         check_engine("ray", "ray", "ray")
+        if self.keys.address is not None:
+            check_tasks_choose_devices(runs, "give hydra.launcher.gpus for the share of a GPU that a group gets")
         from kdbench.sweep.ray_cluster import check_local
 
         if self.keys.address is None:

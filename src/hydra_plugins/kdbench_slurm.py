@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kdbench.sweep.launcher import GroupLauncher, check_engine
+from kdbench.sweep.launcher import GroupLauncher, check_engine, check_tasks_choose_devices
 from kdbench.sweep.slurm_options import SlurmOptions, read_options
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class SlurmLauncher(GroupLauncher):
     def check(self, runs: Sequence["PlannedRun"]) -> None:
         super().check(runs)
         check_engine("slurm", "submitit", "slurm")
+        check_tasks_choose_devices(runs, "give hydra.launcher.gpus_per_node=1 for a GPU")
         from kdbench.sweep.slurm import check_runs, check_slurm
 
         check_runs(self.keys, runs)

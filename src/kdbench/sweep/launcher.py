@@ -160,3 +160,24 @@ def check_engine(launcher: str, package: str, extra: str) -> None:
             code="missing_extra",
             key="hydra/launcher",
         )
+
+
+def check_tasks_choose_devices(runs: Sequence["PlannedRun"], advice: str) -> None:
+    """Check that no run names a device that this machine lacks, on an engine that executes it on another machine.
+
+    Args:
+        runs: runs of a sweep.
+        advice: the way to ask the engine for a GPU.
+
+    Raises:
+        ConfigError: a run was refused for its device.
+    """
+    for run in runs:
+        if run.error and run.error.code == "unavailable_device":
+            given = next((text for text in run.overrides if text.startswith("runtime.device=")), "runtime.device")
+            raise ConfigError(
+                f"{given}: this machine has no such device, and may differ from those that execute the runs; leave "
+                f"runtime.device=auto, which is decided there, and {advice}",
+                code="unavailable_device",
+                key="runtime.device",
+            )
