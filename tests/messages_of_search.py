@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from kdbench.config import compose
 from kdbench.config.sections import TrialConfig
@@ -150,6 +151,19 @@ def reported(path: str, content: str | None = None) -> None:
     report(["runs", "--out", "report", "--search", path, "--no-figures"])
 
 
+def reported_beside_right(student: str, dataset: str) -> None:
+    """Report a baseline of resnet8 on cifar10 with a search of some student and data set."""
+    folder = Path("searches/s")
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = "student,teacher,method,role,status,val_acc,default,run_key"
+    (folder / "trials.csv").write_text(f"{columns}\n{student},,ce,baseline,complete,60,True,x\n")
+    winner = {"student": student, "teacher": None, "method": "ce", "data": {"dataset": dataset}, "candidates": []}
+    others = {"method_params": {}, "recipe": {}, "overrides": [], "margin": None, "noise": None}
+    content = {"study": "s", "search": {"sampler": "tpe"}, "winners": [winner | others]}
+    (folder / "best.yaml").write_text(yaml.safe_dump(content))
+    report(["runs/right", "--out", "report", "--search", str(folder), "--no-figures"])
+
+
 SEARCH_CASES: list[Callable[[], object]] = [
     without_optuna, without_cmaes, lambda: searched(), lambda: searched("recipe.lr=interval(1,0.1)"),
     lambda: searched("recipe.lr=tag(log,interval(0,1))"), lambda: searched("recipe.lr=tag(even,interval(1,2))"),
@@ -179,6 +193,7 @@ SEARCH_CASES: list[Callable[[], object]] = [
     lambda: end([SimpleNamespace(left_alone=set(), running=list, finished=list)]),
     lambda: reported("nowhere"), lambda: reported("searches/trials.csv", "a,b\n1,2\n"),
     lambda: reported("searches/trials.csv", "status,val_acc\nfailed,\n"),
+    lambda: reported_beside_right("resnet14", "cifar10"), lambda: reported_beside_right("resnet8", "cifar100"),
     lambda: searched(LR, sampler={"name": "grid"}),
     lambda: searched("recipe.epochs=int(interval(1,30000))", sampler={"name": "grid"}),
     lambda: check_root(SimpleNamespace(study_name="s", user_attrs={"output_root": str(Path.cwd())}), Path("other")),

@@ -45,6 +45,8 @@ def test_a_study_goes_from_teachers_to_finals_of_the_winner(tiny: Tiny, trainer:
     assert isinstance(selected, dict)
     (winner,) = selected["winners"]
     assert winner["overrides"] == ["method.temperature=4"]
+    assert [candidate["default"] for candidate in winner["candidates"]] == [False, True]
+    assert winner["data"]["num_val"] == 1000
     assert winner["margin"] == pytest.approx(2.0)
     assert not winner["tie"]
     assert winner["noise"] == pytest.approx(100 * (0.62 * 0.38 / 1000 + 0.6 * 0.4 / 1000) ** 0.5, abs=1e-3)

@@ -142,7 +142,7 @@ def build_report(
     functional = compute_functional(runs, groups)
     flipped, without_pictures = find_flipped(gains, runs, images, data_root)
     components, incomplete = components_table(groups)
-    searched = compute_search(search, runs, gains, selection)
+    searched = compute_search(search, runs, gains, selection, found.runs)
     choices = choices_table(selection, found.runs, groups)
     counts = count_verdict(gains, placed), count_with_failures(found, selection, analysis)
     limits = [*judge_failures(found.failed, *counts), *map(sentence, remark_untuned(selection, runs))]

@@ -32,12 +32,12 @@ SEARCH = named(
     ),
     search_share=Column(
         "share of search",
-        "search gain as a part of the gain over the untuned baseline, per cent; empty: not a part of it, as where the "
-        "default is below that of the baseline", ".0f",
+        "search gain as a part of the gain over the untuned baseline, per cent; empty: one of them is not known, or "
+        "the default is below that of the baseline, so that all of a gain is that of the search", ".0f",
     ),
 )  # fmt: skip
 SEARCH_TABLE = (
     "student teacher method role search sampler trials trials_pruned trials_diverged val_default val_best search_gain "
     "expected_one trials_base trials_equal equal_gain default_gain tuned_gain search_share"
 ).split()
-SEARCH_FIRST = {"search": "student teacher method trials val_default val_best search_gain equal_gain".split()}
+SEARCH_FIRST = {"search": "student teacher method trials search_gain tuned_gain search_share equal_gain".split()}

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class SelectedSetting:
     """The part that comes from the seeds beyond that, where several seeds chose."""
     seed_scores: Sequence[Sequence[float]] = ()
     """Scores of each candidate's runs, per cent, in the order of `candidates`."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of summary.json that say on what data the choice was made; empty where it is not recorded."""
 
     @property
     def varied(self) -> tuple[str, ...]:
@@ -172,15 +174,7 @@ def read_selection(path: Path) -> Selection:
     """
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
-        fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(SelectedSetting)}
-        winners = []
-        for winner in content["winners"]:
-            lacking = [name for name, required in fields.items() if required and name not in winner]
-            if lacking:
-                raise ValueError(f"a winner lacks {', '.join(lacking)}")
-            candidates = [dict(candidate) for candidate in winner["candidates"]]
-            given = {name: winner[name] for name in fields if name in winner}
-            winners.append(SelectedSetting(**given | {"candidates": candidates}))
+        winners = [selected_setting(winner) for winner in content["winners"]]
         selection = Selection(
             str(content["study"]),
             str(content["chosen_by"]),
@@ -201,6 +195,21 @@ def read_selection(path: Path) -> Selection:
             key="--select",
         ) from None
     return selection
+
+
+def selected_setting(winner: Mapping[str, Any]) -> SelectedSetting:
+    """Return a winner of a selection's file.
+
+    Raises:
+        ValueError: it lacks a key.
+    """
+    fields = dataclasses.fields(SelectedSetting)
+    required = [f.name for f in fields if f.default is dataclasses.MISSING is f.default_factory]
+    lacking = [name for name in required if name not in winner]
+    if lacking:
+        raise ValueError(f"a winner lacks {', '.join(lacking)}")
+    given = {f.name: winner[f.name] for f in fields if f.name in winner}
+    return SelectedSetting(**given | {"candidates": [dict(candidate) for candidate in winner["candidates"]]})
 
 
 def whole_numbers(seeds: Any) -> tuple[int, ...]:

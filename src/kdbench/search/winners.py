@@ -15,7 +15,7 @@ from kdbench.rundir.files import write_text
 from kdbench.rundir.summary import RunSummary, read_summary
 from kdbench.search.search import Search
 from kdbench.search.study import NO_PART
-from kdbench.search.trials import SAMPLER
+from kdbench.search.trials import DEFAULT, SAMPLER
 from kdbench.study.winners import CHOSEN_BY, Candidate, Winner, winner_of, yaml_of
 from kdbench.sweep.overrides import parse
 
@@ -61,7 +61,8 @@ def winners_of(search: Search, roots: Sequence[Path]) -> tuple[list[Best], list[
                 continue
             overrides = arm.options.overrides(trial.params)
             pair = next((o.partition("=")[2] for o in overrides if o.startswith("pair=")), None)
-            found = Candidate(pair, varied_of(arm.options.searched(trial.params)), [summary], [run])
+            setting, is_default = varied_of(arm.options.searched(trial.params)), bool(trial.user_attrs.get(DEFAULT))
+            found = Candidate(pair, setting, [summary], [run], is_default)
             subject = (summary.student, summary.teacher, summary.method)
             by_subject.setdefault(subject, []).append((found, overrides))
     return named([best_of(candidates) for candidates in by_subject.values()]), unread

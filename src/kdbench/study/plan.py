@@ -174,11 +174,19 @@ class StudyPlan:
                 continue
             pair, varied = pair_of(run), varied_overrides(run, stage)
             subject = (pair, run.config.student.name, run.config.method.name, varied)
-            candidate = candidates.setdefault(subject, Candidate(pair, varied, []))
+            if subject not in candidates:
+                candidates[subject] = Candidate(pair, varied, [], is_default=self.is_default(run, stage))
+            candidate = candidates[subject]
             if summary := summary_of(run):
                 candidate.summaries.append(summary)
                 candidate.paths.append(run.directory.path)
         self.winners[title] = choose(list(candidates.values()), stage.choose)
+
+    def is_default(self, run: PlannedRun, stage: StageConfig) -> bool | None:
+        """Return whether a run is the one without the grid of its method; None where that one cannot be planned."""
+        grid = stage.baseline if pair_of(run) is None else stage.methods.get(run.config.method.name)
+        plain = self.plan_run(tuple(text for text in run.overrides if key_of(text) not in (grid or {})))
+        return None if plain.error else plain.key == run.key
 
     def choose_first(self, title: str) -> None:
         """Put the first setting of each pair and method in the place of the winners of a stage."""

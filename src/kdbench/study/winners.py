@@ -19,6 +19,8 @@ from kdbench.sweep.overrides import escape_interpolations
 
 CHOSEN_BY = (KEY.best_val_acc,)
 """Keys of summary.json that may choose."""
+DATA = (KEY.dataset, KEY.validation, KEY.num_train, KEY.num_val, KEY.num_test)
+"""Keys of summary.json that say on what data a choice was made."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Candidate:
     summaries: list[RunSummary]
     paths: list[Path] = field(default_factory=list)
     """Directories of these runs, for their logits."""
+    is_default: bool | None = None
+    """True if it is the setting without what is varied; None where that is not known."""
 
     def scores(self, by: str) -> list[float]:
         """Return the score of each run, in per cent."""
@@ -60,6 +64,8 @@ class Winner:
     overrides: list[str]
     method_params: dict[str, Any]
     recipe: dict[str, Any]
+    data: dict[str, Any]
+    """Data set and sizes of its parts (`DATA`), so that a report can refuse runs on other data."""
     score: float
     runner_up: dict[str, Any] | None
     margin: float | None
@@ -135,6 +141,7 @@ def winner_of(rivals: Sequence[Candidate], by: str, spread: float = math.nan) ->
         overrides=list(best.overrides),
         method_params=dict(summary.method_params or {}),
         recipe=dict(summary.recipe or {}),
+        data={key: getattr(summary, key) for key in DATA},
         score=round(best.score(by), 4),
         runner_up={"overrides": list(second.overrides), "score": round(second.score(by), 4)} if second else None,
         margin=round(best.score(by) - second.score(by), 4) if second else None,
@@ -146,6 +153,7 @@ def winner_of(rivals: Sequence[Candidate], by: str, spread: float = math.nan) ->
         candidates=[
             {
                 "overrides": list(candidate.overrides),
+                "default": candidate.is_default,
                 "score": round(candidate.score(by), 4),
                 "run_keys": [s.run_key for s in candidate.summaries],
             }
@@ -194,7 +202,8 @@ def write_selected(
         "# noise_images: the same for the common images on which both were measured (null without logits).\n"
         "# noise_seeds: what the seeds add to it (null where one seed chose: kdbench-report estimates it from runs\n"
         "# that report). A margin below twice the root of the sum of their squares is weak evidence of which setting\n"
-        "# is better: choices.csv of the report. seed_scores: score of each run of each candidate.\n"
+        "# is better: choices.csv of the report. seed_scores: score of each run of each candidate. default: true for\n"
+        "# the setting without the grid.\n"
     )
     content = {
         "study": study,

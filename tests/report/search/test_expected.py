@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from kdbench.report.search.expected import expected_best, spread_of_best
+from kdbench.report.search.expected import expected_best, quantiles_of_best
 
 SCORES = [3.0, 1.0, 2.0]
 
@@ -14,8 +14,8 @@ def test_by_hand() -> None:
     assert expected_best(SCORES, 1) == pytest.approx(2)
     assert expected_best(SCORES, 2) == pytest.approx((2 + 3 + 3) / 3)  # {1, 2}, {1, 3}, {2, 3}
     assert expected_best(SCORES, 3) == 3
-    assert spread_of_best(SCORES, 2) == pytest.approx(np.std([2, 3, 3]))
-    assert spread_of_best(SCORES, 3) == 0
+    assert quantiles_of_best(SCORES, 2, (0.1, 1 / 3, 0.34, 0.9)) == [2, 2, 3, 3]
+    assert quantiles_of_best(SCORES, 3, (0.1, 0.9)) == [3, 3]
 
 
 @pytest.mark.parametrize("trials", range(1, 8))
@@ -23,7 +23,9 @@ def test_against_all_choices_ties_included(trials: int) -> None:
     scores = [55.0, 61.5, 61.5, 10.0, 58.25, 70.0, 10.0]
     best = [max(choice) for choice in itertools.combinations(scores, trials)]
     assert expected_best(scores, trials) == pytest.approx(np.mean(best))
-    assert spread_of_best(scores, trials) == pytest.approx(np.std(best), abs=1e-6)
+    low, high = quantiles_of_best(scores, trials, (0.1, 0.9))
+    assert [low, high] == list(np.quantile(best, (0.1, 0.9), method="inverted_cdf"))
+    assert high <= max(scores)
 
 
 def test_against_draws() -> None:

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from kdbench.report.search.build import SearchedArm, describe_arm, describe_best, search_share, usual_role
+from kdbench.errors import ConfigError
+from kdbench.report.search.build import SearchedArm, SearchPart, describe_arm, describe_best, search_share, usual_role
 from kdbench.report.search.expected import expected_best
-from kdbench.report.search.read import Trial
-from tests.report.conftest import write_group, write_run, write_selected
+from kdbench.report.search.read import Trial, read_search
+from tests.report.conftest import RECIPE, report_of, write_group, write_run, write_selected
 
 BY_LOGIT = {"teacher": "resnet20", "method": "logit"}
 CE, LOGIT = [60.0, 59.0, 61.0, 58.0], [62.0, 65.0, 61.0, 64.0, 10.0]
@@ -38,6 +39,19 @@ def write_search(folder: Path, logit: list[float] = LOGIT, default: bool = True)
     return folder
 
 
+DATA = {"dataset": "cifar10", "validation": True, "num_train": 45000, "num_val": 5000, "num_test": 10000}
+
+
+def write_best(folder: Path, **winner: Any) -> Path:
+    """Write best.yaml of a search whose winner by logit is as given, and return it."""
+    usual = {"data": DATA, "candidates": [{"overrides": [], "score": 65.0, "run_keys": ["logit1"]}]}
+    best = write_selected(folder / "best.yaml", [usual | winner], [0], [])
+    content = OmegaConf.load(best)
+    content.search = {"sampler": "tpe", "trials": "trials.csv"}
+    OmegaConf.save(content, best)
+    return best
+
+
 def write_finals(root: Path) -> None:
     write_group(root, (55.0, 55.2, 55.4), seeds=(1, 2, 3))
     write_group(root, (57.0, 57.2, 57.4), seeds=(1, 2, 3), **BY_LOGIT)
@@ -57,9 +71,9 @@ def test_the_parts_of_a_gain_are_those_of_its_trials(tmp_path, kdbench_report):
     assert logit["equal_gain"] == pytest.approx(expected_best([*LOGIT, 20.0], 4) - max(CE))
     page = (out / "report.md").read_text()
     assert (
-        "Of +5.00 points over the baseline at its default setting, 3.00 are what the search of 6 trials gains" in page
+        "Of +5.00 points over the baseline at its default setting, 3.00 (60 %) are what the search of 6 trials gains"
+        in page
     )
-    assert "its gain on the test images is +2.00 points (n = 3)" in page
     assert "pruned trials count with their best epoch" in page
 
 
@@ -80,7 +94,7 @@ def test_an_unknown_default_and_an_unsearched_baseline_are_said(tmp_path, kdbenc
     assert kdbench_report(tmp_path / "runs", "--search", folder / "trials.csv").code == 0
     page = (out / "report.md").read_text()
     assert "the default setting was not one of them" in page
-    assert "The baseline was not searched" in page
+    assert "The baseline of resnet8 was not searched" in page
 
 
 @pytest.mark.slow
@@ -96,20 +110,94 @@ def test_best_yaml_leaves_its_trials_out_and_brings_its_search(tmp_path, kdbench
     runs, folder = tmp_path / "runs", write_search(tmp_path / "searches/s")
     write_finals(runs)
     write_run(runs, seed=0, run_key="logit1", accuracy=0.9, best_val_acc=0.65, **BY_LOGIT)
-    winner = {
-        "overrides": [], "method_params": {}, "score": 65.0, "margin": 1.0,
-        "candidates": [{"overrides": [], "score": 65.0, "run_keys": ["logit1"]}],
-    }  # fmt: skip
-    best = write_selected(folder / "best.yaml", [winner], [0], [])
-    content = OmegaConf.load(best)
-    content.search = {"sampler": "tpe", "trials": "trials.csv"}
-    OmegaConf.save(content, best)
+    best = write_best(folder)
     out = tmp_path / "report"
     result = kdbench_report(runs, "--select", best)
     assert result.code == 0, result.err
     assert set(pd.read_csv(out / "runs.csv").seed) == {1, 2, 3}
     assert len(pd.read_csv(out / "search.csv")) == 2
-    assert "the sampler tpe looks at earlier trials" in (out / "report.md").read_text()
+    page = (out / "report.md").read_text()
+    assert "the sampler tpe looks at earlier trials" in page
+    assert "its gain on the test images is +2.00 points (n = 3)" in page
+
+
+def part_of(runs: Path, search: Path) -> SearchPart:
+    """Return the part of a report about a search."""
+    return report_of(runs, search=read_search(search)).search
+
+
+def test_only_the_gain_of_the_winning_setting_stands_beside_a_search(tmp_path):
+    runs, folder = tmp_path / "runs", write_search(tmp_path / "searches/s")
+    write_group(runs, (55.0, 55.2, 55.4))
+    for temperature, first in ((2.0, 57.0), (4.0, 59.0)):
+        percents = (first, first + 0.2, first + 0.4)
+        write_group(runs, percents, method_params={"temperature": temperature}, **BY_LOGIT)
+    write_best(folder, overrides=["method.temperature=4"], method_params={"temperature": 4.0})
+    assert "its gain on the test images is +4.00 points (n = 3)." in part_of(runs, folder).sentences[0]
+    write_best(folder, overrides=["method.temperature=8"], method_params={"temperature": 8.0})
+    part = part_of(runs, folder)
+    assert "on the test images" not in part.sentences[0]
+    assert "the setting that won in search lab is not among the reported runs" in part.remarks[0]
+
+
+def test_a_search_without_settings_has_no_gain_beside_it_unless_its_best_run_is_there(tmp_path):
+    runs, folder = tmp_path / "runs", write_search(tmp_path / "searches/s")
+    write_finals(runs)
+    part = part_of(runs, folder)
+    assert "on the test images" not in " ".join(part.sentences)
+    assert "the settings and data of search s are not known" in part.remarks[0]
+    assert part.remarks[0].endswith(": resnet8 logit from resnet20")
+    write_run(runs, seed=0, run_key="logit1", accuracy=0.57, **BY_LOGIT)
+    assert "its gain on the test images is" in part_of(runs, folder).sentences[0]
+
+
+def test_the_recipe_of_trials_that_the_reported_runs_do_not_have_is_said(tmp_path):
+    runs, folder = tmp_path / "runs", write_search(tmp_path / "searches/s")
+    write_finals(runs)
+    write_best(folder, recipe=RECIPE | {"lr": 0.25})
+    remarks = part_of(runs, folder).remarks
+    assert any(line.endswith(f"report its winners: recipe.lr=0.25 (now {RECIPE['lr']})") for line in remarks)
+
+
+@pytest.mark.parametrize(
+    ("winner", "said"),
+    [
+        ({"data": DATA | {"dataset": "cifar100"}}, "trials have dataset=cifar100, and these runs have dataset=cifar10"),
+        ({"data": DATA | {"num_val": 500}}, "trials have num_val=500, and these runs have num_val=5000"),
+    ],
+)
+def test_a_search_of_other_data_is_refused(tmp_path, winner, said):
+    write_finals(tmp_path / "runs")
+    folder = write_search(tmp_path / "searches/s")
+    write_best(folder, **winner)
+    with pytest.raises(ConfigError, match=said) as error:
+        part_of(tmp_path / "runs", folder)
+    assert (error.value.code, error.value.key) == ("mismatch", "--search")
+
+
+def test_a_search_of_other_students_is_refused(tmp_path):
+    write_group(tmp_path / "runs", (55.0, 55.2), student="resnet14")
+    with pytest.raises(ConfigError, match="none of its students, teachers and methods") as error:
+        part_of(tmp_path / "runs", write_search(tmp_path / "searches/s"))
+    assert (error.value.code, error.value.key) == ("mismatch", "--search")
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_the_default_setting_of_a_grid_is_known_where_its_file_records_it(tmp_path, recorded):
+    write_finals(tmp_path / "runs")
+    candidates = [
+        {"overrides": [f"method.alpha={n}"], "score": score, "run_keys": [f"c{n}"]}
+        | ({"default": n == 1} if recorded else {})
+        for n, score in enumerate((65.0, 63.0))
+    ]
+    teachers = ("resnet20", "resnet32")
+    winners = [{"teacher": teacher, "score": 65.0, "candidates": candidates} for teacher in teachers]
+    part = part_of(tmp_path / "runs", write_selected(tmp_path / "selected.yaml", winners, [9], [1, 2, 3]))
+    text = "\n".join(part.sentences)
+    assert text.count("+2.00 points over the default setting") == (2 if recorded else 0)
+    assert text.count("It is not recorded which of these trials had the default setting") == (0 if recorded else 1)
+    assert "was not one of them" not in text
+    assert text.count("The baseline of resnet8 was not searched") == 1
 
 
 @pytest.mark.slow
@@ -154,14 +242,14 @@ def test_a_gain_of_which_the_search_is_no_part_is_said_plainly():
     assert search_share(above, baseline) is None
     assert search_share(below, baseline) is None
     assert (
-        "2.00 points below that of the baseline, and the best setting 3.00 points above it"
-        in describe_arm(above, baseline, [])[0]
+        "2.00 points below that of the baseline, and the best setting 3.00 points above it: without the search there "
+        "is no gain, so it explains all of it" in describe_arm(above, baseline, [])
     )
     assert (
-        "2.00 points below that of the baseline, and the best setting 1.00 points below it"
-        in describe_arm(below, baseline, [])[0]
+        "2.00 points below that of the baseline, and the best setting 1.00 points below it: there is no gain"
+        in describe_arm(below, baseline, [])
     )
-    assert "Of " not in describe_arm(above, baseline, [])[0]
+    assert "Of " not in describe_arm(above, baseline, [])
     assert search_share(searched(63.0, default=61.0), baseline) == pytest.approx(100 * 2 / 3)
 
 

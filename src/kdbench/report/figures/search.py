@@ -13,10 +13,12 @@ from kdbench.report.drawing import COLOURS, DASHES, GREY, INK, MARKERS, name_pan
 from kdbench.report.figures.sheet import Sheet, first_of
 from kdbench.report.groups import BASELINE
 from kdbench.report.search.build import SearchedArm, counted
-from kdbench.report.search.expected import expected_best, spread_of_best
+from kdbench.report.search.expected import expected_best, quantiles_of_best
 
 DOTTED: dict[str, Any] = {"lw": 1.1, "ls": (0, (1, 2))}
 MOST_PANELS = 12
+BAND = (0.1, 0.9)
+"""Quantiles that bound a band."""
 MOST_BANDS = 4
 """Largest number of lines in a panel that have bands."""
 MOST_POINTS = 200
@@ -38,9 +40,9 @@ def draw_search(sheet: Sheet) -> tuple[Figure, str] | str:
     panel_legends_below(figure, legends)
     return figure, (
         "The best validation accuracy that so many trials of the search would have found on average, over all choices "
-        "of them; the band is one standard deviation to each side, absent in panels of more than "
-        f"{MOST_BANDS} lines. Dotted, in the colour of the curve: the default setting. Compare lines at the same "
-        f"number of trials.{cut}"
+        "of them. The band is from the 10th to the 90th percentile of the best; panels of more than "
+        f"{MOST_BANDS} lines have none. Dotted, in the colour of the curve: the default setting. Compare lines at the "
+        f"same number of trials.{cut}"
     )
 
 
@@ -63,8 +65,8 @@ def draw_student(sheet: Sheet, axes: Axes, arms: Sequence[SearchedArm]) -> dict[
             linestyle=dashes, zorder=3,
         )  # fmt: skip
         if len(arms) <= MOST_BANDS:
-            spread = np.array([spread_of_best(searched.scores, int(k)) for k in trials])
-            axes.fill_between(trials, expected - spread, expected + spread, color=colour, alpha=0.12, lw=0)
+            ends = np.array([quantiles_of_best(searched.scores, int(k), BAND) for k in trials])
+            axes.fill_between(trials, ends[:, 0], ends[:, 1], color=colour, alpha=0.12, lw=0)
         parts = [line]
         if searched.default is not None:
             parts.append(axes.axhline(searched.default, color=colour, zorder=1.5, **DOTTED))

@@ -1,6 +1,5 @@
 """The part of a report about a search: a table, its curves and sentences."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from kdbench.report.gains import Gain
 from kdbench.report.groups import BASELINE, COMPARED
 from kdbench.report.runs import rows_of
 from kdbench.report.search.expected import expected_best
+from kdbench.report.search.match import check_belongs, chosen_settings, gains_of, remark_match
 from kdbench.report.search.read import COMPLETE, DIVERGED, PRUNED, Arm, FoundSearch, Trial
 from kdbench.report.search_columns import SEARCH_TABLE
 from kdbench.report.select import Selection
@@ -38,6 +38,11 @@ class SearchedArm:
     def best(self) -> float | None:
         """Best validation accuracy of the complete trials, per cent."""
         return max((trial.score for trial in self.trials if trial.status == COMPLETE), default=None)
+
+    @property
+    def is_recorded(self) -> bool:
+        """False if it is not known which trial had the default setting."""
+        return all(trial.is_default is not None for trial in self.trials)
 
     @property
     def default_trial(self) -> Trial | None:
@@ -73,7 +78,11 @@ class SearchPart:
 
 
 def compute_search(
-    found: FoundSearch | None, runs: pd.DataFrame, gains: Sequence[Gain], selection: Selection | None
+    found: FoundSearch | None,
+    runs: pd.DataFrame,
+    gains: Sequence[Gain],
+    selection: Selection | None,
+    read: pd.DataFrame,
 ) -> SearchPart:
     """Return the part about a search.
 
@@ -82,9 +91,15 @@ def compute_search(
         runs: runs that report.
         gains: gains of the report.
         selection: selection that was applied.
+        read: every run that was read, those that chose among them.
+
+    Raises:
+        ConfigError: the search is of other data, or of other students, teachers and methods.
     """
     if found is None:
         return SearchPart()
+    chosen = chosen_settings(found, read)
+    check_belongs(found, chosen, runs)
     known = {(run.student, run.teacher, run.method): run.role for run in rows_of(runs)}
     arms = [
         SearchedArm(arm, found.of(arm)[0].role or known.get(arm) or usual_role(arm), found.of(arm))
@@ -93,18 +108,28 @@ def compute_search(
     baselines = {searched.arm[0]: searched for searched in reversed(arms) if searched.role == BASELINE}
     rows = [arm_row(searched, baselines.get(searched.arm[0]), found) for searched in arms]
     table = pd.DataFrame(rows, columns=SEARCH_TABLE)
+    compared = [searched for searched in arms if searched.role != BASELINE]
     return SearchPart(
         found.name,
         arms,
         table,
         [
-            *(line for searched in arms if searched.role != BASELINE
-              for line in describe_arm(searched, baselines.get(searched.arm[0]), gains)),
+            *(
+                describe_arm(
+                    searched, baselines.get(searched.arm[0]), gains_of(searched.arm, chosen[searched.arm], gains)[0]
+                )
+                for searched in compared
+            ),
             *(describe_baseline(searched) for searched in arms if searched.role == BASELINE),
+            *describe_unsearched([searched for searched in compared if searched.arm[0] not in baselines]),
+            *describe_unrecorded(arms),
             describe_rule(found),
         ],
-        remark_trials(found, runs, selection),
-    )  # fmt: skip
+        [
+            *remark_match(found, chosen, gains, {searched.arm: searched.name for searched in arms}),
+            *remark_trials(found, runs, selection),
+        ],
+    )
 
 
 def usual_role(arm: Arm) -> str:
@@ -155,15 +180,43 @@ def search_share(searched: SearchedArm, baseline: SearchedArm) -> float | None:
     return 100 * part / whole if part is not None and whole and 0 <= part <= whole else None
 
 
-def describe_arm(searched: SearchedArm, baseline: SearchedArm | None, gains: Sequence[Gain]) -> list[str]:
-    """Return how much of an arm's gain the search explains, as sentences."""
+def describe_arm(searched: SearchedArm, baseline: SearchedArm | None, gains: Sequence[Gain]) -> str:
+    """Return how much of an arm's gain the search explains, as sentences.
+
+    Args:
+        searched: the arm.
+        baseline: that of its student, if it was searched too.
+        gains: gains of the setting that won.
+    """
     line = describe_best(searched)
     if baseline is None:
-        return [f"{line}. The baseline was not searched: a part of its gain may be that of tuning one arm alone."]
+        return f"{line}{test_text(gains)}."
     trials = equal_trials(searched, baseline)
-    return [
+    return (
         f"{line}{describe_parts(searched, baseline)}. After {counted(trials)} of each, the expected best is "
-        f"{equal_gain(searched, baseline):+.2f} points over that of the baseline{test_text(searched, gains)}."
+        f"{equal_gain(searched, baseline):+.2f} points over that of the baseline{test_text(gains)}."
+    )
+
+
+def describe_unsearched(arms: Sequence[SearchedArm]) -> list[str]:
+    """Return what it means that the baseline of some arms was not searched."""
+    if not arms:
+        return []
+    students = ", ".join(dict.fromkeys(searched.arm[0] for searched in arms))
+    return [
+        f"The baseline of {students} was not searched: a part of a gain may be that of tuning one arm alone, and the "
+        f"share of the search in it is not known ({'; '.join(searched.name for searched in arms)})."
+    ]
+
+
+def describe_unrecorded(arms: Sequence[SearchedArm]) -> list[str]:
+    """Return that the default setting is not known, where a file does not record which trial had it."""
+    unknown = [searched.name for searched in arms if not searched.is_recorded]
+    if not unknown:
+        return []
+    return [
+        f"It is not recorded which of these trials had the default setting, so what the search gains over it is not "
+        f"known ({'; '.join(unknown)}). The same command of kdbench-study, given again, records it in selected.yaml."
     ]
 
 
@@ -174,11 +227,9 @@ def describe_best(searched: SearchedArm) -> str:
         return f"{searched.name}: none of {counted(count)} is complete"
     line = f"{searched.name}: the best of {counted(count)} has a validation accuracy of {searched.best:.2f} %"
     part = difference(searched.best, searched.default)
-    return (
-        f"{line}; {why_no_default(searched)}"
-        if part is None
-        else f"{line}, {part:+.2f} points over the default setting"
-    )
+    if part is not None:
+        return f"{line}, {part:+.2f} points over the default setting"
+    return f"{line}; {why_no_default(searched)}" if searched.is_recorded else line
 
 
 def why_no_default(searched: SearchedArm) -> str:
@@ -195,24 +246,26 @@ def describe_parts(searched: SearchedArm, baseline: SearchedArm) -> str:
     part, whole = difference(searched.best, searched.default), difference(searched.best, baseline.default)
     if part is None or whole is None:
         return ""
-    if 0 <= part <= whole:
+    share = search_share(searched, baseline)
+    if share is not None:
         return (
-            f". Of {whole:+.2f} points over the baseline at its default setting, {part:.2f} are what the search of "
-            f"{counted(len(searched.trials))} gains"
+            f". Of {whole:+.2f} points over the baseline at its default setting, {part:.2f} ({share:.0f} %) are what "
+            f"the search of {counted(len(searched.trials))} gains"
         )
+    line = f". The default setting is {part - whole:.2f} points below that of the baseline, and the best setting "
+    if whole <= 0:
+        return f"{line}{-whole:.2f} points below it: there is no gain of which the search could be a share"
+    return f"{line}{whole:.2f} points above it: without the search there is no gain, so it explains all of it"
+
+
+def test_text(gains: Sequence[Gain]) -> str:
+    """Return the gains of a setting on the test images, if the report has any."""
+    if not gains:
+        return ""
+    listed = " and ".join(f"{gain.delta:+.2f} points (n = {len(gain.values)})" for gain in gains)
     return (
-        f". The default setting is {part - whole:.2f} points below that of the baseline, and the best setting "
-        f"{abs(whole):.2f} points {'above' if whole >= 0 else 'below'} it"
+        f"; its gain{'' if len(gains) == 1 else 's'} on the test images {'is' if len(gains) == 1 else 'are'} {listed}"
     )
-
-
-def test_text(searched: SearchedArm, gains: Sequence[Gain]) -> str:
-    """Return the gain of an arm on the test images, if the report has one."""
-    for gain in gains:
-        shared = gain.group.shared
-        if (shared.student, shared.teacher, shared.method) == searched.arm and not math.isnan(gain.delta):
-            return f"; its gain on the test images is {gain.delta:+.2f} points (n = {len(gain.values)})"
-    return ""
 
 
 def describe_baseline(searched: SearchedArm) -> str:

@@ -18,6 +18,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+ROUNDING = 1e-12
+"""Error of a sum of chances, which must not move a quantile to the next score."""
+
 
 def expected_best(scores: Sequence[float], trials: int) -> float:
     """Return the expected best of some trials of a search.
@@ -29,10 +32,19 @@ def expected_best(scores: Sequence[float], trials: int) -> float:
     return float(np.sort(np.asarray(scores, dtype=float)) @ chances(len(scores), trials))
 
 
-def spread_of_best(scores: Sequence[float], trials: int) -> float:
-    """Return the standard deviation of the best over all choices of some trials. Arguments: see `expected_best`."""
-    ordered, weights = np.sort(np.asarray(scores, dtype=float)), chances(len(scores), trials)
-    return math.sqrt(max(0.0, float(((ordered - ordered @ weights) ** 2) @ weights)))
+def quantiles_of_best(scores: Sequence[float], trials: int, levels: Sequence[float]) -> list[float]:
+    """Return quantiles of the best over all choices of some trials: the smallest score that is reached so often.
+
+    Unlike the mean with a standard deviation on each side, they never leave the range of the scores.
+
+    Args:
+        scores: see `expected_best`.
+        trials: see `expected_best`.
+        levels: shares of the choices, from 0 to 1.
+    """
+    ordered, reached = np.sort(np.asarray(scores, dtype=float)), np.cumsum(chances(len(scores), trials))
+    places = np.searchsorted(reached, np.asarray(levels) - ROUNDING)
+    return [float(ordered[min(place, len(scores) - 1)]) for place in places]
 
 
 def chances(count: int, trials: int) -> NDArray[np.float64]:

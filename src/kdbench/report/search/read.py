@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from kdbench.config.paths import is_folder
 from kdbench.errors import ConfigError
+from kdbench.report.select import SelectedSetting, selected_setting
 from kdbench.rundir.summary import KEY
 
 TRIALS_FILE, BEST_FILE = "trials.csv", "best.yaml"
@@ -30,7 +31,8 @@ class Trial:
     """Role of the method; empty where it is not recorded."""
     status: str
     score: float
-    is_default: bool = False
+    is_default: bool | None = False
+    """True for the default setting; None where that is not recorded."""
     run_key: str = ""
 
     @property
@@ -45,6 +47,8 @@ class FoundSearch:
     name: str
     sampler: str
     trials: tuple[Trial, ...]
+    winners: tuple[SelectedSetting, ...] = ()
+    """Settings that won, where they are recorded."""
 
     @property
     def arms(self) -> list[Arm]:
@@ -76,7 +80,9 @@ def read_search(path: Path) -> FoundSearch:
     try:
         file = path
         if is_folder(path):
-            file = path / BEST_FILE if (path / BEST_FILE).is_file() else path / TRIALS_FILE
+            file = path / TRIALS_FILE
+        if file.name == TRIALS_FILE and (best := file.with_name(BEST_FILE)).is_file():
+            file = best
         found = from_csv(file, {}) if file.suffix == ".csv" else from_yaml(file)
     except OSError as error:
         raise ConfigError(
@@ -109,7 +115,7 @@ def from_csv(file: Path, about: Mapping[str, Any]) -> FoundSearch:
         )
         for row in rows
     )  # fmt: skip
-    return FoundSearch(str(about.get("study") or file.parent.name), sampler_of(about), trials)
+    return FoundSearch(str(about.get("study") or file.parent.name), sampler_of(about), trials, winners_in(about))
 
 
 def distinct(trials: Iterable[Trial]) -> tuple[Trial, ...]:
@@ -131,15 +137,18 @@ def sampler_of(about: Mapping[str, Any]) -> str:
 def from_yaml(file: Path) -> FoundSearch:
     """Return the search of a best.yaml or selected.yaml: of the trials beside it, else of its candidates."""
     content: Any = OmegaConf.to_container(OmegaConf.load(file))
-    winners = content["winners"]
     if sampler_of(content) and (beside := file.with_name(TRIALS_FILE)).is_file():
         return from_csv(beside, content)
     trials = [
         Trial(
             str(winner["student"]), winner["teacher"], str(winner["method"]), "", COMPLETE,
-            float(candidate["score"]), run_key=str(candidate["run_keys"][0]),
+            float(candidate["score"]), candidate.get("default"), str(candidate["run_keys"][0]),
         )
-        for winner in winners
+        for winner in content["winners"]
         for candidate in winner["candidates"]
     ]  # fmt: skip
-    return FoundSearch(str(content["study"]), sampler_of(content) or "grid", tuple(trials))
+    return FoundSearch(str(content["study"]), sampler_of(content) or "grid", tuple(trials), winners_in(content))
+
+
+def winners_in(content: Mapping[str, Any]) -> tuple[SelectedSetting, ...]:
+    return tuple(selected_setting(winner) for winner in content.get("winners", ()))
