@@ -13,6 +13,7 @@ import yaml
 from kdbench.errors import BusyError
 from kdbench.report.search.build import compute_search
 from kdbench.report.search.read import read_search
+from kdbench.rundir.summary import RunSummary
 from kdbench.runner.trials import close_storages
 from kdbench.search import command, results
 from kdbench.search.results import following, gain_text, show, trial_row, write_results, write_rows
@@ -29,10 +30,10 @@ from tests.search.in_memory import arm_of, search_of, tell_complete
 FIRST: Any = SimpleNamespace(seed=0, output_root="out put/a", shared_roots=["/shared"])
 
 
-def summary(key: str, score: float) -> Any:
-    return SimpleNamespace(
+def summary(key: str, score: float) -> RunSummary:
+    return RunSummary(
         run_key=key, student="resnet8", teacher="resnet20", method="logit", best_val_acc=score, num_val=100,
-        method_params={}, recipe={},
+        method_params={}, recipe={}, test_acc_best=score,
     )  # fmt: skip
 
 
@@ -123,7 +124,7 @@ def test_plain_training_is_one_baseline_where_teachers_are_searched(tmp_path: Pa
     }
     assert "teacher=resnet56 method=ce" in " ".join(row["setting"] for row in rows)
     write_rows(tmp_path / "trials.csv", rows, search)
-    part = compute_search(read_search(tmp_path), pd.DataFrame(), [], None)
+    part = compute_search(read_search(tmp_path), pd.DataFrame(), [], None, pd.DataFrame())
     table = part.table.set_index("teacher", drop=False)
     assert list(part.table["method"]) == ["ce", "logit", "logit"]
     for teacher in ("resnet20", "resnet56"):

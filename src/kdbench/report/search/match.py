@@ -75,9 +75,9 @@ def check_belongs(found: FoundSearch, chosen: Mapping[Arm, Chosen], runs: pd.Dat
     Raises:
         ConfigError: it is of other students, teachers and methods, or of other data.
     """
-    reported = [run for _, run in runs[runs.role.isin((BASELINE, *COMPARED))].iterrows()]
+    reported = [run for _, run in runs.iterrows() if run.role in (BASELINE, *COMPARED)]
     of_arm = {arm: [run for run in reported if (run.student, run.teacher, run.method) == arm] for arm in chosen}
-    if not any(of_arm.values()):
+    if reported and not any(of_arm.values()):
         raise ConfigError(
             f"--search is of {found.name}, and none of its students, teachers and methods is among these runs; give "
             "the search by which they were chosen",
