@@ -36,6 +36,7 @@ def kdbench_bench(tmp_path, monkeypatch, capfd):
     return call
 
 
+@pytest.mark.slow
 def test_command_prints_a_table_per_case_and_writes_one_file(kdbench_bench, tmp_path):
     code, out, err = kdbench_bench(
         *QUICK, "method=ce,logit", "--rounds", "2", "--seconds", "0.01", "--workers", "1", "--out", "speed.json",

@@ -100,6 +100,7 @@ def trained(monkeypatch):
     return folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [("hydra.run.dir=away",), ("-m", "hydra.sweep.dir=away")])
 def test_paths_are_relative_to_where_the_command_was_started_also_with_chdir(kdbench, trained, tmp_path, flags):
     result = kdbench(*flags, *TINY, "method=ce", "hydra.job.chdir=true")
@@ -107,6 +108,7 @@ def test_paths_are_relative_to_where_the_command_was_started_also_with_chdir(kdb
     assert trained == [tmp_path / "home"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("-m",)])
 def test_a_run_and_a_sweep_end_with_the_report_that_the_user_wants(kdbench, trained, monkeypatch, flags):
     written = []

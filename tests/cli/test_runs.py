@@ -78,6 +78,7 @@ def test_a_sweep_writes_every_run_and_one_record_and_prints_a_table(kdbench, tea
     assert rows[1].split()[5][0] in "+-"
 
 
+@pytest.mark.slow
 def test_jobs_that_fail_print_a_line_each_and_the_others_run(kdbench, tmp_path):
     with recorded_errors() as made:
         result = kdbench("-m", *TINY, "method=ce,lgit", "recipe.epochs=1,0")
@@ -157,6 +158,7 @@ def test_a_signal_while_the_config_is_composed_is_a_stop_whatever_error_follows_
     assert files(tmp_path / "home") == []
 
 
+@pytest.mark.slow
 def test_a_recorded_config_repeats_its_run_and_leaves_no_other_files(kdbench, tmp_path):
     kdbench(*TINY, "method=ce")
     before = files(tmp_path / "home")

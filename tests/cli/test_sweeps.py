@@ -107,6 +107,7 @@ def test_experiments_are_runs_of_a_sweep_unless_they_are_sweeps_themselves(plann
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "lockstep"])
 def test_the_number_of_a_run_in_its_values_is_its_place_in_the_sweep_whichever_launcher_starts_it(
     kdbench: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch, launcher: str

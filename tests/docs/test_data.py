@@ -14,7 +14,7 @@ from tests.docs.test_docs import CHECKOUT, command_lines, run_blocks, write_file
 
 PAGE = CHECKOUT / "docs" / "data.md"
 COMMANDS = commands_of(PAGE)
-QUICK = (0, 1)
+QUICK = (0,)
 """Numbers of the commands that are executed every day, beside that of the class of one's own."""
 
 

@@ -143,6 +143,7 @@ def test_the_size_of_a_prediction_includes_projector_and_classifier(stored):
     assert summary.inference_macs - summary.macs == 64 * convolutions + classifier
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", ["null", "0.5"])
 def test_the_stored_parts_are_those_of_the_best_epoch(tmp_path, monkeypatch, ema):
     falling = itertools.count(1)

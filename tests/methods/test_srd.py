@@ -197,6 +197,7 @@ def test_batch_statistics_are_used_in_evaluation_mode_too():
     assert not list(built.method.buffers())
 
 
+@pytest.mark.slow
 def test_only_the_weights_of_the_variant_count_as_a_loss():
     nothing = ("method.ce_weight=0", "method.kl_weight=0")
     for keys in (

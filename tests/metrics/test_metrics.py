@@ -76,6 +76,7 @@ def test_kl_at_a_temperature_softens_both_without_the_square():
     assert metrics.kl_divergence(teacher, student, temperature=4.0) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_metrics_do_not_import_torch():
     code = "import sys, kdbench.metrics, kdbench.report.table; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

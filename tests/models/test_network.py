@@ -45,6 +45,7 @@ def test_parameters_are_as_many_as_published(name, expected):
     assert summary_of(name).num_params == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "expected"), WIDE.items())
 def test_wide_resnets_have_as_many_parameters_as_published_for_100_classes(name, expected):
     assert summarize(model(name), SPEC._replace(num_classes=100), "student").num_params == expected
@@ -57,6 +58,7 @@ def test_the_vision_transformer_has_as_many_parameters_as_deit_ti_at_the_size_of
     assert sum(parameter.numel() for parameter in network.parameters()) == 5_717_416
 
 
+@pytest.mark.slow
 def test_stages_of_the_vision_transformer_are_tokens_after_every_third_layer():
     summary = summary_of("vit_tiny")
     assert summary.num_params == 5_362_762
@@ -73,6 +75,7 @@ def test_macs_are_as_many_as_published(name, expected):
     assert summary_of(name).macs / 1e9 == pytest.approx(expected, abs=5e-5)
 
 
+@pytest.mark.slow
 def test_stages_have_the_shapes_of_the_architecture():
     assert summary_of("resnet18").shapes == {
         "layer1": (64, 32, 32), "layer2": (128, 16, 16), "layer3": (256, 8, 8), "layer4": (512, 4, 4), "pooled": (512,)
@@ -81,6 +84,7 @@ def test_stages_have_the_shapes_of_the_architecture():
     assert summary_of("resnet32x4").shapes["layer3"] == (256, 8, 8)
 
 
+@pytest.mark.slow
 def test_state_dict_names_are_torchvisions_own():
     network = build(model("resnet34", "student.stem=imagenet"), SPEC, ("layer2", "pooled"))
     reference = torchvision.models.resnet34(num_classes=10)
@@ -215,7 +219,7 @@ def test_images_that_an_architecture_cannot_process_are_an_error():
         pytest.param("vgg11_bn", "features.1", marks=pytest.mark.slow),
         ("resnet18", "layer1.0.bn1"),
         ("resnet18", "layer1.0.bn2"),
-        ("resnet50", "layer2.0.bn3"),
+        pytest.param("resnet50", "layer2.0.bn3", marks=pytest.mark.slow),
     ],
 )
 def test_a_stage_before_an_in_place_operation_is_not_overwritten(name, node):

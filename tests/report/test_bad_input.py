@@ -470,6 +470,7 @@ def test_the_runs_of_a_given_teacher_are_a_whole_report(small, tmp_path, trained
 TEXT = "trained without validation images held out; accuracy of the last epoch"
 
 
+@pytest.mark.slow
 def test_runs_without_validation_are_marked_on_the_page_and_in_each_tables_note(tmp_path, kdbench_report):
     without = {"validation": False, "best_val_acc": None, "best_val_epoch": None}
     write_group(tmp_path / "runs", BASELINE, history=[0.5, 0.9], **without)

@@ -344,6 +344,7 @@ def test_a_slope_chart_goes_from_the_smaller_to_the_larger_student(tmp_path):
     assert [mark.href for mark in drawing.marks.values()] == ["#interaction-1", "#interaction-2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("std", [0.004, 0.2, 5.0])
 def test_the_gains_of_a_tenth_and_a_fifth_of_a_point_are_marked_within_the_axes(std, tmp_path):
     write_group(tmp_path, spread(80, std))
@@ -363,6 +364,7 @@ def many_methods(root):
         write_group(root, percents, teacher="t", method=f"m{number:02}", best_val_acc=0.9 + number / 1000)
 
 
+@pytest.mark.slow
 def test_of_many_methods_significant_ones_and_those_that_validation_shows_are_coloured(tmp_path):
     many_methods(tmp_path)
     drawing = drawing_of(report_of(tmp_path), "gains")
@@ -388,6 +390,7 @@ def class_frame(report, classes):
     return pd.DataFrame(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [WIDE, NARROW], ids=lambda width: width.name)
 def test_of_many_classes_those_with_the_largest_gains_are_drawn(width, tmp_path):
     two_students(tmp_path)
@@ -400,6 +403,7 @@ def test_of_many_classes_those_with_the_largest_gains_are_drawn(width, tmp_path)
     assert {mark.href for mark in drawing.marks.values()} == {f"#gain-{number}" for number in (1, 2, 3, 4)}
 
 
+@pytest.mark.slow
 def test_every_figure_is_saved_in_three_formats_that_do_not_depend_on_the_time(tmp_path):
     one_seed(tmp_path / "runs")
     report = report_of(tmp_path / "runs")

@@ -54,6 +54,7 @@ def test_tables_are_those_of_the_csv_files_unrounded(runs, kdbench_report):
     assert compared > 300
 
 
+@pytest.mark.slow
 def test_everything_that_the_page_says_is_in_it(tmp_path, runs, kdbench_report):
     selected = write_selected(tmp_path / "selected.yaml", [{}], [9], [0, 1, 2])
     result = kdbench_report(runs, "--title", "A <b>title</b>", "--margin", "0.25", "--select", selected, figures=True)

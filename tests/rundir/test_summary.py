@@ -184,7 +184,8 @@ def key_literals(file):
     def is_key(node):
         return isinstance(node, ast.Constant) and node.value in own
 
-    for node in ast.walk(ast.parse(file.read_text())):
+    text = file.read_text()
+    for node in ast.walk(ast.parse(text)) if any(key in text for key in own) else ():
         subscript = isinstance(node, ast.Subscript) and is_key(node.slice)
         get = (
             isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)

@@ -37,6 +37,7 @@ def test_images_are_those_of_the_recorded_config(tmp_path, split):
     assert np.array_equal(labels, split.labels.numpy())
 
 
+@pytest.mark.slow
 def test_a_run_without_config_has_the_built_in_data_set_of_its_name(tmp_path, split):
     images, _ = read_test_images(write_run(tmp_path, **SHAPES, data_sha256={"test": split.sha256}))
     assert np.array_equal(images, split.images.numpy())

@@ -326,6 +326,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(runs: Runs, forget: Calla
 # Stopped and continued
 
 
+@pytest.mark.slow
 def test_a_signal_stops_all_runs_between_two_steps_and_each_continues_alone_or_in_a_group(
     runs: Runs, alone: Alone
 ) -> None:
@@ -381,6 +382,7 @@ def test_a_run_may_be_the_teacher_of_the_others(runs: Runs) -> None:
 # Out of memory
 
 
+@pytest.mark.slow
 def test_out_of_memory_the_halves_of_a_group_continue_from_their_checkpoints(runs: Runs, alone: Alone) -> None:
     tried: list[list[Subject]] = []
     starts: list[tuple[int, int]] = []

@@ -34,6 +34,7 @@ def with_kd_times(factor: Factor) -> Train:
     return with_learners(change)
 
 
+@pytest.mark.slow
 def test_the_inputs_and_values_of_a_bad_step_are_kept_and_the_run_can_continue(small: Small) -> None:
     config = small("method=logit", "recipe.epochs=3", "checkpoint.every_epochs=1")
     (result,) = run_with_retries([config], train=with_kd_times(nan_at(4)))

@@ -55,6 +55,7 @@ def test_the_last_weights_are_kept_whatever_their_accuracy_on_images_trained_on(
         assert "at the last epoch, 2" in run.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_run_and_its_teacher_are_trained_verified_and_reused_without_validation(small: Small) -> None:
     run = complete(small("data.validation=false", "recipe.epochs=2"))
     summary = run.read_summary()

@@ -183,6 +183,7 @@ def test_equal_runs_have_equal_intervals():
     assert interval(values, control, True) == interval(values.copy(), control.copy(), True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "conditions"), [(6, 1), (10, 1), (6, 3)])
 @pytest.mark.parametrize("correlation", [0.0, 0.5])
 def test_where_nothing_is_transferred_few_studies_find_something(n, conditions, correlation):
