@@ -11,6 +11,7 @@ from kdbench.errors import RunError
 from kdbench.report.search.read import BEST_FILE, COMPLETE, TRIALS_FILE
 from kdbench.rundir.directory import roots_of
 from kdbench.rundir.files import atomic_path
+from kdbench.rundir.summary import KEY
 from kdbench.search.search import Search, is_of_storage, shown
 from kdbench.search.trials import ATTEMPTS, DEFAULT, Arm
 from kdbench.search.winners import Best, first_name, folder_of_run, label_of, summary_in, winners_of, write_best
@@ -164,7 +165,7 @@ def show(search: Search, folder: Path, rows: Sequence[Row], front: Sequence[Row]
             values = [row[name] / 100 if name == "val_acc" else row[name] for name in search.objectives]
             print(f"  {label_of(row['arm'], row['number'])}: {shown(search.objectives, values)}  {row['setting']}")
     for one in best:
-        tried = len({row["run_key"] for row in rows if same_subject(row, one.winner)})
+        tried = len({row[KEY.run_key] for row in rows if same_subject(row, one.winner)})
         print(
             f"{one.name}: validation accuracy {one.winner.score:.2f}%{gain_text(rows, one)}, "
             f"best of {tried} trial{'' if tried == 1 else 's'}"
