@@ -1,13 +1,15 @@
 """The processes of one command as torchrun starts them, forked from one that has imported everything already."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from torch.distributed import TCPStore
 
+from kdbench import cli
 from tests.faults.processes import Command, fork_server
 
-SECONDS = 120.0
-"""Limit of time of a command that takes seconds."""
+SECONDS = 300.0
+"""Limit of time of a command that takes seconds, on a machine that does other things too."""
 
 
 class Ranks:
@@ -17,9 +19,10 @@ class Ranks:
         folder: working directory.
         size: number of processes.
         arguments: arguments of the command line.
+        program: another program than `kdbench`.
     """
 
-    def __init__(self, folder: Path, size: int, *arguments: str) -> None:
+    def __init__(self, folder: Path, size: int, *arguments: str, program: Callable[[], object] = cli.main) -> None:
         self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         variables = {
             "WORLD_SIZE": str(size),
@@ -30,7 +33,7 @@ class Ranks:
         }
         self.commands = [
             Command(
-                fork_server(), folder, arguments, composed=False,
+                fork_server(), folder, arguments, program=program,
                 environment=variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             )
             for rank in range(size)

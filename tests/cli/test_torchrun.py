@@ -1,17 +1,22 @@
-"""`torchrun --nproc-per-node N -m kdbench ...`: real processes, disturbed, resumed, and beside one process."""
+"""Several processes that train one run, disturbed, resumed, and beside one process: by torchrun, and forked."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import kdbench
+from kdbench.config import RunConfig
+from kdbench.runner.policy import run_with_retries
+from kdbench.runner.run import resolve_run
+from tests.conftest import complete
+from tests.ranks import SECONDS, Ranks
 from tests.train.test_parallel import ROOT, SMOOTH
 
 pytestmark = pytest.mark.slow
@@ -21,161 +26,142 @@ RUN = (
     "recipe.batch_size=32", "recipe.lr=0.05", "runtime.precision=fp32", "runtime.device=cpu", "runtime.threads=1",
     "runtime.channels_last=false",
 )  # fmt: skip
-ALONE = (*RUN, "teacher=none", "method=ce")
+UNTAUGHT = (*RUN, "teacher=none")
+LONG = (*UNTAUGHT, "method=signalling", "recipe.epochs=4")
+"""A run of 40 steps; in the twelfth, the second process may receive a signal."""
 
 
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "conf" / "model").mkdir(parents=True)
-    (tmp_path / "conf" / "model" / "smooth.yaml").write_text(SMOOTH)
-    (tmp_path / "conf" / "method").mkdir()
-    (tmp_path / "conf" / "method" / "failing.yaml").write_text("_target_: tests.train.smooth.Failing\n")
+@pytest.fixture(scope="module")
+def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the options of these tests."""
+    folder = tmp_path_factory.mktemp("options") / "conf"
     dropout = SMOOTH.replace("smooth.Smooth", "smooth.WithDropout")
-    (tmp_path / "conf" / "model" / "dropout.yaml").write_text(dropout)
-    return tmp_path
+    options = {
+        "model/smooth": SMOOTH,
+        "model/dropout": dropout,
+        "method/failing": "_target_: tests.train.smooth.Failing\n",
+        "method/signalling": "_target_: tests.train.smooth.Signalling\n",
+    }
+    for name, text in options.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
 
 
-def start(folder, processes, *words):
-    """Start kdbench in a number of processes; its lines go to log.txt."""
-    command = [
-        sys.executable,
-        "-m",
-        *(["torch.distributed.run", "--nproc-per-node", str(processes), "-m"] if processes > 1 else []),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    arguments = ["kdbench", "--config-dir", str(folder / "conf"), *words]
-    with (folder / "log.txt").open("w") as log:
-        return subprocess.Popen([*command, *arguments], cwd=folder, env=environment, stdout=log, stderr=log)
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working directory of every process."""
+    monkeypatch.chdir(tmp_path)
 
 
-def finish(folder, processes, *words):
-    """Return the exit code and the lines of kdbench in a number of processes."""
-    process = start(folder, processes, *words)
-    process.wait(timeout=120)
-    return process.returncode, lines(folder)
+@pytest.fixture(scope="module")
+def undisturbed(conf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output root of the long run, trained in one process."""
+    root = tmp_path_factory.mktemp("one")
+    complete(kdbench.compose([*LONG, f"output_root={root}"], conf))
+    return root
 
 
-def lines(folder):
-    return (folder / "log.txt").read_text()
+def torchrun(conf: Path, number: signal.Signals, *words: str) -> tuple[int, str]:
+    """Return exit code and lines of kdbench in two processes of torchrun, of which the second receives a signal."""
+    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "kdbench"]
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "KDBENCH_TEST_SIGNAL": str(int(number))}
+    done = subprocess.run(
+        [*program, "--config-dir", str(conf), *words], env=os.environ | own, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, timeout=SECONDS,
+    )  # fmt: skip
+    return done.returncode, done.stdout
 
 
-def wait_for_epoch(folder, epoch):
-    deadline = time.monotonic() + 60
-    while f"epoch {epoch}/" not in lines(folder):
-        assert time.monotonic() < deadline, lines(folder)
-        time.sleep(0.02)
+def forked(conf: Path, *words: str) -> tuple[list[int], str]:
+    """Return the exit codes of two processes, and the lines of the first."""
+    ranks = Ranks(Path.cwd(), 2, "--config-dir", str(conf), *words)
+    return ranks.finish(), ranks.output()
 
 
-def process_of(folder, rank):
-    """Return the process id of a rank of the run in a folder."""
-    for entry in Path("/proc").iterdir():
-        try:
-            variables = (entry / "environ").read_bytes().split(b"\0")
-            if f"RANK={rank}".encode() in variables and Path(entry / "cwd").readlink() == folder:
-                return int(entry.name)
-        except OSError:
-            continue
-    raise AssertionError(f"no process of rank {rank}")
+def composed(conf: Path, *words: str) -> RunConfig:
+    return kdbench.compose(list(words), conf)
 
 
-def weights_of(root):
-    (run,) = Path(root, "runs").glob("shapes_smooth_*seed0_*")
-    return torch.cat([value.double().reshape(-1) for _, value in sorted(load_file(run / "best.safetensors").items())])
+def check_same_weights(first: Path, second: Path) -> None:
+    weights = []
+    for root in (first, second):
+        (run,) = (root / "runs").glob("shapes_smooth_*")
+        state = load_file(run / "best.safetensors")
+        weights.append(torch.cat([value.double().reshape(-1) for _, value in sorted(state.items())]))
+    assert float((weights[0] - weights[1]).norm() / weights[0].norm()) < 1e-5
 
 
-def check_same_weights(first, second):
-    a, b = weights_of(first), weights_of(second)
-    assert float((a - b).norm() / a.norm()) < 1e-5
-
-
-def test_a_signal_at_any_process_stops_all_and_one_process_continues(folder):
-    long = (*ALONE, "recipe.epochs=60", "checkpoint.every_minutes=null")
-    process = start(folder, 2, *long, "output_root=two")
-    wait_for_epoch(folder, 1)
-    other = process_of(folder, 1)
-    wait_for_epoch(folder, 2)
-    os.kill(other, signal.SIGUSR1)
-    process.wait(timeout=60)
-    stopped = lines(folder)
-    assert "SIGUSR1: stopped after" in stopped, stopped
+def test_a_signal_at_any_process_stops_all_and_one_process_continues(conf: Path, undisturbed: Path) -> None:
+    words = (*LONG, "checkpoint.every_minutes=null", "output_root=two")
+    code, stopped = torchrun(conf, signal.SIGUSR1, *words)
+    assert code == 1
+    assert "SIGUSR1: stopped after 1 of 4 epochs and 2 steps" in stopped, stopped
     assert "kdbench: stopped by SIGUSR1; the same command continues" in stopped
     assert "exitcode  : 75" in stopped  # in torchrun's own words
-    assert stopped.count("epoch 2/60") == 1  # rank 0 alone writes
-    code, resumed = finish(folder, 1, *long, "output_root=two")
-    assert code == 0
+    assert stopped.count("epoch 1/4: loss") == 1  # rank 0 alone writes
+    directory = complete(composed(conf, *words))
+    assert "resuming from last.ckpt" in directory.log.read_text()
+    check_same_weights(undisturbed, Path("two"))
+    assert json.loads((directory.path / "summary.json").read_text())["environment"]["processes"] == 1
+
+
+def test_a_killed_process_ends_the_others_and_the_same_command_continues(conf: Path, undisturbed: Path) -> None:
+    words = (*LONG, "checkpoint.every_epochs=1", "output_root=two")
+    code, killed = torchrun(conf, signal.SIGKILL, *words)
+    assert code == 1
+    assert "a process has ended" in killed, killed
+    codes, resumed = forked(conf, *words)
+    assert codes == [0, 0], resumed
     assert "resuming from last.ckpt" in resumed
-    assert finish(folder, 1, *long, "output_root=one")[0] == 0
-    check_same_weights(folder / "one", folder / "two")
-    (summary,) = (folder / "two" / "runs").glob("*/summary.json")
-    assert json.loads(summary.read_text())["environment"]["processes"] == 1
+    check_same_weights(undisturbed, Path("two"))
 
 
-def test_a_killed_process_ends_the_others_and_the_same_command_continues(folder):
-    long = (*ALONE, "recipe.epochs=60", "checkpoint.every_epochs=1")
-    process = start(folder, 2, *long, "output_root=two")
-    wait_for_epoch(folder, 1)
-    other = process_of(folder, 1)
-    wait_for_epoch(folder, 2)
-    os.kill(other, signal.SIGKILL)
-    process.wait(timeout=60)
-    assert process.returncode != 0
-    assert "a process has ended" in lines(folder)
-    code, resumed = finish(folder, 2, *long, "output_root=two")
-    assert code == 0, resumed
-    assert "resuming from last.ckpt" in resumed
-    assert finish(folder, 1, *long, "output_root=one")[0] == 0
-    check_same_weights(folder / "one", folder / "two")
-
-
-def test_a_sweep_in_lockstep_with_a_teacher_is_that_of_one_process(folder):
-    sweep = (
-        "-m", "hydra/launcher=lockstep", *RUN, "teacher=smooth", "teacher.width=16", "method=logit,feature",
-        "teacher.recipe.batch_size=32", "teacher.recipe.lr=0.05", "recipe.epochs=2",
+def test_a_sweep_in_lockstep_with_a_teacher_is_that_of_one_process(conf: Path) -> None:
+    group = (
+        *RUN, "teacher=smooth", "teacher.width=16", "teacher.recipe.batch_size=32", "teacher.recipe.lr=0.05",
+        "recipe.epochs=2",
     )  # fmt: skip
-    for processes in (1, 2):
-        code, printed = finish(folder, processes, *sweep, f"output_root=by{processes}")
-        assert code == 0, printed
-    for one in sorted((folder / "by1" / "runs").iterdir()):
-        two = folder / "by2" / "runs" / one.name
+    results = run_with_retries(
+        [composed(conf, *group, f"method={method}", "output_root=by1") for method in ("logit", "feature")],
+        ["logit", "feature"],
+    )
+    assert [result.error for result in results] == [None, None]
+    codes, printed = forked(conf, "-m", "hydra/launcher=lockstep", *group, "method=logit,feature", "output_root=by2")
+    assert codes == [0, 0], printed
+    runs = sorted(Path("by1", "runs").iterdir())
+    assert len(runs) == 3
+    for one in runs:
+        two = Path("by2", "runs", one.name)
         assert sorted(file.name for file in one.iterdir()) == sorted(file.name for file in two.iterdir())
         first, second = (load_file(run / "best.safetensors") for run in (one, two))
         for name, value in first.items():
             torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-5)
 
 
-def test_local_batch_norm_makes_another_run_for_each_number_of_processes(folder):
-    local = (*ALONE, "student=dropout", "runtime.parallel=local", "output_root=out")
-    assert finish(folder, 2, *local)[0] == 0
-    assert finish(folder, 1, *local)[0] == 0
-    assert finish(folder, 1, *ALONE, "student=dropout", "output_root=out")[1].count("complete already, skipped") == 1
-    runs = sorted((folder / "out" / "runs").iterdir())
-    assert len(runs) == 2
-    (two,) = (run for run in runs if "processes: 2" in (run / "config.yaml").read_text())
-    code, refused = finish(folder, 1, "--config-path", str(two), "--config-name", "config", "output_root=elsewhere")
-    assert code == 2
-    assert "start as many: torchrun --nproc-per-node 2" in refused
+def test_local_makes_another_run_for_each_number_of_processes(conf: Path) -> None:
+    words = (*UNTAUGHT, "method=ce", "student=dropout", "output_root=out")
+    codes, printed = forked(conf, *words, "runtime.parallel=local")
+    assert codes == [0, 0], printed
+    (two,) = Path("out", "runs").iterdir()
+    assert "processes: 2" in (two / "config.yaml").read_text()
+    runs = [composed(conf, *words, f"runtime.parallel={parallel}") for parallel in ("local", "exact")]
+    local, exact = (resolve_run(run)[1].path.name for run in runs)
+    assert local == exact  # of one process
+    assert local != two.name
 
 
-@pytest.mark.parametrize(
-    ("processes", "words", "message"),
-    [
-        (3, ALONE, "recipe.batch_size is 32, the number of images of a step in all processes"),
-        (2, (*ALONE, "student=dropout"), "runtime.parallel=exact: 2 processes compute other logits than one"),
-    ],
-)
-def test_what_several_processes_cannot_train_is_refused_in_one_line(folder, processes, words, message):
-    code, printed = finish(folder, processes, *words)
-    assert code != 0
-    own = [line for line in printed.splitlines() if line.startswith("kdbench: error:")]
-    assert len(own) == 1
-    assert message in own[0]
+def test_a_network_that_several_processes_cannot_train_is_refused_in_one_line(conf: Path) -> None:
+    codes, printed = forked(conf, *UNTAUGHT, "method=ce", "student=dropout")
+    assert codes == [1, 0]
+    (line,) = (line for line in printed.splitlines() if line.startswith("kdbench: error:"))
+    assert "runtime.parallel=exact: 2 processes compute other logits than one" in line
 
 
-def test_a_run_that_fails_in_every_process_does_not_end_the_sweep(folder):
-    words = [word for word in ALONE if word != "method=ce"]
-    code, printed = finish(folder, 2, "-m", *words, "method=failing,ce", "output_root=out")
-    assert code == 1
+def test_a_run_that_fails_in_every_process_does_not_end_the_sweep(conf: Path) -> None:
+    codes, printed = forked(conf, "-m", *UNTAUGHT, "method=failing,ce", "output_root=out")
+    assert codes == [1, 0]
     assert "1 of 2 jobs failed" in printed
     assert printed.count("ValueError: a bug of the third step") == 1
     assert "done: test accuracy" in printed
-    assert len(list((folder / "out" / "runs").glob("*_ce_*/summary.json"))) == 1
+    assert len(list(Path("out", "runs").glob("*_ce_*/summary.json"))) == 1

@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -85,7 +85,7 @@ class Command:
         largest_file: number of bytes beyond which no file can grow, like a full disk at a chosen place.
         unprivileged: whether the process runs as a user without the right to write.
         member: user that the process belongs to; None for that of the tests.
-        composed: whether the config of a single run is composed here, in place of Hydra in the process.
+        program: program that reads the command line; None has a single run composed here, once for all tests.
         environment: variables that are added to the environment.
     """
 
@@ -97,18 +97,19 @@ class Command:
         largest_file: int | None = None,
         unprivileged: bool = False,
         member: Member | None = None,
-        composed: bool = True,
+        program: Callable[[], object] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # The output goes through a pipe, so that it arrives where no file can be written.
         self.pipe, end = context.Pipe(duplex=False)
         self.is_sweep = "-m" in arguments
-        work = compose(*arguments) if composed and not self.is_sweep else tuple(arguments)
+        work = tuple(arguments) if program or self.is_sweep else compose(*arguments)
         if unprivileged and os.getuid() == 0:
             member = Member(NOBODY)
         self.process: BaseProcess = context.Process(
-            target=run_command, args=(folder, work, end, largest_file, member, dict(environment or {}))
+            target=run_command,
+            args=(folder, work, end, largest_file, member, program or cli.main, dict(environment or {})),
         )
         self.process.start()
         end.close()
@@ -150,6 +151,7 @@ def run_command(
     end: Connection,
     largest_file: int | None,
     member: Member | None,
+    program: Callable[[], object],
     environment: dict[str, str],
 ) -> None:
     """Execute a command line, or a run that is composed already, in the child. Arguments: see `Command`."""
@@ -166,7 +168,8 @@ def run_command(
         member.become()
     if not isinstance(work, RunConfig):
         sys.argv = ["kdbench", *work]
-        cli.main()
+        program()
+        return
     try:  # as cli.main, without Hydra
         cli.start()
         (result,) = run_with_retries([work])

@@ -18,6 +18,7 @@ from kdbench.config import compose
 from kdbench.methods.base import Requires
 from kdbench.models import build
 from kdbench.runner.build import bind, build_learner, build_parts
+from kdbench.runner.parallel import on_own_device
 from kdbench.runner.run import resolve_run
 from kdbench.system.device import place
 from kdbench.system.random import seeded
@@ -53,30 +54,31 @@ def weights(learner: Learner) -> torch.Tensor:
 
 
 def compare(config, world, steps: int, other_format: bool) -> dict[str, float]:
-    alone, parallel = (
-        arm(config, None),
-        arm(with_other_format(config) if other_format else config, None if other_format else world),
-    )
+    """Return the largest relative differences over some steps; in rank 0, which also trains the run alone."""
+    arms = [arm(with_other_format(config), None) if other_format else arm(config, world)]
+    if world.rank == 0:
+        arms.append(arm(config, None))
+    start = weights(arms[0][0])
     before, largest = [0.0, 0.0], 0.0
-    plans = itertools.chain.from_iterable(alone[2].batches.plan(epoch) for epoch in itertools.count())
-    for learner, _, _ in (alone, parallel):
+    plans = itertools.chain.from_iterable(arms[0][2].batches.plan(epoch) for epoch in itertools.count())
+    for learner, _, _ in arms:
         learner.begin_epoch()
     for plan in itertools.islice(plans, steps):
         losses = []
-        for n, (learner, way, _) in enumerate((alone, parallel)):
+        for n, (learner, way, _) in enumerate(arms):
             batch, outputs = way.prepare_batch(plan, [learner])
             way.train_step(learner, batch, outputs)
             total = float(learner.sums.totals[0])
             losses.append(total - before[n])
             before[n] = total
-        largest = max(largest, abs(losses[1] - losses[0]) / abs(losses[0]))
-    first, second = weights(alone[0]), weights(parallel[0])
-    shared = world.gather(second[None], world.size)
+        largest = max(largest, abs(losses[0] - losses[-1]) / abs(losses[-1]))
+    found, alone = weights(arms[0][0]), weights(arms[-1][0])
+    shared = world.gather(found[None], world.size)
     return {
         "loss": largest,
-        "weights": float((second - first).norm() / first.norm()),
-        "moved": float((first - weights(arm(config, None)[0])).norm() / first.norm()),
-        "between processes": float((shared - second).abs().max()),
+        "weights": float((found - alone).norm() / alone.norm()),
+        "moved": float((alone - start).norm() / alone.norm()),
+        "between processes": float((shared - found).abs().max()),
     }
 
 
@@ -89,14 +91,12 @@ def main() -> None:
     other_format = sys.argv[1] == "--other-format"
     config_dir, out, steps, *rest = sys.argv[1 + other_format :]
     world = start_world()
-    world.connect()
     torch.set_num_threads(1)
+    given = [list(words) for differs, words in itertools.groupby(rest, lambda text: text != "--") if differs]
     found = {}
-    for differs, overrides in itertools.groupby(rest, lambda text: text != "--"):
-        if differs:
-            given = list(overrides)
-            config, _ = resolve_run(compose(given, Path(config_dir)))
-            found[" ".join(given)] = compare(config, world, int(steps), other_format)
+    for words in given:
+        config = None if world.rank else resolve_run(compose(words, Path(config_dir)))[0]
+        found[" ".join(words)] = compare(on_own_device(world.share(config), world), world, int(steps), other_format)
     if world.rank == 0:
         Path(out).write_text(json.dumps(found))
     world.disconnect()

@@ -1,5 +1,6 @@
-"""A small network with batch norm and without kinks, in which rounding does not grow; and a failing method."""
+"""A small network with batch norm and without kinks, in which rounding does not grow; and disturbed methods."""
 
+import os
 import signal
 
 from torch import Tensor, nn
@@ -53,3 +54,15 @@ class StoppingOthers(Smooth):
         super().__init__(num_classes, width)
         if world().rank:
             signal.raise_signal(signal.SIGUSR1)
+
+
+class Signalling(CrossEntropy):
+    """A method whose twelfth step sends a signal to every process but the first, if an environment variable has it."""
+
+    steps = 0
+
+    def forward(self, student, teachers, batch, progress):
+        self.steps += 1
+        if self.steps == 12 and world().rank and "KDBENCH_TEST_SIGNAL" in os.environ:
+            os.kill(os.getpid(), int(os.environ["KDBENCH_TEST_SIGNAL"]))
+        return super().forward(student, teachers, batch, progress)
