@@ -39,10 +39,10 @@ class Ranks:
             for rank in range(size)
         ]  # fmt: skip
 
-    def finish(self) -> list[int]:
+    def finish(self, seconds: float = SECONDS) -> list[int]:
         """Wait for the end of all processes, and return their exit codes."""
         try:
-            return [command.exit_code(SECONDS) for command in self.commands]
+            return [command.exit_code(seconds) for command in self.commands]
         finally:
             for command in self.commands:
                 if command.process.is_alive():

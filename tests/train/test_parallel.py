@@ -49,7 +49,7 @@ def compare(config_dir, tmp_path, processes, *runs):
     arguments = [word for run in runs for word in ("--", *run)][1:]
     out = tmp_path / "found.json"
     ranks = Ranks(ROOT, processes, str(config_dir), str(out), "20", *arguments, program=main)
-    assert ranks.finish() == [0] * processes, ranks.output()[-3000:]
+    assert ranks.finish(seconds=900) == [0] * processes, ranks.output()[-3000:]
     return json.loads(out.read_text())
 
 
