@@ -12,6 +12,7 @@ from kdbench.runner import measuring
 from kdbench.study.command import study as study_command
 from kdbench.study.read import read_study
 from kdbench.study.stages import ChainConfig
+from tests.conftest import rest_slow
 
 CHAINS = """
 question: What is left of a network that is made small?
@@ -115,12 +116,14 @@ def command(folder: Path, *arguments: str) -> int:
 
 @pytest.mark.parametrize(
     ("chain", "code"),
-    [
-        (ZEROS | {"steps": ["int8", "structured"]}, "wrong_order"),
-        (ZEROS | {"steps": ["nonsense"]}, "unknown_option"),
-        (ZEROS | {"settings": ["structured.ratio=0.5"]}, "unused_key"),
-        (ZEROS | {"networks": ["resnet20"]}, "mismatch"),
-    ],
+    rest_slow(
+        [
+            (ZEROS | {"steps": ["int8", "structured"]}, "wrong_order"),
+            (ZEROS | {"steps": ["nonsense"]}, "unknown_option"),
+            (ZEROS | {"settings": ["structured.ratio=0.5"]}, "unused_key"),
+            (ZEROS | {"networks": ["resnet20"]}, "mismatch"),
+        ]
+    ),
 )
 def test_a_chain_that_is_not_possible_is_refused_before_anything_runs(
     folder: Path, chain: dict[str, Any], code: str

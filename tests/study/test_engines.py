@@ -220,6 +220,7 @@ def code_of(call: Callable[[], None]) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_each_stage_is_an_array_after_the_one_before_and_the_jobs_complete_the_study(
     submit: Submit, submitted: Arrays, trainer: Trainer, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:

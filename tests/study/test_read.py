@@ -22,7 +22,7 @@ from tests.study.conftest import TINY
 def winner(pair: str, method: str, override: str) -> Winner:
     return Winner(
         pair=pair, student="-", teacher="-", method=method, overrides=[override], method_params={}, recipe={},
-        score=50.0, runner_up=None, margin=None, tie=False, noise=None, noise_images=None, noise_seeds=None,
+        data={}, score=50.0, runner_up=None, margin=None, tie=False, noise=None, noise_images=None, noise_seeds=None,
         seed_std=None, candidates=[], seed_scores=[],
     )  # fmt: skip
 
