@@ -2,15 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from hydra_plugins.kdbench_joblib import JoblibLauncher
 from hydra_plugins.kdbench_lockstep import LockstepLauncher
+from kdbench.config.engines import check_single, misplaced
+from kdbench.config.sections import TrackerConfig
 from kdbench.sweep import devices
 from kdbench.sweep.execute import Record
 from kdbench.sweep.launcher import check_engine
-from kdbench.sweep.plan import PlannedRun, check_devices
+from kdbench.sweep.plan import PlannedRun, check_devices, check_trackers
 from kdbench.sweep.processes import died
 from kdbench.sweep.worker import enter_folder
 from kdbench.system.torchrun import VARIABLES
@@ -55,6 +59,19 @@ def locks_in_a_file() -> None:
     devices.DeviceLocks(folder=folder).acquire(devices.Device("cpu", ("core-0",), 1, 1))
 
 
+def of_engine(key: str, value: str) -> None:
+    """Give a key or an option of an engine as a key of a run."""
+    error = misplaced(key, [f"{key}={value}"], None)
+    assert error
+    raise error
+
+
+def with_trackers(*names: str) -> None:
+    """Check a sweep that plans one run with each of several trackers."""
+    configs: list[Any] = [SimpleNamespace(trackers=[TrackerConfig(name, object, None)]) for name in names]
+    check_trackers([PlannedRun((), "", key="one", composed=config) for config in configs])
+
+
 LAUNCHER_CASES: list[Callable[[], object]] = [
     lambda: LockstepLauncher(max_learners=0).check([]),
     lambda: LockstepLauncher(max_learners="two").check([]),
@@ -68,6 +85,9 @@ LAUNCHER_CASES: list[Callable[[], object]] = [
     lambda: of_runs("cuda:1"), lambda: of_runs("cuda", names=["cpu"]), lambda: of_runs("cuda"),
     lambda: sweep_over("cuda\\:0", "cuda\\:1"), lambda: sweep_over("cpu", "auto"), dead_process,
     locks_in_a_file, lambda: sweep_over("cpu", "cuda\\:0"),
+    lambda: check_single({"hydra/launcher": "slurm"}), lambda: of_engine("launcher", "slurm"),
+    lambda: of_engine("launcher.devices", "[cpu]"), lambda: of_engine("pruner", "median"),
+    lambda: of_engine("n_trials", "3"), lambda: with_trackers("mlflow", "tensorboard"),
     lambda: Record(Path("/proc/nowhere"), []).make_folder(),
 ]  # fmt: skip
 """Calls, each of which ends in an error."""

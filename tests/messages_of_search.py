@@ -14,7 +14,7 @@ from kdbench.config import compose
 from kdbench.config.sections import TrialConfig
 from kdbench.report.command import report
 from kdbench.runner.pruning import TrialReporter
-from kdbench.runner.trials import build_pruner
+from kdbench.runner.trials import build_pruner, storage_error
 from kdbench.search import settings
 from kdbench.search.command import end, search
 from kdbench.search.options import Options
@@ -68,6 +68,10 @@ def without_cmaes() -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(settings.importlib.util, "find_spec", lambda name: None if name == "cmaes" else real(name))
         settings.build_sampler({"name": "cmaes", "seed": 0}, 0)
+
+
+def without_driver() -> None:
+    raise storage_error("postgresql://me:word@host/base", ModuleNotFoundError(name="psycopg2"))
 
 
 def definition(**changes: Any) -> Definition:
@@ -180,6 +184,9 @@ SEARCH_CASES: list[Callable[[], object]] = [
     lambda: searched(LR, sampler={"name": "tpe", "seed": 0, "n_startup_trials": "many", "x": 1}),
     lambda: searched(LR, pruner="median"), lambda: searched(LR, pruner={"name": "best"}),
     lambda: build_pruner({"name": "median", "n_startup_trials": -1}, 3),
+    lambda: searched(LR, sampler={"name": "random", "seed": 0, "n_startup_trials": 1}),
+    lambda: build_pruner({"name": "median", "n_warmup_steps": "abc"}, 3),
+    lambda: build_pruner({"name": "threshold", "lower": None}, 3), without_driver,
     lambda: searched(LR, "objectives=[val_acc,test_acc]"),
     lambda: searched(LR, "objectives=[val_acc,seconds]", **MEDIAN),
     lambda: searched(LR, "objectives=[seconds]", **MEDIAN),
@@ -191,7 +198,8 @@ SEARCH_CASES: list[Callable[[], object]] = [
     lambda: stub(problems=10).work(), lambda: stub().others_work(), failed_storage, without_objective,
     unwritable_results, pruned, left_over_trial,
     lambda: end([SimpleNamespace(left_alone=set(), running=list, finished=list)]),
-    lambda: reported("nowhere"), lambda: reported("searches/trials.csv", "a,b\n1,2\n"),
+    lambda: reported("nowhere"), lambda: reported("searches/s.db"),
+    lambda: reported("searches/trials.csv", "a,b\n1,2\n"),
     lambda: reported("searches/trials.csv", "status,val_acc\nfailed,\n"),
     lambda: reported_beside_right("resnet14", "cifar10"), lambda: reported_beside_right("resnet8", "cifar100"),
     lambda: searched(LR, sampler={"name": "grid"}),

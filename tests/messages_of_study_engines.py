@@ -61,6 +61,7 @@ STUDY_ENGINE_CASES: list[Callable[[], None]] = [
         ("hydra/launcher=lockstep", "hydra.launcher.max_lerners=2"),
         ("hydra/launcher=lockstep", "hydra.launcher.max_learners=0"),
         ("hydra/launcher=lockstep", "--max-learners", "2"), ("--wait",), ("hydra/sweeper=basic",),
+        ("hydra.launcher=slurm",), ("hydra/launcher=joblib", "hydra/launcher=slurm"), ("tracker=mlflow,wandb",),
     )),
     lambda: submitted(minutes=3), lambda: submitted(jobs=JOBS), lambda: submitted(jobs="{"),
     lambda: StageJob(Path("nowhere/groups.pkl")).own_groups(), groups_of_another_user,

@@ -339,6 +339,11 @@ COMMAND_LINES = [
     ["recipe.lr=interval(0.1,1)"], ["hydra.run.dir=a,b"], ["hydra.job.nam=a"],
     ["-m", "hydra/launcher=joblib", "hydra.launcher.n_job=2"],
     ["-m", "hydra/launcher=joblib", "hydra.launcher.devices=cuda:0,cuda:1"], ["-m", "hydra/launcher=joblib,lockstep"],
+    ["hydra/sweeper=optuna"], ["hydra/launcher=joblib", "hydra/launcher=slurm"], ["hydra/launcher=[joblib,slurm]"],
+    ["-m", "hydra.launcher.devices=[cpu]"], ["-m", "hydra.launcher.max_learners=2"], ["-m", "hydra/launchr=joblib"],
+    ["-m", "hydra/launcher=lockstep", "hydra.launcher.devices=[cpu]"], ["-m", "hydra/sweeper/pruner=median"],
+    ["-m", "hydra/sweeper=optuna", "recipe.lr=loguniform(0.1,1)"], ["-m", "runtime.device=[cuda:0,cuda:1]"],
+    ["-m", "hydra/sweeper=optuna", "hydra.sweeper.sampler.name=random"], ["-m", "+hydra.launcher.devices=[cpu]"],
 ]  # fmt: skip
 """Arguments of `kdbench` after those of a small run, flags first."""
 
@@ -788,7 +793,7 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         *(lambda arguments=arguments: bench(arguments) for arguments in (
             ["student=resnet8", "method=ce", "recipe=vit"],
             ["--rounds", "0"], ["--arms", "nothing", *SMALL], ["--arms", "logit cache", *SMALL, "method=ce"],
-            ["--lockstep", *SMALL], [*SMALL, "recipe.batch_size=128"],
+            ["--lockstep", *SMALL], ["hydra/launcher=slurm", *SMALL], [*SMALL, "recipe.batch_size=128"],
             ["--out", "file/x.json", *SMALL, "method=ce"],
         )),
     ],

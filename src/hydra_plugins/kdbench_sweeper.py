@@ -39,7 +39,7 @@ class KdbenchSweeper(BasicSweeper):
         from kdbench.config.composition import with_networks_of_pair
         from kdbench.sweep.execute import execute, in_turn
         from kdbench.sweep.overrides import expand
-        from kdbench.sweep.plan import check_devices, check_keys, plan_run
+        from kdbench.sweep.plan import check_devices, check_keys, check_trackers, plan_run
         from kdbench.sweep.tracking import name_of_sweep, set_group
 
         assert self.hydra_context is not None
@@ -52,6 +52,7 @@ class KdbenchSweeper(BasicSweeper):
         runs = [plan_run(job, partial(self.compose, number), number) for number, job in enumerate(jobs)]
         check_keys(runs)
         check_devices(runs)
+        check_trackers(runs)
         set_group(runs, name_of_sweep(runs))
         if own:
             own.check(runs)

@@ -10,13 +10,9 @@ Nothing heavy is imported at the top: `--help` and `--version` answer without to
 import argparse
 import logging
 import os
-import re
 import sys
 import traceback
 import warnings
-from collections import Counter
-from collections.abc import Collection
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,10 +22,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kdbench import __version__
 from kdbench.config.composition import with_networks_of_pair
-from kdbench.config.composition_errors import composition_error, option_of_hydra
-from kdbench.config.options import groups, initialize_hydra, options, register_models_once
+from kdbench.config.composition_errors import composition_error
+from kdbench.config.engines import check_engines, check_single
+from kdbench.config.help import help_text, versions
+from kdbench.config.options import initialize_hydra, register_models_once
 from kdbench.config.parse import parse
 from kdbench.config.paths import CONF_DIR
 from kdbench.errors import ConfigError, KdbenchError, printable, report_error
@@ -53,9 +50,9 @@ def main() -> NoReturn:
     try:
         start_with_others()
         if "--version" in arguments:
-            print_version()
+            print(versions())
         elif "--help" in arguments or "-h" in arguments:
-            print_help(arguments)
+            print(help_text(arguments))
         else:
             parser, given = prepare_hydra(arguments)
             if given.info:
@@ -75,6 +72,11 @@ def run_job(config: DictConfig) -> Any:
         os.chdir(hydra_config.runtime.cwd)  # back to where the paths of the command line start
     single = hydra_config.mode == RunMode.RUN
     launcher = hydra_config.runtime.choices.get("hydra/launcher", "basic")
+    if single:
+        try:
+            check_single(hydra_config.runtime.choices)
+        except ConfigError as error:
+            sys.exit(exit_code(error, "kdbench"))
     if single and launcher != "basic":
         log.info("hydra/launcher=%s is for sweeps with -m; this is one run, in this process", launcher)
     from kdbench.report.command import report_runs
@@ -279,44 +281,6 @@ def finish(code: int) -> NoReturn:
     sys.exit(code)
 
 
-MOST_LISTED = 20
-"""Largest number of options of one folder that the help lists."""
-
-
-def summarized(names: Collection[str]) -> list[str]:
-    """Return names of options, sorted; those of a folder with many as one entry, FOLDER/... with their number."""
-    folders = Counter(name.rpartition("/")[0] for name in names if "/" in name)
-    large = {folder for folder, count in folders.items() if count > MOST_LISTED}
-    kept = [name for name in names if name.rpartition("/")[0] not in large]
-    return sorted([*kept, *(f"{folder}/... ({folders[folder]} files of conf/)" for folder in large)])
-
-
-def print_help(arguments: list[str]) -> None:
-    """Print the help of `kdbench` from its template; Hydra takes seconds to list the options."""
-    given, _ = get_args_parser().parse_known_args(arguments)
-    folders = [CONF_DIR, *([Path(given.config_dir)] if given.config_dir else [])]
-    text = OmegaConf.load(CONF_DIR / "hydra" / "help" / "kdbench.yaml")
-    config = OmegaConf.create({"hydra": {"help": text}})
-    lines = []
-    for group in sorted(groups()):
-        names = {name for folder in folders for name in options(group, folder)}
-        names |= {"none"} if group == "teacher" else set()
-        lines.append(f"{group}: {', '.join(summarized(names))}")
-    print(str(config.hydra.help.template).replace("$APP_CONFIG_GROUPS", "\n".join(lines) + "\n"))
-
-
-def print_version() -> None:
-    """Print the versions of kdbench, torch and torchvision."""
-
-    def installed(name: str) -> str:
-        try:
-            return f"{name} {version(name)}"
-        except PackageNotFoundError:
-            return f"{name} not installed"
-
-    print(f"kdbench {__version__} ({installed('torch')}, {installed('torchvision')})")
-
-
 def prepare_hydra(arguments: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """Check what Hydra would misreport, and offer the models as student= and teacher=.
 
@@ -336,9 +300,7 @@ def prepare_hydra(arguments: list[str]) -> tuple[argparse.ArgumentParser, argpar
             raise ConfigError(
                 f"{override}: keys of a run cannot be deleted; give another value", code="usage", key=override[1:]
             )
-        chosen = re.fullmatch(r"[+]*hydra\.(launcher|sweeper|sweeper\.sampler|sweeper\.pruner)=[^{]*", override)
-        if chosen:
-            raise option_of_hydra(chosen[1].replace(".", "/"))
+    check_engines(given.overrides)
     if given.experimental_rerun:
         raise ConfigError(
             "--experimental-rerun: runs keep no file for it; give the same command again",

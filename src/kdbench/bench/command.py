@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kdbench.bench.arms import ARMS
 from kdbench.bench.cases import SETS
+from kdbench.config.engines import refuse_hydra
 from kdbench.errors import Parser
 
 
@@ -54,6 +55,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--lockstep has arms of its own; leave --arms out")
     if bool(given.set) and bool(given.overrides):
         parser.error("--set names its own cases; give either it or KEY=VALUE")
+    refuse_hydra(given.overrides, parser.prog)
     return given
 
 

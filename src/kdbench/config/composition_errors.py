@@ -12,11 +12,15 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kdbench.config.engines import misplaced, option_of_hydra, several_of_hydra, unknown_key_of_hydra
 from kdbench.config.options import groups, initialize_hydra, options
 from kdbench.config.parse import option_as_key
 from kdbench.config.paths import CONF_DIR
 from kdbench.config.targets import has_key, takes_argument
 from kdbench.errors import ConfigError, first_line, nearest
+
+SET_BY_SEARCHES = {"trial"}
+"""Keys of a run that nobody gives."""
 
 
 def composition_error(error: Exception, overrides: Sequence[str], config_dir: Path | None = None) -> ConfigError:
@@ -68,16 +72,17 @@ def composition_error(error: Exception, overrides: Sequence[str], config_dir: Pa
         )
     if str(error).startswith("Input config does not have a `_target_`"):
         return option_of_hydra("launcher")
+    refused = r"Error in call to target .*Launcher.* unexpected keyword argument '(\w+)'"
+    not_accepted = re.match(refused, str(error), re.DOTALL)
+    if not_accepted:
+        return unknown_key_of_hydra(f"hydra.launcher.{not_accepted[1]}", overrides, config_dir)
     of_hydra = re.match(r"Sweeping over Hydra's configuration[^']*'([^=]+)=(.*)'$", str(error), re.DOTALL)
     if of_hydra:
         key, values = of_hydra.groups()
         return several_of_hydra(key.lstrip("+"), values)
     several = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(([^'=]+)=.*)'", str(error))
     if several and several[2] == "tracker":
-        names = several[1].partition("=")[2]
-        return ConfigError(
-            f"{several[1]}: tracker takes {TRACKERS}; write tracker=[{names}]", code="usage", key="tracker"
-        )
+        return several_trackers(several[1])
     if several and several[2].startswith("hydra"):
         return several_of_hydra(several[2], several[1].partition("=")[2])
     if several:
@@ -134,6 +139,12 @@ def composition_error(error: Exception, overrides: Sequence[str], config_dir: Pa
 TRACKERS = "a list of names such as [tensorboard,mlflow], or [] for none"
 
 
+def several_trackers(text: str) -> ConfigError:
+    """Return the error for an override that gives several values of `tracker`, where a run takes a list."""
+    names = re.sub(r"[\[\]]", "", text.partition("=")[2])
+    return ConfigError(f"{text}: tracker takes {TRACKERS}; write tracker=[{names}]", code="usage", key="tracker")
+
+
 def fault_of_choice(override: str, config_dir: Path | None) -> ConfigError | None:
     """Return the error for an override of `tracker` that gives no list of names; Hydra does not say which it is."""
     if not re.fullmatch(r"[+]*tracker=.*", override, re.DOTALL):
@@ -176,20 +187,12 @@ def unknown_tracker_key(key: str, overrides: Sequence[str], config_dir: Path | N
     return ConfigError(f"{key} is not a known key; {hint}", code="unknown_key", key=key)
 
 
-def option_of_hydra(group: str) -> ConfigError:
-    """Return the error for a launcher or sweeper that is given as a key."""
-    key = f"hydra.{group.replace('/', '.')}"
-    return ConfigError(
-        f"{key} is a section, and its option is chosen with a slash: write hydra/{group}=NAME, or in a file "
-        f"'- override /hydra/{group}: NAME' in its defaults",
-        code="usage",
-        key=key,
-    )
-
-
 def remedy_for(written: str) -> str:
     """Return how to write an override that Hydra cannot read: its value in quotes, as a shell takes it."""
     key, _, value = written.partition("=")
+    function = re.match(r"(\w+)\(", value)
+    if function and function[1] not in FUNCTIONS:
+        return instead_of_function(key, function[1], value)
     as_text = quoted(key, [value])
     if as_text is None or re.match(r"[\[{]|\w+\(", value):  # more likely a list, a mapping or a sweep with a mistake
         return (
@@ -198,6 +201,24 @@ def remedy_for(written: str) -> str:
         )
     as_sweep = quoted(key, value.split(",")) if "," in value else None
     return f"write {as_text}{f', or with -m {as_sweep} for a run of each' if as_sweep else ''}"
+
+
+FUNCTIONS = (
+    "bool", "choice", "extend_list", "float", "glob", "int", "interval", "json_str", "range", "shuffle", "sort", "str",
+    "tag",
+)  # fmt: skip
+"""Functions of Hydra's override grammar."""
+
+
+def instead_of_function(key: str, name: str, value: str) -> str:
+    """Return how to write a value such as loguniform(0.1,1), whose function Hydra's grammar does not have."""
+    ends = re.fullmatch(r"\w+\(\s*([-+.\w]+)\s*,\s*([-+.\w]+)\s*[,)].*", value)
+    low, high = ends.groups() if ends and ("log" in name or "uniform" in name or "int" in name) else ("a", "b")
+    span = f"interval({low},{high})"
+    return (
+        f"there is no function {name}; with hydra/sweeper=optuna write '{key}={span}', or for even draws of the "
+        f"logarithm '{key}=tag(log,{span})'; choice, range and glob list values"
+    )
 
 
 def quoted(key: str, values: Sequence[str]) -> str | None:
@@ -213,7 +234,7 @@ def quoted(key: str, values: Sequence[str]) -> str | None:
 
 def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> ConfigError:
     """Return the error for a key that no config has, with the keys that stand beside it."""
-    if key.split(".")[0] == "hydra":
+    if re.match(r"hydra[./]", key):
         return unknown_key_of_hydra(key, overrides, config_dir)
     if key.split(".")[0] == "tracker":
         return unknown_tracker_key(key, overrides, config_dir)
@@ -226,6 +247,8 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
         )
     beside = OmegaConf.select(composed_without(key, overrides, config_dir), path) if path else None
     elsewhere: list[str] = []
+    if error := misplaced(key, overrides, config_dir):
+        return error
     if not path:
         beside = composed_without(key, overrides, config_dir)
         valid = {str(k) for k in beside} | groups()
@@ -250,7 +273,7 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
             code="existing_key",
             key=key,
         )
-    hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(name, valid)
+    hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(name, valid - SET_BY_SEARCHES)
     if path in ("student", "teacher") and takes_argument(str(beside.get("_target_")), name):
         given = next((text for text in overrides if text.startswith(f"{key}=")), f"{key}=VALUE")
         return ConfigError(
@@ -267,32 +290,6 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
             code="unknown_key",
             key=key,
         )
-    return ConfigError(f"{key} is not a known key; {hint}", code="unknown_key", key=key)
-
-
-def several_of_hydra(key: str, values: str) -> ConfigError:
-    """Return the error for a key of Hydra's own config, or a group such as hydra/launcher, with several values."""
-    remedy = (
-        "give one value" if "/" in key else f"a sweep has one for all its runs; a list takes brackets: {key}=[{values}]"
-    )
-    return ConfigError(f"{key}={values} has several values; {remedy}", code="several_options", key=key)
-
-
-def unknown_key_of_hydra(key: str, overrides: Sequence[str], config_dir: Path | None) -> ConfigError:
-    """Return the error for a key that Hydra's config, with the chosen launcher and sweeper, does not have."""
-    options_of_hydra = [o for o in overrides if o.startswith("hydra/") and "," not in o]
-    section, name = key.rpartition(".")[::2]
-    with initialize_hydra(config_dir):
-        try:
-            composed = hydra_compose("config", options_of_hydra, return_hydra_config=True)
-        except Exception:  # the choices are what cannot be composed
-            composed = hydra_compose("config", return_hydra_config=True)
-    beside = OmegaConf.select(composed, section, throw_on_missing=False) if section else None
-    while section and not isinstance(beside, DictConfig):
-        section, name = section.rpartition(".")[::2]
-        beside = OmegaConf.select(composed, section) if section else None
-    valid = {str(own) for own in beside} - {"_target_"} if isinstance(beside, DictConfig) else set()
-    hint = nearest(name, valid) if valid else "see kdbench --cfg hydra"
     return ConfigError(f"{key} is not a known key; {hint}", code="unknown_key", key=key)
 
 

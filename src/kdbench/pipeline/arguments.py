@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdbench.config.derived import COMPRESS, MEASURE, TRAIN
+from kdbench.config.engines import refuse_hydra
 from kdbench.config.paths import is_folder
 from kdbench.config.targets import check_module_names
 from kdbench.errors import ConfigError, Parser
@@ -49,7 +50,9 @@ def parse_runs_and_overrides(
     check_shared(given)
     words = [str(word) for word in given.words]
     runs = [word for word in words if is_folder(Path(word).expanduser()) or "=" not in word]
-    return given, runs, [word for word in words if word not in runs]
+    overrides = [word for word in words if word not in runs]
+    refuse_hydra(overrides, parser.prog)
+    return given, runs, overrides
 
 
 def check_shared(given: argparse.Namespace) -> None:

@@ -3,7 +3,9 @@
 Optuna is imported where it is used: runs without a search need none.
 """
 
+import inspect
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +22,8 @@ JOURNAL = "journal:///"
 """Beginning of the URL of a journal file, which needs no locks of the file system's own."""
 LOCK_SECONDS = 60.0
 """Time for which a process waits for the lock of an SQLite file that another one writes."""
+DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+"""Packages by the names under which SQLAlchemy imports them, where the two differ."""
 PRUNERS = {
     "none": "NopPruner",
     "median": "MedianPruner",
@@ -46,8 +50,17 @@ def build_pruner(keys: Mapping[str, Any], epochs: int) -> "BasePruner":
     arguments = {key: value for key, value in keys.items() if key != "name"}
     if "max_resource" in arguments and arguments["max_resource"] is None:
         arguments["max_resource"] = epochs
+    cls = getattr(optuna.pruners, PRUNERS[keys["name"]])
+    check_arguments(cls, arguments, "pruner", keys["name"])
+    if keys["name"] == "threshold" and arguments.get("lower") is None and arguments.get("upper") is None:
+        raise ConfigError(
+            "hydra/sweeper/pruner=threshold has no threshold; give hydra.sweeper.pruner.lower or "
+            "hydra.sweeper.pruner.upper, validation accuracies between 0 and 1",
+            code="missing_value",
+            key="hydra.sweeper.pruner.lower",
+        )
     try:
-        pruner: BasePruner = getattr(optuna.pruners, PRUNERS[keys["name"]])(**arguments)
+        pruner: BasePruner = cls(**arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"hydra.sweeper.pruner ({keys['name']}): {first_line(error)}",
@@ -55,6 +68,43 @@ def build_pruner(keys: Mapping[str, Any], epochs: int) -> "BasePruner":
             key="hydra.sweeper.pruner",
         ) from None
     return pruner
+
+
+TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "None": "null"}
+"""Words for the types of arguments."""
+
+
+def check_arguments(cls: type, arguments: Mapping[str, Any], part: str, name: str) -> None:
+    """Check that a class of Optuna has each argument, and that each value has a type that the class names.
+
+    Args:
+        cls: sampler or pruner.
+        arguments: its arguments by name.
+        part: key of the sweeper that has them.
+        name: option of that part.
+
+    Raises:
+        ConfigError: an argument is not known or of another type.
+    """
+    parameters = inspect.signature(cls).parameters
+    for key, value in arguments.items():
+        path = f"hydra.sweeper.{part}.{key}"
+        if key not in parameters:
+            raise ConfigError(
+                f"{path}: {name} has no such key; write hydra/sweeper/{part}={name}, which brings its own keys, and "
+                f"with + others of Optuna's {cls.__name__}: {', '.join(parameters)}",
+                code="unknown_key",
+                key=path,
+            )
+        annotation = parameters[key].annotation
+        allowed = re.findall(
+            r"\w+", annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+        )
+        given = "None" if value is None else type(value).__name__
+        is_plain = set(allowed) <= set(TYPES)
+        if is_plain and given not in allowed and not (given == "int" and "float" in allowed):
+            valid = " or ".join(TYPES[kind] for kind in allowed)
+            raise ConfigError(f"{path} is {value!r}; it must be {valid}", code="wrong_type", key=path)
 
 
 _opened: "dict[str, BaseStorage]" = {}
@@ -88,11 +138,18 @@ def new_storage(url: str) -> "BaseStorage":
             return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}})
         return optuna.storages.RDBStorage(url)
     except Exception as error:  # of the database, its driver, or the disk
-        raise ConfigError(
-            f"hydra.sweeper.storage is {without_passwords(url)}, which cannot be opened: {cause_of(error)}",
-            code="storage",
-            key="hydra.sweeper.storage",
-        ) from None
+        raise storage_error(url, origin_of(error)) from None
+
+
+def storage_error(url: str, error: BaseException) -> ConfigError:
+    """Return the error for a storage that cannot be opened, with the package to install where one is missing."""
+    where = f"hydra.sweeper.storage is {without_passwords(url)}, which"
+    key = "hydra.sweeper.storage"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = DRIVERS.get(error.name, error.name)
+        text = f"{where} needs the package {package}; install it with: pip install '{package}'"
+        return ConfigError(text, code="missing_extra", key=key)
+    return ConfigError(f"{where} cannot be opened: {cause_of(error)}", code="storage", key=key)
 
 
 def close_storages() -> None:
@@ -123,9 +180,13 @@ def without_warnings() -> Iterator[None]:
         yield
 
 
+def origin_of(error: BaseException) -> BaseException:
+    """Return the error of the database, or of its driver, below those of Optuna and SQLAlchemy."""
+    while (deeper := getattr(error, "orig", None) or error.__cause__) is not None:
+        error = deeper
+    return error
+
+
 def cause_of(error: BaseException) -> str:
     """Return the first line of the error of the database below those of Optuna and SQLAlchemy."""
-    origin: BaseException = error
-    while (deeper := getattr(origin, "orig", None) or origin.__cause__) is not None:
-        origin = deeper
-    return " ".join(first_line(origin).split())
+    return " ".join(first_line(origin_of(error)).split())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.config.schema import optional, setting, typed, whole
 from kdbench.errors import ConfigError, first_line, nearest
-from kdbench.runner.trials import JOURNAL, PRUNERS, without_warnings
+from kdbench.runner.trials import JOURNAL, PRUNERS, check_arguments, without_warnings
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -144,13 +144,15 @@ def build_sampler(keys: Mapping[str, Any], seed: int) -> "BaseSampler":
             code="out_of_range",
             key=f"{SECTION}.sampler.seed",
         )
+    cls = getattr(optuna.samplers, SAMPLERS[name])
+    check_arguments(cls, arguments, "sampler", name)
     arguments["seed"] = own if name in SAME_SEED else seed
     if name in SAME_SEED:  # for keys that only some options have: by its own seed it would draw the same each time
         arguments["independent_sampler"] = optuna.samplers.RandomSampler(seed=seed)
         arguments["warn_independent_sampling"] = False
     try:
         with without_warnings():
-            sampler: BaseSampler = getattr(optuna.samplers, SAMPLERS[name])(**arguments)
+            sampler: BaseSampler = cls(**arguments)
             if name == "cmaes" and importlib.util.find_spec("cmaes") is None:  # Optuna looks at the first draw
                 raise ModuleNotFoundError(name="cmaes")
             return sampler

@@ -9,8 +9,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from kdbench.config.composition_errors import composition_error
+from kdbench.config.engines import keys_of
 from kdbench.config.options import initialize_hydra, register_models_once
-from kdbench.config.paths import CONF_DIR
 from kdbench.errors import ConfigError, nearest
 from kdbench.study.stages import Study
 from kdbench.sweep.launcher import GroupLauncher
@@ -66,4 +66,4 @@ def compose_launcher(overrides: Sequence[str], config_dir: Path | None) -> Any:
 
 def names() -> list[str]:
     """Return the names of kdbench's own launchers."""
-    return sorted({"lockstep", *(file.stem for file in (CONF_DIR / "hydra" / "launcher").glob("*.yaml"))})
+    return sorted(keys_of("hydra/launcher"))

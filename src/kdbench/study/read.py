@@ -9,6 +9,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kdbench.config.composition_errors import several_trackers
+from kdbench.config.engines import check_engines
 from kdbench.config.paths import CONF_DIR
 from kdbench.config.schema import typed
 from kdbench.errors import ConfigError, first_line, nearest
@@ -46,6 +48,7 @@ def read_study(arguments: Sequence[str], config_dir: Path | None = None) -> Stud
     Raises:
         ConfigError: with the key, its value, and what it may be.
     """
+    check_engines([argument for argument in arguments if not argument.startswith(("hydra.sweeper", "hydra/sweeper"))])
     given: dict[str, Any] = {}
     of_runs = []
     launcher = [argument for argument in arguments if is_of_launcher(argument)]
@@ -165,6 +168,8 @@ def check_override(text: str) -> None:
             key=key,
         )
     if is_sweep(text):
+        if key == "tracker":
+            raise several_trackers(text)
         raise ConfigError(
             f"{text}: an override of a study gives every run one value; for several, execute the study once with each, "
             "or add a grid to a stage in its file",

@@ -198,6 +198,24 @@ def check_devices(runs: Sequence[PlannedRun]) -> None:
     )
 
 
+def check_trackers(runs: Sequence[PlannedRun]) -> None:
+    """Check that no run is planned twice with different trackers, which change nothing of it.
+
+    Raises:
+        ConfigError: one is.
+    """
+    first: dict[str, PlannedRun] = {}
+    for run in runs:
+        if run.composed and run.config.trackers != first.setdefault(run.key, run).config.trackers:
+            names = [tracker.name for one in (first[run.key], run) for tracker in one.config.trackers]
+            raise ConfigError(
+                "tracker has several values in one sweep, and the same run would be planned for each; a run has a "
+                f"list of trackers, with one value of each key: tracker=[{','.join(dict.fromkeys(names))}]",
+                code="several_options",
+                key="tracker",
+            )
+
+
 def device_of(run: PlannedRun) -> str | None:
     """Return the device that a run names, or None where it is refused and its overrides name none."""
     if run.composed:

@@ -77,6 +77,14 @@ def read_search(path: Path) -> FoundSearch:
     Raises:
         ConfigError: it cannot be read, or holds no trial with a result.
     """
+    if path.suffix in (".db", ".journal", ".log"):
+        beside = path.with_suffix("")
+        raise ConfigError(
+            f"--search is {path}, the storage of a search; give the folder of its results, "
+            f"{beside if is_folder(beside) else 'OUTPUT_ROOT/searches/NAME'}",
+            code="wrong_type",
+            key="--search",
+        )
     try:
         file = path
         if is_folder(path):
@@ -93,7 +101,9 @@ def read_search(path: Path) -> FoundSearch:
     except Exception as error:  # whatever a file of another shape raises
         described = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(
-            f"--search is {path}, which holds no search of kdbench ({described})", code="damaged", key="--search"
+            f"--search is {path}, which holds no search of kdbench ({described}); give OUTPUT_ROOT/searches/NAME",
+            code="damaged",
+            key="--search",
         ) from None
     if not found.trials:
         raise ConfigError(
