@@ -31,7 +31,7 @@ SEARCH = named(
         "gain over untuned", "best minus the default of the baseline, in points of validation accuracy", POINTS
     ),
     search_share=Column(
-        "share of search",
+        "share of search %",
         "search gain as a part of the gain over the untuned baseline, per cent; empty: one of them is not known, or "
         "the default is below that of the baseline, so that all of a gain is that of the search", ".0f",
     ),

@@ -1,6 +1,7 @@
 """The part of a report about a search: how much of a gain it explains."""
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def test_the_parts_of_a_gain_are_those_of_its_trials(tmp_path, kdbench_report):
         in page
     )
     assert "pruned trials count with their best epoch" in page
+    anchors = re.findall(r' id="([^"]+)"', (out / "report.html").read_text())
+    assert len(anchors) == len(set(anchors))
 
 
 @pytest.mark.slow
@@ -144,7 +147,7 @@ def test_a_search_without_settings_has_no_gain_beside_it_unless_its_best_run_is_
     runs, folder = tmp_path / "runs", write_search(tmp_path / "searches/s")
     write_finals(runs)
     part = part_of(runs, folder)
-    assert "on the test images" not in " ".join(part.sentences)
+    assert "its gain on the test images" not in " ".join(part.sentences)
     assert "the settings and data of search s are not known" in part.remarks[0]
     assert part.remarks[0].endswith(": resnet8 logit from resnet20")
     write_run(runs, seed=0, run_key="logit1", accuracy=0.57, **BY_LOGIT)
@@ -194,6 +197,7 @@ def test_the_default_setting_of_a_grid_is_known_where_its_file_records_it(tmp_pa
     winners = [{"teacher": teacher, "score": 65.0, "candidates": candidates} for teacher in teachers]
     part = part_of(tmp_path / "runs", write_selected(tmp_path / "selected.yaml", winners, [9], [1, 2, 3]))
     text = "\n".join(part.sentences)
+    assert "which was not drawn" not in text
     assert text.count("+2.00 points over the default setting") == (2 if recorded else 0)
     assert text.count("It is not recorded which of these trials had the default setting") == (0 if recorded else 1)
     assert "was not one of them" not in text
@@ -259,6 +263,14 @@ def test_a_default_setting_without_a_result_is_said(status, said):
     assert arm.default is None
     assert f"the default setting has no result ({said})" in describe_best(arm)
     assert "points over the default" not in describe_best(arm)
+
+
+def test_a_search_that_finds_nothing_better_than_the_default_setting_says_so():
+    baseline = searched(default=63.0, method="ce")
+    line = describe_arm(searched(62.0, default=63.0), baseline, [])
+    assert "a validation accuracy of 63.00 %, that of the default setting" in line
+    assert "0.00 points" in line
+    assert "-0.00" not in line
 
 
 def test_only_complete_trials_can_be_the_best():

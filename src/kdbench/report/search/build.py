@@ -16,7 +16,8 @@ from kdbench.report.search.read import COMPLETE, DIVERGED, PRUNED, Arm, FoundSea
 from kdbench.report.search_columns import SEARCH_TABLE
 from kdbench.report.select import Selection
 
-INDEPENDENT = ("random", "qmc", "grid")
+GRID = "grid"
+INDEPENDENT = ("random", "qmc", GRID)
 """Samplers that do not look at earlier trials."""
 PLAIN_TRAINING = "ce"
 """Method without a teacher that is a baseline where neither the search nor a reported run has its role."""
@@ -228,7 +229,9 @@ def describe_best(searched: SearchedArm) -> str:
     line = f"{searched.name}: the best of {counted(count)} has a validation accuracy of {searched.best:.2f} %"
     part = difference(searched.best, searched.default)
     if part is not None:
-        return f"{line}, {part:+.2f} points over the default setting"
+        return (
+            f"{line}, {part:+.2f} points over the default setting" if part else f"{line}, that of the default setting"
+        )
     return f"{line}; {why_no_default(searched)}" if searched.is_recorded else line
 
 
@@ -254,7 +257,7 @@ def describe_parts(searched: SearchedArm, baseline: SearchedArm) -> str:
         )
     line = f". The default setting is {part - whole:.2f} points below that of the baseline, and the best setting "
     if whole <= 0:
-        return f"{line}{-whole:.2f} points below it: there is no gain of which the search could be a share"
+        return f"{line}{abs(whole):.2f} points below it: there is no gain of which the search could be a share"
     return f"{line}{whole:.2f} points above it: without the search there is no gain, so it explains all of it"
 
 
@@ -280,12 +283,13 @@ def describe_rule(found: FoundSearch) -> str:
     )  # fmt: skip
     pruned = any(trial.status == PRUNED for trial in found.trials)
     limits = "; pruned trials count with their best epoch, which is less than they might have reached" if pruned else ""
-    chosen = "; the default setting, which was not drawn, is one of these trials" if any(
+    chosen = "; the default setting, which was not drawn, is one of these trials" if found.sampler != GRID and any(
         trial.is_default for trial in found.trials
     ) else ""  # fmt: skip
     return (
         "The expected best of k trials is the mean over all choices of k trials of the search"
-        f"{adaptive}{limits}{chosen}. All of it is validation accuracy with the seed that chose."
+        f"{adaptive}{limits}{chosen}. All but the gains on the test images is validation "
+        "accuracy with the seed that chose."
     )
 
 
