@@ -60,6 +60,7 @@ REFUSING = DOWN | {
     "sbatch": "echo 'sbatch: error: invalid partition specified: gpus' >&2\n"
     "echo 'allocation failure: Invalid partition name specified' >&2\nexit 1",
 }
+LACKING = "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1"
 SLURM_CASES: list[Callable[[], object]] = [
     lambda: checked(time=0),
     lambda: checked(time="an hour"),
@@ -86,6 +87,7 @@ SLURM_CASES: list[Callable[[], object]] = [
     lambda: without_slurm(),
     lambda: without_slurm(**DOWN),
     lambda: without_slurm(lambda: check_slurm(slurm_options(partition="gpus")), **REFUSING),
+    lambda: without_slurm(lambda: check_slurm(slurm_options(gpus_per_node=5)), **REFUSING | {"sbatch": LACKING}),
     refused_second_array,
 ]
 """Calls, each of which ends in an error."""

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import ConfigError
 from kdbench.rundir.files import check_writable, write_json
+from kdbench.sweep.launcher import SECTION
 from kdbench.sweep.plan import PlannedRun
 from kdbench.sweep.slurm_commands import SlurmError, check_reachable, command, max_array_size, own_words
 from kdbench.sweep.slurm_job import ArrayTask, GroupJob
-from kdbench.sweep.slurm_options import VARIABLES, SlurmOptions, variable_of
+from kdbench.sweep.slurm_options import VARIABLES, SlurmOptions, keys_at_fault, variable_of
 from kdbench.sweep.worker import pack_group
 from kdbench.system import signals
 from kdbench.system.signals import NOT_FINISHED, SIGNALS
@@ -62,7 +63,7 @@ def check_slurm(options: SlurmOptions, tasks: int = 1) -> None:
         with outside_of_a_job(options):
             command("sbatch", "--test-only", input=script)
     except SlurmError as error:
-        raise refused(error) from None
+        raise refused(error, options) from None
 
 
 def check_runs(options: SlurmOptions, runs: Sequence[PlannedRun]) -> None:
@@ -81,19 +82,23 @@ def check_runs(options: SlurmOptions, runs: Sequence[PlannedRun]) -> None:
         )
 
 
-def refused(error: SlurmError, submitted: Sequence[str] = ()) -> ConfigError:
+def refused(error: SlurmError, options: SlurmOptions, submitted: Sequence[str] = ()) -> ConfigError:
     """Return the error for options that sbatch does not accept, with its own words.
 
     Args:
         error: the words.
+        options: the options.
         submitted: ids of the jobs that it has accepted before.
     """
     names = " ".join(submitted)
     others = f"; accepted before: {names}, which scancel {names} cancels" if submitted else ""
+    given = keys_at_fault(str(error), options)
+    values = " or ".join(f"{key}={value}" for key, value in given.items())
     return ConfigError(
-        f"SLURM refuses the jobs of hydra/launcher=slurm: {error}{others}; change the keys of hydra.launcher",
+        f"SLURM refuses the jobs of hydra/launcher=slurm: {error}{others}; change {values or f'the keys of {SECTION}'}; "
+        "sinfo -o '%P %l %c %m %G %f' shows the partitions with time limit, cores, memory, GPUs and features",
         code="slurm_refuses",
-        key="hydra.launcher",
+        key=next(iter(given)) if len(given) == 1 else SECTION,
     )
 
 
@@ -255,7 +260,7 @@ def submit_arrays(
             jobs = submit_array(options, part, executor(options, folder, name, dependency))
         except SlurmError as error:
             signals.raise_if_requested()
-            raise refused(error, done) from None
+            raise refused(error, options, done) from None
         tasks = [ArrayTask(job, folder, run_keys) for job, run_keys in zip(jobs, own, strict=True)]
         done.append(tasks[0].array)
         yield tasks

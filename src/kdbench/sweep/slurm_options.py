@@ -148,3 +148,24 @@ def seconds_of(limit: Any) -> int:
             key=f"{SECTION}.time",
         )
     return seconds
+
+
+AT_FAULT = {
+    "partition": ("partition",),
+    "node configuration": ("partition", "gpus_per_node", "cpus_per_task", "mem", "constraint"),
+    "gres|gpu": ("gpus_per_node",), "account": ("account", "partition", "qos"), "qos": ("qos",),
+    "time limit": ("time", "partition"), "memory": ("mem",), "feature|constraint": ("constraint",),
+    "cpu": ("cpus_per_task",),
+}  # fmt: skip
+"""Keys that a refusal of SLURM can be about, by words of it; the first that match count."""
+
+
+def keys_at_fault(text: str, options: SlurmOptions) -> dict[str, Any]:
+    """Return the keys that a refusal of SLURM can be about, with their values; those that are not given are left out.
+
+    Args:
+        text: SLURM's words.
+        options: keys of the launcher.
+    """
+    names = next((names for words, names in AT_FAULT.items() if re.search(words, text, re.IGNORECASE)), ())
+    return {f"{SECTION}.{name}": value for name in names if (value := getattr(options, name)) is not None}
