@@ -1,7 +1,7 @@
 """Calls with a user's mistakes in the launcher for Ray; tests/test_messages.py holds their messages."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +27,7 @@ class FourCores(Cluster):
 class Lost(FourCores):
     """A cluster of which the connection is lost."""
 
-    def room(self, options: GroupOptions) -> int:
+    def room(self, request: Mapping[str, float]) -> int:
         raise ConnectionError("the head node is gone")
 
 
@@ -65,7 +65,8 @@ def connected(address: str, error: Exception) -> object:
 
 def lost() -> None:
     """Execute a group on a cluster of which the connection is lost."""
-    run: Any = SimpleNamespace(config=SimpleNamespace(checkpoint=SimpleNamespace(grace_seconds=1.0)))
+    runtime, checkpoint = SimpleNamespace(device="cpu"), SimpleNamespace(grace_seconds=1.0)
+    run: Any = SimpleNamespace(config=SimpleNamespace(runtime=runtime, checkpoint=checkpoint))
     list(run_groups([[run]], Lost(ADDRESS), GroupOptions()))
 
 
@@ -76,9 +77,9 @@ RAY_CASES: list[Callable[[], object]] = [
     lambda: keys(retries=-1), lambda: keys(environment="KDBENCH_"), lambda: keys(connect_seconds=0),
     lambda: keys(address="localhost"), lambda: keys(address=ADDRESS),
     lambda: device("cuda:1", None), lambda: device("cuda", 0),
-    lambda: FourCores(ADDRESS).check(GroupOptions(cpus=8)),
-    lambda: FourCores(None).check(GroupOptions(memory_gb=16)),
-    lambda: FourCores(ADDRESS).check(GroupOptions(cpus=2, resources={"disk": 1})),
+    lambda: FourCores(ADDRESS).check(GroupOptions(cpus=8), "auto"),
+    lambda: FourCores(None).check(GroupOptions(memory_gb=16), "auto"),
+    lambda: FourCores(ADDRESS).check(GroupOptions(cpus=2, resources={"disk": 1}), "auto"),
     lambda: connected("auto", ConnectionError("Could not find any running Ray instance.")),
     lambda: connected(ADDRESS, RuntimeError("AuthenticationError: InvalidAuthToken: missing")),
     lambda: connected(ADDRESS, RuntimeError("Version mismatch: the cluster was started with:\n    Ray: 2.50.0")),

@@ -95,10 +95,11 @@ class RayLauncher(GroupLauncher):
             check_tasks_choose_devices(runs, "give hydra.launcher.gpus for the share of a GPU that a group gets")
         from kdbench.sweep.ray_cluster import check_local
 
+        device = next((run.config.runtime.device for run in runs if run.composed), "auto")  # a sweep has one
         if self.keys.address is None:
-            check_local(options)  # it is started once there is something to execute
+            check_local(options, device)  # it is started once there is something to execute
         else:
-            self.open().check(options)
+            self.open().check(options, device)
 
     def launch_groups(
         self, groups: Sequence[Sequence["PlannedRun"]]

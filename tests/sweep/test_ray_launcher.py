@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from ray import exceptions
 
 from hydra_plugins.kdbench_ray import RayLauncher
 from kdbench.config import CONF_DIR, RunConfig
@@ -23,7 +24,7 @@ from kdbench.rundir.summary import Status
 from kdbench.sweep import ray_cluster, ray_tasks
 from kdbench.sweep.overrides import expand
 from kdbench.sweep.plan import JobResult, PlannedRun, plan
-from kdbench.sweep.ray_cluster import Cluster, GroupOptions, check_reachable, lacking, refusal, room
+from kdbench.sweep.ray_cluster import Cluster, GroupOptions, check_reachable, lacking, refusal, request, room
 from kdbench.sweep.ray_tasks import RETRY_SECONDS, Attempt, RayTasks, task_name
 from tests.conftest import Finished
 from tests.sweep.ray_nodes import TwoNodes, environment
@@ -134,7 +135,7 @@ def test_every_stage_of_a_study_is_executed_on_the_cluster_of_the_address(monkey
 
     def connected(address: str | None, _: int = 0) -> Cluster:
         opened.append(address)
-        cluster: Any = SimpleNamespace(check=lambda options: None, close=lambda: None)
+        cluster: Any = SimpleNamespace(check=lambda options, device: None, close=lambda: None)
         return cluster
 
     monkeypatch.setattr(ray_cluster, "connect", connected)
@@ -192,11 +193,11 @@ def test_a_lost_group_waits_and_is_tried_as_often_as_allowed(
 def test_groups_that_have_started_are_noted_for_the_record(
     monkeypatch: pytest.MonkeyPatch, planned: Callable[..., list[PlannedRun]]
 ) -> None:
-    started = SimpleNamespace(remote=lambda *task: "reference")
+    started = SimpleNamespace(remote=lambda *task, **named: "reference")
     ray = SimpleNamespace(remote=lambda call: SimpleNamespace(options=lambda **options: started))
     monkeypatch.setitem(sys.modules, "ray", ray)
     runs = planned("method=ce", "seed=0,1")
-    cluster: Any = SimpleNamespace(gpus_of_group=lambda options, device: 0, room=lambda options: 1)
+    cluster: Any = SimpleNamespace(request=lambda options, device: {"CPU": 1}, room=lambda request: 1)
     tasks = RayTasks([[run] for run in runs], cluster, GroupOptions())
     tasks.start_next()
     assert [run.launched for run in runs] == [True, False]
@@ -206,7 +207,32 @@ def test_a_group_has_the_numbers_of_its_runs(planned: Callable[..., list[Planned
     runs = planned("method=ce", "seed=0,1,2")
     assert task_name(runs, 4) == "jobs 5-7"
     assert task_name(runs[:1], 4) == "job 5"
-    assert JobResult(Status.INTERRUPTED).status == Status.INTERRUPTED
+
+
+def test_a_group_whose_process_was_stopped_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, planned: Callable[..., list[PlannedRun]]
+) -> None:
+    stopped = [JobResult(Status.COMPLETE, "runs/a"), JobResult(Status.INTERRUPTED, error="stopped by SIGTERM")]
+    ray = SimpleNamespace(get=lambda reference: stopped, exceptions=exceptions)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    tasks = RayTasks([planned("method=ce", "seed=0,1")], Cluster("a:1"), GroupOptions(retries=1))
+    tasks.waiting.clear()
+    assert tasks.results(Attempt(0), "reference") is None
+    assert [(again.position, again.number) for again in tasks.waiting] == [(0, 2)]
+
+
+def test_runs_on_the_cpu_take_no_gpu_into_account(planned: Callable[..., list[PlannedRun]]) -> None:
+    class OneGpu(Cluster):
+        def nodes(self) -> list[dict[str, float]]:
+            return [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 2.0}]
+
+    for gpus in (None, 1.0):
+        options, cluster = GroupOptions(gpus=gpus), OneGpu("a:1")
+        runs = {device: planned("method=ce", f"runtime.device={device}")[0] for device in ("cpu", "auto")}
+        rooms = {device: RayTasks([[run]], cluster, options).room(0) for device, run in runs.items()}
+        assert rooms == {"cpu": 6, "auto": 1}
+    assert lacking(request(GroupOptions(gpus=1), "cpu", [{"CPU": 2.0}]), [{"CPU": 2.0}]) is None
+    assert lacking(request(GroupOptions(cpus=8), "auto", OneGpu("a:1").nodes()), OneGpu("a:1").nodes())
 
 
 # Real clusters

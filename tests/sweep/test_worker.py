@@ -14,11 +14,15 @@ import pytest
 from hydra_plugins.kdbench_lockstep import LockstepLauncher
 from kdbench.config import RunConfig
 from kdbench.errors import ConfigError
+from kdbench.sweep import processes, ray_tasks, worker
 from kdbench.sweep.launcher import check_engine
 from kdbench.sweep.overrides import expand
 from kdbench.sweep.plan import PlannedRun, plan
-from kdbench.sweep.worker import pack_group, run_group, with_runtime
+from kdbench.sweep.slurm import parameters_of
+from kdbench.sweep.worker import GroupTask, pack_group, run_group, with_runtime
+from kdbench.system.cpu import OPENMP_IN_SHELL, SPIN_COUNT
 from kdbench.system.signals import Interrupted
+from tests.slurm import slurm_options
 
 
 @pytest.fixture
@@ -109,7 +113,33 @@ def test_a_launcher_names_the_extra_that_it_needs() -> None:
     assert "pip install 'kdbench[ray]'" in str(error.value)
 
 
-def test_what_a_worker_imports_first_is_light() -> None:
-    code = "import sys, kdbench.sweep.worker; sys.exit(str([m for m in ('torch', 'hydra') if m in sys.modules]))"
+def test_what_joblib_and_ray_send_first_imports_nothing_heavy(planned: Callable[..., list[PlannedRun]]) -> None:
+    sent = [pickle.dumps(call) for call in (processes.execute, processes.prepare, ray_tasks.run_group)]
+    sent.append(pickle.dumps(pack_group(planned("method=ce"))))
+    code = (
+        f"import pickle, sys; [pickle.loads(sent) for sent in {sent}]\n"
+        "sys.exit(str([m for m in ('torch', 'hydra', 'kdbench.config') if m in sys.modules]))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stderr == "[]\n"
+
+
+def test_a_worker_has_the_commands_variables_before_it_does_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    seen = []
+    monkeypatch.setattr(worker, "configure_openmp", lambda: seen.append(os.environ["OMP_WAIT_POLICY"]))
+    run_group(GroupTask(b"", ("seed=0",), 0, None, "nowhere", ()), environment={"OMP_WAIT_POLICY": "passive"})
+    assert seen == ["passive"]
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [({}, SPIN_COUNT), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, "")],
+)
+def test_the_batch_script_of_a_task_has_the_same_openmp_settings(given: dict[str, str], count: str) -> None:
+    script = f'{OPENMP_IN_SHELL}; printf %s "$GOMP_SPINCOUNT"'
+    assert (
+        subprocess.check_output(["bash", "-c", script], text=True, env={"PATH": os.environ["PATH"], **given}) == count
+    )
+    assert OPENMP_IN_SHELL in parameters_of(slurm_options(), "kdbench")["setup"]

@@ -9,7 +9,6 @@ import itertools
 import logging
 import os
 import signal
-import threading
 import time
 import warnings
 from collections import deque
@@ -17,7 +16,6 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 
 from joblib.externals.loky.process_executor import ProcessPoolExecutor
-from tqdm import tqdm
 
 from kdbench.errors import RunError, report_error
 from kdbench.sweep.devices import Device, DeviceLocks, worker_environment
@@ -31,7 +29,8 @@ from kdbench.sweep.execute import (
     numbers_of,
 )
 from kdbench.sweep.plan import JobResult, PlannedRun
-from kdbench.sweep.worker import GroupTask, pack_group, run_group
+from kdbench.sweep.worker import GroupTask, pack_group
+from kdbench.sweep.worker_process import execute, prepare
 from kdbench.system import signals
 
 log = logging.getLogger(__name__)
@@ -232,37 +231,3 @@ def stop(workers: Sequence[Worker], grace: float) -> None:
     for worker in workers:
         late = worker.result is not None and not worker.result.done()
         worker.close(kill=late)
-
-
-# In the worker process
-
-
-_executing = threading.Event()
-"""Set while the process executes a group."""
-
-
-def prepare(parent: int) -> None:
-    """Prepare a new worker process: Ctrl-C is the parent's to handle, and without the parent it ends itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
-
-
-def end_with_parent(parent: int) -> None:
-    """End this process when its parent is gone, with checkpoints of what it trains."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
-    while _executing.is_set():
-        time.sleep(0.1)
-    os._exit(signals.NOT_FINISHED)
-
-
-def execute(task: GroupTask, device: str | None, threads: int) -> list[JobResult]:
-    """Execute a group. Arguments: see `kdbench.sweep.worker.run_group`."""
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaves to be reported
-    _executing.set()
-    try:
-        return run_group(task, device, threads, named=True)
-    finally:
-        _executing.clear()

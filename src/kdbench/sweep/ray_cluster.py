@@ -9,7 +9,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,15 +54,6 @@ class GroupOptions:
         """Threads of runs that leave their number open."""
         return max(1, int(self.cpus))
 
-    def request(self, gpus: float) -> dict[str, float]:
-        """Return what a group takes of a node, by Ray's names.
-
-        Args:
-            gpus: GPUs of the group.
-        """
-        memory = {"memory": self.memory_gb * 1e9} if self.memory_gb else {}
-        return {"CPU": self.cpus, **({"GPU": gpus} if gpus else {}), **memory, **self.resources}
-
 
 @dataclass
 class Cluster:
@@ -87,38 +78,31 @@ class Cluster:
 
         return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
-    def gpus_of_group(self, options: GroupOptions, device: str) -> float:
-        """Return the GPUs that a group gets.
+    def request(self, options: GroupOptions, device: str) -> dict[str, float]:
+        """Return what a group takes of a node, by Ray's names.
 
         Args:
             options: what groups get.
             device: `runtime.device` of its runs.
         """
-        if device == "cpu":
-            return 0
-        return self.default_gpus() if options.gpus is None else options.gpus
-
-    def default_gpus(self) -> int:
-        """Return the GPUs of a group where the user leaves that open: one if any node has one."""
-        return int(any(node.get("GPU", 0) for node in self.nodes()))
+        return request(options, device, self.nodes())
 
     def lacking(self, request: Mapping[str, float]) -> str | None:
         """Return the first resource of which no node has enough, with what there is, or None if a group fits a node."""
         return lacking(request, self.nodes())
 
-    def check(self, options: GroupOptions) -> None:
-        """Check that a node is large enough for a group.
+    def check(self, options: GroupOptions, device: str) -> None:
+        """Check that a node is large enough for a group. Arguments: see `request`.
 
         Raises:
             ConfigError: none is, and the user does not want to wait for one.
         """
-        short = self.lacking(options.request(options.gpus or 0))
+        short = self.lacking(self.request(options, device))
         if short and not options.autoscaling:
             raise too_large(short, self.name, "; hydra.launcher.autoscaling=true is for a cluster that grows by itself")
 
-    def room(self, options: GroupOptions) -> int:
-        """Return the number of groups that the live nodes execute at once."""
-        request = options.request(options.gpus if options.gpus is not None else self.default_gpus())
+    def room(self, request: Mapping[str, float]) -> int:
+        """Return the number of groups with a request that the live nodes execute at once."""
         return sum(room(request, node) for node in self.nodes())
 
     def close(self) -> None:
@@ -130,6 +114,20 @@ class Cluster:
             ray.shutdown()
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def request(options: GroupOptions, device: str, nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return what a group takes of a node, by Ray's names of resources.
+
+    Args:
+        options: what groups get; GPUs that they leave open are one where any node has one.
+        device: `runtime.device` of its runs.
+        nodes: what each node has.
+    """
+    gpus = int(any(node.get("GPU", 0) for node in nodes)) if options.gpus is None else options.gpus
+    wanted = {} if device == "cpu" or not gpus else {"GPU": gpus}
+    memory = {"memory": options.memory_gb * 1e9} if options.memory_gb else {}
+    return {"CPU": options.cpus, **wanted, **memory, **options.resources}
 
 
 def lacking(request: Mapping[str, float], nodes: list[dict[str, float]]) -> str | None:
@@ -186,8 +184,8 @@ def too_large(short: str, where: str, remedy: str = "") -> ConfigError:
     )
 
 
-def check_local(options: GroupOptions) -> None:
-    """Check that a group fits this machine, before Ray starts.
+def check_local(options: GroupOptions, device: str) -> None:
+    """Check that a group fits this machine, before Ray starts. Arguments: see `request`.
 
     Raises:
         ConfigError: it does not, or the launcher's keys need a cluster.
@@ -195,7 +193,7 @@ def check_local(options: GroupOptions) -> None:
     from torch import cuda
 
     node = {"CPU": float(usable_cores()), "GPU": float(cuda.device_count()), "memory": total_memory()}
-    if short := lacking(options.request(options.gpus or 0), [node]):
+    if short := lacking(request(options, device, [node]), [node]):
         raise too_large(short, "a cluster of this machine alone (hydra.launcher.address=null)")
 
 

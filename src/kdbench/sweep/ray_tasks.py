@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from kdbench.rundir.summary import Status
 from kdbench.sweep.execute import Groups, Results, failure, mark_launched, numbers_of
 from kdbench.sweep.plan import JobResult, PlannedRun
 from kdbench.sweep.ray_cluster import Cluster, GroupOptions
-from kdbench.sweep.worker import GroupTask, pack_group, run_group
+from kdbench.sweep.worker import pack_group, run_group
 from kdbench.system import signals
 
 log = logging.getLogger(__name__)
@@ -61,18 +61,19 @@ class RayTasks:
     def start_next(self) -> None:
         """Start groups as long as the cluster has room; more would queue up at nodes, and be lost with them."""
         now = time.monotonic()
-        while len(self.running) < self.room():
-            attempt = next((attempt for attempt in self.waiting if attempt.not_before <= now), None)
-            if attempt is None:
+        while attempt := next((attempt for attempt in self.waiting if attempt.not_before <= now), None):
+            if len(self.running) >= self.room(attempt.position):
                 return
             self.waiting.remove(attempt)
             self.running[self.start(attempt.position)] = attempt
 
-    def room(self) -> int:
-        """Return the number of groups that the cluster executes at once: without a limit where it grows by itself."""
-        if self.options.autoscaling:
-            return len(self.groups)
-        return self.cluster.room(self.options)
+    def request(self, position: int) -> dict[str, float]:
+        """Return what the group at a position takes of a node, by Ray's names of resources."""
+        return self.cluster.request(self.options, self.groups[position][0].config.runtime.device)
+
+    def room(self, position: int) -> int:
+        """Return the number of groups like one that the cluster executes at once; all where it grows by itself."""
+        return len(self.groups) if self.options.autoscaling else self.cluster.room(self.request(position))
 
     def start(self, position: int) -> Any:
         """Start a group as a task, and return its reference.
@@ -84,9 +85,10 @@ class RayTasks:
 
         runs, first, options = self.groups[position], self.first[position], self.options
         mark_launched(runs)
-        gpus = self.cluster.gpus_of_group(options, runs[0].config.runtime.device)
-        request = options.request(gpus)
-        task = ray.remote(execute_task).options(
+        request = self.request(position)
+        device = "cuda" if "GPU" in request else "cpu"
+        remote: Any = ray.remote(run_group)  # Ray's types know no default values
+        task = remote.options(
             name=task_name(runs, first),  # precedes its lines
             num_cpus=request.pop("CPU"),
             num_gpus=request.pop("GPU", 0),
@@ -95,8 +97,7 @@ class RayTasks:
             scheduling_strategy=options.strategy,
             max_retries=0,  # `lost` starts it again, and says so
         )
-        device = "cuda" if gpus else "cpu"
-        return task.remote(pack_group(runs, first), device, options.threads, self.environment)
+        return task.remote(pack_group(runs, first), device, options.threads, environment=self.environment)
 
     def ended(self) -> list[tuple[Attempt, Any]]:
         """Return the tasks that have ended, with their references; wait a moment for one."""
@@ -111,7 +112,7 @@ class RayTasks:
 
     def warn_of_size(self) -> None:
         """Print once that groups wait because no node is large enough, after one was lost."""
-        short = None if self.warned else self.cluster.lacking(self.options.request(self.options.gpus or 0))
+        short = None if self.warned else self.cluster.lacking(self.request(self.waiting[0].position))
         if short:
             log.info("waiting for a node: a group needs %s in %s", short, self.cluster.name)
             self.warned = True
@@ -208,16 +209,6 @@ def run_groups(groups: Groups, cluster: Cluster, options: GroupOptions) -> Gener
         finally:
             with contextlib.suppress(RayError, ConnectionError):
                 tasks.stop()
-
-
-def execute_task(task: GroupTask, device: str, threads: int, environment: Mapping[str, str]) -> list[JobResult]:
-    """Execute a group in a process of Ray's. Arguments: see `kdbench.sweep.worker.run_group`.
-
-    Args:
-        environment: variables of the command's process.
-    """
-    os.environ.update(environment)
-    return run_group(task, device, threads)
 
 
 def task_name(runs: Sequence[PlannedRun], first: int) -> str:

@@ -27,6 +27,7 @@ from kdbench.sweep.slurm_job import ArrayTask, GroupJob
 from kdbench.sweep.slurm_options import VARIABLES, SlurmOptions, keys_at_fault, variable_of
 from kdbench.sweep.worker import pack_group
 from kdbench.system import signals
+from kdbench.system.cpu import OPENMP_IN_SHELL
 from kdbench.system.signals import NOT_FINISHED, SIGNALS
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def parameters_of(options: SlurmOptions, name: str, dependency: str | None = Non
         "stderr_to_stdout": True,
         # Since SLURM 22.05, srun does not follow sbatch in this.
         "srun_args": [f"--cpus-per-task={options.cpus_per_task}"] if options.cpus_per_task is not None else None,
-        "setup": [SURVIVE, *options.setup],
+        "setup": [SURVIVE, OPENMP_IN_SHELL, *options.setup],
         "additional_parameters": additional,
     }
 

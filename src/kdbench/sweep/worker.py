@@ -1,6 +1,7 @@
 """Groups of planned runs as plain data, and their execution in a process of an engine.
 
-Nothing heavy is imported at the top: the process gets its import path and its OpenMP settings first.
+Nothing heavy is imported at the top: the process gets its import path and its OpenMP settings first. A worker of
+joblib and a task of SLURM have the settings from their start; a process of Ray gets them here.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ import pickle
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,7 +71,11 @@ def unpack_group(task: GroupTask) -> list["PlannedRun"]:
 
 
 def run_group(
-    task: GroupTask, device: str | None = None, threads: int | None = None, named: bool = False
+    task: GroupTask,
+    device: str | None = None,
+    threads: int | None = None,
+    named: bool = False,
+    environment: Mapping[str, str] | None = None,
 ) -> list["JobResult"]:
     """Complete the runs of a task in this process, and return their results, errors of runs included.
 
@@ -81,7 +86,9 @@ def run_group(
         device: value of `runtime.device` for runs that leave it to `auto`.
         threads: value of `runtime.threads` for runs that leave it to `auto`.
         named: whether the lines of a run that trains alone begin with its name, since other processes print theirs.
+        environment: variables of the command's process that this one gets.
     """
+    os.environ.update(environment or {})
     configure_openmp()
     with signals.handled():
         log_to_console()

@@ -60,6 +60,12 @@ def time_quota() -> float:
         return math.inf
 
 
+SPIN_COUNT = "20000"
+"""Value of GOMP_SPINCOUNT."""
+OPENMP_IN_SHELL = f'[ -n "${{OMP_WAIT_POLICY+set}}" ] || export GOMP_SPINCOUNT="${{GOMP_SPINCOUNT-{SPIN_COUNT}}}"'
+"""Line of a shell script that does the same as `configure_openmp`."""
+
+
 def configure_openmp() -> None:
     """Have waiting OpenMP threads give up the processor soon. Call it before torch is imported.
 
@@ -67,4 +73,4 @@ def configure_openmp() -> None:
     the figures). Values that the user has set in the environment stay.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
