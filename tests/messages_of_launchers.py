@@ -15,7 +15,7 @@ from kdbench.sweep import devices
 from kdbench.sweep.execute import Record
 from kdbench.sweep.launcher import check_engine
 from kdbench.sweep.plan import PlannedRun, check_devices, check_trackers
-from kdbench.sweep.processes import died
+from kdbench.sweep.processes import death_of
 from kdbench.sweep.worker import enter_folder
 from kdbench.system.torchrun import VARIABLES
 
@@ -49,7 +49,7 @@ def sweep_over(*values: str) -> None:
 
 
 def dead_process() -> None:
-    raise died("job 3, job 4", "worker 2 of 2", RuntimeError("The exit codes of the workers are {SIGKILL(-9)}"))
+    raise death_of("job 3, job 4", "worker 2 of 2", RuntimeError("The exit codes of the workers are {SIGKILL(-9)}"))
 
 
 def locks_in_a_file() -> None:

@@ -25,7 +25,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm.sh"
 PAUSE = """
 import os
 import time
-from dataclasses import dataclass
+from pathlib import Path
 
 from kdbench.methods import CrossEntropy
 
@@ -35,8 +35,9 @@ class Paused(CrossEntropy):
 
     def forward(self, *arguments, **named):
         if "SLURM_JOB_ID" in os.environ:  # not while the command checks its runs
-            time.sleep(float(os.environ["KDBENCH_PAUSE"]))
-            while os.path.exists("hold"):
+            time.sleep(float(Path("pause").read_text()))
+            while Path("hold").exists():
+                Path("waiting").touch()
                 time.sleep(0.1)
         return super().forward(*arguments, **named)
 """
@@ -153,6 +154,19 @@ def free_ports() -> int:
     raise AssertionError("no two free ports")
 
 
+def write_method(folder: Path, pause: float) -> None:
+    """Write the method's files, in a folder that is the working directory of its runs.
+
+    Args:
+        folder: the folder.
+        pause: seconds that every step takes at least; the file `pause` may be changed at any time.
+    """
+    (folder / "configs" / "method").mkdir(parents=True, exist_ok=True)
+    (folder / "configs" / "method" / "paused.yaml").write_text("_target_: paused.Paused\n")
+    (folder / "paused.py").write_text(PAUSE)
+    (folder / "pause").write_text(str(pause))
+
+
 class Sweep:
     """A sweep of paused runs as its own process, in a folder with the method's files.
 
@@ -164,10 +178,7 @@ class Sweep:
     """
 
     def __init__(self, cluster: Cluster | None, folder: Path, pause: float, *overrides: str) -> None:
-        folder.mkdir(exist_ok=True)
-        (folder / "configs" / "method").mkdir(parents=True, exist_ok=True)
-        (folder / "configs" / "method" / "paused.yaml").write_text("_target_: paused.Paused\n")
-        (folder / "paused.py").write_text(PAUSE)
+        write_method(folder, pause)
         self.folder = folder
         self.out = folder / "out"
         launcher = [
@@ -179,10 +190,8 @@ class Sweep:
             *PAUSED, *TINY, f"output_root={self.out}", *overrides,
         ]  # fmt: skip
         environment = cluster.environment if cluster else dict(os.environ)
-        self.environment = environment | {
-            "KDBENCH_PAUSE": str(pause),
-            "PYTHONPATH": os.pathsep.join([str(folder), environment.get("PYTHONPATH", "")]).rstrip(os.pathsep),
-        }
+        path = os.pathsep.join([str(folder), environment.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        self.environment = environment | {"PYTHONPATH": path}
         self.start()
 
     def start(self) -> None:

@@ -26,7 +26,6 @@ from kdbench.sweep.overrides import expand
 from kdbench.sweep.plan import JobResult, PlannedRun, plan
 from kdbench.sweep.ray_cluster import Cluster, GroupOptions, check_reachable, lacking, refusal, request, room
 from kdbench.sweep.ray_tasks import RETRY_SECONDS, Attempt, RayTasks, task_name
-from tests.conftest import Finished
 from tests.sweep.ray_nodes import TwoNodes, environment
 
 KEYS = CONF_DIR / "hydra" / "launcher" / "ray.yaml"
@@ -286,12 +285,14 @@ def two_nodes() -> Iterator[TwoNodes]:
             nodes.stop()
 
 
-@pytest.fixture
-def undisturbed(kdbench: Callable[..., Finished], tmp_path: Path) -> Path:
-    """The output root of the same sweep in this process."""
-    result = kdbench("-m", *RUNS, f"output_root={tmp_path / 'undisturbed'}")
-    assert result.code == 0, result.err
-    return tmp_path / "undisturbed"
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output root of the same sweep in one process."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    command = [sys.executable, "-m", "kdbench", "-m", *RUNS, f"output_root={root}"]
+    done = subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return root
 
 
 def assert_same_runs(one: Path, other: Path) -> None:

@@ -415,6 +415,21 @@ def test_warnings_during_a_submission_are_printed(
     assert capsys.readouterr().err == "a warning\n"
 
 
+def test_a_command_that_is_stopped_says_how_its_jobs_are_found_again(
+    squeue: dict[str, JobState], small: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    runs = [plan_run((), lambda job: small("method=ce"))]
+    task = ArrayTask("7_2", tmp_path, (runs[0].key,))
+    squeue["7_2"] = JobState("7_2", "RUNNING", "None", tmp_path / "script")
+    monkeypatch.setattr(slurm_wait, "files_in", lambda folders: signal.raise_signal(signal.SIGINT))
+    caplog.set_level("INFO")
+    with signals.handled(), pytest.raises(signals.Interrupted):
+        list(slurm_wait.results_of_tasks(OPTIONS, [runs], [task]))
+    assert "SLURM job 7_2 of an earlier command has" in caplog.text
+    assert "the same command waits for them again, and scancel 7 cancels them" in caplog.text
+
+
 def test_words_of_slurm_become_one_line() -> None:
     text = (
         "sbatch: error: Invalid --time specification\nsbatch: error: Invalid --time specification\nTry sbatch --help\n"

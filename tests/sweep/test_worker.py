@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -59,6 +60,16 @@ def test_a_group_is_completed_with_the_device_and_threads_of_its_worker(
     printed = capfd.readouterr().out
     assert printed.index("study: 1 of 9") < printed.index("2 jobs in lockstep") < printed.index("job 5: seed=0")
     assert "on cpu, fp32, threads: 1" in printed
+
+
+@pytest.mark.slow
+def test_an_error_of_a_run_is_printed_by_its_worker_with_the_number_of_the_run(
+    planned: Callable[..., list[PlannedRun]], capfd: pytest.CaptureFixture[str], own_folder: None
+) -> None:
+    runs = planned("method=ce", "teacher=none", "recipe.lr=1e30", "recipe.clip_norm=null")
+    (result,) = run_group(pack_group(runs, 1), device="cpu", threads=1, named=True)
+    assert result.status == "failed"
+    assert re.search(r"kdbench: error: job 2: .*recipe.lr", capfd.readouterr().err)
 
 
 def test_values_that_a_run_gives_itself_stay(planned: Callable[..., list[PlannedRun]]) -> None:

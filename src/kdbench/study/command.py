@@ -51,7 +51,7 @@ def study(arguments: Sequence[str]) -> int:
         print(f"{overview(plan)}\n{describe_registration(plan)}")
         return 2 if any(run.error for run in plan.all_runs()) else 0
     if given.register:
-        print(registered(register(plan, given.analysis or "auto", given.margin or MARGIN)))
+        print(registration_text(register(plan, given.analysis or "auto", given.margin or MARGIN)))
         return 0
     if given.wait and "hydra/launcher=slurm" not in read.launcher:
         raise ConfigError(
@@ -83,7 +83,7 @@ def max_learners_of(launcher: "GroupLauncher | None", given: int | None) -> int:
     return launcher.max_learners if launcher else given or MAX_LEARNERS
 
 
-def registered(registration: "Registration") -> str:
+def registration_text(registration: "Registration") -> str:
     """Return what was registered, in words."""
     plan, file = registration.plan, registration.file
     if not registration.is_new:

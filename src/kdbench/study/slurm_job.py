@@ -27,7 +27,7 @@ from kdbench.sweep.lockstep import group_planned
 from kdbench.sweep.plan import JobResult, PlannedRun
 from kdbench.sweep.slurm_job import GroupJob, SlurmCall, give_up, leaving_when_stopped, own_task, progress_of, times
 from kdbench.sweep.tracking import set_group
-from kdbench.sweep.worker import GroupTask, enter_folder, pack_group, unpack_group
+from kdbench.sweep.worker import GroupTask, enter_folder, import_path, pack_group, unpack_group
 from kdbench.system import signals
 from kdbench.system.cpu import configure_openmp
 from kdbench.system.logs import log_to_console
@@ -58,8 +58,7 @@ class StudyCommand:
             ConfigError: it is not possible any more.
         """
         configure_openmp()
-        sys.path += [path for path in self.python_path if path not in sys.path]
-        enter_folder(self.folder)
+        enter_folder(self.folder, self.python_path)
         return StudyPlan(read_study(self.overrides, self.config_dir), self.max_learners)
 
 
@@ -161,19 +160,17 @@ class StageJob(SlurmCall):
                 report_error(RunError(reason, code="teacher_failed", key="teacher"), where=f"{run.title}: ")
             else:
                 ready.append(run)
+        statuses = set[Status]()
         for _ in range(ATTEMPTS):
-            left = [run for run in ready if not is_done(run)]
-            if not left:
-                break
-            is_measured = left[0].config.kind == MEASURE
-            task = pack_group(ready if is_measured else left, group.task.first)
-            GroupJob(task, self.max_stops, self.requeue)()  # leaves the process where the job is to be requeued
-            statuses = {result.status for result in files.read_results()}
-            if Status.INTERRUPTED in statuses:
-                sys.exit(signals.INTERRUPTED)
-        else:
-            if Status.SKIPPED not in statuses:
-                files.add_failed([run.key for run in ready if not is_done(run)])
+            if left := [run for run in ready if not is_done(run)]:
+                is_measured = left[0].config.kind == MEASURE
+                task = pack_group(ready if is_measured else left, group.task.first)
+                GroupJob(task, self.max_stops, self.requeue)()  # leaves the process where the job is to be requeued
+                statuses = {result.status for result in files.read_results()}
+                if Status.INTERRUPTED in statuses:
+                    sys.exit(signals.INTERRUPTED)
+        if Status.SKIPPED not in statuses:
+            files.add_failed([run.key for run in ready if not is_done(run)])
         return sum(not is_done(run) for run in runs)
 
 
@@ -277,6 +274,4 @@ class FinishJob(SlurmCall):
 
 def command_of(overrides: Sequence[str], config_dir: Path | None, max_learners: int) -> StudyCommand:
     """Return the command line of a study for jobs; see `StudyCommand`."""
-    folder = str(Path.cwd())
-    python_path = tuple(path or folder for path in sys.path)
-    return StudyCommand(tuple(overrides), config_dir, max_learners, folder, python_path)
+    return StudyCommand(tuple(overrides), config_dir, max_learners, str(Path.cwd()), import_path())

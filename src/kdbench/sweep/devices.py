@@ -67,7 +67,7 @@ class Gpu:
 
     name: str
     visible: str
-    """Its entry of CUDA_VISIBLE_DEVICES."""
+    """Entry of CUDA_VISIBLE_DEVICES."""
     lock: str
 
 
@@ -278,7 +278,7 @@ class DeviceLocks:
         found = set()
         for device in devices:
             for name in device.locks:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # it was released meanwhile, and never held before
                     found.add(self.holder(name).read_text().strip())
         found.discard(str(os.getpid()))
         return f"process {', '.join(sorted(found))}" if found else "another process"

@@ -1,7 +1,7 @@
 """The plan of a sweep: every run with its config, or the error that refuses it, before any of them starts."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,11 @@ class JobResult(float):
         return self.scores[name]
 
 
+def longest_grace(runs: "Iterable[PlannedRun]") -> float:
+    """Return the longest time in seconds that one of some runs may take to write its checkpoint and leave."""
+    return max((run.config.checkpoint.grace_seconds for run in runs), default=0.0)
+
+
 def scores_of(summary: RunSummary) -> dict[str, float]:
     """Return the objectives that the summary of a complete run has."""
     values = (summary.best_val_acc, summary.train_seconds, summary.num_params, summary.macs)
@@ -110,7 +115,7 @@ class PlannedRun:
 
     @property
     def directory(self) -> RunDirectory:
-        """Where the run is, or will be. Looked up anew: another process may have made the folder meanwhile."""
+        """Directory of the run, there or not. Looked up anew: another process may have made the folder meanwhile."""
         return RunDirectory.of(self.config, self.key)
 
     def refuse(self, error: ConfigError) -> None:

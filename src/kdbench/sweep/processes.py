@@ -28,7 +28,7 @@ from kdbench.sweep.execute import (
     mark_launched,
     numbers_of,
 )
-from kdbench.sweep.plan import JobResult, PlannedRun
+from kdbench.sweep.plan import JobResult, PlannedRun, longest_grace
 from kdbench.sweep.worker import GroupTask, pack_group
 from kdbench.sweep.worker_process import execute, prepare
 from kdbench.system import signals
@@ -103,7 +103,7 @@ class Worker:
             return [interrupted(stop)] * len(runs)
         except BrokenExecutor as error:
             self.close()
-            report_error(died(names, self.name, error))
+            report_error(death_of(names, self.name, error))
             return [None] * len(runs)
         except Exception as error:  # such as an import that fails
             self.close()
@@ -127,7 +127,7 @@ class Worker:
             pool.shutdown(wait=True, kill_workers=kill)
 
 
-def died(names: str, worker: str, error: BaseException) -> RunError:
+def death_of(names: str, worker: str, error: BaseException) -> RunError:
     """Return the error of runs whose process died."""
     text = str(error)
     how = text[text.rfind("{") + 1 : text.rfind("}")] if "{" in text else "it ended"
@@ -158,7 +158,7 @@ def execute_groups(
     numbered = itertools.count(1)
     workers = [Worker(place, f"worker {next(numbered)} of {total}") for place in devices for _ in range(place.workers)]
     numbers, waiting = numbers_of(groups), deque(range(len(groups)))
-    grace = max((run.config.checkpoint.grace_seconds for runs in groups for run in runs), default=0.0)
+    grace = longest_grace(itertools.chain(*groups))
     remark = f"waiting for a device: hydra.launcher.exclusive=true, and {{}} holds {', '.join(d.name for d in devices)}"
     warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)  # loky renews a large process
     with signals.deferred(grace + LEAVING_SECONDS):

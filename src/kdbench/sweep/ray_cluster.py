@@ -41,7 +41,7 @@ class GroupOptions:
 
     cpus: float = 1
     gpus: float | None = None
-    """None: one where the cluster has any."""
+    """GPUs of a group; None: one where the cluster has any."""
     memory_gb: float | None = None
     resources: Mapping[str, float] = field(default_factory=dict)
     strategy: str = "SPREAD"

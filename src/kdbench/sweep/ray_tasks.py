@@ -1,6 +1,7 @@
 """Groups of runs as tasks of a Ray cluster: start them, start lost ones again, and stop what runs on request."""
 
 import contextlib
+import itertools
 import logging
 import os
 import time
@@ -11,7 +12,7 @@ from typing import Any
 from kdbench.errors import RunError, first_line
 from kdbench.rundir.summary import Status
 from kdbench.sweep.execute import Groups, Results, failure, mark_launched, numbers_of
-from kdbench.sweep.plan import JobResult, PlannedRun
+from kdbench.sweep.plan import JobResult, PlannedRun, longest_grace
 from kdbench.sweep.ray_cluster import Cluster, GroupOptions
 from kdbench.sweep.worker import pack_group, run_group
 from kdbench.system import signals
@@ -171,8 +172,7 @@ class RayTasks:
 
     def grace_seconds(self) -> float:
         """Return the longest time in which the runs write their checkpoints."""
-        runs = [run for attempt in self.running.values() for run in self.groups[attempt.position]]
-        return max((run.config.checkpoint.grace_seconds for run in runs), default=0.0)
+        return longest_grace(run for attempt in self.running.values() for run in self.groups[attempt.position])
 
 
 def run_groups(groups: Groups, cluster: Cluster, options: GroupOptions) -> Generator[tuple[int, Results], None, None]:
@@ -190,7 +190,7 @@ def run_groups(groups: Groups, cluster: Cluster, options: GroupOptions) -> Gener
     from ray.exceptions import RayError
 
     tasks = RayTasks(groups, cluster, options)
-    grace = max((run.config.checkpoint.grace_seconds for runs in groups for run in runs), default=0.0)
+    grace = longest_grace(itertools.chain(*groups))
     with signals.deferred(grace + STOP_SECONDS):
         try:
             while tasks.running or tasks.waiting:
@@ -207,7 +207,7 @@ def run_groups(groups: Groups, cluster: Cluster, options: GroupOptions) -> Gener
                 key="hydra/launcher",
             ) from error
         finally:
-            with contextlib.suppress(RayError, ConnectionError):
+            with contextlib.suppress(RayError, ConnectionError):  # a cluster that is gone has no tasks to stop
                 tasks.stop()
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.errors import ConfigError
 from kdbench.rundir.files import check_writable, write_json
 from kdbench.sweep.launcher import SECTION
-from kdbench.sweep.plan import PlannedRun
+from kdbench.sweep.plan import PlannedRun, longest_grace
 from kdbench.sweep.slurm_commands import SlurmError, check_reachable, command, max_array_size, own_words
 from kdbench.sweep.slurm_job import ArrayTask, GroupJob
 from kdbench.sweep.slurm_options import VARIABLES, SlurmOptions, keys_at_fault, variable_of
@@ -73,7 +73,7 @@ def check_runs(options: SlurmOptions, runs: Sequence[PlannedRun]) -> None:
     Raises:
         ConfigError: they have not.
     """
-    grace = max((run.config.checkpoint.grace_seconds for run in runs if run.composed), default=0)
+    grace = longest_grace(run for run in runs if run.composed)
     if grace > options.signal_seconds:
         raise ConfigError(
             f"checkpoint.grace_seconds is {grace:g}, more than hydra.launcher.signal_seconds={options.signal_seconds}: "

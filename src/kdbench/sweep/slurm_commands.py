@@ -15,6 +15,8 @@ SECONDS = 30
 PING_SECONDS = 10
 ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
 """States of a job that does not run again by itself."""
+USUAL_ARRAY_SIZE = 1000
+"""Largest number of tasks where SLURM's configuration does not say it: its own default."""
 PREFIX = re.compile(r"^(sbatch|scontrol|squeue): ((error|fatal): )?|^allocation failure: ")
 
 
@@ -97,7 +99,7 @@ def max_array_size() -> int:
         match = re.search(r"MaxArraySize\s*=\s*(\d+)", command("scontrol", "show", "config"))
     except SlurmError:
         match = None
-    return max(1, int(match[1])) - 1 or 1 if match else 1000
+    return max(1, int(match[1]) - 1) if match else USUAL_ARRAY_SIZE
 
 
 def jobs_of_user() -> dict[str, JobState]:

@@ -78,8 +78,8 @@ def divide_running(
             if own := [left.pop(key) for key in task.keys if key in left]:
                 tasks.append(task)
                 groups.append(own)
-    taken = {id(run) for group in groups for run in group}
-    return tasks, groups, [run for run in runs if id(run) not in taken]
+    taken = {run for group in groups for run in group}
+    return tasks, groups, [run for run in runs if run not in taken]
 
 
 def output_root_of(runs: Sequence[PlannedRun]) -> Path:
@@ -181,7 +181,7 @@ def wait(waiting: dict[int, ArrayTask]) -> Iterator[tuple[int, list[JobResult]]]
                 yield position, task.read_results()
         if waiting:
             for position, state in watch.ended(waiting):
-                yield position, died(waiting.pop(position), state)
+                yield position, results_of_lost(waiting.pop(position), state)
             time.sleep(POLL_SECONDS if waiting else 0)
 
 
@@ -243,7 +243,7 @@ class JobWatch:
             log.info("%s", line)
 
 
-def died(task: ArrayTask, state: str) -> list[JobResult]:
+def results_of_lost(task: ArrayTask, state: str) -> list[JobResult]:
     """Return the results of the runs of a task that ended without any."""
     error = f"SLURM job {task.job} ended without a result: {state}; its log: {task.log}; the same command continues"
     return [JobResult(Status.FAILED, error=error)] * len(task.keys)

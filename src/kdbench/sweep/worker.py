@@ -51,11 +51,13 @@ def pack_group(runs: Sequence["PlannedRun"], first: int = 0, heading: str | None
         first: number of the first one within its sweep, counted from 0.
         heading: line to print above them, for example the progress of a study.
     """
-    folder = str(Path.cwd())
-    titles = tuple(run.title for run in runs)
-    python_path = tuple(path or folder for path in sys.path)
-    keys = tuple(run.key for run in runs)
-    return GroupTask(pickle.dumps(list(runs)), titles, first, heading, folder, python_path, keys)
+    titles, keys = tuple(run.title for run in runs), tuple(run.key for run in runs)
+    return GroupTask(pickle.dumps(list(runs)), titles, first, heading, str(Path.cwd()), import_path(), keys)
+
+
+def import_path() -> tuple[str, ...]:
+    """Return the folders from which this process imports, absolute."""
+    return tuple(path or str(Path.cwd()) for path in sys.path)
 
 
 def unpack_group(task: GroupTask) -> list["PlannedRun"]:
@@ -64,8 +66,7 @@ def unpack_group(task: GroupTask) -> list["PlannedRun"]:
     Raises:
         RunError: this machine does not have the working directory.
     """
-    sys.path += [path for path in task.python_path if path not in sys.path]  # last, so that nothing here is hidden
-    enter_folder(task.folder)
+    enter_folder(task.folder, task.python_path)
     runs: list[PlannedRun] = pickle.loads(task.runs)
     return runs
 
@@ -112,12 +113,17 @@ def run_group(
                 stream.flush()
 
 
-def enter_folder(folder: str) -> None:
-    """Change to the working directory of the command, where its relative paths start.
+def enter_folder(folder: str, python_path: Sequence[str] = ()) -> None:
+    """Change to the working directory of the command, and import from where it imports.
+
+    Args:
+        folder: the working directory, where relative paths start.
+        python_path: folders of modules.
 
     Raises:
         RunError: this machine does not have the folder.
     """
+    sys.path += [path for path in python_path if path not in sys.path]  # last, so that nothing here is hidden
     try:
         os.chdir(folder)
     except OSError as error:
