@@ -98,7 +98,7 @@ def test_a_task_that_never_comes_further_fails_after_some_stops(slurm: Cluster, 
     (error,) = re.findall(r"^kdbench: error: .*seed=\d [^:]*: (.*)$", sweep.printed, re.M)
     assert error.startswith("stopped once by SLURM without a new checkpoint (hydra.launcher.max_stops)")
     assert "Traceback" not in sweep.printed
-    assert not slurm.jobs("PENDING", "RUNNING")
+    slurm.wait_for(lambda: not slurm.jobs("PENDING", "RUNNING"))  # it does not come back
 
 
 def test_options_that_slurm_refuses_are_reported_in_its_words_before_anything_is_written(
