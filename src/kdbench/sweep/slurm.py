@@ -94,9 +94,9 @@ def refused(error: SlurmError, options: SlurmOptions, submitted: Sequence[str] =
     names = " ".join(submitted)
     others = f"; accepted before: {names}, which scancel {names} cancels" if submitted else ""
     given = keys_at_fault(str(error), options)
-    values = " or ".join(f"{key}={value}" for key, value in given.items())
+    values = " or ".join(f"{key}={value}" for key, value in given.items()) or f"the keys of {SECTION}"
     return ConfigError(
-        f"SLURM refuses the jobs of hydra/launcher=slurm: {error}{others}; change {values or f'the keys of {SECTION}'}; "
+        f"SLURM refuses the jobs of hydra/launcher=slurm: {error}{others}; change {values}; "
         "sinfo -o '%P %l %c %m %G %f' shows the partitions with time limit, cores, memory, GPUs and features",
         code="slurm_refuses",
         key=next(iter(given)) if len(given) == 1 else SECTION,
