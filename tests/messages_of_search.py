@@ -91,14 +91,12 @@ def opened(*definitions: Definition, name: str = "s", file: str = "searches.db",
     url = f"sqlite:///{Path.cwd() / file}"
     space = read_space(["recipe.lr=1,2"])
     options = Options(space, lambda _: None, lambda overrides: composed_options(overrides)[0])
-    try:
+    with trials.closing_storages():
         if foreign:
             study = optuna.create_study(storage=trials.open_storage(url), study_name=name, load_if_exists=True)
             study.add_trial(optuna.trial.create_trial(value=1.0))
         for one in definitions:
             open_arms(name, url, settings.read_keys(KEYS), options, one, 1)
-    finally:
-        trials.close_storages()
 
 
 def stub(**changes: Any) -> Search:

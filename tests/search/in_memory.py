@@ -16,7 +16,7 @@ OPTIONS = {"recipe=short": {"epochs": 3}, "recipe=paper": {"epochs": 9}}
 
 
 def node(overrides: tuple[str, ...]) -> Any:
-    """Compose a config whose recipe is short by default, and whose method alpha has a key of its own."""
+    """Compose a config whose recipe is short by default, and whose method logit has a key of its own."""
     recipe = next((OPTIONS[o] for o in overrides if o.startswith("recipe=")), OPTIONS["recipe=short"])
     method = {"temperature": 4} if "method=logit" in overrides else {}
     return OmegaConf.create({"recipe": recipe | {"lr": 0.1}, "method": method, "picked": "method=logit" in overrides})

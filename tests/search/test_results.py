@@ -14,9 +14,8 @@ from kdbench.errors import BusyError
 from kdbench.report.search.build import compute_search
 from kdbench.report.search.read import read_search
 from kdbench.rundir.summary import RunSummary
-from kdbench.runner.trials import close_storages
 from kdbench.search import command, results
-from kdbench.search.results import following, gain_text, show, trial_row, write_results, write_rows
+from kdbench.search.results import commands_of_finals, gain_text, show, trial_row, write_results, write_rows
 from kdbench.search.search import Search
 from kdbench.search.space import read_space
 from kdbench.search.trials import Arm, Members
@@ -71,7 +70,7 @@ def test_the_commands_that_follow_have_the_roots_and_the_trust_of_the_search() -
     space = read_space(["recipe.lr=1,2", "trust=[own]", "data=shapes", "runtime.device=cpu"])
     search: Any = SimpleNamespace(arms=[SimpleNamespace(options=SimpleNamespace(space=space))])
     best = [replace(best_of([candidate("short", 0.5)]), experiment="best_logit")]
-    train, report = following(search, Path("out put/a/searches/s"), best, FIRST, None)
+    train, report = commands_of_finals(search, Path("out put/a/searches/s"), best, FIRST, None)
     assert train[2:5] == ["--config-dir", "out put/a/searches/s", "experiment=best_logit"]
     assert train[5:8] == ["seed=1,2,3", "trust=[own]", "runtime.device=cpu"]
     assert [o.partition("=")[0] for o in train[8:]] == ["output_root", "shared_roots"]
@@ -82,7 +81,7 @@ def test_the_commands_that_follow_have_the_folder_of_options_of_the_search() -> 
     search: Any = SimpleNamespace(arms=[SimpleNamespace(options=SimpleNamespace(space=read_space(["recipe.lr=1,2"])))])
     best = [replace(best_of([candidate("short", 0.5)]), experiment="best_logit")]
     for folder, searchpath in (("/out/s", "[file:///out/s]"), ("/my out/s", "['file:///my out/s']")):
-        train, _ = following(search, Path(folder), best, FIRST, "my conf")
+        train, _ = commands_of_finals(search, Path(folder), best, FIRST, "my conf")
         assert train[2:6] == ["--config-dir", "my conf", f"hydra.searchpath={searchpath}", "experiment=best_logit"]
         assert parse(train[4]).value() == [f"file://{folder}"]
 
@@ -189,4 +188,3 @@ def test_the_results_are_written_alone_and_their_error_does_not_replace_that_of_
         searched("recipe.lr=interval(0,1)", f"output_root={tmp_path}")
     assert held == [True]
     assert "the results of search s cannot be written" in capsys.readouterr().err
-    close_storages()

@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 
 from kdbench.report.command import report
 from kdbench.rundir.directory import RunDirectory
-from kdbench.runner import trials
 from kdbench.runner.pruning import TrialReporter
 from tests.conftest import SMALL, Finished
 
@@ -53,13 +52,6 @@ sys.exit(cli.main())
 Kdbench = Callable[..., Finished]
 Start = Callable[..., subprocess.Popen[str]]
 Rows = list[dict[str, str]]
-
-
-@pytest.fixture(autouse=True)
-def forget_storages() -> Any:
-    """Close the databases of a test at its end."""
-    yield
-    trials.close_storages()
 
 
 def rows_in(home: Path) -> Rows:

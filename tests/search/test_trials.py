@@ -12,7 +12,7 @@ from kdbench.rundir.unfinished import Failure, write_failure
 from kdbench.search import trials as trials_module
 from kdbench.search.command import end
 from kdbench.search.settings import build_sampler
-from kdbench.search.trials import DEFAULT, OWNER, Asked, Members
+from kdbench.search.trials import DEFAULT, OWNER, HeldTrial, Members
 from kdbench.search.winners import samplers_of
 from kdbench.sweep.plan import JobResult
 from tests.search.in_memory import arm_of, keys, search_of, tell_complete
@@ -78,7 +78,7 @@ def test_a_trial_that_was_taken_over_is_left_alone(tmp_path: Any, capsys: pytest
     assert all("left to another process" in line for line in out)
     own = arm.draw(members.own)
     assert own is not None
-    work.tell(Asked(arm, own.number, own.params), None, done)
+    work.tell(HeldTrial(arm, own.number, own.params), None, done)
     assert arm.study.trials[1].value == 0.5
 
 

@@ -152,13 +152,17 @@ def storage_error(url: str, error: BaseException) -> ConfigError:
     return ConfigError(f"{where} cannot be opened: {cause_of(error)}", code="storage", key=key)
 
 
-def close_storages() -> None:
-    """Close every storage that this process has opened."""
-    for storage in _opened.values():
-        storage.remove_session()
-        if engine := getattr(getattr(storage, "_backend", storage), "engine", None):
-            engine.dispose()
-    _opened.clear()
+@contextmanager
+def closing_storages() -> Iterator[None]:
+    """Close the storages that this process has opened at the end of the block."""
+    try:
+        yield
+    finally:
+        for storage in _opened.values():
+            storage.remove_session()
+            if engine := getattr(getattr(storage, "_backend", storage), "engine", None):
+                engine.dispose()
+        _opened.clear()
 
 
 def quieten() -> None:

@@ -13,7 +13,7 @@ from kdbench.config import RunConfig
 from kdbench.errors import BusyError, ConfigError, KdbenchError, RunError, report_error, without_passwords
 from kdbench.rundir.files import check_writable, hash_of
 from kdbench.runner.run import resolve_run
-from kdbench.runner.trials import build_pruner
+from kdbench.runner.trials import build_pruner, closing_storages
 from kdbench.search.options import Options
 from kdbench.search.search import Search, folder_of, left_over
 from kdbench.search.settings import GRID, SECTION, SearchKeys, directions_of, read_keys, storage_url
@@ -73,7 +73,7 @@ def search(sweeper: Sweeper, node: dict[str, Any], arguments: Sequence[str]) -> 
     check_writable(root / "searches")
     url = storage_url(keys.storage, root / "searches" / f"{name}.db")
     members = Members(root / ".locks", name)
-    with members.present():
+    with members.present(), closing_storages():
         with members.alone():
             arms = open_arms(name, url, keys, options, definition, first.recipe.epochs)
             for arm in arms:
@@ -97,7 +97,7 @@ def search(sweeper: Sweeper, node: dict[str, Any], arguments: Sequence[str]) -> 
                 report_error(error)
             raise
         write()
-    end(arms)
+        end(arms)
 
 
 def config_dir_of(loader: ConfigLoader) -> str | None:

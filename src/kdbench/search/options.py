@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from kdbench.config import RunConfig
 from kdbench.errors import ConfigError
 from kdbench.runner.run import resolve_run
-from kdbench.search.space import Dimension, Fixed, Params, Space
+from kdbench.search.space import SUBJECT, Dimension, FixedKey, Params, Space
 
 Compose = Callable[[tuple[str, ...]], RunConfig]
 """Returns the config of a run from its overrides; raises ConfigError."""
@@ -36,24 +36,24 @@ class Options:
         self.node = node
         self.composed: dict[tuple[str, ...], DictConfig] = {}
 
-    def config_of(self, options: Params) -> DictConfig:
+    def config_of(self, combination: Params) -> DictConfig:
         """Return the config that a combination of options composes."""
-        chosen = tuple(self.space.chosen(options))
+        chosen = tuple(self.space.chosen(combination))
         if chosen not in self.composed:
             self.composed[chosen] = self.node(chosen)
         return self.composed[chosen]
 
-    def has(self, options: Params, part: Dimension | Fixed) -> bool:
+    def has(self, combination: Params, part: Dimension | FixedKey) -> bool:
         """Return True if the runs of a combination of options have a key."""
-        text = part.text if isinstance(part, Fixed) else part.element
+        text = part.text if isinstance(part, FixedKey) else part.element
         key = part.key.partition("@")[0]
         if text.startswith("+") or "." not in key:
             return True
-        return self.default(options, key) is not ABSENT
+        return self.default(combination, key) is not ABSENT
 
-    def default(self, options: Params, key: str) -> Any:
+    def default(self, combination: Params, key: str) -> Any:
         """Return the plain value that a key has in the composed config, or `ABSENT`."""
-        config = self.config_of(options)
+        config = self.config_of(combination)
         parent, _, name = key.rpartition(".")
         section = OmegaConf.select(config, parent) if parent else config
         if not isinstance(section, DictConfig) or name not in section:
@@ -61,9 +61,9 @@ class Options:
         value = OmegaConf.select(config, key)
         return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
-    def dimensions(self, options: Params) -> list[Dimension]:
+    def dimensions(self, combination: Params) -> list[Dimension]:
         """Return the keys that are searched within a combination of options."""
-        return [d for d in self.space.others if self.has(options, d)]
+        return [d for d in self.space.others if self.has(combination, d)]
 
     def overrides(self, params: Params) -> tuple[str, ...]:
         """Return the overrides of a run from the values of its dimensions."""
@@ -74,11 +74,11 @@ class Options:
         """Return the overrides of the searched keys alone."""
         return [d.text(params[d.key]).lstrip("+") for d in self.space.dimensions if d.key in params]
 
-    def default_params(self, options: Params) -> tuple[dict[str, Any], list[str]]:
+    def default_params(self, combination: Params) -> tuple[dict[str, Any], list[str]]:
         """Return the default setting of a combination of options, and the keys whose default is not in the space."""
-        params, outside = dict(options), []
-        for dimension in self.dimensions(options):
-            value = dimension.holding(self.default(options, dimension.key))
+        params, outside = dict(combination), []
+        for dimension in self.dimensions(combination):
+            value = dimension.holding(self.default(combination, dimension.key))
             if value is None:
                 outside.append(dimension.key)
             params[dimension.key] = value
@@ -87,14 +87,14 @@ class Options:
     def settings(self, most: int) -> list[dict[str, Any]] | None:
         """Return every setting of the space; None if there are more than `most`, or infinitely many."""
         found: list[dict[str, Any]] = []
-        for options in self.space.combinations():
-            dimensions = self.dimensions(options)
+        for combination in self.space.combinations():
+            dimensions = self.dimensions(combination)
             count = 1
             for dimension in dimensions:
                 count *= dimension.size or most + 1
             if len(found) + count > most:
                 return None
-            settings: list[dict[str, Any]] = [dict(options)]
+            settings: list[dict[str, Any]] = [dict(combination)]
             for dimension in dimensions:
                 settings = [{**one, dimension.key: value} for one in settings for value in dimension.values()]
             found += settings
@@ -109,10 +109,10 @@ class Options:
             ConfigError: a key that no option has, or one that may not be searched, or a run that cannot be composed.
         """
         combinations = list(self.space.combinations())
-        parts: list[Dimension | Fixed] = [*self.space.others, *self.space.fixed]
+        parts: list[Dimension | FixedKey] = [*self.space.others, *self.space.fixed]
         for part in parts:
-            if not any(self.has(options, part) for options in combinations):
-                text = part.text if isinstance(part, Fixed) else part.text(part.extremes()[0])
+            if not any(self.has(combination, part) for combination in combinations):
+                text = part.text if isinstance(part, FixedKey) else part.text(part.extremes()[0])
                 self.compose((*self.space.chosen(combinations[0]), text))  # for its error
                 raise ConfigError(f"{part.key} is not a known key", code="unknown_key", key=part.key)
         for dimension in self.space.dimensions:
@@ -126,24 +126,24 @@ class Options:
             ConfigError: that of the first setting, where none can be composed.
         """
         errors = []
-        for options in combinations:
-            changes = [{}, *({d.key: value} for d in self.dimensions(options) for value in d.extremes())]
+        for combination in combinations:
+            changes = [{}, *({d.key: value} for d in self.dimensions(combination) for value in d.extremes())]
             for changed in changes:
                 try:
-                    return self.compose(self.overrides(self.probe(options, changed)))
+                    return self.compose(self.overrides(self.probe(combination, changed)))
                 except ConfigError as error:
                     errors.append(error)
         raise errors[0]
 
-    def probe(self, options: Params, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def probe(self, combination: Params, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return a setting of a combination of options: defaults, and where the space has them not, its first values.
 
         Args:
-            options: the options.
+            combination: the combination.
             changed: values in their place.
         """
-        params, _ = self.default_params(options)
-        first = {d.key: d.extremes()[0] for d in self.dimensions(options)}
+        params, _ = self.default_params(combination)
+        first = {d.key: d.extremes()[0] for d in self.dimensions(combination)}
         known = {key: first[key] if value is None else value for key, value in params.items()}
         return known | {key: value for key, value in (changed or {}).items() if key in known}
 
@@ -153,10 +153,10 @@ class Options:
         Raises:
             ConfigError: it may not, or its values are not allowed.
         """
-        options = next(own for own in combinations if self.has(own, dimension))
+        combination = next(own for own in combinations if self.has(own, dimension))
         settings = []
         for value in dimension.extremes():
-            own = options | {dimension.key: value} if dimension.is_group else options
+            own = combination | {dimension.key: value} if dimension.is_group else combination
             settings.append(self.probe(own, {dimension.key: value}))
         refuse_by_name(dimension)
         pair = []
@@ -214,7 +214,7 @@ def check_pair(dimension: Dimension, one: RunConfig, other: RunConfig) -> None:
     if one.teacher and other.teacher and one.teacher.seed != other.teacher.seed:
         raise seed_error(dimension)
     keys = {name: resolve_run(config)[1].key for name, config in (("one", one), ("other", other))}
-    if keys["one"] == keys["other"] and dimension.key not in ("student", "teacher", "method", "pair", "experiment"):
+    if keys["one"] == keys["other"] and dimension.key not in (*SUBJECT, "experiment"):
         raise ConfigError(
             f"{dimension.key} cannot be searched: it changes no number of a run; give one value",
             code="unused_key",

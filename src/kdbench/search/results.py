@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.config import RunConfig
 from kdbench.errors import RunError
-from kdbench.report.search.read import BEST_FILE, COMPLETE, TRIALS_FILE
+from kdbench.report.search.read import BEST_FILE, DIVERGED, RESULTS, TRIALS_FILE
 from kdbench.rundir.directory import roots_of
 from kdbench.rundir.files import atomic_path
-from kdbench.rundir.summary import KEY
-from kdbench.search.search import Search, is_of_storage, shown
+from kdbench.rundir.summary import KEY, Status
+from kdbench.search.search import Search, is_of_storage, objectives_text
 from kdbench.search.trials import ATTEMPTS, DEFAULT, Arm
 from kdbench.search.winners import Best, first_name, folder_of_run, label_of, summary_in, winners_of, write_best
 from kdbench.study.winners import Winner
@@ -80,7 +80,7 @@ def write_results(search: Search, folder: Path, first: RunConfig, config_dir: st
             flush=True,
         )
     if winners:
-        print_commands(following(search, folder, winners, first, config_dir), first.seed)
+        print_commands(commands_of_finals(search, folder, winners, first, config_dir), first.seed)
 
 
 def trial_row(arm: Arm, trial: "FrozenTrial", roots: Sequence[Path]) -> Row:
@@ -133,7 +133,7 @@ def write_rows(file: Path, rows: Sequence[Row], search: Search) -> None:
 def pareto_front(rows: Sequence[Row], search: Search) -> list[Row]:
     """Return the complete trials that no other is at least as good as in every objective and better in one."""
     directions = [direction.name for direction in search.arms[0].study.directions]
-    able = [row for row in rows if row["status"] == COMPLETE]
+    able = [row for row in rows if row["status"] == Status.COMPLETE]
 
     def costs(row: Row) -> tuple[float, ...]:
         return tuple(
@@ -163,7 +163,8 @@ def show(search: Search, folder: Path, rows: Sequence[Row], front: Sequence[Row]
         print(f"Pareto front of {' and '.join(search.objectives)}, {len(front)} trial{'' if len(front) == 1 else 's'}:")
         for row in front[:MOST_SHOWN]:
             values = [row[name] / 100 if name == "val_acc" else row[name] for name in search.objectives]
-            print(f"  {label_of(row['arm'], row['number'])}: {shown(search.objectives, values)}  {row['setting']}")
+            reached = objectives_text(search.objectives, values)
+            print(f"  {label_of(row['arm'], row['number'])}: {reached}  {row['setting']}")
     for one in best:
         tried = len({row[KEY.run_key] for row in rows if same_subject(row, one.winner)})
         print(
@@ -180,7 +181,7 @@ def print_commands(commands: Sequence[Sequence[str]], seed: int) -> None:
     print(*(f"  {shlex.join(command)}" for command in commands), sep="\n", flush=True)
 
 
-def following(
+def commands_of_finals(
     search: Search, folder: Path, best: Sequence[Best], first: RunConfig, config_dir: str | None
 ) -> list[list[str]]:
     """Return the commands that train the winners with other seeds, and report them. Arguments: see `write_results`."""
@@ -212,7 +213,7 @@ def following(
 
 def same_subject(row: Row, winner: Winner) -> bool:
     subject = (winner.student, winner.teacher, winner.method)
-    return (row["student"], row["teacher"], row["method"]) == subject and row["status"] not in ("refused", "failed")
+    return (row["student"], row["teacher"], row["method"]) == subject and row["status"] in RESULTS
 
 
 def gain_text(rows: Sequence[Row], best: Best) -> str:
@@ -221,10 +222,8 @@ def gain_text(rows: Sequence[Row], best: Best) -> str:
     if not defaults:
         return ""
     row = defaults[0]
-    if row["status"] != COMPLETE:
-        return (
-            f" (the default setting was {row['status']})"
-            if row["status"] == "pruned"
-            else " (the default setting diverged)"
-        )
+    if row["status"] == Status.PRUNED:
+        return " (the default setting was pruned)"
+    if row["status"] == DIVERGED:
+        return " (the default setting diverged)"
     return f" ({best.winner.score - row['val_acc']:+.2f} points over the default setting)"

@@ -11,12 +11,13 @@ from kdbench.config import RunConfig
 from kdbench.config.sections import TrialConfig
 from kdbench.errors import BusyError, ConfigError, RunError, without_passwords
 from kdbench.report.failures import OF_THE_MACHINE
+from kdbench.report.search.read import DIVERGED
 from kdbench.rundir.summary import Status
 from kdbench.rundir.unfinished import read_failure
 from kdbench.runner.trials import cause_of
 from kdbench.search.settings import SearchKeys
-from kdbench.search.trials import COUNTS, LOST, Arm, Asked, Members
-from kdbench.sweep.execute import check_runs, one_by_one, share_cache
+from kdbench.search.trials import COUNTS, LOST, Arm, HeldTrial, Members
+from kdbench.sweep.execute import check_runs, share_cache
 from kdbench.sweep.overrides import override
 from kdbench.sweep.plan import JobResult, PlannedRun, plan_run
 from kdbench.sweep.tracking import set_group
@@ -26,7 +27,6 @@ log = logging.getLogger(__name__)
 LaunchRuns = Callable[[Sequence[PlannedRun]], Generator[tuple[PlannedRun, JobResult | None], None, None]]
 """Executes runs, and yields each with its result as they end; None: its process died."""
 ComposeNumbered = Callable[[int, tuple[str, ...]], RunConfig]
-DIVERGED, FAILED, REFUSED = "diverged", "failed", "refused"
 NOT_FINITE = "not_finite"
 OUT_OF_MEMORY = "out_of_memory"
 MOST_LOST = 3
@@ -74,9 +74,9 @@ class Search:
         """
         try:
             while self.problems < self.keys.max_failures:
-                asked = self.next_trials()
-                if asked:
-                    self.execute(asked)
+                trials = self.next_trials()
+                if trials:
+                    self.execute(trials)
                 elif not self.others_work():
                     break
         except Exception as error:
@@ -96,24 +96,24 @@ class Search:
                 key="hydra.sweeper.max_failures",
             )
 
-    def next_trials(self) -> list[Asked]:
+    def next_trials(self) -> list[HeldTrial]:
         """Return the trials to launch now: those of dead processes first, then new ones, arm by arm in turn."""
         self.members.renew()
         owners = {t.user_attrs.get("owner", "") for arm in self.arms for t in arm.running()}
         dead = [owner for owner in owners if owner and not self.members.is_alive(owner)]
         with self.members.alone():
-            found = [asked for arm in self.arms for asked in arm.take_over(dead, self.members.own)]
+            found = [trial for arm in self.arms for trial in arm.take_over(dead, self.members.own)]
             if found:
                 log.info("trials of processes that ended: %d are repeated with their values", len(found))
             open_arms = list(self.arms)
             while open_arms and len(found) < self.keys.n_jobs:
                 open_arms.sort(key=lambda arm: len(arm.finished()) + len(arm.running()))
                 arm = open_arms[0]
-                asked = arm.draw(self.members.own) if arm.room() > 0 else None
-                if asked is None:
+                trial = arm.draw(self.members.own) if arm.room() > 0 else None
+                if trial is None:
                     open_arms.remove(arm)
                 else:
-                    found.append(asked)
+                    found.append(trial)
         return found
 
     def others_work(self) -> bool:
@@ -134,11 +134,11 @@ class Search:
         time.sleep(WAITING)
         return True
 
-    def execute(self, asked: Sequence[Asked]) -> None:
+    def execute(self, trials: Sequence[HeldTrial]) -> None:
         """Plan the runs of trials, launch them, and record the result of each."""
-        planned: dict[int, Asked] = {}
+        planned: dict[int, HeldTrial] = {}
         runs = []
-        for trial in asked:
+        for trial in trials:
             run = self.plan(trial)
             planned[id(run)] = trial
             runs.append(run)
@@ -146,7 +146,7 @@ class Search:
         set_group(runs, self.name)
         readers = check_runs(runs)
         for sharing in readers.values():
-            share_cache(sharing, one_by_one(sharing[:1]) * self.keys.n_trials)
+            share_cache(sharing, sharing[0].config.recipe.epochs * self.keys.n_trials)  # later trials read it too
         for run in runs:
             if run.status == Status.REFUSED:
                 self.tell_refused(planned[id(run)], run)
@@ -159,7 +159,7 @@ class Search:
             for run, result in results:
                 self.tell(planned[id(run)], run, result)
 
-    def plan(self, trial: Asked) -> PlannedRun:
+    def plan(self, trial: HeldTrial) -> PlannedRun:
         """Return the run of a trial."""
         number = self.launched
         run = plan_run(trial.arm.options.overrides(trial.params), lambda own: self.compose(number, own), number)
@@ -177,26 +177,26 @@ class Search:
             )
         return run
 
-    def connect(self, trial: Asked, run: PlannedRun) -> None:
+    def connect(self, trial: HeldTrial, run: PlannedRun) -> None:
         """Have a run report its epochs to its trial."""
         own = TrialConfig(self.url, trial.arm.study.study_name, trial.number, dict(self.keys.pruner))
         run.overrides += (f"++{override('trial', dataclasses.asdict(own))}",)
         run.composed = dataclasses.replace(run.config, trial=own)
 
-    def tell_refused(self, trial: Asked, run: PlannedRun) -> None:
+    def tell_refused(self, trial: HeldTrial, run: PlannedRun) -> None:
         """Record a trial whose run cannot start: such a setting does not count, and is not tried again."""
         self.problems += 1
         with self.members.alone():
             if trial.arm.is_held(trial.number, self.members.own):
-                self.fail(trial, REFUSED, run.problem)
+                self.fail(trial, Status.REFUSED, run.problem)
 
-    def fail(self, trial: Asked, status: str, error: str | None, counts: bool = False) -> None:
+    def fail(self, trial: HeldTrial, status: str, error: str | None, counts: bool = False) -> None:
         from optuna.trial import TrialState
 
         trial.arm.set_attrs(trial.number, {"status": status, "error": error, COUNTS: counts})
         trial.arm.study.tell(trial.number, state=TrialState.FAIL)
 
-    def tell(self, trial: Asked, run: PlannedRun, result: JobResult | None) -> None:
+    def tell(self, trial: HeldTrial, run: PlannedRun, result: JobResult | None) -> None:
         """Record the result of a trial, unless another process has taken the trial over in the meantime."""
         with self.members.alone():
             if trial.arm.is_held(trial.number, self.members.own):
@@ -206,7 +206,7 @@ class Search:
                     f"{trial.name}: left to another process, which took it over as this one was suspended", flush=True
                 )
 
-    def record(self, trial: Asked, run: PlannedRun, result: JobResult | None) -> None:
+    def record(self, trial: HeldTrial, run: PlannedRun, result: JobResult | None) -> None:
         """Record the result of a trial in the storage, or leave the trial to be repeated."""
         from optuna.trial import TrialState
 
@@ -221,7 +221,7 @@ class Search:
                 {"status": str(result.status), "run": Path(result.run or "").name, "scores": dict(result.scores)},
             )
             arm.study.tell(number, values)
-            print(f"{trial.name}: {shown(self.objectives, values)}; {self.position(arm)}", flush=True)
+            print(f"{trial.name}: {objectives_text(self.objectives, values)}; {self.position(arm)}", flush=True)
         elif result is not None and result.status == Status.PRUNED:
             arm.set_attrs(number, {"status": str(result.status), "error": result.error})
             arm.study.tell(number, state=TrialState.PRUNED)
@@ -233,7 +233,7 @@ class Search:
         else:  # skipped or interrupted
             arm.release(number, {"error": result.error})
 
-    def tell_failed(self, trial: Asked, run: PlannedRun, result: JobResult) -> None:
+    def tell_failed(self, trial: HeldTrial, run: PlannedRun, result: JobResult) -> None:
         """Record a failure: a loss that is not finite is a result at chance accuracy; others do not count."""
         failure = read_failure(run.directory.path)
         code = failure.code if failure else ""
@@ -253,15 +253,15 @@ class Search:
             trial.arm.release(trial.number, {"error": result.error})
         else:
             self.problems += 1
-            self.fail(trial, FAILED, result.error)
+            self.fail(trial, Status.FAILED, result.error)
 
-    def tell_lost(self, trial: Asked, error: str | None) -> None:
+    def tell_lost(self, trial: HeldTrial, error: str | None) -> None:
         """Record that a trial ended by a lack of memory or the death of its process, for which its setting may be the
         reason: it is repeated, but not without end."""
         self.problems += 1
         lost = trial.arm.attributes(trial.number).get(LOST, 0) + 1
         if lost >= MOST_LOST:
-            self.fail(trial, FAILED, error)
+            self.fail(trial, Status.FAILED, error)
         else:
             trial.arm.release(trial.number, {LOST: lost, "error": error})
 
@@ -274,10 +274,10 @@ class Search:
         if not values:
             return text
         best = max(values) if arm.study.direction.name == "MAXIMIZE" else min(values)
-        return f"{text}, best {shown(self.objectives, [best])}"
+        return f"{text}, best {objectives_text(self.objectives, [best])}"
 
 
-def shown(objectives: Sequence[str], values: Sequence[float]) -> str:
+def objectives_text(objectives: Sequence[str], values: Sequence[float]) -> str:
     """Return values of objectives for people."""
     return ", ".join(
         f"validation accuracy {100 * value:.2f}%" if name == "val_acc" else f"{name} {value:,.6g}"

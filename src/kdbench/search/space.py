@@ -20,6 +20,9 @@ from kdbench.sweep.overrides import parse, values_of, why_empty
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
+SUBJECT = ("student", "teacher", "method", "pair")
+"""Groups that say what competes with what: each of their options has a default setting. Options of others, such as a
+recipe, are part of a setting."""
 LOG = "log"
 """Tag of a range whose logarithm is searched evenly."""
 Params = Mapping[str, Any]
@@ -52,7 +55,7 @@ class Dimension:
 
     @property
     def is_group(self) -> bool:
-        """True if it chooses an option, on which the keys of a run depend."""
+        """Return True if it chooses an option, on which the keys of a run depend."""
         return self.key in groups()
 
     @property
@@ -116,7 +119,7 @@ class Dimension:
 
 
 @dataclass(frozen=True)
-class Fixed:
+class FixedKey:
     """A key with the same value in every trial that has the key."""
 
     key: str
@@ -129,7 +132,7 @@ class Space:
     """The dimensions of a search, those that choose options first, and the keys that all trials share."""
 
     dimensions: tuple[Dimension, ...]
-    fixed: tuple[Fixed, ...] = ()
+    fixed: tuple[FixedKey, ...] = ()
 
     @property
     def choosing(self) -> tuple[Dimension, ...]:
@@ -144,17 +147,17 @@ class Space:
         for values in itertools.product(*(d.values() for d in self.choosing)):
             yield dict(zip((d.key for d in self.choosing), values, strict=True))
 
-    def chosen(self, options: Params) -> list[str]:
+    def chosen(self, combination: Params) -> list[str]:
         """Return the overrides that choose options: those that all trials share, and those of a combination."""
         return [
             *(one.text for one in self.fixed if one.key in groups()),
-            *(d.text(options[d.key]) for d in self.choosing),
+            *(d.text(combination[d.key]) for d in self.choosing),
         ]
 
-    def within(self, options: Params) -> "Space":
+    def within(self, combination: Params) -> "Space":
         """Return the space with some options decided, which become keys that all trials share."""
-        decided = tuple(Fixed(d.key, d.text(options[d.key])) for d in self.dimensions if d.key in options)
-        return Space(tuple(d for d in self.dimensions if d.key not in options), (*self.fixed, *decided))
+        decided = tuple(FixedKey(d.key, d.text(combination[d.key])) for d in self.dimensions if d.key in combination)
+        return Space(tuple(d for d in self.dimensions if d.key not in combination), (*self.fixed, *decided))
 
     def describe(self) -> dict[str, str]:
         return {d.key: d.describe() for d in self.dimensions}
@@ -185,10 +188,10 @@ def read_space(overrides: Sequence[str], loader: ConfigLoader | None = None) -> 
             key="hydra/sweeper",
         )
     ordered = [*(d for d in found if d.is_group), *(d for d in found if not d.is_group)]
-    return Space(tuple(ordered), tuple(part for part in parts.values() if isinstance(part, Fixed)))
+    return Space(tuple(ordered), tuple(part for part in parts.values() if isinstance(part, FixedKey)))
 
 
-def dimension_of(read: Override) -> Dimension | Fixed:
+def dimension_of(read: Override) -> Dimension | FixedKey:
     """Return an override as a dimension, or as a key with one value.
 
     Raises:
@@ -197,7 +200,7 @@ def dimension_of(read: Override) -> Dimension | Fixed:
     key, element = read.key_or_group, read.get_key_element()
     if not read.is_sweep_override():
         assert read.input_line is not None
-        return Fixed(key, read.input_line)
+        return FixedKey(key, read.input_line)
     sweep = read.value()
     tags = set(getattr(sweep, "tags", ()))
     if tags - {LOG} or (LOG in tags and not isinstance(sweep, IntervalSweep | RangeSweep)):
@@ -214,7 +217,7 @@ def dimension_of(read: Override) -> Dimension | Fixed:
     if not texts:
         raise ConfigError(why_empty(read), code="empty_sweep", key=key)
     if len(texts) == 1:
-        return Fixed(key, f"{element}={texts[0]}")
+        return FixedKey(key, f"{element}={texts[0]}")
     if read.value_type is ValueType.RANGE_SWEEP and isinstance(sweep, RangeSweep) and not sweep.shuffle:
         whole = all("." not in text and "e" not in text for text in texts)
         numbers = sorted(float(text) for text in texts)

@@ -71,13 +71,13 @@ class Definition:
                 lines += [f"{key} is {theirs.get(key, 'not searched')} there and {own.get(key, 'not searched')} here"
                           for key in keys]  # fmt: skip
             else:
-                lines.append(f"{name} is {written(theirs)} there and {written(own)} here")
+                lines.append(f"{name} is {part_text(theirs)} there and {part_text(own)} here")
         if not lines and other.get("base") != self.base:
             lines.append("a file of settings, the precision or the version of kdbench has changed since")
         return lines
 
 
-def written(value: Any) -> str:
+def part_text(value: Any) -> str:
     """Return a part of a definition for people."""
     return f"[{' '.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
@@ -144,8 +144,8 @@ def divide(space: Space, keys: SearchKeys) -> list[tuple[str, Space]]:
     if not keys.groups:
         return [("", space)]
     arms: dict[str, Space] = {}
-    for options in space.combinations():
-        own = {group: options[group] for group in dict.fromkeys(keys.groups)}
+    for combination in space.combinations():
+        own = {group: combination[group] for group in dict.fromkeys(keys.groups)}
         arms[",".join(f"{group}={option}" for group, option in own.items())] = space.within(own)
     return list(arms.items())
 

@@ -19,6 +19,7 @@ from kdbench.rundir.lock import LEASE, Lock
 from kdbench.runner.trials import without_warnings
 from kdbench.search.options import Options
 from kdbench.search.settings import GRID, SearchKeys, build_sampler, derived_seed
+from kdbench.search.space import SUBJECT
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -33,15 +34,13 @@ MOST_REPEATS = 20
 """Draws of settings that were tried already, before one that was not is taken at random."""
 MOST_SETTINGS = 20_000
 """Largest number of settings of a space that are listed to see which were not tried."""
-SUBJECT = ("method", "student", "teacher", "pair")
-"""Groups whose options are compared with each other, so that each has a default setting."""
 POLL = 0.2
 SLOW_PROBE = 1.0
 """Seconds after which the answer that a process lives is kept for `LEASE` seconds: it is on another host."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class HeldTrial:
     """A trial that this process holds: its arm, its number, and its setting."""
 
     arm: "Arm"
@@ -82,7 +81,7 @@ class Members:
         try:
             self.presence.check()
         except RunError:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # the file may be gone, and is another process's in any case
                 self.presence.release()
             self.rename()
             self.presence.acquire(wait=True)
@@ -166,30 +165,30 @@ class Arm:
 
         Those whose other options, such as a recipe, are the config's own are marked as default settings, and are first.
         """
-        marked = [(options, self.is_default(options)) for options in self.options.space.combinations()]
-        for options, is_default in sorted(marked, key=lambda pair: not pair[1])[: self.keys.n_trials]:
-            params, outside = self.options.default_params(options)
+        marked = [(combination, self.is_default(combination)) for combination in self.options.space.combinations()]
+        for combination, is_default in sorted(marked, key=lambda pair: not pair[1])[: self.keys.n_trials]:
+            params, outside = self.options.default_params(combination)
             if not outside:
                 self.study.enqueue_trial(params, user_attrs={DEFAULT: True} if is_default else None)
 
-    def is_default(self, options: Mapping[str, Any]) -> bool:
+    def is_default(self, combination: Mapping[str, Any]) -> bool:
         """Return True if options compose the config that those of the subject and of `per` compose alone."""
         compared = (*SUBJECT, *self.keys.groups)
-        own = {key: value for key, value in options.items() if key in compared}
-        if own == options:
+        own = {key: value for key, value in combination.items() if key in compared}
+        if own == combination:
             return True
         space = self.options.space
-        left_out = [d.text(options[d.key]) for d in space.choosing if d.key not in compared]
-        chosen = space.chosen(options)
+        left_out = [d.text(combination[d.key]) for d in space.choosing if d.key not in compared]
+        chosen = space.chosen(combination)
         try:
             default = self.options.node(tuple(text for text in chosen if text not in left_out))
         except ConfigError:  # an option has no default
             return False
-        return bool(default == self.options.config_of(options))
+        return bool(default == self.options.config_of(combination))
 
     # All of the following is done while no other process draws trials
 
-    def take_over(self, dead: Sequence[str], own: str) -> Iterator[Asked]:
+    def take_over(self, dead: Sequence[str], own: str) -> Iterator[HeldTrial]:
         """Take over the trials of dead processes.
 
         Args:
@@ -205,9 +204,9 @@ class Arm:
                 self.study.tell(trial.number, state=TrialState.FAIL)
             elif (owner in dead or owner == "") and trial.number not in self.left_alone:
                 self.set(trial, {OWNER: own, ATTEMPTS: trial.user_attrs.get(ATTEMPTS, 1) + 1})
-                yield Asked(self, trial.number, dict(trial.params))
+                yield HeldTrial(self, trial.number, dict(trial.params))
 
-    def draw(self, own: str) -> Asked | None:
+    def draw(self, own: str) -> HeldTrial | None:
         """Draw a trial; None if every setting of the space was tried.
 
         Args:
@@ -217,8 +216,8 @@ class Arm:
 
         trials = self.trials()
         drawn = [t for t in trials if t.state != TrialState.WAITING]
-        known = {frozen(t.params) for t in drawn}
-        untried = None if self.settings is None else [s for s in self.settings if frozen(s) not in known]
+        known = {setting_key(t.params) for t in drawn}
+        untried = None if self.settings is None else [s for s in self.settings if setting_key(s) not in known]
         if untried is not None and not untried:
             return None
         made = len(self.study.get_trials(deepcopy=False))
@@ -229,15 +228,15 @@ class Arm:
                 self.study.enqueue_trial(untried[0])
             elif untried and repeats == MOST_REPEATS:
                 self.study.enqueue_trial(random.Random(seed).choice(untried))
-            asked = self.ask(seed)
-            if frozen(asked.params) not in known or untried is None:
+            trial = self.ask(seed)
+            if setting_key(trial.params) not in known or untried is None:
                 break
-            self.set_attrs(asked.number, {REPEATED: True})
-            self.study.tell(asked.number, state=TrialState.FAIL)
-        self.set_attrs(asked.number, {OWNER: own, SAMPLER: self.keys.sampler["name"]})
-        return asked
+            self.set_attrs(trial.number, {REPEATED: True})
+            self.study.tell(trial.number, state=TrialState.FAIL)
+        self.set_attrs(trial.number, {OWNER: own, SAMPLER: self.keys.sampler["name"]})
+        return trial
 
-    def ask(self, seed: int) -> Asked:
+    def ask(self, seed: int) -> HeldTrial:
         """Return a new trial with values for the keys that its options have."""
         with without_warnings():
             self.study.sampler = build_sampler(self.keys.sampler, seed)
@@ -245,7 +244,7 @@ class Arm:
             params = {d.key: d.suggest(trial) for d in self.options.space.choosing}
             for dimension in self.options.dimensions(params):
                 params[dimension.key] = dimension.suggest(trial)
-        return Asked(self, trial.number, params)
+        return HeldTrial(self, trial.number, params)
 
     # Results of a trial
 
@@ -279,8 +278,8 @@ class Arm:
         self.left_alone.add(number)
 
 
-def frozen(params: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Return a setting as a value that can be compared."""
+def setting_key(params: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Return a setting in a form that is equal for equal settings."""
     return tuple(sorted((key, str(value)) for key, value in params.items()))
 
 

@@ -14,6 +14,7 @@ from kdbench.report.search.read import BEST_FILE, TRIALS_FILE
 from kdbench.rundir.files import write_text
 from kdbench.rundir.summary import RunSummary, read_summary
 from kdbench.search.search import Search
+from kdbench.search.space import SUBJECT
 from kdbench.search.study import NO_PART
 from kdbench.search.trials import DEFAULT, SAMPLER
 from kdbench.study.winners import CHOSEN_BY, Candidate, Winner, winner_of, yaml_of
@@ -21,9 +22,6 @@ from kdbench.sweep.overrides import parse
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
-
-SUBJECT = ("student", "teacher", "method", "pair")
-"""Groups that say what competes with what; other options, such as a recipe, are part of a setting."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +63,7 @@ def winners_of(search: Search, roots: Sequence[Path]) -> tuple[list[Best], list[
             found = Candidate(pair, setting, [summary], [run], is_default)
             subject = (summary.student, summary.teacher, summary.method)
             by_subject.setdefault(subject, []).append((found, overrides))
-    return named([best_of(candidates) for candidates in by_subject.values()]), unread
+    return name_experiments([best_of(candidates) for candidates in by_subject.values()]), unread
 
 
 def varied_of(searched: Sequence[str]) -> tuple[str, ...]:
@@ -108,7 +106,7 @@ def summary_in(run: Path) -> RunSummary | None:
     return summary if summary.best_val_acc is not None else None
 
 
-def named(best: Sequence[Best]) -> list[Best]:
+def name_experiments(best: Sequence[Best]) -> list[Best]:
     """Return winners with a name for the experiment of each: that of the method, where it is clear."""
     methods = [one.winner.method for one in best]
     result = []

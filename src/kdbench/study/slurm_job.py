@@ -22,7 +22,7 @@ from kdbench.study.finish import finish_study, show_runs
 from kdbench.study.plan import StudyPlan
 from kdbench.study.progress import is_done, lack_of_teacher
 from kdbench.study.read import read_study
-from kdbench.sweep.execute import check_runs, numbers_of, one_by_one, share_cache
+from kdbench.sweep.execute import check_runs, epochs_with_teacher, numbers_of, one_by_one, share_cache
 from kdbench.sweep.lockstep import group_planned
 from kdbench.sweep.plan import JobResult, PlannedRun
 from kdbench.sweep.slurm_job import GroupJob, SlurmCall, give_up, leaving_when_stopped, own_task, progress_of, times
@@ -90,7 +90,7 @@ def divide(runs: Sequence[PlannedRun], plan: StudyPlan, title: str) -> list[Stag
     readers = check_runs(left)
     groups = group_planned([run for run in left if run.status != Status.REFUSED], plan.max_learners)
     for cache_readers in readers.values():
-        share_cache(cache_readers, groups or one_by_one(cache_readers))
+        share_cache(cache_readers, epochs_with_teacher(cache_readers, groups or one_by_one(cache_readers)))
     trained = frozenset(run.key for run in plan.all_runs() if run.key)
     return [
         StageGroup(pack_group(group, first), trained) for first, group in zip(numbers_of(groups), groups, strict=True)

@@ -152,7 +152,9 @@ def execute(
     readers = check_runs(runs)
     groups = group([run for run in runs if run.status != Status.REFUSED])
     for cache_readers in readers.values():
-        share_cache(cache_readers, groups if lockstep else one_by_one(cache_readers))
+        share_cache(
+            cache_readers, epochs_with_teacher(cache_readers, groups if lockstep else one_by_one(cache_readers))
+        )
     if groups:
         record.make_folder()
     log.info("jobs: %d", sum(map(len, groups)))
@@ -202,15 +204,24 @@ def check_runs(runs: Sequence[PlannedRun]) -> dict[Path, list[PlannedRun]]:
     return readers
 
 
-def share_cache(readers: Sequence[PlannedRun], groups: Sequence[Sequence[PlannedRun]]) -> None:
-    """Have the runs of one teacher build and read its logit cache, if it saves more teacher passes than it costs.
+def epochs_with_teacher(readers: Sequence[PlannedRun], groups: Groups) -> int:
+    """Return the number of epochs for which runs need the passes of their teacher.
 
     Args:
         readers: runs of that teacher.
         groups: runs that are launched at once; in lockstep they share their passes.
     """
     sharing = [shared for group in groups if (shared := [run for run in group if run in readers])]
-    epochs = sum(shared[0].config.recipe.epochs for shared in sharing)
+    return sum(shared[0].config.recipe.epochs for shared in sharing)
+
+
+def share_cache(readers: Sequence[PlannedRun], epochs: int) -> None:
+    """Have the runs of one teacher build and read its logit cache, if it saves more teacher passes than it costs.
+
+    Args:
+        readers: runs of that teacher.
+        epochs: number of epochs with that teacher, see `epochs_with_teacher`.
+    """
     if not pays_off(epochs, readers[0].config):
         return
     teacher = readers[0].config.teacher

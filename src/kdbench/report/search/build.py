@@ -12,9 +12,10 @@ from kdbench.report.groups import BASELINE, COMPARED
 from kdbench.report.runs import rows_of
 from kdbench.report.search.expected import expected_best
 from kdbench.report.search.match import check_belongs, chosen_settings, gains_of, remark_match
-from kdbench.report.search.read import COMPLETE, DIVERGED, PRUNED, Arm, FoundSearch, Trial
+from kdbench.report.search.read import DIVERGED, ArmNames, FoundSearch, Trial
 from kdbench.report.search_columns import SEARCH_TABLE
 from kdbench.report.select import Selection
+from kdbench.rundir.summary import Status
 
 GRID = "grid"
 INDEPENDENT = ("random", "qmc", GRID)
@@ -27,7 +28,7 @@ PLAIN_TRAINING = "ce"
 class SearchedArm:
     """A student, teacher and method with its trials in a search."""
 
-    arm: Arm
+    arm: ArmNames
     role: str
     trials: Sequence[Trial]
 
@@ -38,7 +39,7 @@ class SearchedArm:
     @property
     def best(self) -> float | None:
         """Best validation accuracy of the complete trials, per cent."""
-        return max((trial.score for trial in self.trials if trial.status == COMPLETE), default=None)
+        return max((trial.score for trial in self.trials if trial.status == Status.COMPLETE), default=None)
 
     @property
     def is_recorded(self) -> bool:
@@ -54,7 +55,7 @@ class SearchedArm:
     def default(self) -> float | None:
         """Validation accuracy of the default setting, per cent; None unless its trial is complete."""
         trial = self.default_trial
-        return trial.score if trial and trial.status == COMPLETE else None
+        return trial.score if trial and trial.status == Status.COMPLETE else None
 
     @property
     def name(self) -> str:
@@ -133,7 +134,7 @@ def compute_search(
     )
 
 
-def usual_role(arm: Arm) -> str:
+def usual_role(arm: ArmNames) -> str:
     """Return the role of an arm that neither the search nor a reported run has; empty where it is not known."""
     _, teacher, method = arm
     return BASELINE if teacher is None and method == PLAIN_TRAINING else ""
@@ -149,7 +150,7 @@ def arm_row(searched: SearchedArm, baseline: SearchedArm | None, found: FoundSea
     statuses = [trial.status for trial in searched.trials]
     cells = row(
         student=student, teacher=teacher, method=method, role=searched.role or None, search=found.name,
-        sampler=found.sampler or None, trials=len(statuses), trials_pruned=statuses.count(PRUNED),
+        sampler=found.sampler or None, trials=len(statuses), trials_pruned=statuses.count(Status.PRUNED),
         trials_diverged=statuses.count(DIVERGED), val_default=searched.default, val_best=searched.best,
         search_gain=difference(searched.best, searched.default), expected_one=expected_best(searched.scores, 1),
     )  # fmt: skip
@@ -281,7 +282,7 @@ def describe_rule(found: FoundSearch) -> str:
         f"; the sampler {found.sampler} looks at earlier trials, so this describes these trials in a random order"
         if found.sampler else ""
     )  # fmt: skip
-    pruned = any(trial.status == PRUNED for trial in found.trials)
+    pruned = any(trial.status == Status.PRUNED for trial in found.trials)
     limits = "; pruned trials count with their best epoch, which is less than they might have reached" if pruned else ""
     chosen = "; the default setting, which was not drawn, is one of these trials" if found.sampler != GRID and any(
         trial.is_default for trial in found.trials

@@ -9,9 +9,9 @@ import pandas as pd
 from kdbench.errors import ConfigError
 from kdbench.report.gains import Gain
 from kdbench.report.groups import BASELINE, COMPARED, METHOD, PROTOCOL, STUDENT, columns_of
-from kdbench.report.search.read import COMPLETE, Arm, FoundSearch
+from kdbench.report.search.read import ArmNames, FoundSearch
 from kdbench.report.select import SelectedSetting
-from kdbench.rundir.summary import KEY
+from kdbench.rundir.summary import KEY, Status
 
 DATA = [key for key in PROTOCOL if key != KEY.schema_version]
 
@@ -52,7 +52,7 @@ def differing(a: Any, b: Any, keys: Iterable[str]) -> list[str]:
     return [key for key in keys if a.get(key) is not None and b.get(key) is not None and a[key] != b[key]]
 
 
-def chosen_settings(found: FoundSearch, read: pd.DataFrame) -> dict[Arm, Chosen]:
+def chosen_settings(found: FoundSearch, read: pd.DataFrame) -> dict[ArmNames, Chosen]:
     """Return the setting that won each arm of a search.
 
     Args:
@@ -62,14 +62,14 @@ def chosen_settings(found: FoundSearch, read: pd.DataFrame) -> dict[Arm, Chosen]
     by_key = {run.run_key: run for _, run in read.iterrows()}
     chosen = {}
     for arm in found.arms:
-        complete = [trial for trial in found.of(arm) if trial.status == COMPLETE]
+        complete = [trial for trial in found.of(arm) if trial.status == Status.COMPLETE]
         best = max(complete, key=lambda trial: trial.score, default=None)
         setting = next((own for own in found.winners if (own.student, own.teacher, own.method) == arm), None)
         chosen[arm] = Chosen(setting, by_key.get(best.run_key) if best else None)
     return chosen
 
 
-def check_belongs(found: FoundSearch, chosen: Mapping[Arm, Chosen], runs: pd.DataFrame) -> None:
+def check_belongs(found: FoundSearch, chosen: Mapping[ArmNames, Chosen], runs: pd.DataFrame) -> None:
     """Check that a search may be one for the reported runs.
 
     Raises:
@@ -96,7 +96,7 @@ def check_belongs(found: FoundSearch, chosen: Mapping[Arm, Chosen], runs: pd.Dat
             )
 
 
-def gains_of(arm: Arm, chosen: Chosen, gains: Sequence[Gain]) -> tuple[list[Gain], bool]:
+def gains_of(arm: ArmNames, chosen: Chosen, gains: Sequence[Gain]) -> tuple[list[Gain], bool]:
     """Return the gains of the setting that won an arm, and whether the arm has gains at all.
 
     Gains of single teachers that a pooled one summarises are left out.
@@ -106,13 +106,13 @@ def gains_of(arm: Arm, chosen: Chosen, gains: Sequence[Gain]) -> tuple[list[Gain
     return of_setting, bool(own)
 
 
-def arm_of_gain(gain: Gain) -> Arm:
+def arm_of_gain(gain: Gain) -> ArmNames:
     shared = gain.group.shared
     return shared.student, shared.teacher, shared.method
 
 
 def remark_match(
-    found: FoundSearch, chosen: Mapping[Arm, Chosen], gains: Sequence[Gain], names: Mapping[Arm, str]
+    found: FoundSearch, chosen: Mapping[ArmNames, Chosen], gains: Sequence[Gain], names: Mapping[ArmNames, str]
 ) -> list[str]:
     """Remark on arms whose gains cannot stand beside the search, and on another recipe.
 

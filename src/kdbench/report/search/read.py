@@ -11,12 +11,14 @@ from omegaconf import OmegaConf
 from kdbench.config.paths import is_folder
 from kdbench.errors import ConfigError
 from kdbench.report.select import SelectedSetting, selected_setting
-from kdbench.rundir.summary import KEY
+from kdbench.rundir.summary import KEY, Status
 
 TRIALS_FILE, BEST_FILE = "trials.csv", "best.yaml"
-RESULTS = COMPLETE, PRUNED, DIVERGED = ("complete", "pruned", "diverged")
+DIVERGED = "diverged"
+"""Status of a trial whose run failed since its loss was not finite; the others are those of runs."""
+RESULTS = (Status.COMPLETE, Status.PRUNED, DIVERGED)
 """Status of the trials that count; others could not run."""
-Arm = tuple[str, str | None, str]
+ArmNames = tuple[str, str | None, str]
 """Student, teacher and method."""
 
 
@@ -36,7 +38,7 @@ class Trial:
     run_key: str = ""
 
     @property
-    def arm(self) -> Arm:
+    def arm(self) -> ArmNames:
         return self.student, self.teacher, self.method
 
 
@@ -51,11 +53,11 @@ class FoundSearch:
     """Settings that won, where they are recorded."""
 
     @property
-    def arms(self) -> list[Arm]:
+    def arms(self) -> list[ArmNames]:
         """Arms, those without a teacher first."""
         return sorted(dict.fromkeys(trial.arm for trial in self.trials), key=lambda arm: arm[1] is not None)
 
-    def of(self, arm: Arm) -> list[Trial]:
+    def of(self, arm: ArmNames) -> list[Trial]:
         return [trial for trial in self.trials if trial.arm == arm]
 
 
@@ -151,7 +153,7 @@ def from_yaml(file: Path) -> FoundSearch:
         return from_csv(beside, content)
     trials = [
         Trial(
-            str(winner["student"]), winner["teacher"], str(winner["method"]), "", COMPLETE,
+            str(winner["student"]), winner["teacher"], str(winner["method"]), "", Status.COMPLETE,
             float(candidate["score"]), candidate.get("default"), str(candidate["run_keys"][0]),
         )
         for winner in content["winners"]
