@@ -33,5 +33,6 @@ TRACKER_CASES: list[Callable[[], object]] = [
     *(partial(parse_tracker, name, node) for name, node in NODES.items()),
     lambda: check_trackers(compose([*BASE, "tracker=[tensorboard]", "tracker.tensorboard.folder=outputs"])),
     lambda: check_trackers(compose([*BASE, "tracker=[mlflow]", "tracker.mlflow.tracking_uri='htp://nowhere'"])),
+    lambda: check_trackers(compose([*BASE, "tracker=[mlflow]", "tracker.mlflow.tracking_uri=localhost:5000"])),
 ]
 """Calls, each of which ends in an error."""

@@ -2,12 +2,14 @@
 
 import logging
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from kdbench.trackers import sender
+from kdbench.trackers.marker import write_error
 from kdbench.trackers.sender import PATIENCE_SECONDS, Tracking, wait_for_trackers
 
 
@@ -45,10 +47,12 @@ def process(monkeypatch: pytest.MonkeyPatch) -> Replies:
     return process
 
 
-def ended(process: Any, *names: str) -> Tracking:
+def ended(process: Any, *names: str, root: str = "nowhere") -> Tracking:
     """Return the tracking of a run that has ended, with trackers that are not done."""
     nodes = [SimpleNamespace(node=lambda name=name: {"name": name}) for name in names]
-    tracking = Tracking(cast(Any, SimpleNamespace(trackers=nodes)), cast(Any, SimpleNamespace(log=None)), None)
+    tracking = Tracking(
+        cast(Any, SimpleNamespace(trackers=nodes, output_root=root)), cast(Any, SimpleNamespace(log=None)), None
+    )
     tracking.process, tracking.waiting, tracking.ended = process, set(names), True
     return tracking
 
@@ -98,3 +102,18 @@ def test_runs_of_a_dead_process_do_not_keep_others_from_waiting(
     assert process.now == 0.5
     (line,) = caplog.messages
     assert line.startswith("trackers: their process ended")
+
+
+def test_the_line_of_a_tracker_that_is_not_done_has_its_last_error(
+    process: Replies, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """It may come after the run that caused it has ended, where nobody reads the reply."""
+    write_error(tmp_path, "slow", "the server refuses connections")
+    with caplog.at_level(logging.INFO, "kdbench"):
+        wait_for_trackers([ended(process, "slow", root=str(tmp_path))])
+        process.unresponsive.clear()
+        write_error(tmp_path, "slow", None)
+        wait_for_trackers([ended(process, "slow", root=str(tmp_path))])
+    with_error, without = caplog.messages
+    assert "(its last error was slow: the server refuses connections); the same command" in with_error
+    assert "error" not in without

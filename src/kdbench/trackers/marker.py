@@ -4,10 +4,12 @@ A complete run is skipped by later commands. Its marker says whether its record 
 of another server or folder, the command sends the run again.
 """
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kdbench.errors import printable
 from kdbench.rundir.files import hash_of, write_text
 from kdbench.trackers.base import TrackedRun
 
@@ -35,3 +37,27 @@ def write_marker(run: TrackedRun, tracker: Mapping[str, Any]) -> None:
     file = marker_file(run, tracker)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, content_of(run, tracker))
+
+
+def error_file(output_root: Path, name: str) -> Path:
+    """Return the file with the last error of a tracker, which is there as long as no record was brought up to date."""
+    return output_root / ".trackers" / f"{name}.error"
+
+
+def write_error(output_root: Path, name: str, text: str | None) -> None:
+    """Keep the last error of a tracker for later commands, or remove it: None. Errors of the disk are left out."""
+    file = error_file(output_root, name)
+    with contextlib.suppress(OSError):
+        if text is None:
+            file.unlink(missing_ok=True)
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(file, text + "\n")
+
+
+def read_error(output_root: Path, name: str) -> str:
+    """Return the last error of a tracker, in one line; empty where there is none."""
+    try:
+        return printable(error_file(output_root, name).read_text(errors="replace").strip())
+    except OSError:
+        return ""

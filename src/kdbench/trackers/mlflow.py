@@ -42,6 +42,13 @@ class MLflow(Tracker):
 
     @classmethod
     def check(cls, config: Any, name: str, output_roots: Sequence[Path]) -> None:
+        if re.match(r"[\w.-]+:\d+(/|$)", config.tracking_uri):  # MLflow would take it for a folder
+            raise ConfigError(
+                f"tracker.{name}.tracking_uri is {config.tracking_uri}, without a scheme; write "
+                f"http://{config.tracking_uri}",
+                code="out_of_range",
+                key=f"tracker.{name}.tracking_uri",
+            )
         scheme, separator, _ = config.tracking_uri.partition("://")
         if separator and scheme.partition("+")[0].lower() not in SCHEMES:
             raise ConfigError(

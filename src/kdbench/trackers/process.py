@@ -19,7 +19,7 @@ from kdbench.config.schema import typed
 from kdbench.config.targets import fault_of_tracker, import_class
 from kdbench.trackers.base import TrackedRun, Tracker
 from kdbench.trackers.errors import described
-from kdbench.trackers.marker import write_marker
+from kdbench.trackers.marker import write_error, write_marker
 
 LINGER_SECONDS = 30.0
 """Time after the end of the runs in which a record may still be brought up to date."""
@@ -72,11 +72,14 @@ class Recording(threading.Thread):
             try:
                 self.update(ended)
                 failures = 0
+                write_error(self.tracked.output_root, self.node["name"], None)
             except BaseException as error:  # a library may call sys.exit
                 self.tracker = None
                 failures += 1
                 not_before = time.monotonic() + min(2.0**failures, LONGEST_PAUSE)
-                self.reply({"text": described(error)})
+                text = described(error)
+                write_error(self.tracked.output_root, self.node["name"], text)  # the run may not wait for the reply
+                self.reply({"text": text})
             if ended:
                 self.reply({"done": True})
                 return

@@ -22,7 +22,7 @@ from kdbench.config import RunConfig
 from kdbench.rundir.directory import RunDirectory
 from kdbench.system.logs import reset_current_run, set_current_run
 from kdbench.trackers.base import TrackedRun
-from kdbench.trackers.marker import has_marker
+from kdbench.trackers.marker import has_marker, read_error
 
 log = logging.getLogger(__name__)
 
@@ -298,8 +298,14 @@ def wait_for_trackers(trackings: Sequence[Tracking | None]) -> None:
             waiting[0].receive(left)
     except Exception as error:
         log.debug("trackers: %r", error)
-    if silent := {name for tracking in ended for name in tracking.stop_waiting()}:
+    roots = {name: Path(tracking.config.output_root) for tracking in ended for name in tracking.stop_waiting()}
+    if roots:
+        errors = [
+            f"{name}: {text}" for name, root in sorted(roots.items()) if (text := read_error(root.expanduser(), name))
+        ]
+        last = f" (its last error was {'; '.join(errors)})" if errors else ""
         log.info(
-            "tracker %s: still at work in the background; the same command sends what is then missing",
-            ", ".join(sorted(silent)),
+            "tracker %s: still at work in the background%s; the same command sends what is then missing",
+            ", ".join(sorted(roots)),
+            last,
         )
