@@ -12,10 +12,10 @@ from hydra_plugins.kdbench_lockstep import LockstepLauncher
 from kdbench.config.engines import check_single, misplaced
 from kdbench.config.sections import TrackerConfig
 from kdbench.sweep import devices
-from kdbench.sweep.execute import Record
 from kdbench.sweep.launcher import check_engine
 from kdbench.sweep.plan import PlannedRun, check_devices, check_trackers
 from kdbench.sweep.processes import death_of
+from kdbench.sweep.record import Record
 from kdbench.sweep.worker import enter_folder
 from kdbench.system.torchrun import VARIABLES
 

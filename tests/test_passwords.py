@@ -9,8 +9,8 @@ import pytest
 
 from kdbench.errors import ConfigError, data_without_passwords, without_passwords
 from kdbench.runner.trials import new_storage
-from kdbench.sweep.execute import Record
 from kdbench.sweep.plan import PlannedRun
+from kdbench.sweep.record import Record
 from kdbench.system.logs import ConsoleFormatter, FileFormatter
 
 SECRETS = [

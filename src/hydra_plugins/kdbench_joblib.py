@@ -29,7 +29,7 @@ class JoblibKeys(LauncherKeys):
 
 
 class JoblibLauncher(GroupLauncher):
-    """Trains groups in worker processes (loky, of joblib), each of which holds a device or a share of it.
+    """Launcher whose worker processes (loky, of joblib) train groups; each holds a device or a share of it.
 
     Args: the keys of conf/hydra/launcher/joblib.yaml.
     """

@@ -26,7 +26,7 @@ ConfigStore.instance().store(group="hydra/launcher", name="lockstep", node=Locks
 
 
 class LockstepLauncher(GroupLauncher):
-    """Trains one group after the other in this process."""
+    """Launcher that trains one group after the other in this process."""
 
     def launch_groups(
         self, groups: Sequence[Sequence["PlannedRun"]]

@@ -72,7 +72,7 @@ class RayKeys(LauncherKeys):
 
 
 class RayLauncher(GroupLauncher):
-    """Executes every group of runs as a task of a Ray cluster, and starts a group again whose node was lost.
+    """Launcher of groups as tasks of a Ray cluster; a group whose node was lost is started again.
 
     Args: see conf/hydra/launcher/ray.yaml.
     """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class SlurmLauncher(GroupLauncher):
-    """Submits the groups as an array job, and waits for their results. Runs of earlier commands' jobs are waited for.
+    """Launcher of groups as an array job, whose results it waits for; runs in jobs of earlier commands are waited for.
 
     Args: the keys of conf/hydra/launcher/slurm.yaml.
     """

@@ -5,8 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from kdbench.rundir.unfinished import read_failure
 from kdbench.sweep import slurm, slurm_commands, slurm_wait
 from kdbench.sweep.execute import execute, in_turn
 from kdbench.sweep.plan import JobResult, PlannedRun, plan_run
-from kdbench.sweep.slurm import TASKS_FILE, outside_of_a_job, requeue_script
+from kdbench.sweep.slurm import TASKS_FILE, check_slurm, outside_of_a_job, requeue_script
 from kdbench.sweep.slurm_commands import JobState, SlurmError, own_words
 from kdbench.sweep.slurm_job import ArrayTask, GroupJob, progress_of, teachers_of
 from kdbench.sweep.slurm_options import SlurmOptions, seconds_of
@@ -238,10 +239,38 @@ def test_a_complete_run_of_a_job_that_is_given_up_or_ends_without_results_stays_
     given_up = GroupJob(pack_group(runs), max_stops=2, requeue=True).given_up()
     assert [(result.status, result.run) for result in given_up] == [("complete", path), ("failed", None)]
     assert float(given_up[0]) == 0.5
-    for lost in (None, JobResult(Status.FAILED, error="its process died")):
+    for lost in (None, JobResult(Status.FAILED, error="its process died", lost=True)):
         with pytest.raises(RunError):
-            execute(runs, tmp_path / "out", in_turn(lambda runs, first, lost=lost: [lost]))  # type: ignore[misc]
+            execute(runs, tmp_path / "out", in_turn(partial(results_of_each, lost)))
         assert [(run.status, run.path) for run in runs] == [("complete", path), ("failed", None)]
+
+
+def results_of_each(result: JobResult | None, runs: Sequence[PlannedRun], first: int) -> list[JobResult | None]:
+    """Return one result for every run."""
+    return [result for _ in runs]
+
+
+def test_a_complete_run_whose_files_were_changed_is_no_complete_one(
+    small: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """It fails in its process, which has ended with a result."""
+    run = plan_run(("seed=0",), lambda job: small("method=ce", "teacher=none", *job))
+    complete(run)
+    changed = JobResult(Status.FAILED, error="metrics.csv was changed since the run was finished")
+    with pytest.raises(RunError):
+        execute([run], tmp_path / "out", in_turn(partial(results_of_each, changed)))
+    assert (run.status, run.problem) == ("failed", changed.error)
+
+
+def test_options_are_checked_where_the_number_of_runs_is_not_known_yet(
+    sbatch: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A search checks its launcher before it draws trials."""
+    monkeypatch.chdir(tmp_path)
+    sbatch("cat > script")
+    monkeypatch.setattr(slurm, "check_reachable", lambda: None)
+    check_slurm(slurm_options(), 0)
+    assert "#SBATCH --array=0-0" in Path("script").read_text()
 
 
 def test_submitits_own_handler_leaves_the_requeue_to_the_batch_script() -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import pickle
 import sys
 import traceback
 from collections.abc import Sequence
@@ -75,8 +76,8 @@ def start_others(runs: Sequence[Run]) -> None:
         requires=resolved.requires if resolved else Requires(),
         states=[state_of(run.learner) for run in runs],
     )
-    others.share(sys.path)  # before the task, which may name classes of a folder beside --config-dir
-    others.share(task)
+    # The task by itself: it may name classes of a folder beside --config-dir, which the path leads to.
+    others.share((list(sys.path), pickle.dumps(task)))
     stop_and_fail_together([], others)  # waits until every process has built its learners
     parallelise([run.learner for run in runs], others)
     check_exact([run.learner for run in runs], runs[0].parts.dataset)
@@ -98,9 +99,10 @@ def execute_tasks() -> NoReturn:
     code = 0
     try:
         with signals.deferred(float(signals.GRACE_SECONDS)):
-            while (path := others.share()) is not None:
+            while (message := others.share()) is not None:
+                path, task = message
                 sys.path += [folder for folder in path if folder not in sys.path]
-                execute(others.share(), others)
+                execute(pickle.loads(task), others)
     except signals.Interrupted:
         pass  # rank 0 says so
     except Exception as error:

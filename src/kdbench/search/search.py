@@ -17,7 +17,7 @@ from kdbench.rundir.unfinished import read_failure
 from kdbench.runner.trials import cause_of
 from kdbench.search.settings import SearchKeys
 from kdbench.search.trials import COUNTS, LOST, Arm, HeldTrial, Members
-from kdbench.sweep.execute import check_runs, share_cache
+from kdbench.sweep.execute import check_runs, result_of_complete, share_cache
 from kdbench.sweep.overrides import override
 from kdbench.sweep.plan import JobResult, PlannedRun, plan_run
 from kdbench.sweep.tracking import set_group
@@ -211,6 +211,8 @@ class Search:
         from optuna.trial import TrialState
 
         arm, number = trial.arm, trial.number
+        if result is None or result.lost:
+            result = result_of_complete(run) or result
         if result is not None and result.status == Status.COMPLETE:
             try:
                 values = [result.score(name) for name in self.objectives]
@@ -226,10 +228,10 @@ class Search:
             arm.set_attrs(number, {"status": str(result.status), "error": result.error})
             arm.study.tell(number, state=TrialState.PRUNED)
             print(f"{trial.name}: pruned; {self.position(arm)}", flush=True)
-        elif result is not None and result.status == Status.FAILED:
+        elif result is None or result.lost:
+            self.tell_lost(trial, (result and result.error) or "its process ended without a result")
+        elif result.status == Status.FAILED:
             self.tell_failed(trial, run, result)
-        elif result is None:
-            self.tell_lost(trial, "its process ended without a result")
         else:  # skipped or interrupted
             arm.release(number, {"error": result.error})
 

@@ -120,7 +120,7 @@ class Submission:
 
     Args:
         execution: of the study.
-        options: of the launcher, checked.
+        options: keys of the launcher, which SLURM accepts.
         command: command line for the jobs that plan.
         last: the last job.
     """

@@ -207,7 +207,7 @@ def check_stops(stops: int, most: int) -> None:
 
 @dataclass(frozen=True)
 class PlanJob(SlurmCall):
-    """Selects the winners that a stage needs, writes selected.yaml, and divides runs of the stage into groups."""
+    """Job that selects the winners a stage needs, writes selected.yaml, and divides runs of the stage into groups."""
 
     command: StudyCommand
     title: str
@@ -233,7 +233,7 @@ class PlanJob(SlurmCall):
 
 @dataclass(frozen=True)
 class FinishJob(SlurmCall):
-    """Completes what no other job has, such as runs of a lost job, and writes the report. Failed runs stay failed.
+    """Job that completes what no other has, such as runs of a lost one, and writes the report. Failed runs stay failed.
 
     Stopped `max_stops` times without progress, it executes no run any more: those that are left fail. Stopped twice as
     often, it fails itself: planning or the report takes longer than its time limit.
@@ -268,7 +268,8 @@ class FinishJob(SlurmCall):
         """Return the results of runs that are not executed any more. See `kdbench.sweep.execute.LaunchGroup`."""
         results = give_up(runs, self.max_stops)
         for run, result in zip(runs, results, strict=True):
-            report_error(RunError(str(result.error), code="failed_runs"), where=f"{run.title}: ")
+            if result.status == Status.FAILED:
+                report_error(RunError(str(result.error), code="failed_runs"), where=f"{run.title}: ")
         return results
 
 

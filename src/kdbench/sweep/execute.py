@@ -5,11 +5,8 @@ The same function executes `kdbench -m`, its lockstep launcher, and the sweeps o
 
 import contextlib
 import dataclasses
-import datetime
 import itertools
 import logging
-import os
-import sys
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -22,18 +19,18 @@ from kdbench.errors import (
     KdbenchError,
     PrunedError,
     RunError,
-    data_without_passwords,
     printable,
     report_error,
     without_passwords,
 )
 from kdbench.rundir.access import denied_error, is_denied
-from kdbench.rundir.files import check_writable, write_json
+from kdbench.rundir.files import check_writable
 from kdbench.rundir.summary import Status
 from kdbench.runner.policy import run_with_retries
 from kdbench.runner.run import RunResult, check_run, is_complete
 from kdbench.runner.run_all import Train
 from kdbench.sweep.plan import JobResult, PlannedRun, scores_of
+from kdbench.sweep.record import Record
 from kdbench.system.signals import Interrupted
 from kdbench.teachers.cache import pays_off
 from kdbench.train.loop import fit
@@ -55,7 +52,7 @@ Where it is closed before its end, it stops what it has started.
 
 
 class LaunchGroup(Protocol):
-    """Executes the runs of one group and returns when they have ended."""
+    """Function that executes the runs of one group and returns when they have ended."""
 
     def __call__(self, runs: Sequence[PlannedRun], first: int) -> Results:
         """Return the result of each run.
@@ -73,52 +70,6 @@ Group = Callable[[Sequence[PlannedRun]], list[list[PlannedRun]]]
 def one_by_one(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
     """Return groups of one run each."""
     return [[run] for run in runs]
-
-
-class Record:
-    """The record of a sweep: OUTPUT_ROOT/sweeps/TIME.json, rewritten after each group of runs."""
-
-    def __init__(self, output_root: Path, runs: Sequence[PlannedRun]) -> None:
-        self.runs = runs
-        self.started = datetime.datetime.now().astimezone()
-        self.file = output_root.expanduser() / "sweeps" / f"{self.started:%Y-%m-%d_%H-%M-%S-%f}_{os.getpid()}.json"
-
-    def make_folder(self) -> None:
-        """Make the folder of the record: where that is not possible, no run could have its own, in any worker.
-
-        Raises:
-            ConfigError: it cannot be made.
-        """
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"output_root cannot be written to ({error}); give another folder",
-                code="not_writable",
-                key="output_root",
-            ) from None
-
-    def write(self) -> None:
-        """Write the state of every run so far.
-
-        Raises:
-            RunError: the file cannot be written.
-        """
-        content = {
-            "command": sys.argv[1:],
-            "started": self.started.isoformat(timespec="seconds"),
-            "written": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            "jobs": [run.record() for run in self.runs],
-        }
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.file, data_without_passwords(content))
-        except OSError as error:
-            raise RunError(
-                f"the record of the sweep, {self.file}, cannot be written: {error}",
-                code="not_writable",
-                key="output_root",
-            ) from error
 
 
 def execute(
@@ -163,8 +114,8 @@ def execute(
         with contextlib.closing(launch(groups)) as ended:
             for position, results in ended:
                 for run, result in zip(unfinished.pop(position), results, strict=True):
-                    died = result is None or result.status == Status.FAILED
-                    run.finish((died and result_of_complete(run)) or result)
+                    lost = result is None or result.lost
+                    run.finish((lost and result_of_complete(run)) or result)
                     if run.status == Status.INTERRUPTED:
                         mark_interrupted(run)
                 record.write()

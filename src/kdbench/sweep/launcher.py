@@ -74,7 +74,7 @@ class GroupLauncher(Launcher):
         Raises:
             ConfigError: they do not fit.
         """
-        assert self.keys
+        _ = self.keys  # which checks them
 
     def group(self, runs: Sequence["PlannedRun"]) -> list[list["PlannedRun"]]:
         """Return runs, none of them refused, in groups for `launch_groups`."""

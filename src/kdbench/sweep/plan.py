@@ -35,6 +35,8 @@ class JobResult(float):
     scores: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Number of the run for each possible objective (`kdbench.config.sections.OBJECTIVES`)."""
     objectives: tuple[str, ...] = OBJECTIVES[:1]
+    lost: bool = False
+    """True if the run's process ended without a result, so that the run may be complete all the same."""
 
     def __new__(
         cls,
@@ -43,11 +45,12 @@ class JobResult(float):
         error: str | None = None,
         scores: Mapping[str, float] | None = None,
         objectives: tuple[str, ...] = OBJECTIVES[:1],
+        lost: bool = False,
     ) -> "JobResult":
         return super().__new__(cls, (scores or {}).get(objectives[0], math.nan))
 
     def __getnewargs__(self) -> Any:  # float's own gives the number alone
-        return self.status, self.run, self.error, dict(self.scores), self.objectives
+        return self.status, self.run, self.error, dict(self.scores), self.objectives, self.lost
 
     def __float__(self) -> float:
         return next(iter(self))

@@ -142,13 +142,14 @@ class RayTasks:
         name = task_name(self.groups[attempt.position], self.first[attempt.position])
         if attempt.number > self.options.retries:
             times = f" ({attempt.number} times)" if attempt.number > 1 else ""
-            return self.failed(attempt, f"{reason}{times}; the same command continues from the last checkpoint")
+            results = self.failed(attempt, f"{reason}{times}; the same command continues from the last checkpoint")
+            return [JobResult(Status.FAILED, error=result.error, lost=True) for result in results]
         log.info("%s: %s; starting it again (%d of %d retries)", name, reason, attempt.number, self.options.retries)
         pause = RETRY_SECONDS * 2 ** (attempt.number - 1)
         self.waiting.insert(0, Attempt(attempt.position, attempt.number + 1, time.monotonic() + pause))
         return None
 
-    def failed(self, attempt: Attempt, reason: str) -> Results:
+    def failed(self, attempt: Attempt, reason: str) -> list[JobResult]:
         """Print why the runs of a group have no result, and return that as their results."""
         runs = self.groups[attempt.position]
         error = RunError(f"{self.cluster.name}: {reason}", code="engine_failed", key="hydra/launcher")

@@ -50,7 +50,7 @@ def check_slurm(options: SlurmOptions, tasks: int = 1) -> None:
 
     Args:
         options: of the launcher.
-        tasks: number of array tasks.
+        tasks: number of array tasks; 0 where it is not known yet.
 
     Raises:
         ConfigError: SLURM is not reachable, or refuses them.
@@ -58,7 +58,7 @@ def check_slurm(options: SlurmOptions, tasks: int = 1) -> None:
     check_reachable()
     from submitit.slurm.slurm import _make_sbatch_string
 
-    shown = {**parameters_of(options, "kdbench"), "map_count": min(tasks, max_array_size())}
+    shown = {**parameters_of(options, "kdbench"), "map_count": max(1, min(tasks, max_array_size()))}
     script = _make_sbatch_string(command="true", folder="/tmp/%j", **shown)
     try:
         with outside_of_a_job(options):

@@ -105,9 +105,14 @@ def read_options(values: Mapping[str, Any]) -> SlurmOptions:
     for name in options.sbatch or {}:
         long_name = full_name(name)
         if long_name in (*OWN_OPTIONS, *KEY_OPTIONS):
+            key = f"hydra.launcher.{long_name.replace('-', '_')}"
+            remedy = (
+                f"it has a key of its own; write {key}=..."
+                if long_name in KEY_OPTIONS
+                else f"kdbench sets --{long_name} itself; remove it"
+            )
             raise ConfigError(
-                f"hydra.launcher.sbatch.{name}: kdbench sets --{long_name} itself, from the other keys of "
-                "hydra.launcher; remove it here",
+                f"hydra.launcher.sbatch.{name}: {remedy}",
                 code="usage",
                 key=f"hydra.launcher.sbatch.{name}",
             )

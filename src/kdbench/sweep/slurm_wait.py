@@ -95,7 +95,7 @@ def results_of_tasks(
     The jobs belong to SLURM: where the caller stops, they go on, and the same command waits for them again.
 
     Args:
-        options: checked (`kdbench.sweep.slurm.check_slurm`).
+        options: keys that SLURM accepts (`kdbench.sweep.slurm.check_slurm`).
         groups: from `SlurmLauncher.group`.
         running: tasks of earlier commands, for as many groups at the beginning.
     """
@@ -246,4 +246,4 @@ class JobWatch:
 def results_of_lost(task: ArrayTask, state: str) -> list[JobResult]:
     """Return the results of the runs of a task that ended without any."""
     error = f"SLURM job {task.job} ended without a result: {state}; its log: {task.log}; the same command continues"
-    return [JobResult(Status.FAILED, error=error)] * len(task.keys)
+    return [JobResult(Status.FAILED, error=error, lost=True)] * len(task.keys)

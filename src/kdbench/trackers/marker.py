@@ -45,9 +45,9 @@ def error_file(output_root: Path, name: str) -> Path:
 
 
 def write_error(output_root: Path, name: str, text: str | None) -> None:
-    """Keep the last error of a tracker for later commands, or remove it: None. Errors of the disk are left out."""
+    """Keep the last error of a tracker for later commands, or remove it: None."""
     file = error_file(output_root, name)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # a tracker can fail no run, and the run reports a full disk itself
         if text is None:
             file.unlink(missing_ok=True)
         else:

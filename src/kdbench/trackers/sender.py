@@ -103,7 +103,7 @@ class TrackerProcess:
             if pipe:
                 pipe.close()
         if died:
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the system reaps it when this process ends
                 self.process.wait(REAP_SECONDS)
 
 
