@@ -11,7 +11,7 @@ import pandas as pd
 
 from kdbench.errors import ConfigError
 from kdbench.report.runs import rows_of
-from kdbench.rundir.summary import KEY, SCHEMA_VERSION
+from kdbench.rundir.summary import DATA, KEY, SCHEMA_VERSION
 
 BASELINE, DISTILLED, CONTROL = "baseline", "distilled", "control"
 """Roles of methods; given weights have none."""
@@ -20,7 +20,7 @@ COMPARED = (DISTILLED, CONTROL)
 SIDDO, DIDDO = "SIDDO", "DIDDO"
 """Same initialisation, different data order; different initialisation, different data order (arXiv 2510.12615)."""
 
-PROTOCOL = (KEY.dataset, KEY.validation, KEY.num_train, KEY.num_val, KEY.num_test, KEY.schema_version)
+PROTOCOL = (*DATA, KEY.schema_version)
 """Keys that all runs of one report share: numbers of different data sets or splits cannot be compared, nor those with
 and without validation."""
 WITHOUT_VALIDATION = "trained without validation images held out; accuracy of the last epoch"

@@ -260,6 +260,8 @@ class KeyNames:
 
 
 KEY = KeyNames()
+DATA = (KEY.dataset, KEY.validation, KEY.num_train, KEY.num_val, KEY.num_test)
+"""Keys that say on what data a run was trained and measured."""
 
 
 def checksum_of(content: Mapping[str, Any]) -> str:

@@ -14,13 +14,11 @@ from omegaconf import OmegaConf
 
 from kdbench.report.noise import interaction_variance, paired_noise, seed_noise
 from kdbench.rundir.files import write_text
-from kdbench.rundir.summary import KEY, RunSummary
+from kdbench.rundir.summary import DATA, KEY, RunSummary
 from kdbench.sweep.overrides import escape_interpolations
 
 CHOSEN_BY = (KEY.best_val_acc,)
 """Keys of summary.json that may choose."""
-DATA = (KEY.dataset, KEY.validation, KEY.num_train, KEY.num_val, KEY.num_test)
-"""Keys of summary.json that say on what data a choice was made."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +201,7 @@ def write_selected(
         "# noise_seeds: what the seeds add to it (null where one seed chose: kdbench-report estimates it from runs\n"
         "# that report). A margin below twice the root of the sum of their squares is weak evidence of which setting\n"
         "# is better: choices.csv of the report. seed_scores: score of each run of each candidate. default: true for\n"
-        "# the setting without the grid.\n"
+        "# the setting without the grid, null where that one cannot be planned.\n"
     )
     content = {
         "study": study,

@@ -10,7 +10,16 @@ import pytest
 from omegaconf import OmegaConf
 
 from kdbench.errors import ConfigError
-from kdbench.report.search.build import SearchedArm, SearchPart, describe_arm, describe_best, search_share, usual_role
+from kdbench.report.runs import read_runs
+from kdbench.report.search.build import (
+    SearchedArm,
+    SearchPart,
+    compute_search,
+    describe_arm,
+    describe_best,
+    search_share,
+    usual_role,
+)
 from kdbench.report.search.expected import expected_best
 from kdbench.report.search.read import Trial, read_search
 from tests.report.conftest import RECIPE, report_of, write_group, write_run, write_selected
@@ -162,6 +171,35 @@ def test_the_recipe_of_trials_that_the_reported_runs_do_not_have_is_said(tmp_pat
     assert any(line.endswith(f"report its winners: recipe.lr=0.25 (now {RECIPE['lr']})") for line in remarks)
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_final_runs_may_train_on_the_validation_images(tmp_path, recorded):
+    runs, folder = tmp_path / "runs", write_search(tmp_path / "searches/s")
+    final = {"validation": False, "num_train": 50000, "best_val_acc": None, "best_val_epoch": None}
+    write_group(runs, (55.0, 55.2, 55.4), **final)
+    write_group(runs, (57.0, 57.2, 57.4), **final, **BY_LOGIT)
+    trial = write_run(tmp_path / "trial", seed=9, run_key="logit1", accuracy=0.57, **BY_LOGIT)
+    if recorded:
+        write_best(folder, method_params={})
+    read = read_runs([runs, trial]).runs
+    found = read_search(folder)
+    report = report_of(runs)
+    part = compute_search(found, report.runs, report.gains, None, read)
+    assert "its gain on the test images is +2.00 points (n = 3)" in part.sentences[0]
+    assert [line for line in part.remarks if "other training images" in line] == [
+        f"the trials of search {found.name} had other training images than the runs that report its winners: "
+        "validation=True (now False); num_train=45000 (now 50000)"
+    ]
+
+
+def test_other_training_images_do_not_hide_the_report_of_a_selection(tmp_path, kdbench_report):
+    final = {"validation": False, "num_train": 50000, "best_val_acc": None, "best_val_epoch": None}
+    write_group(tmp_path / "runs", (55.0, 55.2), seeds=(1, 2), **final)
+    write_group(tmp_path / "runs", (57.0, 57.2), seeds=(1, 2), **final, **BY_LOGIT)
+    result = kdbench_report(tmp_path / "runs", "--select", write_best(write_search(tmp_path / "searches/s")))
+    assert result.code == 0, result.error
+    assert "had other training images" in result.out
+
+
 @pytest.mark.parametrize(
     ("winner", "said"),
     [
@@ -185,12 +223,23 @@ def test_a_search_of_other_students_is_refused(tmp_path):
     assert (error.value.code, error.value.key) == ("mismatch", "--search")
 
 
-@pytest.mark.parametrize("recorded", [True, False])
-def test_the_default_setting_of_a_grid_is_known_where_its_file_records_it(tmp_path, recorded):
+NOT_RECORDED = "It is not recorded which of these trials had the default setting"
+NOT_PLANNED = "The default setting, which is the one without the grid, could not be planned"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "gains", "said"),
+    [
+        ([{"default": False}, {"default": True}], 2, ""),
+        ([{}, {}], 0, NOT_RECORDED),
+        ([{"default": None}, {"default": None}], 0, NOT_PLANNED),
+    ],
+    ids=["recorded", "of an earlier version", "not planned"],
+)
+def test_the_default_setting_of_a_grid_is_known_where_its_file_records_it(tmp_path, recorded, gains, said):
     write_finals(tmp_path / "runs")
     candidates = [
-        {"overrides": [f"method.alpha={n}"], "score": score, "run_keys": [f"c{n}"]}
-        | ({"default": n == 1} if recorded else {})
+        {"overrides": [f"method.alpha={n}"], "score": score, "run_keys": [f"c{n}"]} | recorded[n]
         for n, score in enumerate((65.0, 63.0))
     ]
     teachers = ("resnet20", "resnet32")
@@ -198,8 +247,9 @@ def test_the_default_setting_of_a_grid_is_known_where_its_file_records_it(tmp_pa
     part = part_of(tmp_path / "runs", write_selected(tmp_path / "selected.yaml", winners, [9], [1, 2, 3]))
     text = "\n".join(part.sentences)
     assert "which was not drawn" not in text
-    assert text.count("+2.00 points over the default setting") == (2 if recorded else 0)
-    assert text.count("It is not recorded which of these trials had the default setting") == (0 if recorded else 1)
+    assert text.count("+2.00 points over the default setting") == gains
+    assert [sentence for sentence in (NOT_RECORDED, NOT_PLANNED) if sentence in text] == ([said] if said else [])
+    assert ("given again, records it" in text) == (said == NOT_RECORDED)
     assert "was not one of them" not in text
     assert text.count("The baseline of resnet8 was not searched") == 1
 

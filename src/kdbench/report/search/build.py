@@ -42,7 +42,7 @@ class SearchedArm:
         return max((trial.score for trial in self.trials if trial.status == Status.COMPLETE), default=None)
 
     @property
-    def is_recorded(self) -> bool:
+    def is_default_known(self) -> bool:
         """False if it is not known which trial had the default setting."""
         return all(trial.is_default is not None for trial in self.trials)
 
@@ -124,7 +124,7 @@ def compute_search(
             ),
             *(describe_baseline(searched) for searched in arms if searched.role == BASELINE),
             *describe_unsearched([searched for searched in compared if searched.arm[0] not in baselines]),
-            *describe_unrecorded(arms),
+            *describe_unknown_default(arms),
             describe_rule(found),
         ],
         [
@@ -211,15 +211,18 @@ def describe_unsearched(arms: Sequence[SearchedArm]) -> list[str]:
     ]
 
 
-def describe_unrecorded(arms: Sequence[SearchedArm]) -> list[str]:
-    """Return that the default setting is not known, where a file does not record which trial had it."""
-    unknown = [searched.name for searched in arms if not searched.is_recorded]
-    if not unknown:
-        return []
-    return [
-        f"It is not recorded which of these trials had the default setting, so what the search gains over it is not "
-        f"known ({'; '.join(unknown)}). The same command of kdbench-study, given again, records it in selected.yaml."
-    ]
+def describe_unknown_default(arms: Sequence[SearchedArm]) -> list[str]:
+    """Return that the default setting is not known, where a file does not say which trial had it."""
+    unknown = [searched for searched in arms if not searched.is_default_known]
+    unrecorded = [one.name for one in unknown if not all(trial.records_default for trial in one.trials)]
+    unplanned = [one.name for one in unknown if all(trial.records_default for trial in one.trials)]
+    sentences = {
+        "It is not recorded which of these trials had the default setting, so what the search gains over it is not "
+        "known ({}). The same command of kdbench-study, given again, records it in selected.yaml.": unrecorded,
+        "The default setting, which is the one without the grid, could not be planned (default: null in "
+        "selected.yaml), so what the search gains over it is not known ({}).": unplanned,
+    }
+    return [sentence.format("; ".join(names)) for sentence, names in sentences.items() if names]
 
 
 def describe_best(searched: SearchedArm) -> str:
@@ -233,7 +236,7 @@ def describe_best(searched: SearchedArm) -> str:
         return (
             f"{line}, {part:+.2f} points over the default setting" if part else f"{line}, that of the default setting"
         )
-    return f"{line}; {why_no_default(searched)}" if searched.is_recorded else line
+    return f"{line}; {why_no_default(searched)}" if searched.is_default_known else line
 
 
 def why_no_default(searched: SearchedArm) -> str:

@@ -1,4 +1,4 @@
-"""What connects a search with the reported runs: the same data, and the setting that won."""
+"""Connection of a search with the reported runs: the same data, and the setting that won."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,15 @@ import pandas as pd
 
 from kdbench.errors import ConfigError
 from kdbench.report.gains import Gain
-from kdbench.report.groups import BASELINE, COMPARED, METHOD, PROTOCOL, STUDENT, columns_of
+from kdbench.report.groups import BASELINE, COMPARED, METHOD, STUDENT, columns_of
 from kdbench.report.search.read import ArmNames, FoundSearch
 from kdbench.report.select import SelectedSetting
-from kdbench.rundir.summary import KEY, Status
+from kdbench.rundir.summary import DATA, KEY, Status
 
-DATA = [key for key in PROTOCOL if key != KEY.schema_version]
+SPLIT = (KEY.validation, KEY.num_train)
+"""Keys of the data that the final runs of a search may change, for example to train on the validation images too."""
+SAME_DATA = [key for key in DATA if key not in SPLIT]
+"""Keys of the data that a search and the runs that report its winners share."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,22 +37,32 @@ class Chosen:
         """Return whether a run has this setting; False where the setting is not known."""
         if self.setting:
             return self.setting.is_setting(run)
-        return self.run is not None and not differing(run, self.run, columns_of(run.index, (*STUDENT, *METHOD)))
+        shared = [key for key in (*STUDENT, *METHOD) if key not in SPLIT]
+        return self.run is not None and not differing(run, self.run, columns_of(run.index, shared))
 
     def has_data_of(self, run: "pd.Series[Any]") -> bool:
-        return not differing(run, self.data, DATA)
+        return not differing(run, self.data, SAME_DATA)
+
+    def split_changes(self, run: "pd.Series[Any]") -> list[str]:
+        """Return the keys of the split that a run has another value of, each with both values."""
+        return changes(run, self.data, SPLIT)
 
     def recipe_changes(self, run: "pd.Series[Any]") -> list[str]:
         """Return the keys of the recipe that a run has another value of, each with both values."""
         if self.setting is None:
             return []
         recorded = {f"{KEY.recipe}.{key}": value for key, value in self.setting.recipe.items()}
-        return [f"{key}={recorded[key]} (now {run[key]})" for key in differing(run, recorded, recorded)]
+        return changes(run, recorded, recorded)
 
 
 def differing(a: Any, b: Any, keys: Iterable[str]) -> list[str]:
     """Return the keys of which two runs both have a value, and not the same one."""
     return [key for key in keys if a.get(key) is not None and b.get(key) is not None and a[key] != b[key]]
+
+
+def changes(run: "pd.Series[Any]", recorded: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    """Return the keys of which a run has another value than was recorded, each with both values."""
+    return [f"{key}={recorded[key]} (now {run[key]})" for key in differing(run, recorded, keys)]
 
 
 def chosen_settings(found: FoundSearch, read: pd.DataFrame) -> dict[ArmNames, Chosen]:
@@ -86,7 +99,7 @@ def check_belongs(found: FoundSearch, chosen: Mapping[ArmNames, Chosen], runs: p
         )
     for arm, own in of_arm.items():
         if own and not any(chosen[arm].has_data_of(run) for run in own):
-            keys = differing(own[0], chosen[arm].data, DATA)
+            keys = differing(own[0], chosen[arm].data, SAME_DATA)
             trials, now = (", ".join(f"{key}={one[key]}" for key in keys) for one in (chosen[arm].data, own[0]))
             raise ConfigError(
                 f"--search is of {found.name}, whose trials have {trials}, and these runs have {now}; give the search "
@@ -114,7 +127,7 @@ def arm_of_gain(gain: Gain) -> ArmNames:
 def remark_match(
     found: FoundSearch, chosen: Mapping[ArmNames, Chosen], gains: Sequence[Gain], names: Mapping[ArmNames, str]
 ) -> list[str]:
-    """Remark on arms whose gains cannot stand beside the search, and on another recipe.
+    """Remark on arms whose gains cannot stand beside the search, and on another recipe or training set.
 
     Args:
         found: the search.
@@ -122,7 +135,7 @@ def remark_match(
         gains: gains of the report.
         names: name of each arm.
     """
-    unknown, absent, unsure, changes = list[str](), list[str](), list[str](), list[str]()
+    unknown, absent, unsure, split, recipe = list[str](), list[str](), list[str](), list[str](), list[str]()
     for arm, own in chosen.items():
         of_setting, any_gain = gains_of(arm, own, gains)
         if any_gain and own.setting is None and own.run is None:
@@ -131,7 +144,8 @@ def remark_match(
             absent.append(names[arm])
         elif any_gain and not own.data:
             unsure.append(names[arm])
-        changes += [change for gain in of_setting for change in own.recipe_changes(gain.group.shared)]
+        split += [change for gain in of_setting for change in own.split_changes(gain.group.shared)]
+        recipe += [change for gain in of_setting for change in own.recipe_changes(gain.group.shared)]
     reasons = {
         f"the settings and data of search {found.name} are not known (no best.yaml is beside its trials, and their "
         "runs are not among these), so no gain on the test images stands beside it": unknown,
@@ -139,8 +153,7 @@ def remark_match(
         "stands beside it": absent,
         f"search {found.name} does not record its data, and its runs are not among these, so whether it was on the "
         "same data is not known": unsure,
-        f"the trials of search {found.name} had another recipe than the runs that report its winners": list(
-            dict.fromkeys(changes)
-        ),
+        f"the trials of search {found.name} had other training images than the runs that report its winners": split,
+        f"the trials of search {found.name} had another recipe than the runs that report its winners": recipe,
     }
-    return [f"{reason}: {'; '.join(concerned)}" for reason, concerned in reasons.items() if concerned]
+    return [f"{reason}: {'; '.join(dict.fromkeys(concerned))}" for reason, concerned in reasons.items() if concerned]

@@ -34,8 +34,10 @@ class Trial:
     status: str
     score: float
     is_default: bool | None = False
-    """True for the default setting; None where that is not recorded."""
+    """True for the default setting; None where that is not known."""
     run_key: str = ""
+    records_default: bool = True
+    """False if its file says nothing about the default setting, not even that it is not known."""
 
     @property
     def arm(self) -> ArmNames:
@@ -155,6 +157,7 @@ def from_yaml(file: Path) -> FoundSearch:
         Trial(
             str(winner["student"]), winner["teacher"], str(winner["method"]), "", Status.COMPLETE,
             float(candidate["score"]), candidate.get("default"), str(candidate["run_keys"][0]),
+            "default" in candidate,
         )
         for winner in content["winners"]
         for candidate in winner["candidates"]
