@@ -106,6 +106,8 @@ def test_the_tests_own_composition_is_that_of_kdbench(overrides):
         ("teacher.checkpoint", "epoch=9-step=100.ckpt"),
         ("output_root", "a=b"),
         ("output_root", 'my "runs" (1)=it\'s\\'),
+        ("output_root", "runs(1)/x"),  # no function: its arguments are not two numbers
+        ("output_root", "runs(1)"),
     ],
 )
 def test_a_value_that_cannot_be_read_is_shown_in_the_form_that_can(key, value):

@@ -191,10 +191,13 @@ def remedy_for(written: str) -> str:
     """Return how to write an override that Hydra cannot read: its value in quotes, as a shell takes it."""
     key, _, value = written.partition("=")
     function = re.match(r"(\w+)\(", value)
-    if function and function[1] not in FUNCTIONS:
+    is_known = function is not None and function[1] in FUNCTIONS
+    if function and not is_known and re.fullmatch(OF_NUMBERS, value):
         return instead_of_function(key, function[1], value)
     as_text = quoted(key, [value])
-    if as_text is None or re.match(r"[\[{]|\w+\(", value):  # more likely a list, a mapping or a sweep with a mistake
+    if (
+        as_text is None or is_known or value[:1] in ("[", "{")
+    ):  # more likely a list, a mapping or a sweep with a mistake
         return (
             "quote a value that contains spaces, commas, brackets, parentheses or ~, for example "
             "'output_root=\"~/runs (1)\"'"
@@ -210,9 +213,13 @@ FUNCTIONS = (
 """Functions of Hydra's override grammar."""
 
 
+OF_NUMBERS = r"\w+\(\s*([-+]?[\d.][-+.\w]*)\s*,\s*([-+]?[\d.][-+.\w]*)\s*(?:,.*)?\)"
+"""A function of two numbers and perhaps more, as the distributions of a search are elsewhere."""
+
+
 def instead_of_function(key: str, name: str, value: str) -> str:
     """Return how to write a value such as loguniform(0.1,1), whose function Hydra's grammar does not have."""
-    ends = re.fullmatch(r"\w+\(\s*([-+.\w]+)\s*,\s*([-+.\w]+)\s*[,)].*", value)
+    ends = re.fullmatch(OF_NUMBERS, value)
     low, high = ends.groups() if ends and ("log" in name or "uniform" in name or "int" in name) else ("a", "b")
     span = f"interval({low},{high})"
     return (
@@ -245,10 +252,10 @@ def unknown_key(key: str, overrides: Sequence[str], config_dir: Path | None) -> 
             code="unknown_key",
             key=key,
         )
-    beside = OmegaConf.select(composed_without(key, overrides, config_dir), path) if path else None
-    elsewhere: list[str] = []
     if error := misplaced(key, overrides, config_dir):
         return error
+    beside = OmegaConf.select(composed_without(key, overrides, config_dir), path) if path else None
+    elsewhere: list[str] = []
     if not path:
         beside = composed_without(key, overrides, config_dir)
         valid = {str(k) for k in beside} | groups()
