@@ -1,6 +1,10 @@
 """Files and commands that a search ends with, without training."""
 
 import csv
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,4 +191,23 @@ def test_the_results_are_written_alone_and_their_error_does_not_replace_that_of_
     with pytest.raises(BusyError, match="the error of the search"):
         searched("recipe.lr=interval(0,1)", f"output_root={tmp_path}")
     assert held == [True]
+    assert "the results of search s cannot be written" in capsys.readouterr().err
+
+
+def test_a_full_disk_at_the_end_does_not_replace_the_error_of_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextmanager
+    def alone(members: Members) -> Iterator[None]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        yield
+
+    def work(search: Any) -> None:
+        monkeypatch.setattr(Members, "alone", alone)
+        raise BusyError("the error of the search", code="busy")
+
+    monkeypatch.setattr(Search, "work", work)
+    monkeypatch.setattr(command, "config_dir_of", lambda loader: None)
+    with pytest.raises(BusyError, match="the error of the search"):
+        searched("recipe.lr=interval(0,1)", f"output_root={tmp_path}")
     assert "the results of search s cannot be written" in capsys.readouterr().err

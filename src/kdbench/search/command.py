@@ -84,8 +84,16 @@ def search(sweeper: Sweeper, node: dict[str, Any], arguments: Sequence[str]) -> 
         )  # fmt: skip
 
         def write() -> None:
-            with members.alone():  # of two processes that end together
-                write_results(work, folder_of(root, name), first, config_dir_of(sweeper.loader))
+            folder = folder_of(root, name)
+            try:
+                with members.alone():  # of two processes that end together
+                    write_results(work, folder, first, config_dir_of(sweeper.loader))
+            except OSError as error:  # of the lock, for example on a full disk
+                raise RunError(
+                    f"the results of search {name} cannot be written to {folder}: {error}",
+                    code="not_writable",
+                    key="output_root",
+                ) from error
 
         print(f"search {name}: {without_passwords(url)}", flush=True)
         try:

@@ -55,7 +55,7 @@ def winners_of(search: Search, roots: Sequence[Path]) -> tuple[list[Best], list[
                 continue
             summary = summary_in(run)
             if summary is None:
-                unread.append(f"{arm.label} {trial.number}".strip())
+                unread.append(label_of(arm.label, trial.number))
                 continue
             overrides = arm.options.overrides(trial.params)
             pair = next((o.partition("=")[2] for o in overrides if o.startswith("pair=")), None)
