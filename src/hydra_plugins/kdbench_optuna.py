@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class OptunaSweeper(KdbenchSweeper):
-    """Draws settings from a space, launches their runs, and keeps every trial in a database."""
+    """Sweeper that draws settings from a space, launches their runs, and keeps every trial in a database."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(max_batch_size=None, params=None)

@@ -33,7 +33,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="kdbench", node=Kdbench
 
 
 class KdbenchSweeper(BasicSweeper):
-    """Plans every run first, launches those that can run, and keeps one record of the sweep."""
+    """Sweeper that plans every run first, launches those that can run, and keeps one record of the sweep."""
 
     def sweep(self, arguments: list[str]) -> Any:
         from kdbench.config.composition import with_networks_of_pair

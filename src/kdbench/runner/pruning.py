@@ -28,7 +28,7 @@ def after_epoch(config: RunConfig, learner: Learner, checkpoints: Saving) -> Cal
 
 
 class TrialReporter:
-    """Reports validation accuracies of epochs. A storage that cannot be reached costs one line, and no run.
+    """Reporter of validation accuracies, one an epoch. A storage that cannot be reached costs one line, and no run.
 
     Args:
         config: the trial.

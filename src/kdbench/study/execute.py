@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class StudyExecution:
-    """Executes the plan of a study.
+    """Execution of the plan of a study.
 
     Args:
         plan: of the study.

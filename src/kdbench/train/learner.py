@@ -60,7 +60,7 @@ class Checkpoints(Protocol):
 
 
 class NoCheckpoints:
-    """Keeps nothing, for benchmarks."""
+    """Checkpoints that are never written, for benchmarks."""
 
     def maybe_save(self) -> None:
         """Do nothing."""
@@ -70,7 +70,7 @@ class NoCheckpoints:
 
 
 class Learner:
-    """Trains one student by one method.
+    """Training of one student by one method.
 
     Args:
         student: network on its device, in its memory format.

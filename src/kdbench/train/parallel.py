@@ -24,7 +24,7 @@ from kdbench.train.steps import EagerSteps, TeacherOutputs
 
 
 class ParallelSteps(EagerSteps):
-    """Executes steps together with other processes.
+    """Steps that are executed together with other processes.
 
     Args:
         batches: training batches, the same in every process.

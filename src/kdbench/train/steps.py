@@ -27,7 +27,7 @@ class Steps(Protocol):
 
 
 class EagerSteps:
-    """Executes steps as they are written.
+    """Steps that are executed as they are written.
 
     Args:
         batches: training batches.
