@@ -202,7 +202,7 @@ def remedy_for(written: str) -> str:
             "quote a value that contains spaces, commas, brackets, parentheses or ~, for example "
             "'output_root=\"~/runs (1)\"'"
         )
-    as_sweep = quoted(key, value.split(",")) if "," in value else None
+    as_sweep = quoted(key, value.split(",")) if "," in value and "(" not in value else None
     return f"write {as_text}{f', or with -m {as_sweep} for a run of each' if as_sweep else ''}"
 
 
