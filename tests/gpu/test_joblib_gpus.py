@@ -19,7 +19,7 @@ def test_no_gpu_ever_has_two_runs_and_all_of_them_work(tmp_path: Path) -> None:
     assert {note.device for note in notes} == {f"cuda:{n}" for n in range(count)}
     assert len({note.run for note in notes}) == 2 * count
     assert {most_at_once(notes, f"cuda:{n}") for n in range(count)} == {1}
-    assert min(note.begun for note in notes) == count
+    assert min(note.training for note in notes) == count
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

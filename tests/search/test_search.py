@@ -205,7 +205,7 @@ def test_a_search_that_was_killed_goes_on_with_the_same_trials(tmp_path: Path, s
     rows = rows_in(tmp_path)
     assert [(row["status"], row["attempts"]) for row in rows] == [("complete", "1"), ("complete", "2")]
     assert "resuming from last.ckpt after 1 of 2 epochs" in out
-    assert len(list(tmp_path.glob("out/runs/*"))) == 2  # no run was lost, and none begun twice
+    assert len(list(tmp_path.glob("out/runs/*"))) == 2  # each run is there once
     assert not list(tmp_path.glob("out/.locks/*"))
 
 

@@ -36,17 +36,17 @@ class Noted(CrossEntropy):
     def note(self):
         if self.steps == 1:
             self.run = uuid.uuid4().hex
-            Path(f"begun-{os.getpid()}").touch()
+            Path(f"ready-{os.getpid()}").touch()
             limit = time.monotonic() + 100
-            while len(list(Path().glob("begun-*"))) < int(os.environ.get("TOGETHER", "1")) and time.monotonic() < limit:
+            while len(list(Path().glob("ready-*"))) < int(os.environ.get("TOGETHER", "1")) and time.monotonic() < limit:
                 time.sleep(0.01)
         if self.steps == 3 and Path("fatal").exists():
             Path("fatal").unlink()
             os.kill(os.getpid(), signal.SIGKILL)
-        begun = len(list(Path().glob("begun-*")))
+        started = len(list(Path().glob("ready-*")))
         held = os.environ["KDBENCH_DEVICE"], os.environ.get("CUDA_VISIBLE_DEVICES")
         with open("noted.txt", "a") as file:
-            file.write(" ".join(map(str, (*held, os.getpid(), self.run, time.time(), begun))) + "\\n")
+            file.write(" ".join(map(str, (*held, os.getpid(), self.run, time.time(), started))) + "\\n")
         time.sleep(float(os.environ.get("STEP_SECONDS", "0")))
 """
 RUN = (
@@ -66,8 +66,8 @@ class Note:
     pid: int
     run: str
     time: float
-    begun: int
-    """Number of processes that had begun to train."""
+    training: int
+    """Number of processes that had started to train."""
 
 
 class Home:
@@ -156,7 +156,7 @@ def test_no_gpu_ever_has_two_runs_and_all_of_them_work(home: Home) -> None:
     assert len({note.run for note in notes}) == 5
     assert len({note.pid for note in notes}) == 2
     assert [most_at_once(notes, device) for device in ("cuda:0", "cuda:1")] == [1, 1]
-    assert min(note.begun for note in notes) == 2  # both trained at the same time
+    assert min(note.training for note in notes) == 2  # both trained at the same time
     assert {job["status"] for job in home.jobs()} == {"complete"}
     assert "worker 2 of 2, cuda:1" in out
     assert re.search(r"^job 5: epoch 2/2", out, re.MULTILINE)
@@ -168,7 +168,7 @@ def test_shares_put_several_runs_on_a_device_which_batch_systems_limit(home: Hom
     home.sweep("seed=0,1,2", *shares, gpus=2, TOGETHER="2")
     notes = home.notes()
     assert {note.device for note in notes} == {"cuda:1"}
-    assert max(note.begun for note in notes) == 2  # the first one has waited for the second
+    assert max(note.training for note in notes) == 2  # the first one has waited for the second
     assert len({note.pid for note in notes}) == 2
 
 

@@ -35,7 +35,7 @@ REPLIES = {
     ("finish", "exit"): "SystemExit: 3",
     ("log", "full"): "No space left on device",
 }
-"""What is printed of a fault, by the method of the tracker and the kind."""
+"""Line that is printed for a fault, by the method of the tracker and the kind."""
 AT = ("start", "log", "finish")
 
 

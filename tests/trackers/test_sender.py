@@ -107,7 +107,7 @@ def test_runs_of_a_dead_process_do_not_keep_others_from_waiting(
 def test_the_line_of_a_tracker_that_is_not_done_has_its_last_error(
     process: Replies, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """It may come after the run that caused it has ended, where nobody reads the reply."""
+    """Its reply may come after the end of the run, which does not read it any more."""
     write_error(tmp_path, "slow", "the server refuses connections")
     with caplog.at_level(logging.INFO, "kdbench"):
         wait_for_trackers([ended(process, "slow", root=str(tmp_path))])

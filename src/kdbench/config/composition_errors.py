@@ -20,7 +20,7 @@ from kdbench.config.targets import has_key, takes_argument
 from kdbench.errors import ConfigError, first_line, nearest
 
 SET_BY_SEARCHES = {"trial"}
-"""Keys of a run that nobody gives."""
+"""Keys of a run that are no settings of a command line."""
 
 
 def composition_error(error: Exception, overrides: Sequence[str], config_dir: Path | None = None) -> ConfigError:

@@ -167,7 +167,7 @@ def epochs_with_teacher(readers: Sequence[PlannedRun], groups: Groups) -> int:
 
 
 def share_cache(readers: Sequence[PlannedRun], epochs: int) -> None:
-    """Have the runs of one teacher build and read its logit cache, if it saves more teacher passes than it costs.
+    """Turn on the logit cache of one teacher for its runs, if it saves more teacher passes than it costs.
 
     Args:
         readers: runs of that teacher.
