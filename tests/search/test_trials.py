@@ -8,6 +8,7 @@ import optuna
 import pytest
 
 from kdbench.errors import BusyError
+from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.unfinished import Failure, write_failure
 from kdbench.search import trials as trials_module
 from kdbench.search.command import end
@@ -138,7 +139,7 @@ def test_a_setting_that_always_lacks_memory_is_not_repeated_without_end(tmp_path
     states = []
     for ended in (lacking(tmp_path, "out_of_memory"), None, lacking(tmp_path, "out_of_memory")):
         search = search_of(arm, members)
-        search.tell(own, SimpleNamespace(directory=SimpleNamespace(path=tmp_path)), ended)
+        search.tell(own, planned_in(tmp_path), ended)
         states.append(arm.study.trials[0].state.name)
         arm.left_alone.clear()  # as another command
         for own in arm.take_over([], members.own):
@@ -146,6 +147,11 @@ def test_a_setting_that_always_lacks_memory_is_not_repeated_without_end(tmp_path
     assert states == ["RUNNING", "RUNNING", "FAIL"]
     assert arm.study.trials[0].user_attrs["status"] == "failed"
     assert arm.finished() == []  # it does not count
+
+
+def planned_in(folder: Path) -> Any:
+    """Return a planned run whose folder holds no complete run."""
+    return SimpleNamespace(directory=RunDirectory(folder, "k"), config=SimpleNamespace(overwrite=False))
 
 
 def lacking(folder: Path, code: str) -> JobResult:
@@ -160,7 +166,7 @@ def test_a_full_disk_says_nothing_about_a_setting(tmp_path: Any) -> None:
     own = arm.draw(members.own)
     for _ in range(5):
         search = search_of(arm, members)
-        search.tell(own, SimpleNamespace(directory=SimpleNamespace(path=tmp_path)), lacking(tmp_path, "no_space"))
+        search.tell(own, planned_in(tmp_path), lacking(tmp_path, "no_space"))
         arm.left_alone.clear()
         (own,) = arm.take_over([], members.own)
 
