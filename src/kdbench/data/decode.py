@@ -257,7 +257,7 @@ def report_conversions(decoded: Decoded, option: str) -> None:
 
 
 class DecodingProgress:
-    """Shows how many images are decoded: a bar on a terminal, a line at every tenth elsewhere.
+    """Progress of decoding: a bar on a terminal, a line at every tenth elsewhere.
 
     Args:
         reader: the images.

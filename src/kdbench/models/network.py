@@ -48,7 +48,7 @@ class StageSource:
 
 
 class StageHook:
-    """Keeps what one module returns or takes. Deep copies of a network have hooks of their own.
+    """Output or input of one module, kept as it passes. Deep copies of a network have hooks of their own.
 
     Args:
         kept: receives the tensors of each call, by stage.

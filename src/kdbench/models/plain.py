@@ -10,7 +10,7 @@ from kdbench.models.network import Network
 
 
 class Plain(nn.Module):
-    """Returns the logits of a network.
+    """Network that returns its logits alone.
 
     Args:
         network: network, whose body is used as it is.

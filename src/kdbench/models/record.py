@@ -26,7 +26,7 @@ class Call:
 
 
 class ForwardRecord(TorchFunctionMode):
-    """Records the forward passes of a network while the context is open.
+    """Record of the forward passes of a network while the context is open.
 
     Args:
         body: the network. Modules inside a scripted one are not seen.

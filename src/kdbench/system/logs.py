@@ -48,7 +48,7 @@ class FileFormatter(logging.Formatter):
 
 
 class ConsoleHandler(logging.StreamHandler):
-    """Writes to standard output. Once nobody reads it (`... | head`), requests a stop as Ctrl-C does."""
+    """Handler for standard output. Once it is closed (`... | head`), it requests a stop as Ctrl-C does."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name for it
         if isinstance(sys.exception(), BrokenPipeError):

@@ -12,7 +12,7 @@ from kdbench.system.device import autocast
 
 
 class LiveTeacher:
-    """Computes what methods require, in evaluation mode and without gradient.
+    """Teacher that computes what methods require, in evaluation mode and without gradient.
 
     Args:
         network: network on its device, with the stages that `requires` names; best with fused batch norm.
@@ -33,7 +33,7 @@ class LiveTeacher:
 
 
 class CachedTeacher:
-    """Looks up logits in a logit cache (`kdbench.teachers.cache`).
+    """Teacher whose logits are read from a logit cache (`kdbench.teachers.cache`).
 
     Args:
         logits: [N, V, C] float32, on the device of the batches or on the CPU if that is theirs.

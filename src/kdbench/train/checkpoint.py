@@ -40,7 +40,7 @@ class Ownership(Protocol):
 
 
 class Checkpointer:
-    """Writes the records and checkpoints of a learner when they are due, and restores it.
+    """Records and checkpoints of a learner, written when they are due and read to restore it.
 
     Args:
         store: run directory.

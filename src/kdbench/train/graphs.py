@@ -27,7 +27,7 @@ WARM_UP = 3
 
 
 class Recorder(Protocol):
-    """Captures the work of a device."""
+    """Interface for capturing the work of a device."""
 
     def __call__(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         """Return what a function returns, and a function that repeats its work on the device.
@@ -59,7 +59,7 @@ def steps_for(learners: Sequence[Learner], batches: Batches) -> Steps:
 
 
 class CudaRecorder:
-    """Captures on a stream of its own, with one memory pool for all graphs, which are replayed in turn.
+    """Recorder with a stream of its own, and one memory pool for all graphs, which are replayed in turn.
 
     Args:
         device: cuda:0, ...
@@ -153,7 +153,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 class CapturedSteps:
-    """Captures and replays steps. A part that cannot be captured stays eager, with one line that says why.
+    """Steps that are captured and replayed. A part that cannot be captured stays eager, with one line that says why.
 
     Args:
         batches: training batches.

@@ -21,7 +21,7 @@ def learners_at(learners: Sequence[Learner], epoch: int, step: int | None = None
 
 
 class Clock:
-    """Distributes the time spent over the learners that spent it, by their share of the work."""
+    """Time spent, distributed over the learners that spent it by their share of the work."""
 
     def __init__(self) -> None:
         self.mark = time.perf_counter()

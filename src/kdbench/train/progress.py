@@ -25,7 +25,7 @@ def shows_bars() -> bool:
 
 
 class TrainingProgress:
-    """Shows epochs with loss, accuracy, images per second and time left.
+    """Progress of epochs: loss, accuracy, images per second and time left.
 
     Args:
         learners: learners that train together.
@@ -85,7 +85,7 @@ class TrainingProgress:
 
 
 class CacheProgress:
-    """Shows how far a logit cache is: a bar on a terminal, a line at every tenth elsewhere.
+    """Progress of a logit cache: a bar on a terminal, a line at every tenth elsewhere.
 
     Args:
         title: what is computed.

@@ -44,7 +44,7 @@ class Line:
 
 @dataclass
 class Checks:
-    """Collects the lines of one run.
+    """Lines of the checks of one run.
 
     Args:
         recorded: keys that the run's summary.json holds, with their values.
