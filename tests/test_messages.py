@@ -848,7 +848,7 @@ SECTIONS: dict[str, list[tuple[str, Callable[[], Any]]]] = {
     "kdbench": [(" ".join(line), lambda line=line: command_line(line)) for line in COMMAND_LINES],
 } | {title: [(f"number {n}", call) for n, call in enumerate(calls, 1)] for title, calls in CALLS.items()}
 """Name and call of each case, by section of the file."""
-SLOW = ("kdbench", "kdbench-study", "deployment", "search", "trackers", "values of a config")
+SLOW = ("kdbench", "kdbench-study", "studies on engines", "deployment", "search", "trackers", "values of a config")
 """Sections whose cases each compose a config: slow."""
 
 

@@ -6,13 +6,14 @@ out, so that a new setting changes no existing key; `identity=False` leaves it o
 """
 
 import dataclasses
+import functools
 import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any, cast, get_args, get_origin
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from kdbench.errors import ConfigError, first_line, nearest
@@ -100,7 +101,7 @@ def typed(schema: type[Any], values: Mapping[str, Any], path: str = "") -> Any:
     prefix = f"{path}." if path else ""
     check_kinds(schema, values, prefix)
     try:
-        section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
+        section = OmegaConf.to_object(OmegaConf.merge(structure_of(schema), dict(values)))
     except MissingMandatoryValue as error:
         key = f"{prefix}{error.full_key}"
         raise ConfigError(
@@ -120,6 +121,12 @@ def typed(schema: type[Any], values: Mapping[str, Any], path: str = "") -> Any:
         ) from None
     check_ranges(section, prefix)
     return section
+
+
+@functools.cache
+def structure_of(schema: type[Any]) -> DictConfig:
+    """Return the structured config of a dataclass, which takes a third of a check: made once, and only to be copied."""
+    return cast(DictConfig, OmegaConf.structured(schema))
 
 
 def check_kinds(schema: type[Any], values: Mapping[str, Any], prefix: str) -> None:
