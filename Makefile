@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Tests start many processes; without bytecode each of them would compile the package.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: quickstart test test-slow faults test-gpu bench gpu-checks lint format clean
+.PHONY: quickstart test test-slow test-wide faults test-gpu bench gpu-checks lint format clean
 .DEFAULT_GOAL := quickstart
 
 .venv/ready: pyproject.toml constraints.txt
@@ -19,12 +19,15 @@ quickstart: .venv/ready  ## one teacher, three students, one table and one repor
 test: .venv/ready  ## the everyday suite, under three minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-test-slow: .venv/ready  ## real trainings, the wheel, other Pythons, races, engines: about half an hour on two cores
-	$(BIN)/pytest -m 'slow and alone and not gpu'
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m 'slow and not alone and not gpu'
+test-slow: .venv/ready  ## real trainings, the wheel, other Pythons, races, engines: 12 to 30 minutes on two cores
+	$(BIN)/pytest -m 'slow and alone and not wide and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m 'slow and not alone and not wide and not gpu'
+
+test-wide: .venv/ready  ## every further method, network, option and figure of the kinds that the other suites test: before a release
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m 'wide and not gpu'
 
 faults: .venv/ready  ## 1,000 faults on real processes and hundreds of random command lines: about an hour on two cores; counts to benchmarks/faults.json
-	OMP_NUM_THREADS=1 KDBENCH_FAULTS=1000 KDBENCH_CONFIGS=300 KDBENCH_FAULTS_RECORD=$(CURDIR)/benchmarks/faults.json $(BIN)/pytest -m slow tests/faults
+	OMP_NUM_THREADS=1 KDBENCH_FAULTS=1000 KDBENCH_CONFIGS=300 KDBENCH_FAULTS_RECORD=$(CURDIR)/benchmarks/faults.json $(BIN)/pytest -m 'slow or wide' tests/faults
 
 test-gpu: .venv/ready  ## what only a CUDA device can show
 	$(BIN)/pytest -m gpu

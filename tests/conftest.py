@@ -154,17 +154,17 @@ def complete(config: RunConfig) -> RunDirectory:
     return result.directory
 
 
-def rest_slow(values: Iterable[Any], every_day: int = 1) -> list[Any]:
-    """Parameters: the first values, or tuples of values, are tests of every day; the others of the kind are slow."""
+def rest_wide(values: Iterable[Any], every_day: int = 1) -> list[Any]:
+    """Parameters: the first values, or tuples of values, are tests of every day; the others of the kind are wide."""
     cases = [value if isinstance(value, tuple) else (value,) for value in values]
-    return [pytest.param(*case, marks=pytest.mark.slow if n >= every_day else ()) for n, case in enumerate(cases)]
+    return [pytest.param(*case, marks=pytest.mark.wide if n >= every_day else ()) for n, case in enumerate(cases)]
 
 
 def every_model() -> list[Any]:
     """Parameters: every model that ships by name. All but one of each kind are slow tests."""
     names = sorted(options("student"))
     quick = ("resnet8", "resnet20", "resnet18")
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.wide) for name in names]
 
 
 @pytest.fixture(scope="session")

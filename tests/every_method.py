@@ -17,5 +17,5 @@ def for_few_images(method: str) -> tuple[str, ...]:
 
 
 def every_method() -> list[Any]:
-    """Parameters: every method by name. All but three are slow tests."""
-    return [pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.slow) for name in METHODS]
+    """Parameters: every method by name. All but three are wide tests."""
+    return [pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.wide) for name in METHODS]

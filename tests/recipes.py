@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.conftest import rest_slow
+from tests.conftest import rest_wide
 
 VIT = (
     "optimizer=adamw", "lr=5e-4", "weight_decay=0.05", "schedule_per=step", "min_lr=1e-5", "warmup_epochs=0.5",
@@ -47,4 +47,4 @@ def overrides(recipe: str) -> tuple[str, ...]:
 
 def every_recipe(every_day: int = 3) -> list[Any]:
     """Parameters: every recipe by name. All but the first, which combine most settings, are slow tests."""
-    return rest_slow(RECIPES, every_day)
+    return rest_wide(RECIPES, every_day)

@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import kdbench
 from kdbench import cli
-from tests.conftest import NARROW, SMALL, rest_slow
+from tests.conftest import NARROW, SMALL, rest_wide
 
 MAX_FRAMES = 8
 MAX_CONTEXTS = 5
@@ -91,7 +91,7 @@ def caller() -> str | None:
     return frame.f_globals.get("__name__") if frame else None
 
 
-@pytest.mark.parametrize("method", rest_slow(["logit", "ce"]))
+@pytest.mark.parametrize("method", rest_wide(["logit", "ce"]))
 def test_few_functions_and_contexts_stand_between_the_command_and_the_optimiser_step(
     tmp_path, monkeypatch, capfd, method
 ):

@@ -56,7 +56,7 @@ EVERY_DAY = (REFERENCE, KDBENCH, KDBENCH_CACHE)
 @pytest.mark.parametrize(
     "arm",
     [
-        pytest.param(arm, id=arm.name, marks=() if arm in EVERY_DAY else pytest.mark.slow)
+        pytest.param(arm, id=arm.name, marks=() if arm in EVERY_DAY else pytest.mark.wide)
         for arm in (REFERENCE, *ALONE, KDBENCH, KDBENCH_CACHE)
     ],
 )

@@ -14,7 +14,7 @@ from kdbench.bench.cases import SETS
 from kdbench.bench.command import bench
 from kdbench.errors import ConfigError
 from kdbench.system.cpu import have_native_bf16
-from tests.conftest import rest_slow
+from tests.conftest import rest_wide
 
 QUICK = (
     "student=resnet8", "teacher=resnet8", "data=shapes", "data.num_train=64", "data.num_val=10", "data.num_test=10",
@@ -138,7 +138,7 @@ def test_lockstep_is_compared_to_one_after_the_other(kdbench_bench, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "apart", rest_slow([["method=ce"], ["method=ce,logit", "seed=0,1"], ["method=logit", "teacher=resnet8,resnet20"]])
+    "apart", rest_wide([["method=ce"], ["method=ce,logit", "seed=0,1"], ["method=logit", "teacher=resnet8,resnet20"]])
 )
 def test_runs_that_cannot_train_in_lockstep_are_refused(tmp_path, monkeypatch, apart):
     monkeypatch.chdir(tmp_path)

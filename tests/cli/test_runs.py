@@ -17,7 +17,7 @@ from kdbench import cli
 from kdbench.rundir.directory import RunDirectory
 from kdbench.runner.run import resolve_run
 from kdbench.system import signals
-from tests.conftest import NARROW, SMALL, composed_once, rest_slow
+from tests.conftest import NARROW, SMALL, composed_once, rest_wide
 from tests.errors import recorded_errors, reported
 
 TINY = (*SMALL, *NARROW, "output_root=out")
@@ -126,7 +126,7 @@ def test_printing_a_config_writes_nothing(kdbench, tmp_path):
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    rest_slow([(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGUSR2, 75)], 2),
+    rest_wide([(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGUSR2, 75)], 2),
 )
 def test_a_signal_ends_a_run_with_a_checkpoint_and_one_line(kdbench, tmp_path, number, code):
     before = signal.getsignal(number)
@@ -194,7 +194,7 @@ LARGEST_FILES = [10_000, 200_000]
 """Files may not grow past a limit, which fails as a full disk does: first the metrics, then the weights."""
 
 
-@pytest.mark.parametrize("limit", rest_slow(LARGEST_FILES))
+@pytest.mark.parametrize("limit", rest_wide(LARGEST_FILES))
 def test_a_full_disk_is_an_error_in_one_line(kdbench, tmp_path, limit):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))

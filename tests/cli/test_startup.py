@@ -9,7 +9,7 @@ import pytest
 
 from kdbench import cli
 from kdbench.config import CONF_DIR
-from tests.conftest import NARROW, SMALL, rest_slow
+from tests.conftest import NARROW, SMALL, rest_wide
 
 HEAVY = ("torch", "torchvision", "pandas", "scipy", "matplotlib", "statsmodels")
 
@@ -99,7 +99,7 @@ def start(arguments, writer, folder):
 
 
 @pytest.mark.parametrize("lines", [0, 1])
-@pytest.mark.parametrize("arguments", rest_slow([["--cfg", "job"], ["--help"]]))
+@pytest.mark.parametrize("arguments", rest_wide([["--cfg", "job"], ["--help"]]))
 def test_a_closed_pipe_ends_a_command_without_a_traceback(tmp_path, arguments, lines):
     reader, writer = os.pipe()
     if lines == 0:

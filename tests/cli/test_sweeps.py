@@ -10,7 +10,7 @@ from kdbench.config import RunConfig, compose
 from kdbench.errors import RunError
 from kdbench.runner.run import RunResult
 from kdbench.sweep.plan import PlannedRun
-from tests.conftest import SMALL, Finished, rest_slow
+from tests.conftest import SMALL, Finished, rest_wide
 from tests.errors import recorded_errors, reported
 
 BASE = tuple(o for o in SMALL if not o.startswith(("student=", "teacher=")))
@@ -41,7 +41,7 @@ def test_a_key_of_the_networks_of_a_sweep_is_that_of_each(planned: Planned) -> N
     assert [run.config.student.arguments["widths"] for run in runs] == [[8, 8, 16, 32]] * 2
 
 
-@pytest.mark.parametrize("given", rest_slow(["method.stages=[layer1]", "+method.stages=[layer1]"]))
+@pytest.mark.parametrize("given", rest_wide(["method.stages=[layer1]", "+method.stages=[layer1]"]))
 def test_a_key_that_one_method_lacks_refuses_the_run_of_that_method_only(planned: Planned, given: str) -> None:
     runs = planned("-m", *BASE, "student=resnet8", "teacher=resnet20", "method=feature,ce", given)
     assert errors_of(runs) == [None, ("unknown_key", "method.stages")]
@@ -85,7 +85,7 @@ def test_a_key_that_no_run_of_a_sweep_can_have_is_one_error_before_the_sweep(
     assert (result.code, reported(made, result.err)) == (2, [("unknown_key", "student.wdths")])
 
 
-@pytest.mark.parametrize("experiment", rest_slow(["nets", "pair"]))
+@pytest.mark.parametrize("experiment", rest_wide(["nets", "pair"]))
 def test_a_pair_of_the_command_line_replaces_the_networks_of_an_experiment(
     planned: Planned, own: Path, experiment: str
 ) -> None:

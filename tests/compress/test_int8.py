@@ -18,7 +18,7 @@ from kdbench.data.source import Split
 from kdbench.models.onnx_graph import to_onnx
 from kdbench.pipeline.compress import compress
 from tests.compress.subjects import apply, calibration, named, own, rebuilt, some_images, subject_of
-from tests.conftest import complete, rest_slow
+from tests.conftest import complete, rest_wide
 
 
 def graph_in(compressed: Any) -> onnx.GraphProto:
@@ -36,7 +36,7 @@ def quantised_tensors(graph: onnx.GraphProto) -> dict[str, tuple[np.ndarray, np.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("per_channel", "reduce_range"), rest_slow([(True, False), (False, False), (True, True)]))
+@pytest.mark.parametrize(("per_channel", "reduce_range"), rest_wide([(True, False), (False, False), (True, True)]))
 def test_weights_have_symmetric_scales_and_the_images_the_range_of_the_calibration(
     per_channel: bool, reduce_range: bool
 ) -> None:
@@ -102,7 +102,7 @@ def of_split(split: Split) -> set[bytes]:
     return {image.permute(2, 0, 1).contiguous().numpy().tobytes() for image in split.images.cpu()}
 
 
-@pytest.mark.parametrize(("wanted", "read"), rest_slow([(20, 20), (500, 64)]))
+@pytest.mark.parametrize(("wanted", "read"), rest_wide([(20, 20), (500, 64)]))
 def test_the_calibration_reads_training_images_alone_without_augmentation(
     small: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: int, read: int
 ) -> None:

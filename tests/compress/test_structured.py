@@ -12,7 +12,7 @@ from kdbench.compress import Subject
 from kdbench.errors import ConfigError
 from kdbench.models import summarize
 from tests.compress.subjects import apply, named, own, rebuilt, some_images, subject_of
-from tests.conftest import rest_slow
+from tests.conftest import rest_wide
 from tests.networks import SPEC
 
 ARCHITECTURES = ("resnet20", "vgg11", "resnet18", "wrn16_2", "resnet14")
@@ -79,7 +79,7 @@ def sizes_at_half_width(body: nn.Module) -> tuple[int, int]:
     return parameters + sum(2 * (layer.num_features // 2) for layer in norms), macs
 
 
-@pytest.mark.parametrize("name", rest_slow(ARCHITECTURES))
+@pytest.mark.parametrize("name", rest_wide(ARCHITECTURES))
 def test_the_smaller_network_is_the_whole_one_with_the_removed_channels_at_zero(name: str) -> None:
     subject = subject_of(named(f"student={name}"))
     whole = copy.deepcopy(subject.body)
@@ -91,7 +91,7 @@ def test_the_smaller_network_is_the_whole_one_with_the_removed_channels_at_zero(
     assert not torch.allclose(full, expected, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("name", rest_slow(ARCHITECTURES))
+@pytest.mark.parametrize("name", rest_wide(ARCHITECTURES))
 def test_half_of_every_width_but_the_classes_is_removed(name: str) -> None:
     subject = subject_of(named(f"student={name}"))
     whole = copy.deepcopy(subject.body)

@@ -109,7 +109,7 @@ assert set(EVERY_DAY) <= set(BAD)
 
 @pytest.mark.parametrize(
     ("argument", "code", "key"),
-    [pytest.param(name, *BAD[name], marks=() if name in EVERY_DAY else pytest.mark.slow) for name in BAD],
+    [pytest.param(name, *BAD[name], marks=() if name in EVERY_DAY else pytest.mark.wide) for name in BAD],
 )
 def test_a_wrong_argument_is_one_line_with_exit_code_2_and_nothing_is_written(kdbench, tmp_path, argument, code, key):
     with recorded_errors() as made:

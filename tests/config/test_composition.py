@@ -11,7 +11,7 @@ from kdbench.config import CONF_DIR
 from kdbench.errors import ConfigError
 from kdbench.models import summarize
 from kdbench.sweep.overrides import value_of
-from tests.conftest import NARROW, SMALL, composed_once, rest_slow
+from tests.conftest import NARROW, SMALL, composed_once, rest_wide
 from tests.networks import SPEC
 
 MOBILE = "_target_: torchvision.models.mobilenet_v3_small\nstages: {layer1: features.1, pooled: flatten}\n"
@@ -24,7 +24,7 @@ def add_model(folder, name, content):
     return file
 
 
-@pytest.mark.parametrize("name", rest_slow(["Größe, [a]={b}", "own", "R&D (1)", "a 'b' \"c\""]))
+@pytest.mark.parametrize("name", rest_wide(["Größe, [a]={b}", "own", "R&D (1)", "a 'b' \"c\""]))
 def test_models_of_a_config_folder_serve_both_roles_whatever_its_name(tmp_path, name):
     add_model(tmp_path / name, "mobile", MOBILE)
     config = kdbench.compose(["student=mobile", "teacher=mobile"], config_dir=tmp_path / name)
@@ -126,7 +126,7 @@ def test_values_of_a_sweep_that_cannot_be_read_are_shown_in_quotes_each():
     assert value_of(argument) == ["a=1.ckpt", "b=2.ckpt"]
 
 
-@pytest.mark.parametrize("role", rest_slow(["student", "teacher"]))
+@pytest.mark.parametrize("role", rest_wide(["student", "teacher"]))
 def test_an_argument_of_a_builder_that_its_file_does_not_list_is_shown_in_the_form_that_adds_it(tmp_path, role):
     add_model(tmp_path, "mobile", MOBILE)
     chosen = ["student=mobile", "teacher=mobile"]

@@ -7,7 +7,7 @@ import pytest
 from kdbench.config import CONF_DIR, compose
 from kdbench.config.options import options
 from kdbench.errors import ConfigError
-from tests.conftest import composed_once, rest_slow
+from tests.conftest import composed_once, rest_wide
 
 FOLDER = CONF_DIR / "experiment" / "crd_cifar100"
 PAIRS = {
@@ -67,7 +67,7 @@ def test_the_header_gives_the_command_the_protocol_and_the_published_accuracies(
 
 
 @pytest.mark.parametrize(
-    ("pair", "method"), rest_slow([*QUICK, *(case for case in CASES if case not in QUICK)], every_day=len(QUICK))
+    ("pair", "method"), rest_wide([*QUICK, *(case for case in CASES if case not in QUICK)], every_day=len(QUICK))
 )
 def test_the_experiment_has_the_settings_of_the_table(pair, method):
     config = composed_once(f"experiment=crd_cifar100/{pair}_{method}")

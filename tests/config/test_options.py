@@ -6,7 +6,7 @@ import pytest
 
 from kdbench.config import CONF_DIR, compose, parse
 from kdbench.models import summarize
-from tests.conftest import composed_once, every_model, rest_slow
+from tests.conftest import composed_once, every_model, rest_wide
 from tests.every_method import for_few_images
 from tests.methods.built import build_method
 from tests.networks import SPEC
@@ -52,7 +52,7 @@ def test_every_method_composes_and_instantiates(name):
     ("group", "name"),
     [
         *((group, name) for group in ("data", "recipe", "runtime", "experiment") for name in options(group)),
-        *rest_slow(("pair", name) for name in options("pair")),
+        *rest_wide(("pair", name) for name in options("pair")),
     ],
 )
 def test_every_other_option_composes(group, name):
@@ -61,7 +61,7 @@ def test_every_other_option_composes(group, name):
     composed_once(f"{group}={name}", *own)
 
 
-@pytest.mark.parametrize("name", rest_slow(n for n in options("pair") if n.startswith("r") and "resnet" not in n))
+@pytest.mark.parametrize("name", rest_wide(n for n in options("pair") if n.startswith("r") and "resnet" not in n))
 def test_a_pair_is_named_after_its_teacher_and_student(name):
     teacher, student = (re.sub(r"^r(?=\d)", "resnet", part) for part in name.split("_"))
     config = composed_once(f"pair={name}")

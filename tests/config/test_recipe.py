@@ -11,7 +11,7 @@ from kdbench.config.recipe import KEYS_OF_OPTIMIZER, KEYS_OF_SCHEDULE, check_rec
 from kdbench.config.schema import typed
 from kdbench.errors import ConfigError
 from kdbench.methods import CrossEntropy
-from tests.conftest import composed_once, rest_slow
+from tests.conftest import composed_once, rest_wide
 from tests.recipes import RECIPES, every_recipe, overrides
 
 RUN = ("student=resnet8", "teacher=resnet20", "data=shapes", "runtime.device=cpu", "runtime.precision=fp32")
@@ -158,7 +158,7 @@ def test_a_key_of_another_choice_is_unused_and_not_among_the_settings(choice: tu
 
 @pytest.mark.parametrize(
     ("given", "unused"),
-    rest_slow(
+    rest_wide(
         [
             (("recipe.optimizer=adamw", "recipe.momentum=0.5"), "recipe.momentum"),
             (("teacher.recipe.gamma=0.2",), "teacher.recipe.gamma"),

@@ -9,7 +9,7 @@ from kdbench.data import Batches, load
 from kdbench.data.batches import plain_batches
 from kdbench.data.mixing import erase, mix, smoothed
 from kdbench.data.views import Views
-from tests.conftest import rest_slow
+from tests.conftest import rest_wide
 
 VIEWS = Views(padding=4, flip=True)
 
@@ -96,7 +96,7 @@ AUGMENTATIONS = {
 
 def every_augmentation():
     """Parameters: every setting by name. All but the first ones are slow tests."""
-    return pytest.mark.parametrize("name", rest_slow(AUGMENTATIONS, every_day=4))
+    return pytest.mark.parametrize("name", rest_wide(AUGMENTATIONS, every_day=4))
 
 
 def assert_equal_batches(first, second):
@@ -124,7 +124,7 @@ def test_an_epoch_depends_on_data_seed_and_epoch_alone(small, name):
 
 
 @every_augmentation()
-@pytest.mark.parametrize("memory", rest_slow(["host", "device"]))
+@pytest.mark.parametrize("memory", rest_wide(["host", "device"]))
 def test_an_augmented_epoch_can_be_continued_at_any_step(small, name, memory):
     batches = batches_of(small, *AUGMENTATIONS[name], f"data.memory={memory}")
     whole = list(batches.epoch(2))
@@ -179,7 +179,7 @@ def test_the_steps_of_an_augmented_batch_are_policy_then_normalisation_then_eras
         assert batch.targets is batch.soft_targets
 
 
-@pytest.mark.parametrize("name", rest_slow(["mixup_and_cutmix", "mixup", "cutmix"], every_day=3))
+@pytest.mark.parametrize("name", rest_wide(["mixup_and_cutmix", "mixup", "cutmix"], every_day=3))
 def test_labels_of_mixed_images_are_those_with_the_larger_share(small, name):
     batches = batches_of(small, *AUGMENTATIONS[name], batch_size=8)
     rolled = 0

@@ -20,7 +20,7 @@ from kdbench.errors import ConfigError
 from kdbench.pipeline.export import export
 from kdbench.rundir.load import load_run
 from kdbench.rundir.recorded_config import read_config
-from tests.conftest import complete, rest_slow
+from tests.conftest import complete, rest_wide
 from tests.derived import Copies, texts
 
 ONNX_WITHOUT_KDBENCH = """
@@ -73,7 +73,7 @@ def pictures_of(run: Path) -> np.ndarray:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "script", "arm"),
-    rest_slow(
+    rest_wide(
         [
             ("onnx", ONNX_WITHOUT_KDBENCH, "root"),
             ("torch", TORCH_WITHOUT_KDBENCH, "root"),
@@ -139,7 +139,7 @@ def test_a_method_that_predicts_is_part_of_the_export(
 # What is not written
 
 
-@pytest.mark.parametrize("form", rest_slow(["safetensors", "torch", "onnx"]))
+@pytest.mark.parametrize("form", rest_wide(["safetensors", "torch", "onnx"]))
 def test_an_export_with_other_logits_is_not_written(
     copies: Copies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:

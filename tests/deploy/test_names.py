@@ -11,7 +11,7 @@ from torch import nn
 from kdbench.deploy.names import renamed_weights
 from kdbench.errors import ConfigError
 from tests.compress.subjects import named, own, some_images, subject_of
-from tests.conftest import rest_slow
+from tests.conftest import rest_wide
 from tests.networks import SPEC
 
 
@@ -25,7 +25,7 @@ def with_cifar_stem(network: nn.Module) -> nn.Module:
 CHANGES = ["conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)", "maxpool = nn.Identity()"]
 
 
-@pytest.mark.parametrize(("package", "stem"), rest_slow([("torchvision", "cifar"), ("torchvision", "imagenet"),
+@pytest.mark.parametrize(("package", "stem"), rest_wide([("torchvision", "cifar"), ("torchvision", "imagenet"),
                                                          ("timm", "cifar"), ("timm", "imagenet")]))  # fmt: skip
 def test_a_resnet_loads_strictly_in_the_other_package(package: str, stem: str) -> None:
     subject = subject_of(named("student=resnet18", f"student.stem={stem}"))

@@ -80,7 +80,7 @@ OWN = [number for number, command in enumerate(COMMANDS) if "data=digits" in com
 
 @pytest.mark.parametrize(
     "number",
-    [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in range(len(COMMANDS)) if n not in OWN],
+    [pytest.param(n, marks=() if n in QUICK else pytest.mark.wide) for n in range(len(COMMANDS)) if n not in OWN],
 )
 def test_commands_run_as_given(number: int, files: Path) -> None:
     run(number, files)

@@ -58,7 +58,7 @@ def config_of(command: str, folder: Path) -> RunConfig:
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in range(len(COMMANDS))]
+    "number", [pytest.param(n, marks=() if n in QUICK else pytest.mark.wide) for n in range(len(COMMANDS))]
 )
 def test_commands_run_as_given(number: int, files: Path) -> None:
     write_weights(files)

@@ -52,7 +52,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in range(len(COMMANDS))]
+    "number", [pytest.param(n, marks=() if n in QUICK else pytest.mark.wide) for n in range(len(COMMANDS))]
 )
 def test_commands_run_as_given(number: int, files: Path) -> None:
     config = config_of(COMMANDS[number], sizes_of(COMMANDS[number]), files)

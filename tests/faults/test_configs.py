@@ -412,14 +412,14 @@ def attempt(call: Call, counts: dict[str, Counter[str]], kind: str, command: Com
     return outcome
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 @given(random=RANDOMS)
 @tried(NUM_EXAMPLES)
 def test_every_config_runs_or_is_refused_in_one_line(call, counts, random):
     attempt(call, counts, "configs", KDBENCH, config(random))
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 @given(random=RANDOMS)
 @tried(max(1, NUM_EXAMPLES // 10))
 def test_every_sweep_prints_one_line_for_each_job_that_does_not_run(call, counts, random):
@@ -439,7 +439,7 @@ def other_command(random: Random) -> tuple[Command, list[str]]:
     return command, [*command.always, *arguments]
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 @given(random=RANDOMS)
 @tried(NUM_EXAMPLES)
 def test_every_other_command_runs_or_is_refused_in_one_line(call, counts, monkeypatch, random):

@@ -4,7 +4,7 @@ import torch
 
 from kdbench.errors import ConfigError
 from kdbench.methods import AttentionTransfer, attention_transfer
-from tests.conftest import rest_slow
+from tests.conftest import rest_wide
 from tests.methods.built import build_method
 from tests.methods.conformance import LossTests
 
@@ -122,7 +122,7 @@ def test_defaults_are_all_common_layers_with_weight_1000():
     assert built.method.requires.student_stages == ("layer1", "layer2", "layer3")
 
 
-@pytest.mark.parametrize("overrides", rest_slow((pair,) for pair in PAIRS.values()), ids=PAIRS)
+@pytest.mark.parametrize("overrides", rest_wide((pair,) for pair in PAIRS.values()), ids=PAIRS)
 def test_a_step_has_the_terms_of_its_weights(overrides):
     built = build_method("at", *overrides, "method.ce_weight=0.5", "method.kd_weight=3")
     terms = built.step().terms

@@ -5,7 +5,7 @@ from torch import nn
 
 from kdbench.errors import ConfigError
 from kdbench.methods import HintRegression, hint_regression
-from tests.conftest import rest_slow
+from tests.conftest import rest_wide
 from tests.methods.built import build_method
 from tests.methods.conformance import LossTests
 
@@ -65,7 +65,7 @@ def test_defaults_are_one_stage_with_weight_100():
     assert built.method.requires.student_stages == built.method.requires.teacher_stages == ("layer2",)
 
 
-@pytest.mark.parametrize("overrides", rest_slow((pair,) for pair in PAIRS.values()), ids=PAIRS)
+@pytest.mark.parametrize("overrides", rest_wide((pair,) for pair in PAIRS.values()), ids=PAIRS)
 def test_a_step_trains_every_parameter_of_the_regressor(overrides):
     built = build_method("fitnet", *overrides, "method.ce_weight=0.5", "method.kd_weight=3")
     terms = built.step().terms

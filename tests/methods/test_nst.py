@@ -4,7 +4,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdbench.methods import NeuronSelectivityTransfer, neuron_selectivity
-from tests.conftest import rest_slow
+from tests.conftest import rest_wide
 from tests.methods.built import build_method
 from tests.methods.conformance import LossTests
 
@@ -121,7 +121,7 @@ def test_defaults_are_all_common_layers_with_weight_50():
     assert built.method.requires.student_stages == ("layer1", "layer2", "layer3")
 
 
-@pytest.mark.parametrize("overrides", rest_slow((pair,) for pair in PAIRS.values()), ids=PAIRS)
+@pytest.mark.parametrize("overrides", rest_wide((pair,) for pair in PAIRS.values()), ids=PAIRS)
 def test_a_step_has_the_terms_of_its_weights(overrides):
     built = build_method("nst", *overrides, "method.ce_weight=0.5", "method.kd_weight=3")
     terms = built.step().terms

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from kdbench.errors import ConfigError
 from kdbench.methods import KnowledgeReview, hierarchical_context
 from kdbench.methods.review import AttentionFusion, resize
-from tests.conftest import rest_slow
+from tests.conftest import rest_wide
 from tests.methods.built import build_method
 from tests.methods.conformance import LossTests
 
@@ -132,7 +132,7 @@ def test_without_ramp_the_weight_is_whole_from_the_beginning():
     assert terms["total"].item() == pytest.approx(0.5 * terms["ce"].item() + 5 * terms["kd"].item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("overrides", rest_slow((pair,) for pair in PAIRS.values()), ids=PAIRS)
+@pytest.mark.parametrize("overrides", rest_wide((pair,) for pair in PAIRS.values()), ids=PAIRS)
 def test_a_step_trains_every_parameter_of_the_fusions(overrides):
     built = build_method("review", *overrides)
     terms = built.step().terms

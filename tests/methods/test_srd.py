@@ -7,7 +7,7 @@ import torch
 from kdbench.errors import ConfigError
 from kdbench.methods import SimpleRecipeDistillation, logit_kd, projected_log_correlation, projected_log_sum
 from kdbench.methods.base import NO_TEACHER
-from tests.conftest import rest_slow
+from tests.conftest import rest_wide
 from tests.methods.built import build_method
 from tests.methods.conformance import LossTests
 
@@ -147,7 +147,7 @@ def test_defaults_are_those_of_the_resnet_setting():
     assert requires.whole_batch
 
 
-@pytest.mark.parametrize("overrides", rest_slow((pair,) for pair in PAIRS.values()), ids=PAIRS)
+@pytest.mark.parametrize("overrides", rest_wide((pair,) for pair in PAIRS.values()), ids=PAIRS)
 @pytest.mark.parametrize("variant", ["paper", "deit"])
 def test_a_step_trains_every_parameter_of_the_projection(variant, overrides):
     own = "method.log_sum_weight=3" if variant == "paper" else "method.correlation_weight=5"

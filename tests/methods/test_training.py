@@ -21,7 +21,7 @@ from kdbench.teachers.live import LiveTeacher
 from kdbench.train.evaluate import predict
 from kdbench.train.learner import no_teacher, part_slices
 from kdbench.train.loop import fit
-from tests.conftest import rest_slow
+from tests.conftest import rest_wide
 from tests.every_method import EVERYDAY, for_few_images
 from tests.networks import SPEC
 
@@ -31,7 +31,7 @@ CLASSES = {file.stem: get_class(OmegaConf.load(file)._target_) for file in sorte
 def methods(needs_teacher=False):
     """Return test parameters: every method by name, or every one with a teacher. Most are slow tests."""
     names = [name for name, target in CLASSES.items() if target.needs_teacher or not needs_teacher]
-    return [pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.slow) for name in names]
+    return [pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.wide) for name in names]
 
 
 class Training:
@@ -219,7 +219,7 @@ def test_the_student_is_in_train_mode_again_after_validation(training):
     assert run.method.training
 
 
-@pytest.mark.parametrize("method", rest_slow(sorted(CLASSES, key=lambda name: name != "feature")))
+@pytest.mark.parametrize("method", rest_wide(sorted(CLASSES, key=lambda name: name != "feature")))
 def test_bf16_autocast_keeps_weights_and_losses_in_float32(training, method):
     run = training(f"method={method}", "runtime.precision=bf16")
     run.learner.begin_epoch()
@@ -372,7 +372,7 @@ def refuses_parts(training, *keys):
     ("method", "accumulate"),
     [
         *(pytest.param(*p.values, 3, marks=p.marks) for p in methods()),
-        *(pytest.param(name, parts, marks=pytest.mark.slow) for name in EVERYDAY for parts in (2, 7)),
+        *(pytest.param(name, parts, marks=pytest.mark.wide) for name in EVERYDAY for parts in (2, 7)),
     ],
 )
 def test_gradients_and_terms_of_a_batch_in_parts_are_those_of_the_whole_batch(training, method, accumulate):

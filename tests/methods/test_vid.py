@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdbench.methods import VariationalInformationDistillation, variational_information
-from tests.conftest import rest_slow
+from tests.conftest import rest_wide
 from tests.methods.built import build_method
 from tests.methods.conformance import LossTests
 
@@ -85,7 +85,7 @@ def test_variances_start_at_5_one_per_channel_of_the_teacher(variant):
         assert torch.allclose(F.softplus(scale) + 1e-5, torch.tensor(5.0))
 
 
-@pytest.mark.parametrize("overrides", rest_slow((pair,) for pair in PAIRS.values()), ids=PAIRS)
+@pytest.mark.parametrize("overrides", rest_wide((pair,) for pair in PAIRS.values()), ids=PAIRS)
 def test_a_step_trains_every_parameter_variances_included(overrides):
     built = build_method("vid", *overrides, "method.ce_weight=0.5", "method.kd_weight=3")
     terms = built.step().terms

@@ -12,7 +12,7 @@ from kdbench.methods.wasserstein_logits import WassersteinLogitDistillation, gro
 from kdbench.models import fuse_batch_norm
 from kdbench.runner.build import build_parts
 from kdbench.teachers.cache import can_answer
-from tests.conftest import NARROW, SMALL, rest_slow
+from tests.conftest import NARROW, SMALL, rest_wide
 from tests.methods.built import build_method
 from tests.methods.conformance import LossTests
 
@@ -285,7 +285,7 @@ def test_a_step_requires_logits_alone_so_that_the_logit_cache_answers():
 COST_OF = ((), ("teacher=resnet18",), ("teacher=vit", "method.pairs={layer3: layer2}"), ("student=vit",))
 
 
-@pytest.mark.parametrize("overrides", rest_slow((overrides,) for overrides in COST_OF))
+@pytest.mark.parametrize("overrides", rest_wide((overrides,) for overrides in COST_OF))
 def test_the_cost_is_that_of_the_teachers_features_of_all_training_images(overrides):
     built = build_method("wkd_l", *overrides, images=60, batch_size=4)
     network, stage = built.teacher.network, built.method.stage

@@ -37,7 +37,7 @@ def summary_of(name, *overrides):
 def published(figures):
     """Return test parameters with a published figure per model. All but three are slow tests."""
     quick = ("resnet18", "resnet8", "resnet20")
-    return [pytest.param(*case, marks=() if case[0] in quick else pytest.mark.slow) for case in figures.items()]
+    return [pytest.param(*case, marks=() if case[0] in quick else pytest.mark.wide) for case in figures.items()]
 
 
 @pytest.mark.parametrize(("name", "expected"), published(PARAMETERS))
@@ -216,10 +216,10 @@ def test_images_that_an_architecture_cannot_process_are_an_error():
 @pytest.mark.parametrize(
     ("name", "node"),
     [
-        pytest.param("vgg11_bn", "features.1", marks=pytest.mark.slow),
+        pytest.param("vgg11_bn", "features.1", marks=pytest.mark.wide),
         ("resnet18", "layer1.0.bn1"),
         ("resnet18", "layer1.0.bn2"),
-        pytest.param("resnet50", "layer2.0.bn3", marks=pytest.mark.slow),
+        pytest.param("resnet50", "layer2.0.bn3", marks=pytest.mark.wide),
     ],
 )
 def test_a_stage_before_an_in_place_operation_is_not_overwritten(name, node):

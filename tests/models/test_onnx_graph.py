@@ -11,7 +11,7 @@ import torch
 from kdbench.errors import ConfigError
 from kdbench.models.onnx_graph import session_of, to_onnx
 from tests.compress.subjects import apply, named, own, some_images, subject_of
-from tests.conftest import rest_slow
+from tests.conftest import rest_wide
 
 
 def logits_of(graph: bytes, images: torch.Tensor) -> torch.Tensor:
@@ -20,7 +20,7 @@ def logits_of(graph: bytes, images: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "name", rest_slow(["resnet8", "vgg11", "vit_tiny", "timm/mobilenetv3_small_100", "resnet18", "wrn16_2"])
+    "name", rest_wide(["resnet8", "vgg11", "vit_tiny", "timm/mobilenetv3_small_100", "resnet18", "wrn16_2"])
 )
 def test_a_graph_gives_the_logits_of_the_network_for_any_number_of_images(name: str) -> None:
     body = subject_of(named(f"student={name}")).body

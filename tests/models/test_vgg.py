@@ -8,7 +8,7 @@ from torch import nn
 from kdbench.errors import ConfigError
 from kdbench.models import build, summarize
 from kdbench.models.vgg import torchvision_vgg
-from tests.conftest import composed_once, rest_slow
+from tests.conftest import composed_once, rest_wide
 from tests.networks import SPEC
 
 PUBLISHED = {
@@ -44,7 +44,7 @@ def test_stages_have_the_shapes_of_a_resnets_where_both_have_one():
     assert len(summary.fusable) == 8
 
 
-@pytest.mark.parametrize("overrides", rest_slow([(("student.batch_norm=false",),), (("student.arch=vgg16",),)]))
+@pytest.mark.parametrize("overrides", rest_wide([(("student.batch_norm=false",),), (("student.arch=vgg16",),)]))
 def test_stages_have_the_same_names_in_every_variant(overrides):
     assert summarize(vgg11(*overrides), SPEC, "student").shapes == summarize(vgg11(), SPEC, "student").shapes
 

@@ -72,7 +72,7 @@ def test_zeros_of_a_pruned_network_stay_in_a_run_with_weight_decay(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["structured", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("arm", ["structured", pytest.param("int8", marks=pytest.mark.wide)])
 def test_a_compressed_network_is_a_teacher(small: Callable[..., RunConfig], copies: Copies, arm: str) -> None:
     run = copies(arm)[arm]
     student = complete(small("method=logit", "data.num_train=200", "recipe.epochs=1", f"teacher.run={run}")).path
@@ -100,8 +100,8 @@ def test_a_pruned_network_is_distilled_into(small: Callable[..., RunConfig], cop
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "arm", ["structured", "magnitude", "int8", pytest.param("bf16", marks=pytest.mark.slow),
-            pytest.param("tuned", marks=pytest.mark.slow)],
+    "arm", ["structured", "magnitude", "int8", pytest.param("bf16", marks=pytest.mark.wide),
+            pytest.param("tuned", marks=pytest.mark.wide)],
 )  # fmt: skip
 def test_a_compressed_run_loads_as_a_network(copies: Copies, arm: str) -> None:
     run = copies(arm)[arm]

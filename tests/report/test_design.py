@@ -392,7 +392,7 @@ def test_pooled_gains_over_different_seeds_have_no_interaction(tmp_path):
     assert pd.isna(the_row(report.interactions_table, teacher_seed="pooled").p_primary)
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 def test_a_missing_run_of_a_pooled_gain_brings_no_false_findings(tmp_path):
     """The gain of a seed is alike for all teachers; as independent means of teachers a third of such nulls is found."""
     random, found = np.random.default_rng(0), 0

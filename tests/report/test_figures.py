@@ -137,7 +137,7 @@ def hostile_functional_study(root):
 
 
 EVERY_DAY = (identical_values,)
-SLOW = (
+OTHERS = (
     nearly_equal_values,
     one_seed,
     one_group,
@@ -152,7 +152,7 @@ SLOW = (
     forty_conditions,
     hostile_functional_study,
 )
-SCALES = [*EVERY_DAY, *(pytest.param(write, marks=pytest.mark.slow) for write in SLOW)]
+SCALES = [*EVERY_DAY, *(pytest.param(write, marks=pytest.mark.wide) for write in OTHERS)]
 
 
 def visible_labels(axis):

@@ -28,7 +28,7 @@ from kdbench.rundir.identity import (
     teacher_key,
 )
 from kdbench.rundir.summary import read_summary
-from tests.conftest import composed_once, rest_slow
+from tests.conftest import composed_once, rest_wide
 
 RESULTS = Path(__file__).parents[2] / "results" / "lab" / "runs"
 MACHINE = ("runtime.device=cpu", "runtime.precision=fp32")
@@ -216,7 +216,7 @@ def weights(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize(
-    "overrides", [pytest.param(o, marks=pytest.mark.slow if n % EVERY_DAY else ()) for n, o in enumerate(KEYS)]
+    "overrides", [pytest.param(o, marks=pytest.mark.wide if n % EVERY_DAY else ()) for n, o in enumerate(KEYS)]
 )
 def test_keys_are_those_of_earlier_versions(overrides):
     assert keys(composed_once(*MACHINE, *overrides.split())) == KEYS[overrides]
@@ -227,7 +227,7 @@ STUDENTS = ("resnet8", "resnet14")
 
 @pytest.mark.parametrize(
     ("student", "teacher", "method"),
-    rest_slow([
+    rest_wide([
         *((student, "none", "ce") for student in (*STUDENTS, "resnet20", "resnet32")),
         *(("resnet8", teacher, method) for teacher in ("resnet20", "resnet32") for method in ("logit", "feature")),
         *(("resnet14", "resnet20", method) for method in ("logit", "feature")),

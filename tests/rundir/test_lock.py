@@ -12,7 +12,7 @@ from filelock import SoftFileLease
 from kdbench.errors import BusyError, ConfigError, RunError
 from kdbench.rundir import lock
 from kdbench.rundir.lock import Lock
-from tests.conftest import rest_slow
+from tests.conftest import rest_wide
 
 FOREIGN = (
     "filelock/2\npid={pid}\nhost=elsewhere\nmode=lease\ntoken=0123456789abcdef0123456789abcdef\nduration={lease}\n"
@@ -107,7 +107,7 @@ def test_a_lost_lock_is_noticed_before_anything_is_written(file, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("content", "wait"), rest_slow([(b"", False), (b"\0garbage", False), (b"", True), (b"\0garbage", True)])
+    ("content", "wait"), rest_wide([(b"", False), (b"\0garbage", False), (b"", True), (b"\0garbage", True)])
 )
 def test_a_lock_file_without_a_record_is_replaced(file, monkeypatch, content, wait):
     monkeypatch.setattr(lock, "RECORD_SECONDS", 0.3)

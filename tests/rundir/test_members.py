@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import rest_wide
 from tests.faults.checks import leftovers, result
 from tests.faults.processes import SMALL, Command, Member, fork_server
 
@@ -180,7 +181,7 @@ def test_members_share_runs_teachers_logit_caches_and_the_records_of_sweeps(call
     assert not leftovers(lab)
 
 
-@pytest.mark.parametrize("beside", ["nothing", "logit cache"])
+@pytest.mark.parametrize("beside", rest_wide(["logit cache", "nothing"]))
 def test_a_store_of_teachers_that_is_only_read_is_used(call: Call, lab: Path, beside: str) -> None:
     store, cache = lab / "store", "on" if beside == "logit cache" else "off"
     made = call(ALICE, *STUDENT, f"teacher.cache={cache}", f"output_root={store}", umask=0o022)

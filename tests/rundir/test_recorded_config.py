@@ -11,7 +11,7 @@ from kdbench.errors import ConfigError
 from kdbench.rundir.directory import RunDirectory
 from kdbench.rundir.identity import GivenWeights, model_identity
 from kdbench.rundir.recorded_config import read_config
-from tests.conftest import SMALL, composed_once, every_model, rest_slow
+from tests.conftest import SMALL, composed_once, every_model, rest_wide
 
 EVIL = """
 import os
@@ -109,7 +109,7 @@ def test_every_shipped_method_reads_back(small, file, method):
         "",
     ],
 )
-@pytest.mark.parametrize("group", rest_slow(["student", "teacher"]))
+@pytest.mark.parametrize("group", rest_wide(["student", "teacher"]))
 def test_a_model_defined_elsewhere_is_refused_and_not_imported(file, marker, group, target):
     edit(file, group, _target_=target)
     with pytest.raises(ConfigError) as error:

@@ -129,7 +129,7 @@ def test_given_weights_for_another_number_of_classes_are_refused_with_both_numbe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kept", ["device", pytest.param("host", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kept", ["device", pytest.param("host", marks=pytest.mark.wide)])
 def test_a_hundred_classes_train_with_a_logit_cache_of_their_own_width(small: Small, kept: str) -> None:
     settings = ("data=shapes100", "data.num_train=200", "data.augment=false", "teacher.cache=on", f"data.memory={kept}")
     run = complete(small(*settings))

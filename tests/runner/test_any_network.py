@@ -23,7 +23,7 @@ from kdbench.runner.build import build_parts
 from kdbench.runner.policy import run_with_retries
 from kdbench.runner.run import check_run, resolve_run
 from tests import networks
-from tests.conftest import NARROW, SMALL, complete, composed_once, killed_after, rest_slow
+from tests.conftest import NARROW, SMALL, complete, composed_once, killed_after, rest_wide
 from tests.runner.test_resume import STEPS, assert_same_numbers
 
 Small = Callable[..., RunConfig]
@@ -57,7 +57,7 @@ def refusal(config: RunConfig) -> ConfigError:
 
 @pytest.mark.parametrize(
     "name",
-    rest_slow(["SetUpByTheFirstBatch", "Schedule", "StochasticDepth", "NumpyNoise", "CountsEpochs", "OddBuffers"], 2),
+    rest_wide(["SetUpByTheFirstBatch", "Schedule", "StochasticDepth", "NumpyNoise", "CountsEpochs", "OddBuffers"], 2),
 )
 def test_a_resumed_run_computes_what_an_uninterrupted_one_does(small: Small, tmp_path: Path, name: str) -> None:
     config = with_student(small("method=ce", *STEPS), brought(name))
@@ -332,7 +332,7 @@ def test_a_mobilenet_of_timm_learns_from_a_resnet18_by_feature_distillation(smal
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("teacher", ["vit", "swin"])
+@pytest.mark.parametrize("teacher", rest_wide(["vit", "swin"]))
 def test_transformers_teach_a_resnet8_by_logits_and_the_run_is_resumed(
     small: Small, tmp_path: Path, teacher: str
 ) -> None:

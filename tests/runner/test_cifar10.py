@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdbench.rundir.load import load_runs
-from tests.conftest import processor_time, times_slower
+from tests.conftest import processor_time, rest_wide, times_slower
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def kdbench(home: Path, cifar_root: Path, *arguments: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("resnet50")  # one process, one teacher
-@pytest.mark.parametrize("method", ["logit", "feature"])
+@pytest.mark.parametrize("method", rest_wide(["feature", "logit"]))
 def test_a_resnet50_is_the_teacher_of_a_resnet18(home: Path, cifar_root: Path, method: str) -> None:
     kdbench(
         home, cifar_root, "pair=r50_r18", f"method={method}",

@@ -29,7 +29,7 @@ from kdbench.runner.run_all import Train
 from kdbench.system.signals import Interrupted, handled
 from kdbench.train.learner import Learner
 from kdbench.train.loop import fit
-from tests.conftest import SMALL, Killed, complete, composed_once, killed_after, rest_slow
+from tests.conftest import SMALL, Killed, complete, composed_once, killed_after, rest_wide
 from tests.every_method import EVERYDAY, METHODS, for_few_images
 from tests.runner.trainers import (
     Subject,
@@ -143,7 +143,7 @@ def starting_positions(found: dict[Subject, tuple[int, int]]) -> Train:
 # The same numbers
 
 
-@pytest.mark.parametrize("methods", [EVERYDAY, pytest.param(METHODS, marks=pytest.mark.slow)], ids=["three", "every"])
+@pytest.mark.parametrize("methods", [EVERYDAY, pytest.param(METHODS, marks=pytest.mark.wide)], ids=["three", "every"])
 def test_methods_compute_in_a_group_what_they_compute_alone(runs: Runs, alone: Alone, methods: Sequence[str]) -> None:
     students = itertools.cycle(STUDENTS if methods is METHODS else STUDENTS[:1])
     configs = runs(subjects=list(zip(students, methods, strict=False)))
@@ -198,7 +198,7 @@ def test_seconds_are_shared_by_the_work_of_each_run(runs: Runs) -> None:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        pytest.param(RuntimeError("a bug"), None, marks=pytest.mark.slow),
+        pytest.param(RuntimeError("a bug"), None, marks=pytest.mark.wide),
         (OSError(28, "No space left on device"), "no_space"),
     ],
 )
@@ -311,7 +311,7 @@ def forget_all_settings(metadata: dict[str, Any]) -> None:
     del metadata["settings"]
 
 
-@pytest.mark.parametrize("forget", rest_slow([forget_two_settings, forget_all_settings]))
+@pytest.mark.parametrize("forget", rest_wide([forget_two_settings, forget_all_settings]))
 def test_a_checkpoint_of_an_earlier_version_is_refused(runs: Runs, forget: Callable[[dict[str, Any]], None]) -> None:
     (config,) = runs(subjects=[SUBJECT])
     with killed_after(epoch=1, step=1):

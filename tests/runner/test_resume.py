@@ -28,7 +28,7 @@ from kdbench.runner.run_all import Train
 from kdbench.system.signals import Interrupted, handled
 from kdbench.teachers import store
 from kdbench.train.learner import Learner
-from tests.conftest import NARROW, SMALL, complete, composed_once, killed_after, rest_slow
+from tests.conftest import NARROW, SMALL, complete, composed_once, killed_after, rest_wide
 from tests.every_method import for_few_images
 from tests.runner.trainers import with_learners
 
@@ -80,8 +80,8 @@ def undisturbed(teachers_once: Path, tmp_path_factory: pytest.TempPathFactory) -
     ("method", "step"),
     [
         ("feature", 1),
-        *(pytest.param("ce", step, marks=pytest.mark.slow) for step in (0, 2)),
-        *(pytest.param(name, 1, marks=pytest.mark.slow) for name in ("crd", "random_control", "simkd", "vid", "wkd_l")),
+        *(pytest.param("ce", step, marks=pytest.mark.wide) for step in (0, 2)),
+        *(pytest.param(name, 1, marks=pytest.mark.wide) for name in ("crd", "random_control", "simkd", "vid", "wkd_l")),
     ],
 )
 def test_a_killed_run_resumes_to_the_same_numbers(
@@ -179,7 +179,7 @@ class Malicious:
         return Path.touch, (self.marker,)
 
 
-@pytest.mark.parametrize("form", rest_slow(["torch", "pickle", "without checksum"]))
+@pytest.mark.parametrize("form", rest_wide(["torch", "pickle", "without checksum"]))
 def test_a_checkpoint_that_would_execute_code_is_refused(
     killed: tuple[RunConfig, RunDirectory], whole: RunDirectory, tmp_path: Path, form: str
 ) -> None:
@@ -264,7 +264,7 @@ def edit_settings(directory: RunDirectory, **changed: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), rest_slow([("channels_last", False), ("threads", 2), ("profile", "repro")])
+    ("setting", "value"), rest_wide([("channels_last", False), ("threads", 2), ("profile", "repro")])
 )
 def test_a_resumed_run_keeps_its_numeric_settings(
     killed: tuple[RunConfig, RunDirectory], setting: str, value: Any

@@ -12,7 +12,7 @@ from kdbench.runner import measuring
 from kdbench.study.command import study as study_command
 from kdbench.study.read import read_study
 from kdbench.study.stages import ChainConfig
-from tests.conftest import rest_slow
+from tests.conftest import rest_wide
 
 CHAINS = """
 question: What is left of a network that is made small?
@@ -116,7 +116,7 @@ def command(folder: Path, *arguments: str) -> int:
 
 @pytest.mark.parametrize(
     ("chain", "code"),
-    rest_slow(
+    rest_wide(
         [
             (ZEROS | {"steps": ["int8", "structured"]}, "wrong_order"),
             (ZEROS | {"steps": ["nonsense"]}, "unknown_option"),

@@ -31,7 +31,7 @@ from kdbench.sweep.slurm_job import ArrayTask
 from kdbench.sweep.worker import unpack_group
 from kdbench.system import signals
 from kdbench.system.signals import INTERRUPTED, NOT_FINISHED
-from tests.conftest import rest_slow
+from tests.conftest import rest_wide
 from tests.slurm import slurm_options
 from tests.study.conftest import Tiny, Trainer, better_at_4
 
@@ -105,7 +105,7 @@ def test_ctrl_c_while_an_engine_works_ends_the_study_and_closes_the_engine(tiny:
 
 @pytest.mark.parametrize(
     ("given", "code", "key"),
-    rest_slow([
+    rest_wide([
         (["hydra/launcher=basic"], "unknown_option", "hydra/launcher"),
         (["hydra.launcher.max_learners=2"], "missing_value", "hydra/launcher"),
         (["hydra/launcher=lockstep", "hydra.launcher.max_lerners=2"], "unknown_key", "hydra.launcher.max_lerners"),
@@ -457,7 +457,7 @@ def test_a_run_that_has_failed_twice_is_not_tried_again_when_its_task_is_requeue
     assert len(trainer.launched) == 2
 
 
-@pytest.mark.parametrize("foreseen", rest_slow([2, 1, 5]))
+@pytest.mark.parametrize("foreseen", rest_wide([2, 1, 5]))
 def test_more_or_fewer_groups_than_foreseen_are_completed_once_each(
     submitted: Arrays, trainer: Trainer, tiny: Tiny, tmp_path: Path, foreseen: int
 ) -> None:

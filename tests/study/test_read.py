@@ -15,7 +15,7 @@ from kdbench.study.read import read_study
 from kdbench.study.stages import Study
 from kdbench.study.winners import Winner
 from kdbench.sweep.overrides import expand, key_of, value_of
-from tests.conftest import rest_slow
+from tests.conftest import rest_wide
 from tests.study.conftest import TINY
 
 
@@ -67,7 +67,9 @@ def test_baselines_get_as_many_selection_runs_as_logit_on_request() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["distilled", "self_distillation", "temperature", "capacity", "vgg11", "vit_tiny"])
+@pytest.mark.parametrize(
+    "stage", rest_wide(["distilled", "self_distillation", "temperature", "capacity", "vgg11", "vit_tiny"])
+)
 def test_students_of_the_functional_study_learn_from_teachers_that_it_trains(stage: str) -> None:
     study = read_study(["study=functional_resnet18"])
     stages = study.config.stages
@@ -116,7 +118,7 @@ def test_a_recipe_on_the_command_line_replaces_that_of_the_study() -> None:
 
 @pytest.mark.parametrize(
     "unchanged",
-    rest_slow([
+    rest_wide([
         "on_busy=skip", "overwrite=false", "checkpoint.every_minutes=5", "runtime.threads=1", "runtime=default",
         "output_root=elsewhere", "data.root=/data", "data.download=true", "report=r", "teacher.cache=off",
         "recipe=paper", "final_seeds=[1,2,3,4,5]", "select_baseline=false",

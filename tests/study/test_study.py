@@ -27,7 +27,7 @@ from kdbench.sweep.lockstep import macs_of
 from kdbench.sweep.overrides import override
 from kdbench.sweep.plan import JobResult, PlannedRun
 from kdbench.system.signals import INTERRUPTED, NOT_FINISHED, TIME_IS_UP
-from tests.conftest import composed_once, rest_slow
+from tests.conftest import composed_once, rest_wide
 from tests.study.conftest import TINY, Tiny, Trainer, better_at_4
 
 RESULTS = Path(__file__).parents[2] / "results" / "lab"
@@ -69,8 +69,8 @@ def test_selected_yaml_has_the_keys_of_the_one_in_results(tiny: Tiny) -> None:
     ("study", "precision", "folders", "selected", "runs"),
     [
         ("lab", "fp32", ("runs",), "selected.yaml", 38),
-        ("methods", "bf16", ("runs", "selection"), "selection/selected.yaml", 121),
-        ("variance", "bf16", ("runs",), None, 39),
+        pytest.param("methods", "bf16", ("runs", "selection"), "selection/selected.yaml", 121, marks=pytest.mark.wide),
+        pytest.param("variance", "bf16", ("runs",), None, 39, marks=pytest.mark.wide),
     ],
 )
 def test_the_runs_kept_in_results_are_those_of_the_study_and_choose_the_same_winners(
@@ -167,7 +167,7 @@ def test_the_same_command_again_trains_nothing(tiny: Tiny, trainer: Trainer) -> 
     assert trainer.launched == launched
 
 
-@pytest.mark.parametrize("runs", rest_slow([3, 0, 1, 2, 5, 6]))
+@pytest.mark.parametrize("runs", rest_wide([3, 0, 1, 2, 5, 6]))
 def test_interrupted_anywhere_it_continues_to_the_same_end(tiny: Tiny, trainer: Trainer, runs: int) -> None:
     trainer.accuracy = better_at_4
     trainer.interrupt_after = runs
@@ -455,7 +455,7 @@ def test_a_refused_run_is_listed_and_the_others_run(studies: Path, tiny: Tiny, t
     assert len(trainer.trained) == 6
 
 
-@pytest.mark.parametrize("name", rest_slow(["R&D (1), Möbel", "it's a 'test'", "a#b %20", "x=y, z"]))
+@pytest.mark.parametrize("name", rest_wide(["R&D (1), Möbel", "it's a 'test'", "a#b %20", "x=y, z"]))
 def test_a_study_lies_in_a_folder_of_any_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

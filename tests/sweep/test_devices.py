@@ -223,7 +223,7 @@ def test_runs_that_leave_their_device_to_the_launcher_are_allowed(machine: Calla
     assert devices.check_runtime_device(["cuda"], None) == "cuda"
 
 
-@pytest.mark.parametrize("given", ["cuda:0,cuda:1", pytest.param("cpu,auto", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("given", ["cuda:0,cuda:1", pytest.param("cpu,auto", marks=pytest.mark.wide)])
 def test_a_sweep_over_devices_is_refused(kdbench: Callable[..., Finished], given: str) -> None:
     result = kdbench("-m", "method=ce", "student=resnet8", "teacher=none", "data=shapes", f"runtime.device={given}")
     assert result.code == 2

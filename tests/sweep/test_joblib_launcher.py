@@ -189,7 +189,7 @@ def test_a_sweep_waits_for_a_gpu_that_another_process_holds(home: Home, monkeypa
     assert {note.device for note in home.notes()} == {"cuda:0"}
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 def test_an_interrupted_sweep_continues_to_the_numbers_of_an_undisturbed_one_without_the_launcher(home: Home) -> None:
     given = ("seed=0,1,2", "runtime.threads=1", "hydra.launcher.n_jobs=2", "hydra.launcher.max_learners=1")
     process = home.start(*SWEEP, *RUN, *given, gpus=2, STEP_SECONDS="0.3", TOGETHER="2")

@@ -58,7 +58,7 @@ def test_a_job_that_fails_or_is_refused_leaves_the_others_alone(kdbench: Kdbench
 
 
 @pytest.mark.parametrize(
-    "given", ["0", "two", *(pytest.param(value, marks=pytest.mark.slow) for value in ("1.5", "null"))]
+    "given", ["0", "two", *(pytest.param(value, marks=pytest.mark.wide) for value in ("1.5", "null"))]
 )
 def test_the_limit_of_a_group_is_checked(kdbench: Kdbench, given: str) -> None:
     with recorded_errors() as made:

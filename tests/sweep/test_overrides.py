@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from kdbench.config import compose
 from kdbench.errors import ConfigError
 from kdbench.sweep.overrides import expand, key_of, options_of, override, value_of
-from tests.conftest import rest_slow
+from tests.conftest import rest_wide
 
 TEXTS = [
     "layer1", "a b", " a", "a,b", "(x)", "f(x, y)", "it's", 'say "x"', "'", "a=b", "$", "$HOME", "${seed}", "${",
@@ -122,7 +122,7 @@ FOLDERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", rest_slow(FOLDERS, 3))
+@pytest.mark.parametrize("name", rest_wide(FOLDERS, 3))
 def test_a_folder_of_options_may_have_any_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name / "pair").mkdir(parents=True)
     (tmp_path / name / "pair" / "mine.yaml").write_text(

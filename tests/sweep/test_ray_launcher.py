@@ -333,7 +333,7 @@ def test_a_sweep_survives_the_loss_of_a_node(two_nodes: TwoNodes, undisturbed: P
     assert_same_runs(undisturbed, tmp_path / "out")
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 @pytest.mark.xdist_group("ray")
 def test_a_stop_request_reaches_the_tasks_of_a_cluster_that_goes_on(
     two_nodes: TwoNodes, undisturbed: Path, tmp_path: Path

@@ -30,7 +30,7 @@ from kdbench.teachers.cache import BATCHES_PER_BLOCK, LogitCache
 from kdbench.teachers.live import CachedTeacher, LiveTeacher
 from kdbench.teachers.store import Teacher, load_verified
 from kdbench.train.evaluate import EVALUATION_BATCH
-from tests.conftest import NARROW, SMALL, complete, composed_once, rest_slow
+from tests.conftest import NARROW, SMALL, complete, composed_once, rest_wide
 from tests.teachers.conftest import PLAIN, LogLines, cache_of
 
 BATCH = EVALUATION_BATCH["cpu"]
@@ -197,7 +197,7 @@ def cached(small: Small, cached_once: Path, tmp_path: Path) -> RunDirectory:
     return run
 
 
-@pytest.mark.parametrize("damage", rest_slow(DAMAGES, 2))
+@pytest.mark.parametrize("damage", rest_wide(DAMAGES, 2))
 def test_a_cache_that_cannot_be_used_is_built_again(
     small: Small, cached: RunDirectory, log_lines: LogLines, damage: Callable[[Path], None]
 ) -> None:

@@ -45,9 +45,9 @@ def refused(code: str, key: str, *words: str) -> Iterator[None]:
         assert word in str(refusal.value)
 
 
-def slow(*cases: str) -> list[Any]:
-    """Return parameters of slow tests: more of a kind that the everyday suite has."""
-    return [pytest.param(case, marks=pytest.mark.slow) for case in cases]
+def wide(*cases: str) -> list[Any]:
+    """Return parameters of wide tests: more of a kind that the everyday suite has."""
+    return [pytest.param(case, marks=pytest.mark.wide) for case in cases]
 
 
 # Which run is the teacher
@@ -62,13 +62,13 @@ def test_a_teacher_is_an_ordinary_run(small: Small, teacher: RunDirectory) -> No
 
 @pytest.mark.parametrize(
     "change",
-    ["data.num_train=60", *slow("teacher.recipe.epochs=2", "teacher.seed=1", "teacher.widths=[8,8,16,64]")],
+    ["data.num_train=60", *wide("teacher.recipe.epochs=2", "teacher.seed=1", "teacher.widths=[8,8,16,64]")],
 )
 def test_what_changes_the_teacher_needs_another_one(small: Small, teacher: RunDirectory, change: str) -> None:
     assert complete(small(change)).read_summary().teacher_key != teacher.key
 
 
-@pytest.mark.parametrize("change", ["seed=1", "method=feature", *slow("recipe.lr=0.05", "student=resnet14")])
+@pytest.mark.parametrize("change", ["seed=1", "method=feature", *wide("recipe.lr=0.05", "student=resnet14")])
 def test_what_does_not_change_the_teacher_finds_the_same(small: Small, teacher: RunDirectory, change: str) -> None:
     assert complete(small(change)).read_summary().teacher_key == teacher.key
 

@@ -24,7 +24,7 @@ from kdbench.train.graphs import CapturedSteps, steps_for
 from kdbench.train.learner import Learner
 from kdbench.train.loop import fit
 from kdbench.train.steps import EagerSteps
-from tests.conftest import killed_after, rest_slow
+from tests.conftest import killed_after, rest_wide
 from tests.every_method import every_method, for_few_images
 from tests.loss_terms import Factor, multiply_terms
 from tests.recipes import every_recipe, overrides
@@ -247,7 +247,7 @@ class DrawsByNumpy(DrawsOnHost):
     draw = np.random.rand
 
 
-@pytest.mark.parametrize("method", rest_slow([DrawsOnHost, DrawsByNumpy]))
+@pytest.mark.parametrize("method", rest_wide([DrawsOnHost, DrawsByNumpy]))
 def test_a_method_that_is_not_capturable_stays_eager_with_one_line(small: Small, method: type[Method]) -> None:
     recorder, methods = TapeRecorder(), []
 
@@ -263,7 +263,7 @@ def test_a_method_that_is_not_capturable_stays_eager_with_one_line(small: Small,
 
 
 @pytest.mark.parametrize(
-    "warm_up", rest_slow([1, 3]), indirect=True
+    "warm_up", rest_wide([1, 3]), indirect=True
 )  # 3: both batch sizes were met before the first capture
 def test_a_step_that_reads_a_value_on_the_host_stays_eager_with_one_line(small: Small) -> None:
     recorder = TapeRecorder()

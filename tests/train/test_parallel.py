@@ -73,7 +73,7 @@ def test_two_processes_compute_the_batch_norm_network_of_one_with_every_method(c
     check_equal(compare(config_dir, tmp_path, 2, *runs), runs)
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 def test_three_processes_compute_what_one_does_with_every_kind_of_recipe(config_dir, tmp_path):
     common = [*COMMON[1:], "recipe.batch_size=33", "teacher.recipe.batch_size=33"]
     runs = [("student=smooth", *common, "recipe.lr=0.05", *TEACHER, *recipe) for recipe in RECIPES.values()]

@@ -19,7 +19,7 @@ from kdbench.rundir.identity import teacher_config
 from kdbench.runner.policy import run_with_retries
 from kdbench.system.signals import Interrupted, handled
 from kdbench.train.learner import Learner
-from tests.conftest import SMALL, complete, composed_once, killed_after, rest_slow
+from tests.conftest import SMALL, complete, composed_once, killed_after, rest_wide
 from tests.recipes import every_recipe, overrides
 from tests.runner.trainers import with_learners
 
@@ -78,7 +78,7 @@ def test_a_run_killed_at_any_step_resumes_to_the_same_numbers(compose: Compose, 
     assert numbers(complete(config)) == numbers(complete(whole))
 
 
-@pytest.mark.parametrize("kept", rest_slow(["average", "weights"], every_day=0))
+@pytest.mark.parametrize("kept", rest_wide(["average", "weights"], every_day=0))
 def test_a_run_that_a_signal_stops_in_validation_resumes_to_the_same_numbers(compose: Compose, kept: str) -> None:
     keys = ("recipe.ema=0.9",) if kept == "average" else ()
     config, whole = (compose(folder, "method=ce", "data.num_val=200", *keys) for folder in ("stopped", "whole"))
@@ -122,7 +122,7 @@ SHARING: dict[str, tuple[tuple[str, ...], Sequence[tuple[str, ...]]]] = {
 
 
 @pytest.mark.parametrize(
-    "group", [name if n == 0 else pytest.param(name, marks=pytest.mark.slow) for n, name in enumerate(SHARING)]
+    "group", [name if n == 0 else pytest.param(name, marks=pytest.mark.wide) for n, name in enumerate(SHARING)]
 )
 def test_recipes_that_share_their_batches_compute_in_lockstep_what_they_compute_alone(
     compose: Compose, group: str
@@ -151,7 +151,7 @@ class OneChannel(Shapes):
 
 @pytest.mark.parametrize(
     ("method", "key"),
-    [("ce", "recipe.policy"), pytest.param("logit", "teacher.recipe.policy", marks=pytest.mark.slow)],
+    [("ce", "recipe.policy"), pytest.param("logit", "teacher.recipe.policy", marks=pytest.mark.wide)],
 )
 def test_a_policy_for_images_without_three_channels_is_refused_before_training(
     compose: Compose, method: str, key: str

@@ -17,14 +17,14 @@ from kdbench.models import weights
 from kdbench.verify.checks import FAIL, NOT_CHECKED, PASS
 from kdbench.verify.command import verify_runs
 from kdbench.verify.record import CHECKSUM
-from tests.conftest import complete, rest_slow
+from tests.conftest import complete, rest_wide
 from tests.verify.conftest import checked, edit_config, rewrite_summary, summary_of
 
 FILES = ("summary.json", "config.yaml", "metrics.csv", "logits.safetensors", "best.safetensors")
 KEEP_RESULTS = Path(__file__).parents[2] / "scripts" / "keep_results.py"
 
 
-@pytest.mark.parametrize("name", rest_slow(FILES))
+@pytest.mark.parametrize("name", rest_wide(FILES))
 def test_truncated_file_is_a_failed_check(student, capsys, name):
     content = (student / name).read_bytes()
     for size in (0, len(content) // 2, len(content) - 2):
@@ -33,7 +33,7 @@ def test_truncated_file_is_a_failed_check(student, capsys, name):
         assert FAIL in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", rest_slow(reversed(FILES)))
+@pytest.mark.parametrize("name", rest_wide(reversed(FILES)))
 def test_flipped_bit_is_a_failed_check(student, capsys, name):
     content = (student / name).read_bytes()
     draw = random.Random(0)
@@ -45,7 +45,7 @@ def test_flipped_bit_is_a_failed_check(student, capsys, name):
         assert FAIL in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", rest_slow([*FILES[1:], "train.log"], 2))
+@pytest.mark.parametrize("name", rest_wide([*FILES[1:], "train.log"], 2))
 def test_missing_file_is_a_failed_check(student, name):
     (student / name).unlink()
     assert checked(student) == {"files": f"there is no {name}"}

@@ -9,7 +9,7 @@ from kdbench.data.embedded import Shapes
 from kdbench.methods.logit import LogitDistillation
 from kdbench.rundir.files import sha256
 from kdbench.verify.checks import NOT_CHECKED, PASS
-from tests.conftest import rest_slow
+from tests.conftest import rest_wide
 from tests.verify.conftest import (
     checked,
     edit_config,
@@ -123,7 +123,7 @@ def with_value(row, column, value):
 
 @pytest.mark.parametrize(
     ("edit", "what"),
-    rest_slow([
+    rest_wide([
         (with_value(2, "val_acc", "0.99"), "best_val_acc"),
         (with_value(1, "seconds", "1000"), "train_seconds"),
         (with_value(3, "images_per_second", "100000000"), "images_per_second"),

@@ -14,7 +14,7 @@ from kdbench.runner import measuring
 from kdbench.verify.checks import NOT_CHECKED, PASS
 from kdbench.verify.command import verify_runs
 from kdbench.verify.parent import PARENT
-from tests.conftest import rest_slow
+from tests.conftest import rest_wide
 from tests.derived import ON_CPU, Copies
 from tests.verify.conftest import checked, edit_logits, edit_summary, flip_test_logits, rewrite_summary
 
@@ -42,7 +42,7 @@ def zero_a_weight(run: Path) -> None:
     rewrite_summary(run, weights_sha256=sha256(file))
 
 
-@pytest.mark.parametrize("arm", rest_slow(["structured", "magnitude", "bf16", "int8", "tuned"], every_day=2))
+@pytest.mark.parametrize("arm", rest_wide(["structured", "magnitude", "bf16", "int8", "tuned"], every_day=2))
 def test_a_run_of_each_kind_passes(copies: Copies, capsys: pytest.CaptureFixture[str], arm: str) -> None:
     run = copies(arm)[arm]
     assert verify_runs([str(run)]) == 0, capsys.readouterr().out

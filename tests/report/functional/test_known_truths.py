@@ -47,7 +47,7 @@ def test_equal_seeds_are_equal_functions(tmp_path):
     assert found.agreement == 1
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 def test_a_student_of_random_labels_agrees_with_a_teacher_as_often_as_chance(tmp_path):
     more = ("data.num_train=2000", "recipe.epochs=8", "data.augment=false")
     teacher = train(tmp_path, *more, "seed=1").logits
