@@ -101,7 +101,7 @@ def typed(schema: type[Any], values: Mapping[str, Any], path: str = "") -> Any:
     prefix = f"{path}." if path else ""
     check_kinds(schema, values, prefix)
     try:
-        section = OmegaConf.to_object(OmegaConf.merge(structure_of(schema), dict(values)))
+        section = OmegaConf.to_object(OmegaConf.merge(structure_of(cast(Any, schema)), dict(values)))
     except MissingMandatoryValue as error:
         key = f"{prefix}{error.full_key}"
         raise ConfigError(
