@@ -19,7 +19,7 @@ quickstart: .venv/ready  ## one teacher, three students, one table and one repor
 test: .venv/ready  ## the everyday suite, under three minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-test-slow: .venv/ready  ## real trainings, the wheel, other Pythons, races, engines: 12 to 30 minutes on two cores
+test-slow: .venv/ready  ## real trainings, the wheel, other Pythons, races, engines: 15 to 40 minutes on two cores
 	$(BIN)/pytest -m 'slow and alone and not wide and not gpu'
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m 'slow and not alone and not wide and not gpu'
 

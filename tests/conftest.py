@@ -48,14 +48,6 @@ NARROW = ("student.widths=[8,8,16,32]", "teacher.widths=[8,8,16,32]")
 """Networks half as wide as usual: the same code in a quarter of the time."""
 
 
-def share(store: ConfigStore, _: dict[int, Any]) -> ConfigStore:
-    """Stand in for the copy of all registered models that Hydra makes in each composition, a quarter of its time."""
-    return store  # `load` copies what it returns
-
-
-ConfigStore.__deepcopy__ = share  # type: ignore[attr-defined]  # a hook of copy.deepcopy
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the tests of other Python versions, which take minutes: two processes then end at the same time."""
     items.sort(key=lambda item: item.path.name != "test_python_versions.py")
@@ -66,6 +58,15 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def shared_models() -> Iterator[None]:
+    """Share the registered models: Hydra copies all of them in each composition, a quarter of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        # `load` of the store copies what it returns
+        patch.setattr(ConfigStore, "__deepcopy__", lambda store, _: store, raising=False)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +162,7 @@ def rest_wide(values: Iterable[Any], every_day: int = 1) -> list[Any]:
 
 
 def every_model() -> list[Any]:
-    """Parameters: every model that ships by name. All but one of each kind are slow tests."""
+    """Parameters: every model that ships by name. All but one of each kind are wide tests."""
     names = sorted(options("student"))
     quick = ("resnet8", "resnet20", "resnet18")
     return [pytest.param(name, marks=() if name in quick else pytest.mark.wide) for name in names]
